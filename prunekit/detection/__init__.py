@@ -1,14 +1,39 @@
 """YOLOv3 detectors, darknet weight files, COCO data, loss, decoding and average precision."""
 
+from prunekit.detection.average_precision import AveragePrecision, evaluate_detections
 from prunekit.detection.boxes import Detections, decode, nms
+from prunekit.detection.coco import Batch, CocoDataset, Sample, Target, collate
+from prunekit.detection.coco_json import Annotation, Category, ImageRecord, Skip
+from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
+from prunekit.detection.detection_files import write_detections_csv, write_detections_json
+from prunekit.detection.letterbox import Letterbox, to_greyscale
+from prunekit.detection.shapes import render_shapes_dataset
 from prunekit.detection.yolov3 import MODELS, Detector, yolov3, yolov3_spp, yolov3_tiny
 
 __all__ = [
     "MODELS",
+    "Annotation",
+    "AveragePrecision",
+    "Batch",
+    "Category",
+    "CocoDataset",
     "Detections",
     "Detector",
+    "ImageRecord",
+    "Letterbox",
+    "Sample",
+    "Skip",
+    "Target",
+    "collate",
     "decode",
+    "evaluate_detections",
+    "load_darknet_weights",
     "nms",
+    "render_shapes_dataset",
+    "save_darknet_weights",
+    "to_greyscale",
+    "write_detections_csv",
+    "write_detections_json",
     "yolov3",
     "yolov3_spp",
     "yolov3_tiny",

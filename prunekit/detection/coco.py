@@ -1,0 +1,203 @@
+"""COCO data sets: images on disk with their objects, letterboxed for a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
+from prunekit.detection.image_files import image_problem, read_image
+from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
+from prunekit.errors import InputError
+
+SIZE_STEP = 32  # the coarsest stride of the detectors
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image: boxes [K, 4] xyxy in pixels of the network's input, labels [K] int64."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One letterboxed image [3, S, S] in [0, 1]; its objects' boxes [K, 4] xyxy in its pixels, labels [K]."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+    letterbox: Letterbox
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N samples: images [N, 3, S, S], and a target, an id and a letterbox each."""
+
+    images: Tensor
+    targets: list[Target]
+    image_ids: list[int]
+    letterboxes: list[Letterbox]
+
+
+class CocoDataset(Dataset[Sample]):
+    """Images and objects of a COCO data set; `CocoDataset.open` makes one.
+
+    Attributes:
+        images: one record per image, in the file's order.
+        categories: the classes; a label is an index into them.
+        skipped: what was left out, and why.
+        image_size: side of the letterboxed images, in pixels.
+    """
+
+    def __init__(
+        self,
+        annotations: CocoAnnotations,
+        image_folder: Path,
+        image_size: int = 416,
+        greyscale: bool = False,
+        fill: float = 0.5,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        if image_size < SIZE_STEP or image_size % SIZE_STEP:
+            raise InputError(f"expected an image size in multiples of {SIZE_STEP}, but got {image_size}")
+        self.images = annotations.images
+        self.categories = annotations.categories
+        self.skipped = annotations.skipped
+        self.image_folder = image_folder
+        self.image_size = image_size
+        self.greyscale = greyscale
+        self.fill = fill
+        self.interpolation: Interpolation = interpolation
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        image_size: int = 416,
+        greyscale: bool = False,
+        limit: int | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
+        fill: float = 0.5,
+        interpolation: Interpolation = "bilinear",
+    ) -> CocoDataset:
+        """Open a data set and check the header of every image.
+
+        Args:
+            path: an annotation JSON, or a folder with one under annotations/ and the images beside it.
+            image_size: side of the letterboxed images in pixels, a multiple of 32.
+            greyscale: replace colours by Rec. 601 grey values.
+            limit: use the first `limit` images only.
+            on_bad_image: whether a missing, damaged or wrongly sized image is an error or is skipped.
+            fill: value of the letterbox's border.
+            interpolation: how the letterbox resizes.
+
+        Raises:
+            InputError: anything that keeps the data from being used, in one sentence.
+        """
+        if limit is not None and limit < 1:
+            raise InputError(f"expected a limit of at least 1 image, but got {limit}")
+        annotation_file = _find_annotation_file(Path(path))
+        annotations = read_coco_json(annotation_file)
+        image_folder = _find_image_folder(annotation_file, annotations.images)
+        annotations = _without_bad_images(annotations, image_folder, limit, on_bad_image)
+        return cls(annotations, image_folder, image_size, greyscale, fill, interpolation)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of categories."""
+        return len(self.categories)
+
+    def require_num_classes(self, num_classes: int) -> None:
+        """Raise an InputError unless a model's number of classes is the data set's."""
+        if num_classes != self.num_classes:
+            raise InputError(
+                f"expected a model for the {self.num_classes} categories of the data in {self.image_folder}, "
+                f"but the model has {num_classes} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.images[index]
+        letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
+        file = self.image_folder / record.file_name
+        image = letterbox.apply(read_image(file, record.width, record.height))
+        if self.greyscale:
+            image = to_greyscale(image)
+        return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
+
+
+def collate(samples: Iterable[Sample]) -> Batch:
+    """Join samples of one size to a batch; a DataLoader's `collate_fn`."""
+    samples = list(samples)
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        [Target(sample.boxes, sample.labels) for sample in samples],
+        [sample.image_id for sample in samples],
+        [sample.letterbox for sample in samples],
+    )
+
+
+def _find_annotation_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"expected a folder or a JSON file with COCO data, but {path} does not exist")
+    files = sorted((path / "annotations").glob("*.json"))
+    if len(files) > 1:
+        # COCO ships captions and keypoints beside the instances.
+        files = [file for file in files if file.name.startswith("instances")] or files
+    if not files:
+        raise InputError(f"expected a COCO annotation file, but found no *.json in {path / 'annotations'}")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"expected one annotation file, but {path / 'annotations'} holds {names}: name one")
+    return files[0]
+
+
+def _find_image_folder(annotation_file: Path, images: Sequence[ImageRecord]) -> Path:
+    """Return the first folder near the annotation file that holds one of the images."""
+    own_folder = annotation_file.resolve().parent
+    root = own_folder.parent if own_folder.name == "annotations" else own_folder
+    folders = [folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern) if folder.is_dir()]
+    # Splits may repeat file names, so instances_val2017.json prefers a folder val2017.
+    folders.sort(key=lambda folder: (folder.name not in annotation_file.stem, len(folder.parts), folder))
+    for record in images:
+        for folder in [root, *folders]:
+            if (folder / record.file_name).is_file():
+                return folder
+    raise InputError(
+        f"expected the images of {annotation_file} in {root} or a folder in it, "
+        f"but found none of the {len(images)}, such as {images[0].file_name}"
+    )
+
+
+def _without_bad_images(
+    annotations: CocoAnnotations,
+    image_folder: Path,
+    limit: int | None,
+    on_bad_image: Literal["error", "skip"],
+) -> CocoAnnotations:
+    good: list[ImageRecord] = []
+    bad: list[Skip] = []
+    for record in annotations.images[:limit]:
+        problem = image_problem(image_folder / record.file_name, record.width, record.height)
+        if problem:
+            bad.append(Skip(f"image {image_folder / record.file_name}", problem))
+        else:
+            good.append(record)
+    if bad and (on_bad_image == "error" or not good):
+        first = f"{bad[0].what} {bad[0].reason}"
+        more = f" and {len(bad) - 1} more have problems" if len(bad) > 1 else ""
+        raise InputError(f"expected every image of the data set to be readable, but {first}{more}")
+    return CocoAnnotations(good, annotations.categories, annotations.skipped + bad)

@@ -1,0 +1,56 @@
+"""Detections on disk: CSV for spreadsheets, JSON for COCO's tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.detection.boxes import Detections
+from prunekit.detection.coco_json import Category
+from prunekit.files import write_text
+
+CSV_COLUMNS = ("image_id", "x1", "y1", "x2", "y2", "score", "class")
+
+
+def write_detections_csv(
+    path: str | Path, detections: Mapping[int, Detections], categories: Sequence[Category]
+) -> None:
+    """Write one row a detection: image id, corners in pixels of the original image, score, class name."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for image_id, found in detections.items():
+        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+        for box, score, label in rows:
+            corners = [f"{coordinate:.2f}" for coordinate in box]
+            writer.writerow([image_id, *corners, f"{score:.6f}", categories[label].name])
+    write_text(path, table.getvalue())
+
+
+def write_detections_json(
+    path: str | Path, detections: Mapping[int, Detections], categories: Sequence[Category]
+) -> None:
+    """Write a COCO results file; boxes xywh in pixels of the original image."""
+    write_text(path, json.dumps(coco_results(detections, categories)))
+
+
+def coco_results(
+    detections: Mapping[int, Detections], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """Return detections as the entries of a COCO results file, with COCO's category ids and xywh boxes."""
+    return [
+        {"image_id": image_id, "category_id": categories[label].id, "bbox": bbox, "score": score}
+        for image_id, found in detections.items()
+        for bbox, score, label in zip(
+            torch.cat([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], dim=1).tolist(),
+            found.scores.tolist(),
+            found.classes.tolist(),
+            strict=True,
+        )
+    ]
