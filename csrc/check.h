@@ -1,0 +1,35 @@
+// Argument checks shared by the ops: each prints what was expected and what was found.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <string>
+
+namespace prunekit {
+
+using torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    text += (d ? ", " : "") + std::to_string(t.size(d));
+  }
+  return text + "]";
+}
+
+inline void check_cpu(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), "prunekit expects ", name, " on the CPU");
+}
+
+inline void check_bias(const Tensor& bias, int64_t out_channels, ScalarType dtype) {
+  check_cpu(bias, "bias");
+  STD_TORCH_CHECK(
+      bias.dim() == 1 && bias.size(0) == out_channels && bias.scalar_type() == dtype,
+      "prunekit expects a bias [", out_channels, "] of x's dtype, got shape ", shape_of(bias));
+}
+
+}  // namespace prunekit

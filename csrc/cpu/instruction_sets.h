@@ -1,0 +1,19 @@
+// Which compiled tile kernels this processor can run, and which one is in use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tile_kernel.h"
+
+namespace prunekit {
+
+// Every set that was compiled in, best first.
+const std::vector<const InstructionSet*>& compiled_instruction_sets();
+bool is_supported(const InstructionSet& set);
+// The set in use: the best supported one until `use_instruction_set` chose another.
+const InstructionSet& instruction_set();
+// Returns false when no compiled and supported set has this name.
+bool use_instruction_set(const std::string& name);
+
+}  // namespace prunekit

@@ -1,0 +1,214 @@
+"""MaskedConv2d: nn.Conv2d's signature and a mask; fast where nothing needs a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.ops import masked_conv2d, native_status
+from prunekit.ops.conv_arguments import pair, split_padding
+from prunekit.ops.packed_conv2d import ROW_CHOICES
+
+_PACKABLE_DTYPES = (torch.float32, torch.float64)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution whose dropped weights cost nothing and contribute nothing.
+
+    It takes nn.Conv2d's arguments, holds a bool buffer `mask` of the weight's shape (True = kept, all True at
+    first) and is a drop-in for nn.Conv2d in training: the gradient of a dropped weight is zero. In eval mode, and
+    where no gradient is asked for, it runs on a packed filter that is built once and rebuilt when weight or mask
+    change. Changes through `.data`, which torch does not count, are seen after `train()`, `eval()` or `pack()`.
+
+    Attributes:
+        mask: bool [K, C / groups, R, S].
+        activation: applied to the output, "none" or "leaky_relu" (with `negative_slope`, 0 meaning ReLU).
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
+        self.activation, self.negative_slope = "none", 0.0
+        self._rows = 0
+        self._packed: tuple[Tensor, Tensor] | None = None
+        self._packed_from: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None) -> MaskedConv2d:
+        """Copy a dense convolution; its mode (training or eval) and frozen parameters are kept.
+
+        Args:
+            conv: any nn.Conv2d, also one pruned with torch.nn.utils.prune or parametrised.
+            mask: bool, of conv.weight's shape, True = kept; None: the exact zeros of conv.weight are dropped.
+
+        Raises:
+            InputError: conv is no nn.Conv2d, or the mask does not fit.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise InputError(f"MaskedConv2d.from_dense expects an nn.Conv2d; got {type(conv).__name__}.")
+        weight = conv.weight.detach()
+        mask = weight != 0 if mask is None else mask
+        if mask.dtype != torch.bool or mask.shape != weight.shape:
+            raise InputError(
+                f"MaskedConv2d.from_dense expects a bool mask of the weight's shape {tuple(weight.shape)}; "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        masked = cls(
+            conv.in_channels,
+            conv.out_channels,
+            pair("kernel_size", conv.kernel_size),
+            pair("stride", conv.stride),
+            conv.padding if isinstance(conv.padding, str) else pair("padding", conv.padding),
+            pair("dilation", conv.dilation),
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            "meta",
+            weight.dtype,
+        )
+        masked.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
+        if conv.bias is not None:
+            masked.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
+        masked.mask = mask.to(weight.device, copy=True)
+        return masked.train(conv.training)
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept."""
+        return self.mask.sum().item() / max(1, self.mask.numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, C, H, W] or [C, H, W]; see `prunekit.masked_conv2d`."""
+        if self._can_use_packed(x):
+            return self._forward_packed(x)
+        x, padding = self._pad(x)
+        y = masked_conv2d(
+            x, self.weight, self.mask, self.bias, self._pair("stride"), padding, self._pair("dilation"), self.groups
+        )
+        if self.activation == "none":
+            return y
+        return F.relu(y) if self.negative_slope == 0 else F.leaky_relu(y, self.negative_slope)
+
+    def pack(self, rows: int = 0) -> None:
+        """Build the packed filter now (eval mode builds it at the first call).
+
+        Args:
+            rows: output channels that share input loads, 1 or 4; 0 chooses by density. Kept for later rebuilds.
+
+        Raises:
+            InputError: rows is none of these, or the compiled extension is not there or cannot take the weight.
+        """
+        if rows not in (0, *ROW_CHOICES):
+            raise InputError(f"rows must be 0 (choose) or one of {ROW_CHOICES}; got {rows}.")
+        if not self._is_packable():
+            reason = native_status().reason or f"weights are {self.weight.dtype} on {self.weight.device}"
+            raise InputError(f"the filter cannot be packed: {reason}.")
+        self._rows = rows
+        with torch.no_grad():
+            self._packed = torch.ops.prunekit.pack_filter(self.weight, self.mask, self.groups, rows, 0)
+        self._packed_from = self._versions()
+
+    def train(self, mode: bool = True) -> MaskedConv2d:
+        """Set the mode and forget the packed filter."""
+        self._packed = None
+        return super().train(mode)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        activation = "" if self.activation == "none" else f", {self.activation}({self.negative_slope:g})"
+        density = math.nan if self.mask.is_meta else self.density
+        return f"{super().extra_repr()}, density={density:.3f}{activation}"
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self._packed = None  # moved or cast parameters need a filter of their own
+        return super()._apply(fn, recurse)
+
+    def _pair(self, name: str) -> tuple[int, int]:
+        return pair(name, getattr(self, name))
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, str | tuple[int, int]]:
+        if self.padding_mode == "zeros":
+            return x, self.padding if isinstance(self.padding, str) else self._pair("padding")
+        return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+
+    def _is_packable(self) -> bool:
+        return (
+            native_status().available
+            and self.weight.device.type == "cpu"
+            and self.weight.dtype in _PACKABLE_DTYPES
+            and self.weight.numel() > 0
+        )
+
+    def _can_use_packed(self, x: Tensor) -> bool:
+        needs_grad = torch.is_grad_enabled() and (
+            x.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        )
+        if self.training or needs_grad or x.dtype != self.weight.dtype or x.device != self.weight.device:
+            return False
+        if torch.compiler.is_compiling():
+            return self._packed is not None  # versions cannot be read in a graph; packing belongs before it
+        return self._is_packable()
+
+    def _versions(self) -> tuple[int, ...]:
+        tensors = (self.weight, self.mask)
+        return (*(-1 if t.is_inference() else t._version for t in tensors), *(t.data_ptr() for t in tensors))
+
+    def _forward_packed(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (self._packed is None or self._packed_from != self._versions()):
+            self.pack(self._rows)
+        assert self._packed is not None
+        x, padding = self._pad(x)
+        unbatched = x.dim() == 3
+        x = x.unsqueeze(0) if unbatched else x
+        stride, dilation = self._pair("stride"), self._pair("dilation")
+        before, symmetric = split_padding(padding, self._pair("kernel_size"), stride, dilation)
+        if any(before):
+            x = F.pad(x, before)
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"MaskedConv2d expects x [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]; "
+                f"got {tuple(x.shape)}."
+            )
+        y: Tensor = torch.ops.prunekit.packed_conv2d(
+            x,
+            *self._packed,
+            self.bias,
+            self.weight.shape,
+            stride,
+            symmetric,
+            dilation,
+            self.groups,
+            self.activation,
+            self.negative_slope,
+        )
+        return y.squeeze(0) if unbatched else y

@@ -1,0 +1,67 @@
+"""Loading of the compiled extension, and what it offers on this processor."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+
+_LOG = logging.getLogger("prunekit")
+_HOW_TO = "install a C++17 compiler and reinstall prunekit from source (pip install -e .)"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("prunekit._native"), None
+    except ImportError as error:
+        reason = f"the compiled extension does not load ({error})"
+        _LOG.warning("prunekit: %s; running on torch's dense convolution: %s.", reason, _HOW_TO)
+        return None, f"{reason}: {_HOW_TO}"
+
+
+_NATIVE, _REASON = _load()
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """What the compiled extension is on this machine.
+
+    Attributes:
+        available: it was built and loads.
+        instruction_set: the set in use, for example "avx512", or None.
+        compiled_sets: the sets compiled in, best first.
+        supported_sets: those of them that this processor runs.
+        reason: why it is not available, and how to get it, or None.
+    """
+
+    available: bool
+    instruction_set: str | None
+    compiled_sets: tuple[str, ...]
+    supported_sets: tuple[str, ...]
+    reason: str | None
+
+
+def native_status() -> NativeStatus:
+    """Tell whether the compiled extension is in use, with which instruction set, or why not."""
+    if _NATIVE is None:
+        return NativeStatus(False, None, (), (), _REASON)
+    sets = _NATIVE.compiled_instruction_sets()
+    return NativeStatus(
+        available=True,
+        instruction_set=_NATIVE.instruction_set(),
+        compiled_sets=tuple(name for name, _ in sets),
+        supported_sets=tuple(name for name, supported in sets if supported),
+        reason=None,
+    )
+
+
+def use_instruction_set(name: str) -> None:
+    """Run the CPU kernels of one instruction set from now on, for tests and comparisons.
+
+    Raises:
+        ValueError: the set is not compiled in, or this processor does not support it.
+    """
+    if _NATIVE is None:
+        raise ValueError(f"no instruction set can be chosen: {_REASON}.")
+    _NATIVE.use_instruction_set(name)
