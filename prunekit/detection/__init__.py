@@ -7,6 +7,7 @@ from prunekit.detection.coco_json import Annotation, Category, ImageRecord, Skip
 from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
 from prunekit.detection.detection_files import write_detections_csv, write_detections_json
 from prunekit.detection.letterbox import Letterbox, to_greyscale
+from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.shapes import render_shapes_dataset
 from prunekit.detection.yolov3 import MODELS, Detector, yolov3, yolov3_spp, yolov3_tiny
 
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Category",
     "CocoDataset",
+    "DetectionLoss",
     "Detections",
     "Detector",
     "ImageRecord",
@@ -26,6 +28,7 @@ __all__ = [
     "Target",
     "collate",
     "decode",
+    "detection_loss",
     "evaluate_detections",
     "load_darknet_weights",
     "nms",

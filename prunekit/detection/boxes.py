@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp(8) is about 3000 anchors wide, far beyond any image: the clamp only keeps wild logits finite.
+# exp(8) is about 3000 anchors wide, far beyond any image, and exp(-8) far below a pixel: the clamp only keeps
+# wild logits and the gradients of their boxes finite.
 MAX_LOG_SIZE = 8.0
 # Greedy suppression works through the candidates in chunks of this many: 512 was the fastest of 128 … 2048.
 NMS_CHUNK = 512
@@ -80,7 +81,7 @@ def boxes_from_logits(t: Tensor, columns: Tensor, rows: Tensor, anchors: Tensor,
     centre_x = (t[..., 0].sigmoid() + columns) * stride
     centre_y = (t[..., 1].sigmoid() + rows) * stride
     centre = torch.stack([centre_x, centre_y], dim=-1)
-    half_size = anchors * t[..., 2:4].clamp(max=MAX_LOG_SIZE).exp() / 2
+    half_size = anchors * t[..., 2:4].clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE).exp() / 2
     return torch.cat([centre - half_size, centre + half_size], dim=-1)
 
 

@@ -1,0 +1,71 @@
+"""The geometry of an attack: {project, step, random start} in one norm, after MadryLab's robustness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinfStep:
+    """Every pixel moves by at most eps.
+
+    Attributes:
+        eps: radius of the ball around the clean image, for pixels in [0, 1].
+        step_size: length of one step.
+    """
+
+    eps: float
+    step_size: float
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return the nearest images to x_adv in the ball around x and in [0, 1]; all [N, ...]."""
+        return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+
+    def step(self, x_adv: Tensor, grad: Tensor) -> Tensor:
+        """Move x_adv [N, ...] along the sign of its loss gradient."""
+        return x_adv + self.step_size * grad.sign()
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw images uniformly from the ball around x [N, ...]."""
+        noise = torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
+        return self.project(x + noise, x)
+
+
+@dataclass(frozen=True)
+class L2Step:
+    """Every image moves by at most eps in Euclidean distance over all its pixels.
+
+    Attributes:
+        eps: radius of the ball around the clean image, for pixels in [0, 1].
+        step_size: length of one step.
+    """
+
+    eps: float
+    step_size: float
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Return images in the ball around x and in [0, 1]; all [N, ...]."""
+        delta = x_adv - x
+        # Clamping after the ball only shortens delta, because x itself lies in [0, 1].
+        return (x + delta * (self.eps / _length(delta)).clamp(max=1)).clamp(0, 1)
+
+    def step(self, x_adv: Tensor, grad: Tensor) -> Tensor:
+        """Move x_adv [N, ...] along its loss gradient, scaled to the step size image by image."""
+        return x_adv + self.step_size * grad / _length(grad)
+
+    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw images uniformly from the ball around x [N, ...]."""
+        direction = torch.empty_like(x).normal_(generator=generator)
+        dimensions = x[0].numel()
+        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+        radius = self.eps * uniform.pow(1 / dimensions).view(-1, *[1] * (x.ndim - 1))
+        return self.project(x + radius * direction / _length(direction), x)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Return the Euclidean length of each image's delta, [N, 1, ...], never zero."""
+    length = delta.flatten(1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
+    return length.view(-1, *[1] * (delta.ndim - 1))
