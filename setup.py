@@ -17,10 +17,22 @@ from setuptools.command.build_ext import build_ext
 from torch.utils.cpp_extension import include_paths, library_paths
 
 # tile_kernel.cpp is compiled once per set, best first; the loader picks the first that the processor supports.
-X86_SETS = {"avx512": ["-mavx512f", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"], "avx2": ["-mavx2", "-mfma"]}
+X86_SETS = {
+    "avx512": ["-mavx512f", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma"],
+}
 INSTRUCTION_SETS = {**(X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}), "baseline": []}
 TILE_KERNEL = "csrc/cpu/tile_kernel.cpp"
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+]
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest whose stable ABI has parallel_for
 
 
@@ -54,7 +66,9 @@ class BuildNative(build_ext):
 
 native = Extension(
     "prunekit._native",
-    sources=[str(p) for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))] if str(p) != TILE_KERNEL],
+    sources=[
+        str(p) for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))] if str(p) != TILE_KERNEL
+    ],
     depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cpu").glob("*"), Path("setup.py")]],
     include_dirs=include_paths(),
     library_dirs=library_paths(),

@@ -1,6 +1,16 @@
-"""Modules: MaskedConv2d and whole models made fast by it."""
+"""Modules: MaskedConv2d, and whole models made fast by it."""
 
+from prunekit.nn.accelerate import WrongOutputError, accelerate
+from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.masked_conv2d import MaskedConv2d
-from prunekit.ops import native_status
+from prunekit.ops import NativeStatus, native_status
 
-__all__ = ["MaskedConv2d", "native_status"]
+__all__ = [
+    "AccelerationReport",
+    "LayerReport",
+    "MaskedConv2d",
+    "NativeStatus",
+    "WrongOutputError",
+    "accelerate",
+    "native_status",
+]

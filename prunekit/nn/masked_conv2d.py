@@ -103,6 +103,27 @@ class MaskedConv2d(nn.Conv2d):
         masked.mask = mask.to(weight.device, copy=True)
         return masked.train(conv.training)
 
+    def to_dense(self) -> nn.Conv2d:
+        """Copy into a plain nn.Conv2d with zeros where weights are dropped; a fused activation is not part of it."""
+        dense = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self._pair("kernel_size"),
+            self._pair("stride"),
+            self.padding if isinstance(self.padding, str) else self._pair("padding"),
+            self._pair("dilation"),
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            "meta",
+            self.weight.dtype,
+        )
+        weight = torch.where(self.mask, self.weight.detach(), 0)
+        dense.weight = nn.Parameter(weight, self.weight.requires_grad)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return dense.train(self.training)
+
     @property
     def density(self) -> float:
         """Fraction of weights kept."""
@@ -114,7 +135,14 @@ class MaskedConv2d(nn.Conv2d):
             return self._forward_packed(x)
         x, padding = self._pad(x)
         y = masked_conv2d(
-            x, self.weight, self.mask, self.bias, self._pair("stride"), padding, self._pair("dilation"), self.groups
+            x,
+            self.weight,
+            self.mask,
+            self.bias,
+            self._pair("stride"),
+            padding,
+            self._pair("dilation"),
+            self.groups,
         )
         if self.activation == "none":
             return y
@@ -147,11 +175,12 @@ class MaskedConv2d(nn.Conv2d):
     def extra_repr(self) -> str:  # noqa: D102
         activation = "" if self.activation == "none" else f", {self.activation}({self.negative_slope:g})"
         density = math.nan if self.mask.is_meta else self.density
-        return f"{super().extra_repr()}, density={density:.3f}{activation}"
+        base = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{base}, density={density:.3f}{activation}"
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         self._packed = None  # moved or cast parameters need a filter of their own
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _pair(self, name: str) -> tuple[int, int]:
         return pair(name, getattr(self, name))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from prunekit.errors import InputError
 
-IntPair = int | tuple[int, int] | list[int]
+IntPair = int | tuple[int, ...] | list[int]
 
 
 def pair(name: str, value: IntPair) -> tuple[int, int]:
-    """Turn an int or a pair of ints into a pair (height, width)."""
+    """Turn an int or a sequence of two ints into a pair (height, width)."""
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) != 2 or not all(isinstance(v, int) for v in values):
         raise InputError(f"{name} must be an int or a pair of ints; got {value!r}.")

@@ -18,16 +18,12 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.ops.conv_arguments import IntPair, conv_output_size, pair, split_padding
-from prunekit.ops.library import LIBRARY
+from prunekit.ops.library import define, fake, fallback
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-LIBRARY.define(f"masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_GEOMETRY}) -> Tensor")
-LIBRARY.define(
-    f"masked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor mask, SymInt[4] x_shape, {_GEOMETRY}) -> Tensor"
-)
-LIBRARY.define(
-    f"masked_conv2d_weight_grad(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_GEOMETRY}) -> Tensor"
-)
+define(f"masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_GEOMETRY}) -> Tensor")
+define(f"masked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor mask, SymInt[4] x_shape, {_GEOMETRY}) -> Tensor")
+define(f"masked_conv2d_weight_grad(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_GEOMETRY}) -> Tensor")
 
 
 def masked_conv2d(
@@ -119,6 +115,7 @@ def _check_arguments(
         )
 
 
+@fallback("masked_conv2d")
 def masked_conv2d_reference(
     x: Tensor,
     weight: Tensor,
@@ -139,7 +136,7 @@ def masked_conv2d_reference(
     if bool(x.sum().isfinite()):
         return F.conv2d(x, kept, bias, stride, padding, dilation, groups)
     n, size = x.shape[0], conv_output_size(x.shape, weight.shape, stride, padding, dilation)
-    columns = F.unfold(x, weight.shape[2:], dilation, padding, stride)  # [N, C·R·S, P·Q]
+    columns = F.unfold(x, tuple(weight.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))  # [N, C·R·S, P·Q]
     columns = columns.view(n, groups, -1, columns.shape[-1])
     rows = _masked_product(kept.flatten(1), mask.flatten(1), columns, groups)
     y = rows.view(n, -1, *size)
@@ -156,6 +153,7 @@ def _masked_product(matrix: Tensor, mask: Tensor, columns: Tensor, groups: int) 
     return out
 
 
+@fallback("masked_conv2d_input_grad")
 def _input_grad_reference(
     grad: Tensor,
     weight: Tensor,
@@ -177,9 +175,17 @@ def _input_grad_reference(
     transposed_mask = mask.view(groups, -1, taps).transpose(1, 2).reshape(groups * taps, -1)
     columns = grad.reshape(grad.shape[0], groups, -1, grad.shape[2] * grad.shape[3])
     rows = _masked_product(transposed, transposed_mask, columns, groups)  # [N, C·R·S, P·Q]
-    return F.fold(rows, x_shape[2:], weight.shape[2:], dilation, padding, stride)
+    return F.fold(
+        rows,
+        tuple(x_shape[2:]),
+        tuple(weight.shape[2:]),
+        tuple(dilation),
+        tuple(padding),
+        tuple(stride),
+    )
 
 
+@fallback("masked_conv2d_weight_grad")
 def _weight_grad_reference(
     grad: Tensor,
     x: Tensor,
@@ -210,12 +216,7 @@ def _convolution_backward(
     return grad_x, grad_weight
 
 
-LIBRARY.impl("masked_conv2d", masked_conv2d_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("masked_conv2d_input_grad", _input_grad_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("masked_conv2d_weight_grad", _weight_grad_reference, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("prunekit::masked_conv2d")
+@fake("masked_conv2d")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -230,12 +231,12 @@ def _(
     return x.new_empty((x.shape[0], weight.shape[0], *size))
 
 
-@torch.library.register_fake("prunekit::masked_conv2d_input_grad")
+@fake("masked_conv2d_input_grad")
 def _(grad: Tensor, weight: Tensor, mask: Tensor, x_shape: list[int], *_: object) -> Tensor:
     return grad.new_empty(x_shape)
 
 
-@torch.library.register_fake("prunekit::masked_conv2d_weight_grad")
+@fake("masked_conv2d_weight_grad")
 def _(grad: Tensor, x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.library import LIBRARY
+from prunekit.ops.library import define, fake, fallback
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
 
-LIBRARY.define(
-    "pack_filter(Tensor weight, Tensor mask, int groups, int rows, int channel_block) -> (Tensor, Tensor)"
-)
-LIBRARY.define(
+define("pack_filter(Tensor weight, Tensor mask, int groups, int rows, int channel_block) -> (Tensor, Tensor)")
+define(
     "packed_conv2d(Tensor x, Tensor index, Tensor values, Tensor? bias, int[4] weight_shape, int[2] stride, "
     "int[2] padding, int[2] dilation, int groups, str activation, float negative_slope) -> Tensor"
 )
@@ -80,7 +78,7 @@ class FilterHeader:
     @property
     def num_patterns(self) -> int:
         """Non-empty sets of rows."""
-        return 2**self.rows - 1
+        return (1 << self.rows) - 1
 
     @property
     def segment_words(self) -> int:
@@ -105,6 +103,7 @@ class _Taps:
     position: np.ndarray[tuple[int], np.dtype[np.int64]]  # of the tap in a row of C / groups · R · S weights
 
 
+@fallback("pack_filter")
 def pack_filter_reference(
     weight: Tensor, mask: Tensor, groups: int, rows: int, channel_block: int
 ) -> tuple[Tensor, Tensor]:
@@ -179,6 +178,7 @@ def unpack_filter(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return weight, mask
 
 
+@fallback("packed_conv2d")
 def packed_conv2d_reference(
     x: Tensor,
     index: Tensor,
@@ -200,11 +200,7 @@ def packed_conv2d_reference(
     return F.relu(y) if negative_slope == 0 else F.leaky_relu(y, negative_slope)
 
 
-LIBRARY.impl("pack_filter", pack_filter_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("packed_conv2d", packed_conv2d_reference, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("prunekit::packed_conv2d")
+@fake("packed_conv2d")
 def _(
     x: Tensor,
     index: Tensor,

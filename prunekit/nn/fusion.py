@@ -1,0 +1,108 @@
+"""What can be fused around a convolution: found by tracing, done by swapping modules of the model itself.
+
+The model keeps its class, its methods and its control flow. The trace only tells which BatchNorm2d and which
+activation module follow a convolution and nothing else; those become nn.Identity when their work has moved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.prune import BasePruningMethod
+
+_FUSIBLE_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU)
+
+
+@dataclass(frozen=True)
+class Followers:
+    """Names of the modules that only read a convolution's output, or None."""
+
+    batch_norm: str | None = None
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class Fusible:
+    """What follows each convolution, by the convolution's name; `reason` says why nothing was found."""
+
+    followers: dict[str, Followers]
+    reason: str | None = None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def find_fusible(model: nn.Module) -> Fusible:
+    """Trace `model` and list what may be fused; an untraceable model is whole and has nothing to fuse."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # whatever a foreign forward raises when its inputs are proxies
+        sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Fusible({}, f"the model cannot be traced ({sentence}), so nothing was fused around convolutions")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    calls = Counter(id(modules[str(n.target)]) for n in graph.nodes if n.op == "call_module")
+    # A module whose parameters the forward reads by itself must stay what it is.
+    touched = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
+
+    def sole_follower(node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> fx.Node | None:
+        if len(node.users) != 1:
+            return None
+        user = next(iter(node.users))
+        name = str(user.target)
+        is_plain = user.op == "call_module" and user.args == (node,) and not user.kwargs and name not in touched
+        if is_plain and isinstance(modules[name], kinds) and calls[id(modules[name])] == 1:
+            return None if has_foreign_hooks(modules[name]) else user
+        return None
+
+    followers = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op != "call_module" or not isinstance(modules[name], nn.Conv2d) or name in touched:
+            continue
+        if calls[id(modules[name])] > 1:
+            continue
+        norm = sole_follower(node, (nn.BatchNorm2d,))
+        if norm is not None and not modules[str(norm.target)].track_running_stats:
+            followers[name] = Followers()  # it normalises by each batch, so neither it nor what follows can move
+            continue
+        activation = sole_follower(norm or node, _FUSIBLE_ACTIVATIONS)
+        followers[name] = Followers(str(norm.target) if norm else None, str(activation.target) if activation else None)
+    return Fusible(followers)
+
+
+def fold_batch_norms(model: nn.Module, fusible: Fusible) -> int:
+    """Fold each BatchNorm2d that alone follows a convolution into it, in place; return how many.
+
+    Exact zeros of a weight stay exact zeros, since folding scales whole filters.
+    """
+    folded = 0
+    for name, follower in fusible.followers.items():
+        if follower.batch_norm is None or has_foreign_hooks(model.get_submodule(name)):
+            continue
+        conv, norm = model.get_submodule(name), model.get_submodule(follower.batch_norm)
+        replace_module(model, name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var,arg-type]
+        replace_module(model, follower.batch_norm, nn.Identity())
+        folded += 1
+    return folded
+
+
+def negative_slope(activation: nn.Module) -> float:
+    """Return the slope below zero of a LeakyReLU or ReLU."""
+    return float(activation.negative_slope) if isinstance(activation, nn.LeakyReLU) else 0.0
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def has_foreign_hooks(module: nn.Module) -> bool:
+    """Tell whether someone watches or changes what the module computes; pruning's own hooks do not count."""
+    pre_hooks = [h for h in module._forward_pre_hooks.values() if not isinstance(h, BasePruningMethod)]
+    return bool(module._forward_hooks or pre_hooks or module._backward_hooks)

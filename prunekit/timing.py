@@ -1,0 +1,56 @@
+"""Timing that can be trusted on a shared machine: warm-up, competitors in turn, medians and spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WARM_UP_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds: median, 90th and 99th percentile of single calls."""
+
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Summarise single measurements, given in seconds."""
+        median, p90, p99 = np.percentile(np.asarray(seconds) * 1e3, (50, 90, 99))
+        return cls(float(median), float(p90), float(p99))
+
+
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = WARM_UP_RUNS
+) -> dict[str, Timing]:
+    """Time several calls in turn, A B C A B C …, so that whatever slows the machine down meets all of them.
+
+    Args:
+        calls: what to time, by name; gradients are off.
+        runs: timed calls of each.
+        warm_up: calls of each before that, not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for run in range(warm_up + runs):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                elapsed = time.perf_counter() - start
+                if run >= warm_up:
+                    seconds[name].append(elapsed)
+    return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def relative_rms(expected: Tensor, actual: Tensor) -> float:
+    """Return the root mean square of the difference, relative to that of `expected` (nan where either is nan)."""
+    scale = expected.double().square().mean().sqrt().clamp(min=1e-30)
+    return float((actual.double() - expected.double()).square().mean().sqrt() / scale)
