@@ -50,12 +50,13 @@ class SpatialPyramidPool(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Widest first and the input last is the order that official weights expect.
-        self.pools = nn.ModuleList(nn.MaxPool2d(size, stride=1, padding=size // 2) for size in (13, 9, 5))
+        self.pools = nn.ModuleList(nn.MaxPool2d(size, stride=1, padding=size // 2) for size in (5, 9, 13))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled maps and x along the channels."""
-        return torch.cat([*(pool(x) for pool in self.pools), x], dim=1)
+        narrow_to_wide = [pool(x) for pool in self.pools]
+        # Widest first and the input last is the order that official weights expect.
+        return torch.cat([*reversed(narrow_to_wide), x], dim=1)
 
 
 class SamePool(nn.Sequential):

@@ -94,9 +94,7 @@ def read_coco_json(path: Path) -> CocoAnnotations:
         if problem:
             skipped.append(Skip(_name_of("annotation", entry, index), problem))
     if not any(record.annotations for record in records.values()):
-        detail = (
-            f": {len(skipped)} entries were skipped, {skipped[0].what} {skipped[0].reason}" if skipped else ""
-        )
+        detail = f": {len(skipped)} entries were skipped, {skipped[0].what} {skipped[0].reason}" if skipped else ""
         raise InputError(f"expected annotated objects in {path}, but found none that can be used{detail}")
     return CocoAnnotations(list(records.values()), categories, skipped)
 
@@ -121,9 +119,7 @@ def _read_categories(entries: list[Any], path: Path) -> list[Category]:
     categories = []
     for index, entry in enumerate(entries):
         if not _is_category(entry):
-            raise InputError(
-                f"expected an id and a name per category in {path}, but entry {index} is {entry!r}"
-            )
+            raise InputError(f"expected an id and a name per category in {path}, but entry {index} is {entry!r}")
         categories.append(Category(entry["id"], entry["name"]))
     if not categories:
         raise InputError(f"expected at least one category in {path}, but the list is empty")

@@ -86,9 +86,7 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
         raise InputError(f"expected a header of {size} bytes, but {path} has {len(content)} bytes in all")
     num_floats, rest = divmod(len(content) - size, 4)
     if rest:
-        raise InputError(
-            f"expected whole floats, but {path} ends {rest} bytes after the last of {num_floats}"
-        )
+        raise InputError(f"expected whole floats, but {path} ends {rest} bytes after the last of {num_floats}")
     values = np.frombuffer(content, dtype="<f4", offset=size).astype(np.float32)
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())

@@ -40,9 +40,7 @@ def write_detections_json(
     write_text(path, json.dumps(coco_results(detections, categories)))
 
 
-def coco_results(
-    detections: Mapping[int, Detections], categories: Sequence[Category]
-) -> list[dict[str, Any]]:
+def coco_results(detections: Mapping[int, Detections], categories: Sequence[Category]) -> list[dict[str, Any]]:
     """Return detections as the entries of a COCO results file, with COCO's category ids and xywh boxes."""
     return [
         {"image_id": image_id, "category_id": categories[label].id, "bbox": bbox, "score": score}

@@ -106,9 +106,7 @@ def _head_loss(cells: Tensor, matches: Matches, sizes: Tensor, stride: int) -> T
     wanted = cells.new_zeros(cells.shape[:4])  # [N, A, H, W]
     flat = (((image * wanted.shape[1] + anchor) * wanted.shape[2]) + row) * wanted.shape[3] + column
     # Two objects may share a place: the better fit sets its objectness, whatever the order.
-    wanted = (
-        wanted.flatten().scatter_reduce(0, flat, similarity.detach().clamp(min=0), "amax").view_as(wanted)
-    )
+    wanted = wanted.flatten().scatter_reduce(0, flat, similarity.detach().clamp(min=0), "amax").view_as(wanted)
     objectness_loss = binary_cross_entropy_with_logits(cells[..., 4], wanted, reduction="none")
     return torch.stack(
         [
@@ -127,9 +125,7 @@ def complete_iou(predicted: Tensor, wanted: Tensor) -> Tensor:
     """
     intersection, union = intersection_and_union(predicted, wanted)
     iou = intersection / union
-    enclosing = torch.maximum(predicted[:, 2:], wanted[:, 2:]) - torch.minimum(
-        predicted[:, :2], wanted[:, :2]
-    )
+    enclosing = torch.maximum(predicted[:, 2:], wanted[:, 2:]) - torch.minimum(predicted[:, :2], wanted[:, :2])
     offset = (predicted[:, :2] + predicted[:, 2:] - wanted[:, :2] - wanted[:, 2:]) / 2
     distance = offset.square().sum(dim=1) / enclosing.square().sum(dim=1)
     v = 4 / math.pi**2 * (_aspect_angle(predicted) - _aspect_angle(wanted)).square()

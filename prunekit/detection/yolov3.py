@@ -47,9 +47,7 @@ class Detector(nn.Module):
         strides: input pixels per cell, per head.
     """
 
-    def __init__(
-        self, name: str, num_classes: int, anchors: tuple[Anchors, ...], strides: tuple[int, ...]
-    ) -> None:
+    def __init__(self, name: str, num_classes: int, anchors: tuple[Anchors, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         if num_classes < 1:
             raise InputError(f"expected num_classes of at least 1, but got {num_classes}")
@@ -199,8 +197,8 @@ def _channel_scaling(width: float) -> Callable[[int], int]:
 
 def _residual_stage(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
     downsample = ConvBlock(in_channels, out_channels, kernel_size=3, stride=2)
-    hidden_channels = out_channels // 2
-    return nn.Sequential(downsample, *(Residual(out_channels, hidden_channels) for _ in range(num_blocks)))
+    # The bottlenecks are as wide as the stage's input in every stage of darknet-53.
+    return nn.Sequential(downsample, *(Residual(out_channels, in_channels) for _ in range(num_blocks)))
 
 
 def _neck(in_channels: int, channels: int, hidden_channels: int, spp: bool = False) -> nn.Sequential:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit.detection import MODELS, Detector, load_darknet_weights, save_darknet_weights, yolov3_tiny
+from prunekit.errors import InputError
+
+
+def narrow(name: str = "yolov3-tiny", seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
+    net = MODELS[name](num_classes=2, width=1 / 16)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                assert tensor is not None
+                tensor.uniform_(0.5, 2)
+    return net
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items() if "num_batches" not in name}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_round_trip_is_exact(name: str, tmp_path: Path) -> None:
+    net, copy = narrow(name), narrow(name, seed=1)
+    save_darknet_weights(net, tmp_path / "a.weights", images_seen=2**40)
+    load_darknet_weights(copy, tmp_path / "a.weights")
+    assert_same(state(copy), state(net))
+    save_darknet_weights(copy, tmp_path / "b.weights", images_seen=2**40)
+    assert (tmp_path / "a.weights").read_bytes() == (tmp_path / "b.weights").read_bytes()
+
+
+def test_the_file_starts_with_the_first_layers_bias_scale_mean_variance_and_weights(tmp_path: Path) -> None:
+    net = narrow()
+    save_darknet_weights(net, tmp_path / "net.weights", images_seen=7)
+    content = (tmp_path / "net.weights").read_bytes()
+    assert np.frombuffer(content, "<i4", count=3).tolist() == [0, 2, 5]
+    assert np.frombuffer(content, "<i8", offset=12, count=1).tolist() == [7]
+    tensors = state(net)
+    names = ["norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight"]
+    expected = torch.cat([tensors[f"stage16.0.{name}"].flatten() for name in names])
+    assert np.frombuffer(content, "<f4", offset=20, count=len(expected)).tolist() == expected.tolist()
+    last = torch.cat([tensors["predict16.head.bias"], tensors["predict16.head.weight"].flatten()])
+    assert np.frombuffer(content, "<f4", offset=20)[-len(last) :].tolist() == last.tolist()
+
+
+def test_headers_before_version_0_2_count_images_in_32_bits(tmp_path: Path) -> None:
+    net, copy = narrow(), narrow(seed=1)
+    save_darknet_weights(net, tmp_path / "new.weights")
+    values = (tmp_path / "new.weights").read_bytes()[20:]
+    (tmp_path / "old.weights").write_bytes(np.array([0, 1, 0, 99], "<i4").tobytes() + values)
+    load_darknet_weights(copy, tmp_path / "old.weights")
+    assert_same(state(copy), state(net))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:-4], r"expected (\d+) floats .* cut off or of a smaller model"),
+        (lambda content: content + bytes(4), r"expected (\d+) floats .* larger model"),
+        (lambda content: content[:-1], "3 bytes after"),
+        (lambda content: b"", "0 bytes in all"),
+        (lambda content: content[:19], "header of 20 bytes"),
+        (lambda content: content[:-4] + np.float32("nan").tobytes(), "1 of the"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_changes_nothing(damage, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    net, path = narrow(), tmp_path / "net.weights"
+    save_darknet_weights(narrow(seed=1), path)
+    path.write_bytes(damage(path.read_bytes()))
+    before = state(net)
+    with pytest.raises(InputError, match=message) as caught:
+        load_darknet_weights(net, path)
+    assert str(path) in str(caught.value)
+    assert_same(state(net), before)
+
+
+def test_another_architecture_is_refused_with_both_counts(tmp_path: Path) -> None:
+    save_darknet_weights(narrow("yolov3"), tmp_path / "net.weights")
+    held = sum(t.numel() for t in state(narrow("yolov3")).values())
+    wanted = sum(t.numel() for t in state(narrow()).values())
+    with pytest.raises(InputError, match=f"expected {wanted} floats for yolov3-tiny .* holds {held}"):
+        load_darknet_weights(narrow(), tmp_path / "net.weights")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.weights", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_darknet_weights(narrow(), path)
+
+
+def test_the_official_tiny_file_has_as_many_floats_as_the_full_model() -> None:
+    # 35 434 956 bytes in all, the header of 20 included.
+    with torch.device("meta"):
+        net = yolov3_tiny()
+    assert sum(tensor.numel() for tensor in state(net).values()) == (35_434_956 - 20) // 4
