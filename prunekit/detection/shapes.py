@@ -24,8 +24,8 @@ from prunekit.files import write_bytes, write_text
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 
-MIN_VISIBLE = 0.5  # an object shows at least this fraction of its area, or it is not drawn
-MIN_CONTRAST = 70  # distance in RGB (0..255) of an object's colour from what it covers
+MIN_VISIBLE = 0.6  # an object shows at least this fraction of its area, or it is not drawn
+MIN_CONTRAST = 100  # distance in RGB (0..255) of an object's colour from what it covers
 ATTEMPTS_PER_OBJECT = 4
 
 Floats = NDArray[np.float32]
@@ -47,7 +47,7 @@ class SceneObject:
 
 
 def render_shapes_dataset(
-    folder: str | Path, num_images: int, image_size: int = 192, seed: int = 0, split: str = "train"
+    folder: str | Path, num_images: int, image_size: int = 160, seed: int = 0, split: str = "train"
 ) -> Path:
     """Render a data set in COCO's layout; the same arguments give the same files, byte for byte.
 
@@ -65,9 +65,7 @@ def render_shapes_dataset(
         The path of the JSON file, which is written last.
     """
     if num_images < 1 or image_size < 64:
-        raise InputError(
-            f"Expected at least 1 image of at least 64 pixels, got {num_images} of {image_size} pixels."
-        )
+        raise InputError(f"Expected at least 1 image of at least 64 pixels, got {num_images} of {image_size} pixels.")
     folder = Path(folder)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -122,17 +120,15 @@ def _fits(candidate: SceneObject, objects: list[SceneObject]) -> bool:
 
 def _place(rng: np.random.Generator, height: int, width: int, image_size: int) -> SceneObject:
     label = int(rng.integers(len(SHAPES)))
-    # Log-uniform: as many from 14 to 28 pixels as from 57 to 115 (at image_size 192).
-    size = math.exp(rng.uniform(math.log(0.075), math.log(0.6))) * image_size
+    # Log-uniform: as many from 20 to 40 pixels as from 60 to 120 (at image_size 192).
+    size = math.exp(rng.uniform(math.log(0.105), math.log(0.65))) * image_size
     patch = shape_patch(SHAPES[label], size, rng.uniform(0, 2 * math.pi))
     side = patch.shape[0]
     top = int(rng.uniform(0, height)) - side // 2
     left = int(rng.uniform(0, width)) - side // 2
     visible = np.zeros((height, width), dtype=bool)
     rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
-    visible[rows, columns] = patch[
-        rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
+    visible[rows, columns] = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     return SceneObject(label, visible, int(patch.sum()))
 
 

@@ -36,9 +36,7 @@ def masks_from_scores(scores: Mapping[str, Tensor], ratio_percent: float) -> dic
         InputError: For a ratio outside [0, 100) or a score that is nan.
     """
     if not 0 <= ratio_percent < 100:
-        raise InputError(
-            f"Expected a pruning ratio of at least 0 and below 100 percent, got {ratio_percent}."
-        )
+        raise InputError(f"Expected a pruning ratio of at least 0 and below 100 percent, got {ratio_percent}.")
     return {layer: _layer_mask(layer, score, ratio_percent) for layer, score in scores.items()}
 
 
@@ -122,9 +120,7 @@ def load_masks(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     try:
         masks: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"Expected a safetensors file of masks at {path}, but reading it failed: {error}."
-        ) from None
+        raise InputError(f"Expected a safetensors file of masks at {path}, but reading it failed: {error}.") from None
     check_masks(model, masks, source=str(path))
     return masks
 

@@ -1,0 +1,5 @@
+"""`python -m prunekit` is `prunekit`."""
+
+from prunekit.cli import main
+
+main()

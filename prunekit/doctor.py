@@ -1,0 +1,115 @@
+"""What `prunekit doctor` looks at: versions, processor, what was built, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from prunekit.nn import native_status
+from prunekit.pipeline.environment import installed_version, processor
+
+REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "matplotlib", "jinja2")
+# Distribution → what it adds, and the extra that brings it.
+OPTIONAL = {
+    "triton": "GPU kernels: pip install 'prunekit[triton]'",
+    "captum": "the test oracle for DeepLIFT: pip install 'prunekit[captum]'",
+    "onnxruntime": "a peer in benchmarks: pip install 'prunekit[peers]'",
+    "openvino": "a peer in benchmarks: pip install 'prunekit[peers]'",
+}
+_MODULE_OF = {"pillow": "PIL"}  # where the distribution's name is not the module's
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: What was looked at.
+        found: What was found.
+        advice: How to get what is missing; empty when nothing is.
+        is_broken: Whether prunekit cannot work like this.
+    """
+
+    name: str
+    found: str
+    advice: str = ""
+    is_broken: bool = False
+
+
+def examine() -> list[Check]:
+    """Look at everything."""
+    checks = [
+        Check("prunekit", installed_version("prunekit") or "not installed, runs from its source folder"),
+        Check("Python", platform.python_version()),
+    ]
+    checks += [_required(package) for package in REQUIRED]
+    checks += [examine_part() for examine_part in (_processor, _native_kernels, _cuda, _nvcc)]
+    return checks + [_optional(package, advice) for package, advice in OPTIONAL.items()]
+
+
+def table(checks: list[Check]) -> Table:
+    """Lay the checks out for the terminal."""
+    lines = Table(title="prunekit doctor", title_justify="left", show_header=False)
+    lines.add_column(no_wrap=True)
+    lines.add_column()
+    lines.add_column()
+    for check in checks:
+        mark = "[red]✗[/]" if check.is_broken else "[yellow]–[/]" if check.advice else "[green]✓[/]"
+        advice = check.advice.replace("[", "\\[")
+        lines.add_row(f"{mark} {check.name}", check.found, advice)
+    return lines
+
+
+def _required(package: str) -> Check:
+    try:
+        importlib.import_module(_MODULE_OF.get(package, package))
+    except Exception as error:  # whatever a broken package raises is what the user must see
+        return Check(package, f"does not import: {error}", f"pip install --force-reinstall {package}", True)
+    return Check(package, installed_version(package) or "unknown version")
+
+
+def _optional(package: str, advice: str) -> Check:
+    version = installed_version(package)
+    return Check(package, version) if version else Check(package, "not installed", advice)
+
+
+def _processor() -> Check:
+    cpu = processor()
+    sets = ", ".join(cpu.instruction_sets) or "no vector instructions known"
+    return Check("processor", f"{cpu.name}; {torch.get_num_threads()} threads; {sets}")
+
+
+def _native_kernels() -> Check:
+    status = native_status()
+    if not status.available:
+        return Check("native CPU kernels", "not built: the slower reference runs", status.reason or "")
+    compiled = ", ".join(status.compiled_sets)
+    return Check("native CPU kernels", f"{status.instruction_set} in use, compiled: {compiled}")
+
+
+def _cuda() -> Check:
+    if torch.version.cuda is None:
+        return Check("CUDA", "torch is a CPU build", "for a GPU: install torch's CUDA build, then prunekit")
+    if not torch.cuda.is_available():
+        return Check("CUDA", f"torch is built for {torch.version.cuda}, but finds no GPU", "check `nvidia-smi`")
+    return Check("CUDA", f"{torch.version.cuda}, {torch.cuda.get_device_name()}")
+
+
+def _nvcc() -> Check:
+    return _command("nvcc", ["--version"], lambda lines: next((line for line in lines if "release" in line), lines[-1]), "the CUDA toolkit compiles GPU kernels")
+
+
+def _command(name: str, arguments: list[str], pick: Callable[[list[str]], str], advice: str) -> Check:
+    path = shutil.which(name)
+    if path is None:
+        return Check(name, "not found", advice)
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    return Check(name, pick(lines) if lines else "gives no version", "" if lines else advice)

@@ -1,0 +1,83 @@
+"""How long the deployed artefact takes for one image: network, decoding and suppression apart.
+
+The masked dense model is timed beside it as the control: torch's dense convolution cannot skip zeros, so the
+control must stay flat over the ratios. Nothing is timed before both gave the same outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.detection import Detector, decode, nms
+from prunekit.nn import WrongOutputError
+from prunekit.nn.accelerate import MAX_RELATIVE_RMS
+from prunekit.timing import Timing, relative_rms, time_in_turn
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One image's way from input tensor to detections, stage by stage.
+
+    Attributes:
+        control: The masked dense model.
+        network: The artefact: backbone and heads.
+        decode: Head logits to boxes and scores.
+        nms: Non-maximum suppression.
+    """
+
+    control: Timing
+    network: Timing
+    decode: Timing
+    nms: Timing
+
+
+@torch.inference_mode()
+def measure_latency(
+    control: Detector, artefact: nn.Module, x: Tensor, runs: int, nms_options: dict[str, Any]
+) -> Latency:
+    """Time the stages in turn, so that whatever slows the machine down meets all of them.
+
+    Args:
+        control: The masked dense model in eval mode.
+        artefact: What is deployed in its place, called like it.
+        x: One image, [1, 3, H, W].
+        runs: Timed runs of each stage, after warm-up.
+        nms_options: Thresholds and limits for `prunekit.detection.nms`.
+
+    Returns:
+        The stages' timings.
+
+    Raises:
+        WrongOutputError: When the outputs differ by more than `MAX_RELATIVE_RMS`, or are not finite.
+    """
+    outputs = artefact(x)
+    check_same_outputs(control(x), outputs)
+    facts = (control.anchors, control.strides, control.num_classes)
+    boxes, scores = decode(outputs, *facts)
+    timings = time_in_turn(
+        {
+            "control": lambda: control(x),
+            "network": lambda: artefact(x),
+            "decode": lambda: decode(outputs, *facts),
+            "nms": lambda: nms(boxes, scores, **nms_options),
+        },
+        runs,
+    )
+    return Latency(**timings)
+
+
+def check_same_outputs(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
+    """Raise WrongOutputError unless every head of `actual` is within 1e-4 relative RMS of `expected`'s."""
+    for head, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        difference = relative_rms(a, b)
+        if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
+            raise WrongOutputError(
+                f"The accelerated model's head {head} differs from the masked dense model's by "
+                f"{difference:.3g} relative RMS (at most {MAX_RELATIVE_RMS:g} is rounding); "
+                f"its latency is not measured."
+            )

@@ -1,0 +1,31 @@
+"""What a long job tells its caller; the command line draws bars, a library caller may stay silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Follows a job's loops and messages."""
+
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield `items`, of which there are `total`, showing how far the loop has come."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Show one line."""
+        ...
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield `items`."""
+        yield from items
+
+    def message(self, text: str) -> None:
+        """Drop the line."""

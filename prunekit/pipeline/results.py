@@ -1,0 +1,102 @@
+"""One row of results.csv: everything that is known about the model pruned at one ratio."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import InputError
+
+
+@dataclass(frozen=True)
+class RatioResult:
+    """The fields are the columns of results.csv, in this order; None is an empty cell.
+
+    AP figures are COCO's, unrounded; an area class without ground truth has none. Latencies are
+    milliseconds for one image: the median, with the 90th and 99th percentile beside it.
+
+    Attributes:
+        ratio: Pruning ratio in percent, of each layer.
+        ap: Average precision over IoU 0.50 to 0.95; the `attacked_` columns are under attack.
+        parameters: All of the model's parameters.
+        nonzero_parameters: Those of them that are not zero.
+        sparsity: Share of zeros among the convolutions' weights.
+        latency_ms_control: The masked dense model.
+        latency_ms: The deployed artefact: backbone and heads, without decoding and suppression.
+        speedup: latency_ms_control / latency_ms.
+        sparse_layers: Convolutions that the artefact runs sparse, of `layers`.
+        images: Evaluated images.
+    """
+
+    ratio: float
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    attacked_ap: float | None
+    attacked_ap50: float | None
+    attacked_ap75: float | None
+    attacked_ap_small: float | None
+    attacked_ap_medium: float | None
+    attacked_ap_large: float | None
+    parameters: int
+    nonzero_parameters: int
+    sparsity: float
+    latency_ms_control: float
+    latency_ms_control_p90: float
+    latency_ms_control_p99: float
+    latency_ms: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    speedup: float
+    decode_ms: float
+    decode_ms_p90: float
+    decode_ms_p99: float
+    nms_ms: float
+    nms_ms_p90: float
+    nms_ms_p99: float
+    sparse_layers: int
+    layers: int
+    images: int
+    image_size: int
+    attack: str
+    threads: int
+    instruction_set: str | None
+    processor: str
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RatioResult:
+        """Build a row from `asdict`'s values; raise TypeError when a field is missing or unknown."""
+        return cls(**values)
+
+
+COLUMNS = tuple(field.name for field in fields(RatioResult))
+
+
+def finite_or_none(value: float) -> float | None:
+    """Turn nan, which JSON does not have, into None."""
+    return value if math.isfinite(value) else None
+
+
+def results_csv(rows: Sequence[RatioResult]) -> str:
+    """Return the rows as CSV text with a header; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a results.csv as dictionaries of strings, one a ratio."""
+    if not path.is_file():
+        raise InputError(f"Expected a run folder with {path.name}, but {path} does not exist.")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,188 @@
+"""The run folder: each ratio is a unit of work, finished once its JSON is there; nothing is half-written.
+
+Layout, all files written under a temporary name and renamed:
+
+    config.json inputs.json environment.json    what was asked, of what, on what
+    units/ratio_50.json                         a finished ratio: its key and its row
+    results.csv                                 the finished rows
+    masks/ detections/ acceleration/            of each ratio
+    examples/ plots/ report.html                to look at
+    log.txt                                     appended to
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import InputError
+from prunekit.files import write_text
+from prunekit.pipeline.config import RunConfig, digest, ratio_name
+from prunekit.pipeline.environment import installed_version
+from prunekit.pipeline.inputs import Inputs
+from prunekit.pipeline.results import RatioResult, results_csv
+
+LOCK = ".lock"
+# What prunekit.files.atomic_path leaves behind when a process is killed while it writes.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def results(self) -> Path:
+        """The table with a row per finished ratio."""
+        return self.root / "results.csv"
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.root / "report.html"
+
+    def unit(self, ratio: float) -> Path:
+        """The file that makes a ratio finished."""
+        return self.root / "units" / f"{ratio_name(ratio)}.json"
+
+    def masks(self, ratio: float) -> Path:
+        """The ratio's masks."""
+        return self.root / "masks" / f"{ratio_name(ratio)}.safetensors"
+
+    def detections(self, ratio: float, attacked: bool, suffix: str) -> Path:
+        """The ratio's detections, `suffix` being csv or json."""
+        stem = ratio_name(ratio) + ("_attacked" if attacked else "")
+        return self.root / "detections" / f"{stem}.{suffix}"
+
+    def example(self, image_id: int, ratio: float | None = None) -> Path:
+        """An example image as the network sees it: clean, or attacked at a ratio."""
+        stem = "clean" if ratio is None else f"{ratio_name(ratio)}_attacked"
+        return self.root / "examples" / stem / f"{image_id}.png"
+
+    def log(self, text: str) -> None:
+        """Append one line with the time to log.txt."""
+        with (self.root / "log.txt").open("a") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {text}\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read one of the folder's JSON files."""
+        path = self.root / name
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"Expected readable JSON at {path}: {error}.") from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write one of the folder's JSON files, atomically."""
+        write_text(self.root / name, json.dumps(content, indent=2) + "\n")
+
+
+class OpenRun(RunFolder):
+    """A run folder that this process works in, for one configuration and its inputs."""
+
+    def __init__(self, config: RunConfig, inputs: Inputs) -> None:
+        super().__init__(config.out)
+        self._ratios = config.ratios
+        versions = [installed_version(package) for package in ("prunekit", "torch")]
+        self._key = digest([config.identity(), asdict(inputs), versions])
+
+    def finished(self, ratio: float) -> RatioResult | None:
+        """Return a ratio's row when a unit of this very configuration, inputs and versions is complete."""
+        try:
+            unit = json.loads(self.unit(ratio).read_text())
+            is_ours = unit["key"] == self._key and all((self.root / name).is_file() for name in unit["files"])
+            return RatioResult.from_dict(unit["row"]) if is_ours else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def finish(self, row: RatioResult, files: Sequence[Path]) -> None:
+        """Declare a ratio finished; `files` are the ones that must be there for it to stay so."""
+        names = [str(path.relative_to(self.root)) for path in files]
+        unit = {"key": self._key, "files": names, "row": asdict(row)}
+        write_text(self.unit(row.ratio), json.dumps(unit, indent=2) + "\n")
+        self.write_results()
+
+    def write_results(self) -> None:
+        """Build results.csv from the finished units."""
+        rows = [self.finished(ratio) for ratio in self._ratios]
+        write_text(self.results, results_csv([row for row in rows if row is not None]))
+
+
+def check_out(config: RunConfig) -> None:
+    """Raise InputError unless `config.out` is free or holds a run of the same configuration.
+
+    The ratios may differ: each is a unit of work of its own, so a run can be given more of them later.
+    """
+    root = config.out
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--out: expected a folder, but {root} is a file.")
+    visible = [path for path in root.glob("*") if not path.name.startswith(".")]
+    if not visible:
+        return
+    if not (root / "config.json").is_file():
+        raise InputError(f"--out: expected a new folder or a run's, but {root} holds other files; choose another.")
+    earlier = RunFolder(root).read_json("config.json")
+    for field, value in config.identity().items():
+        if field not in earlier or earlier[field] != value:
+            found = repr(earlier[field]) if field in earlier else "no such field"
+            raise InputError(
+                f"--out: {root} holds a run with another configuration "
+                f"({field}: {found} there, {value!r} now); choose another folder, such as --out {root}-2."
+            )
+
+
+@contextmanager
+def open_run(config: RunConfig, inputs: Inputs) -> Iterator[OpenRun]:
+    """Open `config.out`, new or interrupted, for this process alone.
+
+    Raises:
+        InputError: When the folder belongs to another configuration, other inputs or another process.
+    """
+    check_out(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    folder = OpenRun(config, inputs)
+    with _locked(config.out):
+        _remove_leftovers(config.out)
+        if (config.out / "inputs.json").is_file():
+            _check_inputs(folder, inputs)
+        folder.write_json("config.json", config.model_dump(mode="json"))
+        folder.write_json("inputs.json", asdict(inputs))
+        yield folder
+
+
+def _check_inputs(folder: RunFolder, inputs: Inputs) -> None:
+    earlier = folder.read_json("inputs.json")
+    for field, value in asdict(inputs).items():
+        found = str(earlier.get(field))
+        if found != value:
+            raise InputError(
+                f"--out: {folder.root} holds a run on other {field.removesuffix('_sha256')} "
+                f"({field}: {found[:12]}… there, {value[:12]}… now); "
+                f"choose another folder, such as --out {folder.root}-2."
+            )
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it when the process ends, however it ends."""
+    with (root / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out: another process is working in {root}; choose another folder.") from None
+        yield
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.rglob(".*"):
+        if path.is_file() and _LEFTOVER.fullmatch(path.name):
+            path.unlink()

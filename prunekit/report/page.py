@@ -1,0 +1,140 @@
+"""The HTML report: one page that opens offline, made from a run folder's files alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from prunekit.files import write_text
+from prunekit.pipeline import RunFolder, read_rows
+from prunekit.pipeline.examples import DESCRIPTION
+from prunekit.report.pictures import LabelledBox, draw_boxes
+from prunekit.report.plots import Row, write_plots
+
+SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
+MAX_SHOWN_RATIOS = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page: its caption and its PNG as a data URI."""
+
+    caption: str
+    uri: str
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Draw the plots of a run and write its report.html; return the page's path.
+
+    Raises:
+        InputError: When the folder holds no results.
+    """
+    rows = read_rows(folder.results)
+    plots = write_plots(rows, folder.root / "plots")
+    loader = Environment(
+        loader=PackageLoader("prunekit", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = loader.get_template("report.html").render(
+        rows=rows,
+        plots={name: data_uri(path.read_bytes()) for name, path in plots.items()},
+        galleries=_galleries(folder, rows),
+        shown_score=SHOWN_SCORE,
+        config=folder.read_json("config.json"),
+        environment=folder.read_json("environment.json"),
+        machines=sorted({(row["processor"], row["instruction_set"], row["threads"]) for row in rows}),
+    )
+    write_text(folder.report, page)
+    return folder.report
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as a URI that needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _galleries(folder: RunFolder, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one gallery per example image: ground truth, then clean and attacked at some ratios."""
+    description = folder.read_json(DESCRIPTION)
+    names = {category["id"]: (label, category["name"]) for label, category in enumerate(description["categories"])}
+    shown = [float(row["ratio"]) for row in _spread(rows, MAX_SHOWN_RATIOS)]
+    is_attacked = rows[0]["attack"] != "none"
+    found = {
+        (ratio, attacked): _detections_by_image(folder.detections(ratio, attacked, "json"))
+        for ratio in shown
+        for attacked in ([False, True] if is_attacked else [False])
+    }
+    return [
+        {
+            "file_name": image["file_name"],
+            "truth": _truth(folder, image, description["categories"]),
+            "ratios": [
+                {
+                    "ratio": ratio,
+                    "pictures": [
+                        _detected(folder, image, names, found[ratio, attacked], ratio if attacked else None)
+                        for attacked in ([False, True] if is_attacked else [False])
+                    ],
+                }
+                for ratio in shown
+            ],
+        }
+        for image in description["images"]
+    ]
+
+
+def _truth(folder: RunFolder, image: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> Picture:
+    boxes = [
+        LabelledBox(tuple(box), label, categories[label]["name"])
+        for box, label in zip(image["boxes"], image["labels"], strict=True)
+    ]
+    return _picture(folder.example(image["id"]), boxes, image["width"], "ground truth")
+
+
+def _detected(
+    folder: RunFolder,
+    image: Mapping[str, Any],
+    names: Mapping[int, tuple[int, str]],
+    found: Mapping[int, Sequence[Mapping[str, Any]]],
+    attacked_at: float | None,
+) -> Picture:
+    results = [result for result in found.get(image["id"], []) if result["score"] >= SHOWN_SCORE]
+    boxes = [
+        LabelledBox(_xyxy(result["bbox"]), *names[result["category_id"]], result["score"])
+        for result in sorted(results, key=lambda result: float(result["score"]))
+    ]
+    caption = "clean" if attacked_at is None else "attacked"
+    return _picture(folder.example(image["id"], attacked_at), boxes, image["width"], caption)
+
+
+def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int, caption: str) -> Picture:
+    with Image.open(path) as image:
+        return Picture(caption, data_uri(draw_boxes(image, boxes, original_width)))
+
+
+def _detections_by_image(path: Path) -> dict[int, list[dict[str, Any]]]:
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for result in json.loads(path.read_text()):
+        by_image.setdefault(result["image_id"], []).append(result)
+    return by_image
+
+
+def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = bbox
+    return x, y, x + width, y + height
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """Return up to `count` rows, first and last among them, evenly spread."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
