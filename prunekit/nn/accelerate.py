@@ -11,10 +11,8 @@ chosen by rule.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,24 +26,14 @@ from prunekit.nn.fusion import (
     find_fusible,
     fold_batch_norms,
     has_foreign_hooks,
-    negative_slope,
     replace_module,
 )
 from prunekit.nn.masked_conv2d import MaskedConv2d
+from prunekit.nn.tuning import MAX_RELATIVE_RMS, WrongOutputError, tune_layer
 from prunekit.ops import native_status
-from prunekit.ops.packed_conv2d import ROW_CHOICES
 from prunekit.timing import relative_rms, time_in_turn
 
-#: An accelerated layer or model may differ from its original by this, in relative RMS: float32 rounding, no more.
-MAX_RELATIVE_RMS = 1e-4
-# A call is repeated for about this long, within these bounds: enough for a stable median of layers of 0.1 ms, and
-# under 10 s for YOLOv3's 75.
-_SECONDS_A_CALL = 0.03
-_MIN_RUNS, _MAX_RUNS = 3, 30
-
-
-class WrongOutputError(RuntimeError):
-    """An accelerated layer or model does not compute what the original computes."""
+_WHOLE_MODEL_RUNS = 3
 
 
 def accelerate(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn.Module:
@@ -78,7 +66,7 @@ def accelerate(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn
                 f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
                 f"{MAX_RELATIVE_RMS:g}. Not-a-number means that an output is not finite on this example input."
             )
-        times = time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _MIN_RUNS)
+        times = time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
     fast.report = AccelerationReport(  # type: ignore[assignment]
         rows=rows,
         threads=torch.get_num_threads(),
@@ -148,7 +136,7 @@ def _tune_layers(fast: nn.Module, inputs: Sequence[Tensor], fusible: Fusible) ->
         if name not in rows:
             activation = fusible.followers.get(name, Followers()).activation
             follower = fast.get_submodule(activation) if activation else None
-            rows[name], winner = _tune_layer(name, conv, follower, x.detach())
+            rows[name], winner = tune_layer(name, conv, follower, x.detach())
             if winner is not None:
                 winners[name] = winner
 
@@ -166,68 +154,6 @@ def _tune_layers(fast: nn.Module, inputs: Sequence[Tensor], fusible: Fusible) ->
         if activation:
             replace_module(fast, activation, nn.Identity())
     return list(rows.values())
-
-
-def _tune_layer(
-    name: str, conv: nn.Conv2d, activation: nn.Module | None, x: Tensor
-) -> tuple[LayerReport, MaskedConv2d | None]:
-    """Time a convolution, with the activation that may be fused, dense and packed."""
-
-    def dense() -> Tensor:
-        y: Tensor = conv.forward(x)
-        return y if activation is None else activation(y)
-
-    # The activation may work in place, so its output is the only one to compare with.
-    expected = dense()
-    row = partial(LayerReport, name, tuple(x.shape), tuple(conv.weight.shape), _density(conv))
-    reason = _reason_to_stay_dense(conv, x, expected)
-    if reason:
-        return row("dense", None, None, reason), None
-    candidates = {f"packed, {rows} row{'s'[: rows > 1]}": _packed(conv, activation, rows) for rows in ROW_CHOICES}
-    for candidate, module in candidates.items():
-        difference = relative_rms(expected, module(x))
-        if not difference <= MAX_RELATIVE_RMS:
-            raise WrongOutputError(
-                f"layer {name} ({candidate}) differs from dense by {difference:.3g} relative RMS; "
-                f"expected at most {MAX_RELATIVE_RMS:g}."
-            )
-    calls: dict[str, Callable[[], object]] = {"dense": dense}
-    calls |= {candidate: partial(module, x) for candidate, module in candidates.items()}
-    times = {k: t.median_ms for k, t in time_in_turn(calls, _number_of_runs(dense), warm_up=1).items()}
-    best = min(candidates, key=lambda candidate: times[candidate])
-    if times[best] >= times["dense"]:
-        return row("dense", times["dense"], times[best], "dense measured faster"), None
-    return row(best, times["dense"], times[best], "measured faster"), candidates[best]
-
-
-def _density(conv: nn.Conv2d) -> float:
-    return int(conv.weight.count_nonzero()) / max(1, conv.weight.numel())
-
-
-def _reason_to_stay_dense(conv: nn.Conv2d, x: Tensor, expected: Tensor) -> str | None:
-    if _density(conv) == 1:
-        return "no weight is zero"
-    if not native_status().available:
-        return "the compiled extension is not there"
-    if conv.weight.dtype not in (torch.float32, torch.float64) or x.dtype != conv.weight.dtype:
-        return f"no kernel for {x.dtype} inputs with {conv.weight.dtype} weights"
-    if not bool(expected.isfinite().all()):
-        return "the output is not finite on the example input, so a packed one could not be checked"
-    return None
-
-
-def _packed(conv: nn.Conv2d, activation: nn.Module | None, rows: int) -> MaskedConv2d:
-    masked = MaskedConv2d.from_dense(conv)
-    if activation is not None:
-        masked.activation, masked.negative_slope = "leaky_relu", negative_slope(activation)
-    masked.pack(rows)
-    return masked
-
-
-def _number_of_runs(call: Callable[[], object]) -> int:
-    start = time.perf_counter()
-    call()
-    return int(min(max(_SECONDS_A_CALL / (time.perf_counter() - start), _MIN_RUNS), _MAX_RUNS))
 
 
 def _largest_difference(expected: object, actual: object) -> float:

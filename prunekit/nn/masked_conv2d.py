@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.ops import masked_conv2d, native_status
+from prunekit.ops import masked_conv2d, native
 from prunekit.ops.conv_arguments import pair, split_padding
 from prunekit.ops.packed_conv2d import ROW_CHOICES
 
@@ -160,7 +160,7 @@ class MaskedConv2d(nn.Conv2d):
         if rows not in (0, *ROW_CHOICES):
             raise InputError(f"rows must be 0 (choose) or one of {ROW_CHOICES}; got {rows}.")
         if not self._is_packable():
-            reason = native_status().reason or f"weights are {self.weight.dtype} on {self.weight.device}"
+            reason = native.native_status().reason or f"weights are {self.weight.dtype} on {self.weight.device}"
             raise InputError(f"the filter cannot be packed: {reason}.")
         self._rows = rows
         with torch.no_grad():
@@ -192,7 +192,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def _is_packable(self) -> bool:
         return (
-            native_status().available
+            native.is_available()
             and self.weight.device.type == "cpu"
             and self.weight.dtype in _PACKABLE_DTYPES
             and self.weight.numel() > 0

@@ -23,6 +23,11 @@ def _load() -> tuple[ModuleType | None, str | None]:
 _NATIVE, _REASON = _load()
 
 
+def is_available() -> bool:
+    """Tell whether the compiled extension was built and loads."""
+    return _NATIVE is not None
+
+
 @dataclass(frozen=True)
 class NativeStatus:
     """What the compiled extension is on this machine.

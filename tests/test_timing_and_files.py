@@ -1,0 +1,51 @@
+"""The two smallest rooms: timing in turn, and files that are complete or absent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.files import atomic_path, write_bytes, write_text
+from prunekit.timing import Timing, relative_rms, time_in_turn
+
+
+def test_calls_are_timed_in_turn_after_warming_up() -> None:
+    order: list[str] = []
+    times = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=3, warm_up=2)
+    assert "".join(order) == "ab" * 5
+    assert set(times) == {"a", "b"}
+    assert 0 <= times["a"].median_ms <= times["a"].p90_ms <= times["a"].p99_ms
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    timing = Timing.of([0.001 * n for n in range(1, 102)])
+    assert (timing.median_ms, timing.p90_ms, timing.p99_ms) == pytest.approx((51, 91, 100))
+
+
+def test_relative_rms() -> None:
+    x = torch.tensor([3.0, 4.0])
+    assert relative_rms(x, x) == 0
+    assert relative_rms(x, x * 1.5) == pytest.approx(0.5)
+    assert math.isnan(relative_rms(x, x * torch.nan))
+
+
+def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "a.txt"
+    write_text(target, "é\n")
+    assert target.read_bytes() == "é\n".encode()
+
+    def half_write() -> None:
+        with atomic_path(target) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half_write()
+    assert target.read_text() == "é\n"
+    write_bytes(target, b"new")
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+    assert target.read_bytes() == b"new"
