@@ -21,7 +21,8 @@ def image_problem(path: Path, width: int, height: int) -> str | None:
         return "is missing"
     try:
         with Image.open(path) as image:
-            if (width, height) in (image.size, _displayed_size(image)):
+            # In this order, because looking for EXIF data can mean reading a whole PNG.
+            if image.size == (width, height) or _displayed_size(image) == (width, height):
                 return None
             return f"has {image.width}×{image.height} pixels, but its annotations say {width}×{height}"
     except _DECODING_ERRORS as error:
