@@ -53,7 +53,8 @@ def eval_loss(net: nn.Module, x: Tensor) -> Tensor:
 
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     order = torch.inf if norm == "linf" else 2
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+    return lengths
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -67,5 +67,5 @@ class L2Step:
 
 def _length(delta: Tensor) -> Tensor:
     """Return the Euclidean length of each image's delta, [N, 1, ...], never zero."""
-    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
     return length.view(-1, *[1] * (delta.ndim - 1))
