@@ -1,0 +1,49 @@
+# make demo   set up .venv, then prune, attack, accelerate and time a detector trained on rendered images
+# make test   set up .venv, then ruff, mypy and the tests
+# make help   the rest
+
+PYTHON ?= python3
+VENV ?= .venv
+# More arguments for every pip call, for example a package index with CPU builds of torch.
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.*)
+# "===" takes the registry's build by its plain version, which on Linux has CUDA.
+TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help setup demo test lint types bench clean
+
+help:  ## show these targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv with prunekit, its compiled extension and the development tools
+
+$(READY): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prunekit needs Python 3.10 or newer; found " + sys.version.split()[0] + ". Name another with make PYTHON=...")'
+	@echo "Setting up $(VENV): torch, the compiled extension and the tools (once, a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) "$(TORCH)" "setuptools>=77"
+	@$(PIP_INSTALL) --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(READY)  ## the main job on rendered images; no data needed
+	@$(BIN)/prunekit demo --out runs/demo
+
+test: lint types  ## everything that must pass
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff's rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy --strict
+	@$(BIN)/mypy
+
+bench: $(READY)  ## latency of layers and of YOLOv3 against dense peers, as JSON lines
+	@$(BIN)/python -m bench.end_to_end
+
+clean:  ## remove what setup and runs made
+	rm -rf $(VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
