@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection import Detector, decode, nms
-from prunekit.nn import WrongOutputError
-from prunekit.nn.accelerate import MAX_RELATIVE_RMS
+from prunekit.nn import MAX_RELATIVE_RMS, WrongOutputError
 from prunekit.timing import Timing, relative_rms, time_in_turn
 
 

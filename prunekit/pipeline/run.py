@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from prunekit.pipeline.latency import Latency, measure_latency
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.results import RatioResult, finite_or_none
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
+from prunekit.pipeline.threads import thread_count
 from prunekit.prune import apply_masks, masks_from_scores, save_masks, score_model, sparsity
 
 
@@ -70,7 +69,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
     """
     progress = progress or SilentProgress()
     check_out(config)
-    with _threads(config.threads):
+    with thread_count(config.threads):
         dataset, model = _open_inputs(config, progress)
         inputs = identify_inputs(config.weights, dataset, progress)
         with open_run(config, inputs) as folder:
@@ -190,14 +189,3 @@ def _latency_columns(latency: Latency) -> dict[str, Any]:
 
 def _show(precision: float | None) -> str:
     return "–" if precision is None else f"{precision:.3f}"
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Use `count` threads of torch's pool for a while; None leaves torch's choice."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

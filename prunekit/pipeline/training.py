@@ -36,7 +36,7 @@ class TrainConfig:
 
     epochs: int
     batch_size: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.02
     warmup: float = 0.08
     max_grad_norm: float = 10.0
@@ -69,10 +69,10 @@ def train(
     """
     images, targets = _load(dataset, progress)
     generator = torch.Generator().manual_seed(config.seed)
-    steps_per_epoch = math.ceil(len(images) / config.batch_size)
+    num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _warmup_then_cosine(config.epochs * steps_per_epoch, config.warmup)
+        optimizer, lambda step: learning_rate_factor(step, num_steps, config.warmup)
     )
     # 1.4 times faster than NCHW on narrow layers.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,16 +146,12 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
     return [{"params": filters, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _warmup_then_cosine(num_steps: int, warmup: float) -> Callable[[int], float]:
+def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
+    """Return the rate at a step relative to the peak: a linear rise, then a cosine down to zero."""
     warmup_steps = max(1, round(num_steps * warmup))
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * done))
-
-    return factor
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count fo
 MAX_SHOWN_RATIOS = 4
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the page: its caption and its PNG as a data URI."""
-
-    caption: str
-    uri: str
-
-
 def write_report(folder: RunFolder) -> Path:
     """Draw the plots of a run and write its report.html; return the page's path.
 
@@ -37,6 +28,7 @@ def write_report(folder: RunFolder) -> Path:
         InputError: When the folder holds no results.
     """
     rows = read_rows(folder.results)
+    shown = [float(row["ratio"]) for row in _spread(rows, MAX_SHOWN_RATIOS)]
     plots = write_plots(rows, folder.root / "plots")
     loader = Environment(
         loader=PackageLoader("prunekit", "report"),
@@ -47,7 +39,8 @@ def write_report(folder: RunFolder) -> Path:
     page = loader.get_template("report.html").render(
         rows=rows,
         plots={name: data_uri(path.read_bytes()) for name, path in plots.items()},
-        galleries=_galleries(folder, rows),
+        shown_ratios=shown,
+        galleries=_galleries(folder, shown, is_attacked=rows[0]["attack"] != "none"),
         shown_score=SHOWN_SCORE,
         config=folder.read_json("config.json"),
         environment=folder.read_json("environment.json"),
@@ -62,42 +55,39 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _galleries(folder: RunFolder, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return one gallery per example image: ground truth, then clean and attacked at some ratios."""
+def _galleries(folder: RunFolder, shown: Sequence[float], is_attacked: bool) -> list[dict[str, Any]]:
+    """Return one gallery per example image: its ground truth, and its detections clean and attacked."""
     description = folder.read_json(DESCRIPTION)
-    names = {category["id"]: (label, category["name"]) for label, category in enumerate(description["categories"])}
-    shown = [float(row["ratio"]) for row in _spread(rows, MAX_SHOWN_RATIOS)]
-    is_attacked = rows[0]["attack"] != "none"
+    categories = description["categories"]
+    names = {category["id"]: (label, category["name"]) for label, category in enumerate(categories)}
+    kinds = {"clean": False, "attacked": True} if is_attacked else {"clean": False}
     found = {
         (ratio, attacked): _detections_by_image(folder.detections(ratio, attacked, "json"))
         for ratio in shown
-        for attacked in ([False, True] if is_attacked else [False])
+        for attacked in kinds.values()
     }
     return [
         {
             "file_name": image["file_name"],
-            "truth": _truth(folder, image, description["categories"]),
-            "ratios": [
-                {
-                    "ratio": ratio,
-                    "pictures": [
-                        _detected(folder, image, names, found[ratio, attacked], ratio if attacked else None)
-                        for attacked in ([False, True] if is_attacked else [False])
-                    ],
-                }
-                for ratio in shown
-            ],
+            "truth": _truth(folder, image, categories),
+            "rows": {
+                kind: [
+                    _detected(folder, image, names, found[ratio, attacked], ratio if attacked else None)
+                    for ratio in shown
+                ]
+                for kind, attacked in kinds.items()
+            },
         }
         for image in description["images"]
     ]
 
 
-def _truth(folder: RunFolder, image: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> Picture:
+def _truth(folder: RunFolder, image: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> str:
     boxes = [
         LabelledBox(tuple(box), label, categories[label]["name"])
         for box, label in zip(image["boxes"], image["labels"], strict=True)
     ]
-    return _picture(folder.example(image["id"]), boxes, image["width"], "ground truth")
+    return _picture(folder.example(image["id"]), boxes, image["width"])
 
 
 def _detected(
@@ -106,19 +96,18 @@ def _detected(
     names: Mapping[int, tuple[int, str]],
     found: Mapping[int, Sequence[Mapping[str, Any]]],
     attacked_at: float | None,
-) -> Picture:
+) -> str:
     results = [result for result in found.get(image["id"], []) if result["score"] >= SHOWN_SCORE]
     boxes = [
         LabelledBox(_xyxy(result["bbox"]), *names[result["category_id"]], result["score"])
         for result in sorted(results, key=lambda result: float(result["score"]))
     ]
-    caption = "clean" if attacked_at is None else "attacked"
-    return _picture(folder.example(image["id"], attacked_at), boxes, image["width"], caption)
+    return _picture(folder.example(image["id"], attacked_at), boxes, image["width"])
 
 
-def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int, caption: str) -> Picture:
+def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int) -> str:
     with Image.open(path) as image:
-        return Picture(caption, data_uri(draw_boxes(image, boxes, original_width)))
+        return data_uri(draw_boxes(image, boxes, original_width))
 
 
 def _detections_by_image(path: Path) -> dict[int, list[dict[str, Any]]]:

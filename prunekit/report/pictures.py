@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-LONG_SIDE = 360  # pixels: three pictures fit side by side on a page
+LONG_SIDE = 360  # pixels; a page shows five pictures side by side, somewhat smaller
+MIN_CAPTIONED_WIDTH = 22  # pixels: captions of smaller boxes would hide the picture
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,11 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def _draw_box(draw: ImageDraw.ImageDraw, labelled: LabelledBox, scale: float) -> None:
     left, top, right, bottom = (value * scale for value in labelled.box)
     colour = class_colour(labelled.label)
-    # A dark frame around the bright one: visible on any background.
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=4)
+    # A dark line around the bright one: visible on any background.
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
     draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+    if right - left < MIN_CAPTIONED_WIDTH:
+        return
     font = ImageFont.load_default(11)
     text_top = max(top - 14, 0)
     background = draw.textbbox((left + 2, text_top), labelled.caption, font=font)

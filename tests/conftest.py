@@ -1,0 +1,59 @@
+"""Fixtures that several test files share: a tiny data set, a detector that learnt it, a run on both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
+from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.training import TrainConfig, train
+
+SHAPES_SIZE = 96
+SHAPES_WIDTH = 0.125
+
+
+@pytest.fixture(scope="session")
+def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight rendered images in COCO's layout."""
+    folder = tmp_path_factory.mktemp("shapes")
+    render_shapes_dataset(folder, num_images=8, image_size=SHAPES_SIZE, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_weights(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Darknet weights of a narrow YOLOv3-tiny that has learnt the eight images by heart."""
+    dataset = CocoDataset.open(shapes_data, SHAPES_SIZE)
+    config = TrainConfig(epochs=150, batch_size=8, learning_rate=8e-3, sizes=(SHAPES_SIZE,), ema_decay=0.9)
+    with thread_count(1):  # layers this small only wait for a second thread
+        torch.manual_seed(0)
+        trained = train(yolov3_tiny(dataset.num_classes, SHAPES_WIDTH), dataset, config, SilentProgress())
+    path = tmp_path_factory.mktemp("weights") / "shapes.weights"
+    save_darknet_weights(trained, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shapes_config(shapes_data: Path, shapes_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The main job on the eight images at three ratios."""
+    return make_config(
+        model="yolov3-tiny",
+        weights=shapes_weights,
+        data=shapes_data,
+        out=tmp_path_factory.mktemp("runs") / "first",
+        ratios=(0, 50, 90),
+        width=SHAPES_WIDTH,
+        image_size=SHAPES_SIZE,
+        latency_runs=3,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def shapes_run(shapes_config: RunConfig) -> RunFolder:
+    """The finished run folder; tests read it and leave it as it is."""
+    return run(shapes_config)

@@ -1,0 +1,68 @@
+"""Configurations refuse what makes no sense, each in one sentence that names the option."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from prunekit.errors import InputError
+from prunekit.pipeline import RunConfig, make_config, parse_ratios
+from prunekit.pipeline.config import ratio_name
+
+GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
+
+
+def test_ratios_are_sorted_and_each_kept_once() -> None:
+    assert make_config(**GOOD, ratios=parse_ratios("50, 0,50,12.5")).ratios == (0, 12.5, 50)
+
+
+@pytest.mark.parametrize(("ratio", "name"), [(0, "ratio_0"), (90.0, "ratio_90"), (12.5, "ratio_12.5")])
+def test_files_are_named_by_the_ratio_in_percent(ratio: float, name: str) -> None:
+    assert ratio_name(ratio) == name
+
+
+@pytest.mark.parametrize("text", ["", "a", "10,", "10;20", "50%"])
+def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--ratios: .*separated by commas"):
+        parse_ratios(text)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"ratios": (0, 100)}, "--ratios: .*below 100 percent, got 100"),
+        ({"ratios": (-1,)}, "--ratios: .*at least 0.*got -1"),
+        ({"ratios": (float("nan"),)}, "--ratios: .*got nan"),
+        ({"ratios": ()}, "--ratios: "),
+        ({"model": "yolov9"}, "--model: must be one of yolov3, .*'yolov9'"),
+        ({"scores": "l1"}, "--scores: must be one of scaled, .*'l1'"),
+        ({"attack": "fgsm"}, "--attack: must be one of paper, .*none, got 'fgsm'"),
+        ({"structure": "filters"}, "--structure: .*'unstructured', got 'filters'"),
+        ({"image_size": 100}, "--image-size: .*multiple of 32, got 100"),
+        ({"width": 0}, "--width: .*greater than 0, got 0"),
+        ({"limit": 0}, "--limit: .*got 0"),
+        ({"score_threshold": 1.0}, "--score-threshold: .*got 1.0"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_config(**(GOOD | choice))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = make_config(**GOOD, ratios=(0, 12.5), limit=3)
+    assert RunConfig(**json.loads(config.model_dump_json())) == config
+
+
+def test_identity_ignores_where_files_lie_and_which_ratios_are_asked() -> None:
+    config = make_config(**GOOD)
+    moved = make_config(**{**GOOD, "weights": "a", "data": "b", "out": "c"}, ratios=(5,))
+    assert moved.identity() == config.identity()
+    assert make_config(**GOOD, seed=1).identity() != config.identity()
+
+
+def test_every_choice_says_what_it_is() -> None:
+    assert all(field.description for field in RunConfig.model_fields.values())
