@@ -121,6 +121,14 @@ def test_boxes_that_leave_the_image_are_clipped(tmp_path: Path) -> None:
     assert dataset.images[0].boxes.tolist() == [[0, 30, 60, 40]]
 
 
+@pytest.mark.parametrize("area", [None, 0, -3, "large", float("nan")])
+def test_an_area_that_is_missing_or_impossible_is_the_boxs(area: Any, tmp_path: Path) -> None:
+    content = small_content()
+    content["annotations"][0]["area"] = area
+    dataset = CocoDataset.open(write_coco(tmp_path, content), image_size=64)
+    assert [annotation.area for annotation in dataset.images[0].annotations] == [20 * 30, 900]
+
+
 def test_unusable_image_entries_are_skipped_and_listed(tmp_path: Path) -> None:
     content = small_content()
     content["images"][1] = {"id": 3, "file_name": "b.png", "width": 0, "height": 50}

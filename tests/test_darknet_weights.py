@@ -55,6 +55,19 @@ def test_the_file_starts_with_the_first_layers_bias_scale_mean_variance_and_weig
     assert np.frombuffer(content, "<f4", offset=20)[-len(last) :].tolist() == last.tolist()
 
 
+def test_the_memory_format_does_not_matter(tmp_path: Path) -> None:
+    net, copy = narrow(), narrow(seed=1)
+    save_darknet_weights(net, tmp_path / "a.weights")
+    for either in (net, copy):
+        for module in either.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    save_darknet_weights(net, tmp_path / "b.weights")
+    assert (tmp_path / "a.weights").read_bytes() == (tmp_path / "b.weights").read_bytes()
+    load_darknet_weights(copy, tmp_path / "b.weights")
+    assert_same(state(copy), state(net))
+
+
 def test_headers_before_version_0_2_count_images_in_32_bits(tmp_path: Path) -> None:
     net, copy = narrow(), narrow(seed=1)
     save_darknet_weights(net, tmp_path / "new.weights")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from detection_oracles import complete_iou_scalar, detection_loss_loop
+from detection_oracles import complete_iou_scalar, detection_loss_loop, iou_scalar
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -101,6 +103,27 @@ def test_complete_iou_is_the_scalar_formula() -> None:
     expected = [complete_iou_scalar((x1, y1, x2, y2), tuple(other)) for (x1, y1, x2, y2), other in pairs]
     assert_close(complete_iou(a, b), torch.tensor(expected, dtype=torch.float64))
     assert_close(complete_iou(a[:5], b[:5]), torch.ones(5, dtype=torch.float64))
+
+
+def test_gradients_of_complete_iou_hold_alpha_constant() -> None:
+    box, other = (10.0, 10.0, 30.0, 50.0), (14.0, 20.0, 50.0, 44.0)
+    angles = [math.atan((b[2] - b[0]) / (b[3] - b[1])) for b in (box, other)]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]) ** 2
+    alpha = v / (1 - iou_scalar(box, other) + v)
+
+    def with_fixed_alpha(moved: tuple[float, float, float, float]) -> float:
+        angle = math.atan((moved[2] - moved[0]) / (moved[3] - moved[1]))
+        v = 4 / math.pi**2 * (angle - angles[1]) ** 2
+        own_alpha = v / (1 - iou_scalar(moved, other) + v)
+        return complete_iou_scalar(moved, other) + (own_alpha - alpha) * v
+
+    leaf = torch.tensor([box], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(complete_iou(leaf, torch.tensor([other], dtype=torch.float64)).sum(), leaf)
+    step = 1e-5
+    for index in range(4):
+        x1, y1, x2, y2 = (value + step * (index == place) for place, value in enumerate(box))
+        slope = (with_fixed_alpha((x1, y1, x2, y2)) - with_fixed_alpha(box)) / step
+        assert grad[0, index].item() == pytest.approx(slope, rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.0, 50.0, -50.0, 1e4, -1e4])

@@ -80,6 +80,8 @@ def test_training_starts_with_rare_objects_and_finite_gradients(name: str) -> No
     outputs = net.train()(torch.rand(2, 3, 64, 64))
     objectness = torch.cat([output[:, 4].detach().flatten() for output in outputs]).sigmoid()
     assert 0.005 < float(objectness.mean()) < 0.02
+    classes = torch.cat([output[:, 5:8].detach().flatten() for output in outputs]).sigmoid()
+    assert 0.25 < float(classes.mean()) < 0.42  # one of three
     sum(output.square().mean() for output in outputs).backward()
     for parameter in net.parameters():
         assert parameter.grad is not None

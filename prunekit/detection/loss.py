@@ -105,8 +105,8 @@ def _head_loss(cells: Tensor, matches: Matches, sizes: Tensor, stride: int) -> T
 
     wanted = cells.new_zeros(cells.shape[:4])  # [N, A, H, W]
     flat = (((image * wanted.shape[1] + anchor) * wanted.shape[2]) + row) * wanted.shape[3] + column
-    # Two objects may share a place: the better fit sets its objectness, whatever the order.
-    wanted = wanted.flatten().scatter_reduce(0, flat, similarity.detach().clamp(min=0), "amax").view_as(wanted)
+    # Two objects may share a place: the better fit sets its objectness, whatever the order; none goes below 0.
+    wanted = wanted.flatten().scatter_reduce(0, flat, similarity.detach(), "amax").view_as(wanted)
     objectness_loss = binary_cross_entropy_with_logits(cells[..., 4], wanted, reduction="none")
     return torch.stack(
         [
