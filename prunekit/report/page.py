@@ -38,7 +38,7 @@ def write_report(folder: RunFolder) -> Path:
     )
     page = loader.get_template("report.html").render(
         rows=rows,
-        plots={name: data_uri(path.read_bytes()) for name, path in plots.items()},
+        plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown_ratios=shown,
         galleries=_galleries(folder, shown, is_attacked=rows[0]["attack"] != "none"),
         shown_score=SHOWN_SCORE,
@@ -50,9 +50,9 @@ def write_report(folder: RunFolder) -> Path:
     return folder.report
 
 
-def data_uri(png: bytes) -> str:
-    """Return a PNG as a URI that needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_uri(image: bytes, kind: str) -> str:
+    """Return an image file's bytes as a URI that needs no other file; `kind` is png or jpeg."""
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode()
 
 
 def _galleries(folder: RunFolder, shown: Sequence[float], is_attacked: bool) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def _detected(
 
 def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int) -> str:
     with Image.open(path) as image:
-        return data_uri(draw_boxes(image, boxes, original_width))
+        return data_uri(draw_boxes(image, boxes, original_width), "jpeg")
 
 
 def _detections_by_image(path: Path) -> dict[int, list[dict[str, Any]]]:

@@ -1,0 +1,128 @@
+"""The report shows a run, says how it was measured, and needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prunekit.errors import InputError
+from prunekit.pipeline import RunFolder, read_rows
+from prunekit.report import write_report
+from prunekit.report.pictures import LabelledBox, class_colour, draw_boxes
+
+
+class Page(HTMLParser):
+    """Collects what a page holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.sources: list[str] = []
+        self.alternatives: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        given = dict(attrs)
+        self.sources += [value for name in ("src", "href", "srcset") if (value := given.get(name))]
+        self.alternatives += [value for name in ("alt",) if (value := given.get(name))]
+
+
+@pytest.fixture(scope="module")
+def folder(shapes_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    copy = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(shapes_run.root, copy)
+    write_report(RunFolder(copy))
+    return RunFolder(copy)
+
+
+@pytest.fixture(scope="module")
+def text(folder: RunFolder) -> str:
+    return folder.report.read_text()
+
+
+def test_the_page_needs_no_other_file(text: str) -> None:
+    page = Page(text)
+    assert page.sources
+    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in page.sources)
+    assert not page.tags.keys() & {"script", "link", "iframe"}
+    assert "url(" not in text
+    for source in page.sources:
+        Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
+
+
+def test_every_ratio_is_in_the_table_with_its_figures(folder: RunFolder, text: str) -> None:
+    for row in read_rows(folder.results):
+        assert f"<td>{float(row['ratio']):g} %</td>" in text
+        assert f"<td>{float(row['ap']):.3f}</td>" in text
+        assert f"{int(row['nonzero_parameters']):,}" in text
+        assert f"{float(row['speedup']):.2f}×" in text
+
+
+def test_pictures_show_truth_clean_and_attacked_at_each_ratio(text: str) -> None:
+    alternatives = Page(text).alternatives
+    assert sum("ground truth" in text for text in alternatives) == 4
+    for ratio in (0, 50, 90):
+        for kind in ("clean", "attacked"):
+            assert sum(text.endswith(f", {ratio} % pruned, {kind}") for text in alternatives) == 4
+
+
+def test_it_says_how_it_was_measured_and_what_is_not_claimed(folder: RunFolder, text: str) -> None:
+    environment = folder.read_json("environment.json")
+    assert environment["processor"]["name"] in text
+    assert "1 thread," in text
+    assert environment["packages"]["torch"] in text
+    assert "What is not claimed" in text
+    assert "different machines" not in text
+
+
+def test_rows_of_different_machines_are_pointed_out(folder: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(folder.root, tmp_path / "mixed")
+    mixed = RunFolder(tmp_path / "mixed")
+    lines = mixed.results.read_text().splitlines()
+    machine = folder.read_json("environment.json")["processor"]["name"]
+    lines[1] = lines[1].replace(machine, machine + " II")
+    mixed.results.write_text("\n".join(lines) + "\n")
+    assert "measured on different machines" in write_report(mixed).read_text()
+
+
+def test_names_from_the_data_cannot_break_the_page(folder: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(folder.root, tmp_path / "odd")
+    odd = RunFolder(tmp_path / "odd")
+    description = odd.read_json("examples/examples.json")
+    description["images"][0]["file_name"] = "<script>alert(1)</script>.jpg"
+    odd.write_json("examples/examples.json", description)
+    page = Page(write_report(odd).read_text())
+    assert page.tags["script"] == 0
+
+
+def test_plots_are_png_files_of_their_own(folder: RunFolder) -> None:
+    for name in ("average_precision", "latency"):
+        with Image.open(folder.root / "plots" / f"{name}.png") as image:
+            assert image.format == "PNG"
+            assert image.width > 800
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"results\.csv does not exist"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    box = LabelledBox((50.0, 60.0, 150.0, 110.0), label=1, name="star", score=0.5)
+    grey = Image.new("RGB", (100, 80), (128, 128, 128))  # half the original's 200×160 pixels
+    with Image.open(io.BytesIO(draw_boxes(grey, [box], original_width=200))) as drawn:
+        zoom = drawn.width / 200
+        on_box, grey_places = [(50, 85), (150, 85), (120, 110)], [(100, 85), (20, 85)]
+        expected = {place: class_colour(1) for place in on_box} | dict.fromkeys(grey_places, (128, 128, 128))
+        for (x, y), colour in expected.items():
+            found = np.array(drawn.getpixel((round(x * zoom), round(y * zoom))), dtype=int)
+            assert np.abs(found - colour).max() < 40, (x, y)  # JPEG
