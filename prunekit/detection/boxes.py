@@ -11,8 +11,9 @@ from torch import Tensor
 # exp(8) is about 3000 anchors wide, far beyond any image, and exp(-8) far below a pixel: the clamp only keeps
 # wild logits and the gradients of their boxes finite.
 MAX_LOG_SIZE = 8.0
-# Greedy suppression works through the candidates in chunks of this many: 512 was the fastest of 128 … 2048.
-NMS_CHUNK = 512
+# Greedy suppression works through the candidates in chunks. On one core, 256 took 1.1 ms per image of COCO128 with
+# yolov3-tiny, the least among 128 … 2048.
+NMS_CHUNK = 256
 
 
 @dataclass(frozen=True)
