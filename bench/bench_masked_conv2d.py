@@ -30,7 +30,7 @@ def make_call(name: str, x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
         conv = torch.nn.Conv2d(WEIGHT_SHAPE[1], WEIGHT_SHAPE[0], 3, padding=1, bias=False).eval()
         conv.weight = torch.nn.Parameter(weight)
         masked = MaskedConv2d.from_dense(conv)
-        return lambda: masked(x)  # type: ignore[no-any-return]
+        return lambda: masked(x)
     return lambda: IMPLEMENTATIONS[name](x, weight, weight != 0, None, *GEOMETRY)
 
 
