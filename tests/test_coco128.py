@@ -60,7 +60,7 @@ def test_the_official_model_has_its_known_average_precision(net: Detector) -> No
 
 
 def test_the_papers_attack_lowers_it_to_under_a_third(net: Detector) -> None:
-    dataset = CocoDataset.open(coco128(), limit=16)
+    dataset = CocoDataset.open(coco128(), limit=8)
     found: dict[int, Detections] = {}
     for batch in batches(dataset):
 
