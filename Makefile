@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.*)
 # "===" takes the registry's build by its plain version, which on Linux has CUDA.
 TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: help setup demo test lint types bench clean
 

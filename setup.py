@@ -34,6 +34,7 @@ FLAGS = [
     "-Wno-unused-parameter",
 ]
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest whose stable ABI has parallel_for
+IS_REQUIRED = os.environ.get("PRUNEKIT_REQUIRE_NATIVE") == "1"
 
 
 class BuildNative(build_ext):
@@ -45,7 +46,7 @@ class BuildNative(build_ext):
             ext.extra_objects = [self._compile_set(*entry) for entry in INSTRUCTION_SETS.items()]
             super().build_extension(ext)
         except Exception as error:
-            if os.environ.get("PRUNEKIT_REQUIRE_NATIVE") == "1":
+            if IS_REQUIRED:
                 raise
             print(
                 f"prunekit: the compiled extension was left out, because {error}; the package works on torch's dense "
@@ -80,7 +81,7 @@ native = Extension(
     ],
     extra_compile_args=FLAGS,
     py_limited_api=True,
-    optional=True,
+    optional=not IS_REQUIRED,
 )
 
 setup(
