@@ -1,6 +1,29 @@
 """Adversarial attacks: images changed a little so that a model does as badly as possible."""
 
-from prunekit.attacks.pgd import PRESETS, PgdConfig, pgd
+from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
+from prunekit.attacks.classification import classification_losses, cross_entropy_per_image, margin_per_image
+from prunekit.attacks.gradient import GradientError
+from prunekit.attacks.losses import Attack, AttackLosses, LossPerImage
+from prunekit.attacks.pgd import PgdConfig, fgsm, pgd, uniform_noise
+from prunekit.attacks.presets import PRESETS
 from prunekit.attacks.steps import L2Step, LinfStep
+from prunekit.attacks.strong import StrongConfig
 
-__all__ = ["PRESETS", "L2Step", "LinfStep", "PgdConfig", "pgd"]
+__all__ = [
+    "PRESETS",
+    "Attack",
+    "AttackLosses",
+    "CarliniWagnerConfig",
+    "GradientError",
+    "L2Step",
+    "LinfStep",
+    "LossPerImage",
+    "PgdConfig",
+    "StrongConfig",
+    "classification_losses",
+    "cross_entropy_per_image",
+    "fgsm",
+    "margin_per_image",
+    "pgd",
+    "uniform_noise",
+]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from prunekit.errors import InputError
+
+Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
@@ -14,11 +20,11 @@ class LinfStep:
 
     Attributes:
         eps: radius of the ball around the clean image, for pixels in [0, 1].
-        step_size: length of one step.
+        step_size: length of one step, or one for each image as [N, 1, ...].
     """
 
     eps: float
-    step_size: float
+    step_size: float | Tensor
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the nearest images to x_adv in the ball around x and in [0, 1]; all [N, ...]."""
@@ -40,11 +46,11 @@ class L2Step:
 
     Attributes:
         eps: radius of the ball around the clean image, for pixels in [0, 1].
-        step_size: length of one step.
+        step_size: length of one step, or one for each image as [N, 1, ...].
     """
 
     eps: float
-    step_size: float
+    step_size: float | Tensor
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return images in the ball around x and in [0, 1]; all [N, ...]."""
@@ -61,11 +67,34 @@ class L2Step:
         direction = torch.empty_like(x).normal_(generator=generator)
         dimensions = x[0].numel()
         uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-        radius = self.eps * uniform.pow(1 / dimensions).view(-1, *[1] * (x.ndim - 1))
+        radius = self.eps * per_image(uniform.pow(1 / dimensions), x)
         return self.project(x + radius * direction / _length(direction), x)
+
+
+STEPS: dict[str, type[LinfStep] | type[L2Step]] = {"linf": LinfStep, "l2": L2Step}
+
+
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Shape values [N] so that they broadcast over images x [N, ...]."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def check_ball(norm: str, eps: float) -> None:
+    """Raise an InputError unless `norm` is known and `eps` a radius for pixels in [0, 1]."""
+    if norm not in STEPS:
+        raise InputError(f"expected the norm to be one of {', '.join(STEPS)}, but got {norm!r}")
+    largest_eps = 1.0 if norm == "linf" else math.inf
+    if not (0 <= eps <= largest_eps and math.isfinite(eps)):
+        raise InputError(f"expected eps for pixels in [0, 1], such as 8/255, but got {eps}")
+
+
+def check_pixels(x: Tensor) -> None:
+    """Raise an InputError unless all pixels lie in [0, 1]."""
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
+        raise InputError(f"expected pixels in [0, 1], but got {x.min().item():g} to {x.max().item():g}")
 
 
 def _length(delta: Tensor) -> Tensor:
     """Return the Euclidean length of each image's delta, [N, 1, ...], never zero."""
     length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-    return length.view(-1, *[1] * (delta.ndim - 1))
+    return per_image(length, delta)

@@ -110,9 +110,9 @@ def _head_loss(cells: Tensor, matches: Matches, sizes: Tensor, stride: int) -> T
     objectness_loss = binary_cross_entropy_with_logits(cells[..., 4], wanted, reduction="none")
     return torch.stack(
         [
-            BOX_WEIGHT * _mean_per_image(1 - similarity, image, len(cells)),
+            BOX_WEIGHT * mean_per_image(1 - similarity, image, len(cells)),
             OBJECTNESS_WEIGHT * objectness_loss.flatten(1).mean(dim=1),
-            CLASSIFICATION_WEIGHT * _mean_per_image(class_loss, image, len(cells)),
+            CLASSIFICATION_WEIGHT * mean_per_image(class_loss, image, len(cells)),
         ]
     )
 
@@ -139,7 +139,7 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
     return torch.atan2(size[:, 0], size[:, 1])
 
 
-def _mean_per_image(values: Tensor, image: Tensor, num_images: int) -> Tensor:
-    """Average values [P] over the matches of each image; 0 for images without any."""
+def mean_per_image(values: Tensor, image: Tensor, num_images: int) -> Tensor:
+    """Average values [P] over those of each image, whose indices are image [P]; 0 for images without any."""
     sums = values.new_zeros(num_images).index_add(0, image, values)
     return sums / torch.bincount(image, minlength=num_images).clamp(min=1)

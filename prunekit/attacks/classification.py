@@ -1,0 +1,41 @@
+"""Losses per image for classifiers: outputs are logits [N, C], labels int64 [N]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from prunekit.attacks.losses import AttackLosses
+from prunekit.errors import InputError
+
+LogitLoss = Callable[[Tensor], Tensor]
+
+
+def cross_entropy_per_image(labels: Tensor) -> LogitLoss:
+    """Return the map from logits [N, C] to cross-entropies [N]."""
+    return lambda logits: cross_entropy(logits, labels, reduction="none")
+
+
+def margin_per_image(labels: Tensor) -> LogitLoss:
+    """Return the map from logits [N, C] to margins [N]: the best wrong logit less the right one.
+
+    It is positive exactly for images that are misclassified, and unlike the cross-entropy its gradient does not vanish
+    where the model is sure.
+    """
+
+    def margin(logits: Tensor) -> Tensor:
+        if logits.shape[1] < 2:
+            raise InputError("expected logits of at least 2 classes for a margin, but got 1: no answer can be wrong")
+        right = logits.gather(1, labels[:, None])
+        wrong = logits.scatter(1, labels[:, None], float("-inf"))
+        return wrong.amax(dim=1) - right[:, 0]
+
+    return margin
+
+
+def classification_losses(labels: Tensor) -> AttackLosses:
+    """Return what attacks on a classifier raise; the worst result is the one with the greatest margin."""
+    total, margin = cross_entropy_per_image(labels), margin_per_image(labels)
+    return AttackLosses(total, margin, components={"cross_entropy": total, "margin": margin}, badness=margin)

@@ -1,0 +1,29 @@
+"""The attacks that have a name on the command line."""
+
+from __future__ import annotations
+
+from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
+from prunekit.attacks.losses import Attack
+from prunekit.attacks.pgd import PgdConfig, fgsm
+from prunekit.attacks.strong import StrongConfig
+
+# The L∞ radius of the report on robust pruning of YOLOv3, 12.75/255.
+EPS = 0.05
+# Euclidean; what ImageNet models are commonly attacked with at 224×224 pixels.
+EPS_L2 = 3.0
+
+PAPER = PgdConfig(EPS, step_size=0.02, steps=5)
+STANDARD = PgdConfig(EPS, step_size=0.01, steps=20, random_start=True)
+
+PRESETS: dict[str, Attack] = {
+    "fgsm": fgsm(EPS),
+    # What the report used.
+    "paper": PAPER,
+    # The same ball, searched more thoroughly.
+    "standard": STANDARD,
+    "strong": StrongConfig(EPS),
+    "cw": CarliniWagnerConfig(),
+    "fgsm-l2": fgsm(EPS_L2, norm="l2"),
+    "standard-l2": PgdConfig(EPS_L2, step_size=EPS_L2 / 8, steps=20, norm="l2", random_start=True),
+    "strong-l2": StrongConfig(EPS_L2, norm="l2"),
+}
