@@ -37,11 +37,11 @@ class DemoConfig:
 
     out: Path
     seed: int = 0
-    num_train: int = 1200
+    num_train: int = 1600
     num_val: int = 150
     image_size: int = 160
     width: float = 0.25
-    epochs: int = 25
+    epochs: int = 26
     ratios: tuple[float, ...] = (0, 25, 50, 75, 90)
 
     @property

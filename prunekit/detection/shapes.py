@@ -99,7 +99,7 @@ def render_scene(rng: np.random.Generator, image_size: int) -> tuple[NDArray[np.
     height, width = (short, image_size) if rng.random() < 0.5 else (image_size, short)
     canvas = _background(rng, height, width)
     objects: list[SceneObject] = []
-    num_objects = 0 if rng.random() < 1 / 30 else int(rng.integers(1, 7))
+    num_objects = 0 if rng.random() < 1 / 30 else int(rng.integers(1, 6))
     for _ in range(num_objects):
         for _ in range(ATTEMPTS_PER_OBJECT):
             candidate = _place(rng, height, width, image_size)
@@ -120,8 +120,8 @@ def _fits(candidate: SceneObject, objects: list[SceneObject]) -> bool:
 
 def _place(rng: np.random.Generator, height: int, width: int, image_size: int) -> SceneObject:
     label = int(rng.integers(len(SHAPES)))
-    # Log-uniform: as many from 20 to 40 pixels as from 60 to 120 (at image_size 192).
-    size = math.exp(rng.uniform(math.log(0.105), math.log(0.65))) * image_size
+    # Log-uniform: as many from 24 to 48 pixels as from 56 to 112 (at image_size 160).
+    size = math.exp(rng.uniform(math.log(0.15), math.log(0.7))) * image_size
     patch = shape_patch(SHAPES[label], size, rng.uniform(0, 2 * math.pi))
     side = patch.shape[0]
     top = int(rng.uniform(0, height)) - side // 2
@@ -213,7 +213,7 @@ def _clutter(rng: np.random.Generator, canvas: NDArray[Any]) -> None:
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     height, width, _ = canvas.shape
-    for _ in range(int(rng.integers(3, 12))):
+    for _ in range(int(rng.integers(3, 9))):
         points = rng.uniform((0, 0), (width, height), (int(rng.integers(2, 4)), 2))
         red, green, blue = (int(value) for value in _colour(rng))
         line = [(float(x), float(y)) for x, y in points]

@@ -36,7 +36,7 @@ class TrainConfig:
 
     epochs: int
     batch_size: int = 16
-    learning_rate: float = 1e-2
+    learning_rate: float = 1.2e-2
     weight_decay: float = 0.02
     warmup: float = 0.08
     max_grad_norm: float = 10.0
