@@ -16,6 +16,18 @@ from prunekit.report import Row
 
 T = TypeVar("T")
 
+# Heading, column of results.csv, format: 80 characters wide in all.
+_COLUMNS = (
+    ("ratio", "ratio", "{:g} %"),
+    ("\nAP", "ap", "{:.3f}"),
+    ("\nAP50", "ap50", "{:.3f}"),
+    ("attacked\nAP", "attacked_ap", "{:.3f}"),
+    ("attacked\nAP50", "attacked_ap50", "{:.3f}"),
+    ("dense\nms", "latency_ms_control", "{:.2f}"),
+    ("prunekit\nms", "latency_ms", "{:.2f}"),
+    ("\nspeed-up", "speedup", "{:.2f}×"),
+)
+
 
 class ConsoleProgress:
     """A `prunekit.pipeline.Progress` that draws one bar a running loop; use it as a context manager."""
@@ -59,24 +71,10 @@ class ConsoleProgress:
 def results_table(rows: Sequence[Row]) -> Table:
     """Return a short table of results.csv's rows."""
     table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
-    for heading in (
-        "ratio",
-        "AP",
-        "AP50",
-        "attacked AP",
-        "attacked AP50",
-        "control",
-        "accelerated",
-        "speed-up",
-    ):
-        table.add_column(heading, justify="right")
+    for heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            f"{float(row['ratio']):g} %",
-            *(_cell(row[name], "{:.3f}") for name in ("ap", "ap50", "attacked_ap", "attacked_ap50")),
-            *(_cell(row[name], "{:.2f} ms") for name in ("latency_ms_control", "latency_ms")),
-            _cell(row["speedup"], "{:.2f}×"),
-        )
+        table.add_row(*(_cell(row[name], form) for _, name, form in _COLUMNS))
     return table
 
 
