@@ -54,7 +54,7 @@ def test_a_layer_of_zeros_scores_zero() -> None:
 
 
 def test_scores_do_not_alias_the_weights(model: nn.Module) -> None:
-    for name in SCORES:
+    for name in (name for name, score in SCORES.items() if not score.needs_batches):
         for layer, score in score_model(model, name).items():
             assert score.data_ptr() != prunable_layers(model)[layer].weight.data_ptr()
 
@@ -96,7 +96,14 @@ def test_nan_scores_are_refused() -> None:
 
 def test_an_unknown_score_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="scaled, magnitude"):
-        score_model(model, "taylor")
+        score_model(model, "saliency")
+
+
+@pytest.mark.parametrize("name", ["taylor", "deeplift"])
+def test_a_score_that_needs_images_is_not_made_from_weights(model: nn.Module, name: str) -> None:
+    assert SCORES[name].needs_batches
+    with pytest.raises(InputError, match="batches of images"):
+        score_model(model, name)
 
 
 def test_applying_masks_zeroes_dropped_weights_and_leaves_the_rest(model: nn.Module) -> None:

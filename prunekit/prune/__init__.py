@@ -1,24 +1,51 @@
 """Pruning: a score for every weight, and the masks that keep the highest ones."""
 
-from prunekit.prune.masks import (
-    apply_masks,
-    load_masks,
-    masks_from_scores,
-    prunable_layers,
-    save_masks,
-    sparsity,
+from prunekit.prune.channel_groups import ChannelGroups, channel_groups
+from prunekit.prune.costs import LayerCost, ModelCost, count_costs
+from prunekit.prune.frozen_masks import FrozenMasks
+from prunekit.prune.layers import prunable_layers
+from prunekit.prune.mask_rule import SCOPES, STRUCTURES, MaskRule, masks_from_scores
+from prunekit.prune.masks import apply_masks, load_masks, save_masks, sparsity
+from prunekit.prune.scores import (
+    SCORES,
+    Score,
+    initial_scores,
+    load_scores,
+    magnitude_scores,
+    random_scores,
+    save_scores,
+    scaled_scores,
+    score_model,
 )
-from prunekit.prune.scores import SCORES, magnitude_scores, scaled_scores, score_model
+from prunekit.prune.straight_through import Churn, StraightThrough
+from prunekit.prune.taylor import taylor_scores
 
 __all__ = [
+    "SCOPES",
     "SCORES",
+    "STRUCTURES",
+    "ChannelGroups",
+    "Churn",
+    "FrozenMasks",
+    "LayerCost",
+    "MaskRule",
+    "ModelCost",
+    "Score",
+    "StraightThrough",
     "apply_masks",
+    "channel_groups",
+    "count_costs",
+    "initial_scores",
     "load_masks",
+    "load_scores",
     "magnitude_scores",
     "masks_from_scores",
     "prunable_layers",
+    "random_scores",
     "save_masks",
+    "save_scores",
     "scaled_scores",
     "score_model",
     "sparsity",
+    "taylor_scores",
 ]

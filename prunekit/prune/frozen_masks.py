@@ -1,0 +1,83 @@
+"""Keep what pruning dropped at exactly zero while the rest trains, whatever the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.prune.channel_groups import ChannelGroups
+from prunekit.prune.masks import apply_masks, tensor_masks
+
+
+class FrozenMasks:
+    """Fine-tune a pruned model with its masks held.
+
+        with FrozenMasks(model, masks) as frozen:
+            optimizer = torch.optim.AdamW(model.parameters())
+            frozen.guard(optimizer)
+            ...                                    # any training loop
+
+    Dropped entries are set to zero; then their gradients are zero, so that they neither enter a norm that
+    gradients are clipped by nor fill the optimiser's moments; and every step of a guarded optimiser ends
+    with setting them to zero again, so that neither weight decay, nor a momentum from before, nor noise moves them.
+
+    Args:
+        model: The model; its modules and the names in its state dict stay what they are.
+        masks: Layer name → bool mask of the layer's weight's shape, True = kept.
+        groups: The model's `channel_groups`, for masks that drop whole filters: their biases and their
+            normalisation's weights and biases are held at zero as well.
+
+    Raises:
+        InputError: When a mask is missing, unknown, or of another shape or dtype.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGroups | None = None) -> None:
+        apply_masks(model, masks, groups)
+        parameters = dict(model.named_parameters())
+        self._held = [
+            (parameters[name], ~mask.to(parameters[name].device))
+            for name, mask in tensor_masks(model, masks, groups).items()
+            if name in parameters and not mask.all()
+        ]
+        self._hooks: list[RemovableHandle] = []
+        for parameter, dropped in self._held:
+            if parameter.requires_grad:
+                self._hooks.append(_zero_gradient_of(parameter, dropped))
+
+    def guard(self, optimizer: Optimizer) -> None:
+        """Set dropped entries to zero after each of the optimiser's steps."""
+        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.zero_dropped()))
+
+    @torch.no_grad()
+    def zero_dropped(self) -> None:
+        """Set dropped entries to zero now."""
+        for parameter, dropped in self._held:
+            parameter.masked_fill_(dropped, 0.0)
+
+    def detach(self) -> None:
+        """Let go of model and optimisers; what is zero stays zero until someone trains it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> FrozenMasks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def _zero_gradient_of(parameter: nn.Parameter, dropped: Tensor) -> RemovableHandle:
+    def zero_gradient(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(dropped, 0.0)
+
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(zero_gradient)  # type: ignore[no-untyped-call]
+    return handle

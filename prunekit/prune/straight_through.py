@@ -1,0 +1,265 @@
+"""Optimise scores instead of weights, with the straight-through estimator of HYDRA.
+
+    with StraightThrough(model, scores, MaskRule(90)) as pruning:
+        optimizer = torch.optim.SGD(pruning.parameters(), lr=0.1, momentum=0.9)
+        ...                                        # any training loop around model(x)
+        print(pruning.churn().total)
+        masks = pruning.finish()                   # plain convolutions again, dropped weights zero
+
+Forward runs with W · mask(s). The mask is a step function of the scores s, whose gradient is zero almost everywhere;
+backward takes the step for the identity in |s|:
+
+    dL/ds = dL/d(W · mask) · W · sign(s)           for dropped weights too, so that they can come back
+
+A filter's mask acts behind its normalisation, where it multiplies the channel z by m(s) of its unit, u = mean |s|:
+
+    dL/dm = Σ z · dL/d(z·m),    dL/ds = dL/dm · du/d|s| · sign(s)
+
+There, and not on the weights, because a BatchNorm makes its output independent of the scale of a filter: the sum
+of W · dL/dW over the filter is zero, and the scores of whole filters would never move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.errors import InputError
+from prunekit.prune.channel_groups import ChannelGroups
+from prunekit.prune.layers import prunable_layers
+from prunekit.prune.mask_rule import MaskRule
+from prunekit.prune.masks import apply_masks
+from prunekit.prune.scores import check_scores, load_scores, save_scores
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """Weight where the mask is True, else zero; the gradient goes to the scores as if the mask were |s|."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scores)
+        return torch.where(mask, weight, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        weight, scores = ctx.saved_tensors
+        return None, (gradient * weight).mul_(scores.sign()), None
+
+
+class _KeptUnits(torch.autograd.Function):
+    """1 where a unit is kept, else 0, [units]; the gradient goes to the scores as if it were the mean |s|."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, units: list[Tensor], *scores: Tensor) -> Tensor:
+        ctx.save_for_backward(*scores)
+        ctx.units = units
+        ctx.filters_per_unit = torch.bincount(torch.cat(units), minlength=len(kept)).clamp(min=1)
+        return kept.to(scores[0].device, scores[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        per_unit = gradient / ctx.filters_per_unit.to(gradient.device)
+        slopes = [
+            scores.sign().mul_((per_unit[units.to(gradient.device)] / scores[0].numel()).view(-1, 1, 1, 1))
+            for scores, units in zip(ctx.saved_tensors, ctx.units, strict=True)
+        ]
+        return None, None, *slopes
+
+
+class _ScoredWeight(nn.Module):
+    """The parametrization of one convolution's weight."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(scores.detach().clone())
+        # Plain attribute, no buffer: it follows from the scores, and buffers are to hold still under attack.
+        self.mask: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.mask is None:
+            return weight
+        masked: Tensor = _MaskedWeight.apply(weight, self.scores, self.mask)  # type: ignore[no-untyped-call]
+        return masked
+
+
+@dataclass(frozen=True)
+class Churn:
+    """The fraction of kept weights that the start's masks had dropped.
+
+    Attributes:
+        total: Over all scored weights. Near zero means that optimising the scores changed nothing.
+        layers: Layer by layer.
+    """
+
+    total: float
+    layers: dict[str, float]
+
+
+class StraightThrough:
+    """Make the scores of a model's convolutions the parameters that train.
+
+    From construction to `detach` or `finish` the model runs masked, by masks that follow the scores: they are made
+    anew in the first forward after the scores have changed. Weights are frozen; what normalisations learn is not.
+    The model must be called itself, not one of its parts.
+
+    Args:
+        model: Any module with `nn.Conv2d` layers.
+        scores: Layer name → the scores to start from.
+        rule: How scores become masks.
+
+    Raises:
+        InputError: When the scores do not fit the model, or one of its convolutions is parametrized already.
+    """
+
+    def __init__(self, model: nn.Module, scores: Mapping[str, Tensor], rule: MaskRule) -> None:
+        check_scores(model, scores)
+        self.model, self.rule = model, rule
+        self._start = rule(scores)
+        self._layers = {k: conv for k, conv in prunable_layers(model).items() if k not in rule.excluded}
+        self._everything = {layer: score.detach().clone() for layer, score in scores.items() if layer in rule.excluded}
+        for layer, conv in self._layers.items():
+            if parametrize.is_parametrized(conv):
+                raise InputError(f"Expected plain convolutions, but layer {layer!r} is parametrized already.")
+        self._trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._freeze()
+        self._scored = {layer: _ScoredWeight(scores[layer].to(c.weight)) for layer, c in self._layers.items()}
+        for layer, conv in self._layers.items():
+            parametrize.register_parametrization(conv, "weight", self._scored[layer], unsafe=True)
+        self._state: object = None
+        self._masks: dict[str, Tensor] = {}
+        self._kept_units = torch.ones(0)
+        self._hooks = [model.register_forward_pre_hook(self._before_forward), *self._add_gates()]
+        self._refresh()
+
+    def _freeze(self) -> None:
+        norms = {id(p) for module in self.model.modules() if isinstance(module, _NormBase) for p in module.parameters()}
+        for parameter, _ in self._trained:
+            if id(parameter) not in norms:
+                parameter.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what trains: the scores, and the weights and biases of the normalisations that did before."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return a copy of each layer's scores, those of excluded layers as they were given."""
+        current = {layer: scored.scores.detach().clone() for layer, scored in self._scored.items()}
+        return {k: current[k] if k in current else self._everything[k] for k in prunable_layers(self.model)}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the masks that the scores make now."""
+        self._refresh()
+        return {layer: mask.clone() for layer, mask in self._masks.items()}
+
+    def churn(self) -> Churn:
+        """Compare the masks with those of the scores that it all started from."""
+        self._refresh()
+        kept = {layer: int(self._masks[layer].count_nonzero()) for layer in self._layers}
+        new = {layer: int((self._masks[layer] & ~self._start[layer]).count_nonzero()) for layer in self._layers}
+        layers = {layer: new[layer] / max(kept[layer], 1) for layer in self._layers}
+        return Churn(sum(new.values()) / max(sum(kept.values()), 1), layers)
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores as a safetensors file."""
+        save_scores(path, self.scores())
+
+    @torch.no_grad()
+    def load(self, path: str | Path) -> None:
+        """Go on from the scores that `save` wrote; the start, which churn is counted from, stays."""
+        loaded = load_scores(path, self.model)
+        for layer, scored in self._scored.items():
+            scored.scores.copy_(loaded[layer])
+
+    def detach(self) -> None:
+        """Make the convolutions plain again, with the weights that they had; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for conv in self._layers.values():
+            if parametrize.is_parametrized(conv, "weight"):
+                parametrize.remove_parametrizations(conv, "weight", leave_parametrized=False)
+        for parameter, trained in self._trained:
+            parameter.requires_grad_(trained)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Detach, set what the masks drop to zero, and return the masks."""
+        masks = self.masks()
+        self.detach()
+        apply_masks(self.model, masks, self._groups)
+        return masks
+
+    def __enter__(self) -> StraightThrough:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def _groups(self) -> ChannelGroups | None:
+        return self.rule.groups if self.rule.cuts_filters else None
+
+    def _before_forward(self, model: nn.Module, args: object) -> None:
+        self._refresh()
+        if self._groups is not None:
+            scores = [scored.scores for scored in self._scored.values()]
+            units = [self._groups.units[layer] for layer in self._scored]
+            kept = _KeptUnits.apply(self._kept, units, *scores)  # type: ignore[no-untyped-call]
+            # The last one is for unit -1, channels that no filter made.
+            self._kept_units = torch.cat([kept, kept.new_ones(1)])
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Make the masks anew if a score has changed; several forwards with the same scores share them."""
+        state = [(scored.scores._version, scored.scores.device) for scored in self._scored.values()]
+        if state == self._state:
+            return
+        self._state = state
+        current = {layer: scored.scores.detach() for layer, scored in self._scored.items()}
+        names = prunable_layers(self.model)
+        self._masks = self.rule({k: current[k] if k in current else self._everything[k] for k in names})
+        if self._groups is not None:
+            self._kept = self._groups.kept_units(self._masks)
+        if self.rule.masks_weights:
+            for layer, scored in self._scored.items():
+                scored.mask = self._weight_mask(layer)
+
+    def _weight_mask(self, layer: str) -> Tensor:
+        """A dropped filter keeps its weights: its channel is silenced behind the normalisation instead."""
+        mask = self._masks[layer]
+        if self._groups is None:
+            return mask
+        is_dropped = ~self._kept[self._groups.units[layer]].to(mask.device)
+        return mask | is_dropped[:, None, None, None]
+
+    def _add_gates(self) -> list[RemovableHandle]:
+        """Silence dropped channels behind each normalisation, and behind convolutions that have a bare reader."""
+        if self._groups is None:
+            return []
+        groups = self._groups
+        gates = groups.norm_units | {layer: groups.units[layer] for layer in groups.bare}
+        return [
+            self.model.get_submodule(name).register_forward_hook(self._gate(units))
+            for name, units in gates.items()
+            if not groups.pinned[units[units >= 0]].all()
+        ]
+
+    def _gate(self, units: Tensor) -> Any:
+        def silence_dropped(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            kept = self._kept_units[units.to(output.device)]
+            return output * kept.view(-1, *[1] * (output.dim() - 2)).to(output.dtype)
+
+        return silence_dropped
