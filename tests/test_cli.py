@@ -100,7 +100,7 @@ def _out_is_a_file(options: Options) -> None:
         (_change(ratios="many"), "--ratios"),
         (_change(scores="l1"), "--scores"),
         (_change(structure="filters"), "--structure"),
-        (_change(attack="fgsm"), "--attack"),
+        (_change(attack="brute"), "--attack"),
         (_change(image_size=100), "--image-size"),
         (_truncated_weights, "net.weights"),
         (_without_categories, "categories"),

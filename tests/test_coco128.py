@@ -7,7 +7,8 @@ import torch
 from external_files import coco128, official_tiny_weights
 from torch import Tensor
 
-from prunekit.attacks import PRESETS, pgd
+from prunekit.attacks import pgd
+from prunekit.attacks.presets import PAPER
 from prunekit.detection import (
     AveragePrecision,
     Batch,
@@ -67,7 +68,7 @@ def test_the_papers_attack_lowers_it_to_under_a_third(net: Detector) -> None:
         def loss(outputs: tuple[Tensor, ...], batch: Batch = batch) -> Tensor:
             return detection_loss(outputs, batch.targets, net.anchors, net.strides, net.num_classes).total
 
-        x_adv = pgd(net, batch.images, loss, PRESETS["paper"])
+        x_adv = pgd(net, batch.images, loss, PAPER)
         assert float((x_adv - batch.images).abs().max()) <= 0.05 + 1e-6
         found |= detect(net, x_adv, batch)
     clean = evaluate_clean(net, dataset)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from prunekit.attacks import PRESETS, L2Step, LinfStep, PgdConfig, pgd
+from prunekit.attacks import L2Step, LinfStep, PgdConfig, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
+from prunekit.attacks.presets import PAPER, STANDARD
 from prunekit.errors import InputError
 
 LINF = PgdConfig(eps=0.1, step_size=0.04, steps=4)
@@ -19,8 +20,8 @@ CONFIGS = [
     L2,
     dataclasses.replace(LINF, random_start=True, restarts=3),
     dataclasses.replace(L2, random_start=True, restarts=3),
-    PRESETS["paper"],
-    PRESETS["standard"],
+    PAPER,
+    STANDARD,
 ]
 
 
@@ -76,7 +77,7 @@ def test_the_paper_preset_takes_its_five_sign_steps() -> None:
         (grad,) = torch.autograd.grad(loss_per_image(net(leaf)).sum(), leaf)
         moved = expected + 0.02 * grad.sign()
         expected = torch.minimum(torch.maximum(moved, x - 0.05), x + 0.05).clamp(0, 1)
-    assert torch.equal(pgd(net, x, loss_per_image, PRESETS["paper"]), expected)
+    assert torch.equal(pgd(net, x, loss_per_image, PAPER), expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -38,7 +38,7 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"ratios": ()}, "--ratios: "),
         ({"model": "yolov9"}, "--model: must be one of yolov3, .*'yolov9'"),
         ({"scores": "l1"}, "--scores: must be one of scaled, .*'l1'"),
-        ({"attack": "fgsm"}, "--attack: must be one of paper, .*none, got 'fgsm'"),
+        ({"attack": "brute"}, "--attack: must be one of fgsm, paper, .*none, got 'brute'"),
         ({"structure": "filters"}, "--structure: .*'unstructured', got 'filters'"),
         ({"image_size": 100}, "--image-size: .*multiple of 32, got 100"),
         ({"width": 0}, "--width: .*greater than 0, got 0"),

@@ -15,8 +15,9 @@ from prunekit.detection import MODELS
 from prunekit.errors import InputError
 from prunekit.prune import SCORES
 
-# Results do not depend on where files lie (their content is compared); each ratio is a unit of its own.
-_NO_PART_OF_THE_IDENTITY = {"weights", "data", "out", "ratios"}
+# Results do not depend on where files lie (their content is compared), nor on which process reads them; each ratio is
+# a unit of its own.
+_NO_PART_OF_THE_IDENTITY = {"weights", "data", "out", "ratios", "workers"}
 
 
 class RunConfig(BaseModel):
@@ -41,6 +42,7 @@ class RunConfig(BaseModel):
     iou_threshold: float = Field(0.45, gt=0, le=1, description="non-maximum suppression's overlap")
     max_detections: int = Field(100, ge=1, description="kept per image; COCO's AP counts at most 100")
     batch_size: int = Field(8, ge=1, description="images at once in evaluation and attack")
+    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
     limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
     threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
     latency_runs: int = Field(30, ge=3, description="timed runs of each of control and artefact")

@@ -3,92 +3,208 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from prunekit.attacks import PgdConfig, pgd
+from prunekit.attacks import PRESETS, Attack
 from prunekit.detection import (
     AveragePrecision,
     Batch,
     CocoDataset,
     Detections,
     Detector,
-    collate,
     decode,
-    detection_loss,
     evaluate_detections,
     nms,
 )
-from prunekit.pipeline.config import RunConfig
+from prunekit.detection.attack_losses import attack_losses
+from prunekit.errors import InputError
+from prunekit.pipeline.detection_rates import FalsePositives, confident, false_positives
+from prunekit.pipeline.loading import device_of, load_batches, on_device
 from prunekit.pipeline.progress import Progress
 
 # Called with an image's id and its row of the batch as the network saw it.
 ImageSeen = Callable[[int, Batch, int, Tensor], None]
 
+CLEAN = "none"
+
+
+class EvaluationChoices(Protocol):
+    """The fields of a configuration that evaluation reads; see `RunConfig`."""
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def score_threshold(self) -> float: ...  # noqa: D102
+    @property
+    def iou_threshold(self) -> float: ...  # noqa: D102
+    @property
+    def max_detections(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The least, mean and greatest of some values."""
+
+    smallest: float
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How far the attacked images are from the clean ones, for pixels in [0, 1].
+
+    Attributes:
+        linf: over images, the largest change of an image's pixels.
+        l2: over images, the Euclidean length of an image's whole change.
+        lowest: the lowest value of any attacked pixel.
+        highest: the highest.
+    """
+
+    linf: Spread
+    l2: Spread
+    lowest: float
+    highest: float
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Detections by image id, boxes xyxy in pixels of the original images, and their average precision."""
+    """What a model found in a data set, and how good that is.
+
+    Attributes:
+        detections: by image id; boxes xyxy in pixels of the original images.
+        average_precision: of all of them.
+        average_precision_confident: of those with a score of at least 0.5.
+        false_positives: among those with a score of at least 0.5.
+        perturbation: what an attack did to the images; None for a clean evaluation.
+    """
 
     detections: dict[int, Detections]
     average_precision: AveragePrecision
+    average_precision_confident: AveragePrecision
+    false_positives: FalsePositives
+    perturbation: Perturbation | None
+
+
+@dataclass(frozen=True)
+class EvaluationCase:
+    """One evaluation of a model: clean, under an attack of its own, or under one made on the dense model.
+
+    Attributes:
+        attack: a name in `prunekit.attacks.PRESETS`, or "none".
+        transfer: whether the attack's gradients are the dense model's.
+    """
+
+    attack: str
+    transfer: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name for files and columns: none, paper, paper_transfer."""
+        return f"{self.attack}_transfer" if self.transfer else self.attack
+
+
+def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[EvaluationCase]:
+    """List what to evaluate: clean first, then each named attack, with `transfer` also made on the dense model."""
+    unknown = [name for name in attacks if name not in PRESETS and name != CLEAN]
+    if unknown:
+        raise InputError(f"expected attacks among {', '.join([CLEAN, *PRESETS])}, but got {unknown[0]!r}")
+    cases = [EvaluationCase(CLEAN)]
+    for name in dict.fromkeys(name for name in attacks if name != CLEAN):
+        cases.append(EvaluationCase(name))
+        if transfer:
+            cases.append(EvaluationCase(name, transfer=True))
+    return cases
+
+
+def evaluate_case(
+    case: EvaluationCase,
+    model: Detector,
+    dense: Detector,
+    dataset: CocoDataset,
+    config: EvaluationChoices,
+    progress: Progress,
+    description: str = "",
+) -> Evaluation:
+    """Do one case for `model`; `dense` is the model that transferred attacks are made on."""
+    attack = None if case.attack == CLEAN else PRESETS[case.attack]
+    source = dense if case.transfer else None
+    return evaluate(model, dataset, config, attack, progress, description or case.name, source=source)
 
 
 def evaluate(
     model: Detector,
     dataset: CocoDataset,
-    config: RunConfig,
-    attack: PgdConfig | None,
+    config: EvaluationChoices,
+    attack: Attack | None,
     progress: Progress,
-    description: str,
-    image_seen: ImageSeen,
+    description: str = "evaluating",
+    image_seen: ImageSeen | None = None,
+    source: Detector | None = None,
 ) -> Evaluation:
     """Run `model` over `dataset`, each batch attacked first when there is an attack.
 
     Args:
-        model: The detector, in eval mode; the attack's gradients are its own (white box).
+        model: The detector, in eval mode.
         dataset: Letterboxed images with their objects.
-        config: Batch size, thresholds and seed.
+        config: Batch size, workers, thresholds and seed.
         attack: None for a clean evaluation.
         progress: Shown batch by batch.
         description: The bar's label.
         image_seen: Told of every image as the network sees it.
+        source: The model whose gradients the attack follows: `model` itself (white box) if not given, another
+            detector of the same classes for a transferred attack.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(config.seed)
     detections: dict[int, Detections] = {}
+    movements: list[Tensor] = []
     num_batches = math.ceil(len(dataset) / config.batch_size)
-    for batch in progress.track(_batches(dataset, config.batch_size), description, num_batches):
-        x = batch.images if attack is None else perturb(model, batch, attack, generator)
+    loaded = load_batches(dataset, config.batch_size, config.workers)
+    for batch in progress.track(loaded, description, num_batches):
+        batch = on_device(batch, device)
+        x = batch.images
+        if attack is not None:
+            x = perturb(source or model, batch, attack, generator)
+            movements.append(_movement(x, batch.images))
         for row, found in enumerate(detect(model, x, config)):
             image_id = batch.image_ids[row]
             boxes = batch.letterboxes[row].to_image(found.boxes)
-            detections[image_id] = Detections(boxes, found.scores, found.classes)
-            image_seen(image_id, batch, row, x[row])
-    return Evaluation(detections, evaluate_detections(dataset, detections))
+            detections[image_id] = Detections(boxes.cpu(), found.scores.cpu(), found.classes.cpu())
+            if image_seen is not None:
+                image_seen(image_id, batch, row, x[row])
+    return Evaluation(
+        detections,
+        evaluate_detections(dataset, detections),
+        evaluate_detections(dataset, confident(detections)),
+        false_positives(dataset, detections),
+        _perturbation(movements) if movements else None,
+    )
 
 
-def perturb(model: Detector, batch: Batch, attack: PgdConfig, generator: torch.Generator) -> Tensor:
-    """Return the batch's images, [N, 3, H, W] in [0, 1], perturbed to raise each image's detection loss."""
-
-    def loss_per_image(outputs: tuple[Tensor, ...]) -> Tensor:
-        loss = detection_loss(outputs, batch.targets, model.anchors, model.strides, model.num_classes)
-        return loss.total
-
-    return pgd(model, batch.images, loss_per_image, attack, generator)
+def perturb(model: Detector, batch: Batch, attack: Attack, generator: torch.Generator) -> Tensor:
+    """Return the batch's images, [N, 3, H, W] in [0, 1], attacked through the gradients of `model`."""
+    losses = attack_losses(batch.targets, model.anchors, model.strides, model.num_classes)
+    return attack(model, batch.images, losses, generator)
 
 
 @torch.inference_mode()
-def detect(model: Detector, x: Tensor, config: RunConfig) -> list[Detections]:
+def detect(model: Detector, x: Tensor, config: EvaluationChoices) -> list[Detections]:
     """Return each image's detections for x, [N, 3, H, W]; boxes xyxy in its pixels."""
     boxes, scores = decode(model(x), model.anchors, model.strides, model.num_classes)
     return nms(boxes, scores, **nms_options(config))
 
 
-def nms_options(config: RunConfig) -> dict[str, Any]:
+def nms_options(config: EvaluationChoices) -> dict[str, Any]:
     """Return the configuration's choices for `prunekit.detection.nms`."""
     return {
         "score_threshold": config.score_threshold,
@@ -97,7 +213,17 @@ def nms_options(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _batches(dataset: CocoDataset, batch_size: int) -> Iterator[Batch]:
-    for start in range(0, len(dataset), batch_size):
-        stop = min(start + batch_size, len(dataset))
-        yield collate([dataset[index] for index in range(start, stop)])
+def _movement(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return each image's largest change, length of change, lowest and highest value, [N, 4]."""
+    delta, pixels = (x_adv - x).flatten(1), x_adv.flatten(1)
+    length = torch.linalg.vector_norm(delta, dim=1)
+    return torch.stack([delta.abs().amax(dim=1), length, pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).cpu()
+
+
+def _perturbation(movements: list[Tensor]) -> Perturbation:
+    linf, l2, lowest, highest = torch.cat(movements).double().unbind(dim=1)
+    return Perturbation(_spread(linf), _spread(l2), float(lowest.min()), float(highest.max()))
+
+
+def _spread(values: Tensor) -> Spread:
+    return Spread(float(values.min()), float(values.mean()), float(values.max()))

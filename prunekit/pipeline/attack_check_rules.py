@@ -1,0 +1,151 @@
+"""What the figures of a sound evaluation under attack must be like: one function a rule, numbers in, verdict out.
+
+Athalye et al. (2018, "Obfuscated gradients give a false sense of security") and Carlini et al. (2019, "On evaluating
+adversarial robustness") list the signs of a broken one: an attack that gains nothing from more strength, that chance
+or a transferred perturbation beats, or that cannot win where the ball holds everything. Their accuracy is AP here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from prunekit.pipeline.evaluate import Perturbation, Spread
+
+# In shares of the clean AP.
+MONOTONE_TOLERANCE = 0.05
+STEPS_TOLERANCE = 0.1
+TRANSFER_TOLERANCE = 0.05
+NOISE_TOLERANCE = 0.3
+LARGE_EPS_REMAINDER = 0.05
+# A part of a data set cannot tell smaller differences of AP from chance.
+CHANCE = 0.01
+
+MIN_MOVE = 0.5  # of eps, by every image
+ROUNDING = 1e-5  # by which float32 may leave the ball: absolute, and as a share of eps
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, whether all is as it must be, what was seen in a sentence, and the numbers."""
+
+    name: str
+    passed: bool
+    sentence: str
+    numbers: Mapping[str, float]
+
+
+class MeaninglessEvaluationError(RuntimeError):
+    """A check failed: figures of this evaluation under attack would mean nothing."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All checks that were made, in order."""
+
+    rows: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that failed."""
+        return [row for row in self.rows if not row.passed]
+
+    def require(self) -> None:
+        """Raise MeaninglessEvaluationError with the sentences of the checks that failed, if any did."""
+        if self.failed:
+            sentences = "; ".join(f"{row.name}: {row.sentence}" for row in self.failed)
+            raise MeaninglessEvaluationError(
+                f"{len(self.failed)} of {len(self.rows)} checks of the evaluation under attack failed: {sentences}"
+            )
+
+
+def tolerance(share: float, clean: float) -> float:
+    """Return the difference of AP that is allowed, for a share of the clean AP."""
+    return max(share * clean, CHANCE)
+
+
+def something_to_attack(clean: float) -> Check:
+    """The clean model must find something."""
+    return Check(
+        "clean AP",
+        clean > CHANCE,
+        f"the clean AP is {clean:.3f}; without any there is nothing to attack",
+        {"ap": clean},
+    )
+
+
+def no_radius_changes_nothing(clean: float, at_zero: float) -> Check:
+    """An attack with eps 0 must give the clean figure, bit for bit."""
+    sentence = f"an attack with eps 0 gives AP {at_zero:.4f}, no attack {clean:.4f}: the two must be equal"
+    return Check("eps 0", at_zero == clean, sentence, {"ap": at_zero, "clean": clean})
+
+
+def falls_with_eps(clean: float, ap_by_eps: Mapping[float, float]) -> Check:
+    """AP must not rise with eps; `ap_by_eps` ascends in eps."""
+    largest_rise = max(after - before for before, after in pairwise(ap_by_eps.values()))
+    allowed = tolerance(MONOTONE_TOLERANCE, clean)
+    curve = ", ".join(f"{ap:.3f} at {eps:.3g}" for eps, ap in ap_by_eps.items())
+    sentence = f"AP is {curve}: it may rise by at most {allowed:.3f} from one eps to the next"
+    return Check("monotone", largest_rise <= allowed, sentence, {f"eps {eps:.4g}": ap for eps, ap in ap_by_eps.items()})
+
+
+def nothing_survives(clean: float, eps: float, ap: float) -> Check:
+    """In a ball this large the attacker can paint over everything."""
+    allowed = tolerance(LARGE_EPS_REMAINDER, clean)
+    sentence = f"eps {eps:.3g} leaves AP {ap:.3f} of {clean:.3f}: at most {allowed:.3f} can be honest"
+    return Check("large eps", ap <= allowed, sentence, {"eps": eps, "ap": ap})
+
+
+def has_converged(clean: float, own: float, more_steps: float) -> Check:
+    """Many more steps must change little."""
+    allowed = tolerance(STEPS_TOLERANCE, clean)
+    sentence = (
+        f"five times the steps give AP {more_steps:.3f} instead of {own:.3f}: at most {allowed:.3f} may lie between"
+    )
+    return Check("more steps", abs(more_steps - own) <= allowed, sentence, {"own": own, "more_steps": more_steps})
+
+
+def chance_is_harmless(clean: float, noise: float) -> Check:
+    """Random noise of the same eps must leave most of the AP: otherwise it is not the attack that is measured."""
+    allowed = tolerance(NOISE_TOLERANCE, clean)
+    sentence = f"random noise leaves AP {noise:.3f} of {clean:.3f}: it may cost at most {allowed:.3f}"
+    return Check("noise", clean - noise <= allowed, sentence, {"noise": noise, "clean": clean})
+
+
+def own_gradients_win(clean: float, own: float, transfer: float) -> Check:
+    """An attack made on another model must not be the stronger one."""
+    allowed = tolerance(TRANSFER_TOLERANCE, clean)
+    sentence = (
+        f"the model's own gradients lower AP to {own:.3f}, another model's to {transfer:.3f}: "
+        f"one's own may be weaker by at most {allowed:.3f}"
+    )
+    return Check("white box", own - transfer <= allowed, sentence, {"own": own, "transfer": transfer})
+
+
+def every_image_moves(norm: str, eps: float, perturbation: Perturbation) -> Check:
+    """An attack uses its ball: sign steps reach its surface in some pixel at once."""
+    spread = _distances(norm, perturbation)
+    sentence = f"the image that moved least moved by {spread.smallest:.3g} of eps {eps:.3g}: at least half is usual"
+    return Check("moves", spread.smallest >= MIN_MOVE * eps, sentence, {"smallest": spread.smallest, "eps": eps})
+
+
+def none_leaves_the_ball(norm: str, perturbations: Mapping[float, Perturbation]) -> Check:
+    """No image may move further than eps; `perturbations` by eps."""
+    largest = {eps: _distances(norm, seen).largest for eps, seen in perturbations.items()}
+    outside = [eps for eps, distance in largest.items() if distance > eps * (1 + ROUNDING) + ROUNDING]
+    eps = outside[0] if outside else max(largest)
+    sentence = f"where eps is {eps:.4g}, the image that moved most moved by {largest[eps]:.4g}"
+    return Check("ball", not outside, sentence, {"largest": largest[eps], "eps": eps})
+
+
+def pixels_stay_pixels(perturbations: Mapping[float, Perturbation]) -> Check:
+    """Attacked pixels must stay in [0, 1]; `perturbations` by eps."""
+    lowest = min(seen.lowest for seen in perturbations.values())
+    highest = max(seen.highest for seen in perturbations.values())
+    sentence = f"attacked pixels lie in [{lowest:.3g}, {highest:.3g}]"
+    return Check("pixels", lowest >= 0 and highest <= 1, sentence, {"lowest": lowest, "highest": highest})
+
+
+def _distances(norm: str, perturbation: Perturbation) -> Spread:
+    return perturbation.linf if norm == "linf" else perturbation.l2

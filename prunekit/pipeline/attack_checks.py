@@ -1,0 +1,186 @@
+"""Check an evaluation under attack before believing it: attack in several ways, compare what must be ordered."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.attacks import GradientError, L2Step, LinfStep, PgdConfig, uniform_noise
+from prunekit.attacks.gradient import loss_at, slope_at
+from prunekit.attacks.presets import STANDARD
+from prunekit.attacks.steps import STEPS
+from prunekit.detection import CocoDataset, Detector
+from prunekit.detection.attack_losses import attack_losses
+from prunekit.pipeline import attack_check_rules as rules
+from prunekit.pipeline.attack_check_rules import Check, CheckReport
+from prunekit.pipeline.evaluate import Evaluation, EvaluationChoices, evaluate
+from prunekit.pipeline.loading import device_of, load_batches, on_device
+from prunekit.pipeline.progress import Progress
+
+LARGE_EPS = 64 / 255
+STEPS_FACTOR = 5
+SMALL_STEP = 0.1  # of eps
+MIN_RISING_SHARE = 0.8  # of the images must do worse after one small step along the gradient
+SIBLING_NOISE = 0.1  # of each filter bank's standard deviation
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The evaluations that are compared: clean, attacked at ascending eps, and under three variants of the attack."""
+
+    clean: Evaluation
+    by_eps: dict[float, Evaluation]
+    more_steps: Evaluation
+    noise: Evaluation
+    transfer: Evaluation
+
+
+def check_evaluation(
+    model: Detector,
+    dataset: CocoDataset,
+    config: EvaluationChoices,
+    progress: Progress,
+    attack: PgdConfig = STANDARD,
+    source: Detector | None = None,
+    num_images: int = 32,
+) -> CheckReport:
+    """Attack a part of the data set in several ways and check that the figures are ordered as they must be.
+
+    Args:
+        model: The detector as it is evaluated.
+        dataset: The evaluation data.
+        config: Batch size, workers, thresholds and seed of the evaluation.
+        progress: Shown evaluation by evaluation.
+        attack: The attack that is checked, with eps above 0 and enough steps to have converged.
+        source: Another detector of the same classes, such as the unpruned one, whose attack is transferred. If not
+            given, the model itself with noise on its filters.
+        num_images: The checks use the first so many images that have objects.
+
+    Returns:
+        The checks; `CheckReport.require` raises if one failed. Where the mode or the gradient is wrong already, the
+        checks end there.
+    """
+    part = first_images_with_objects(dataset, num_images)
+    rows = [_check_mode(model)]
+    if rows[0].passed:
+        rows.append(_check_gradient(model, part, config, attack))
+    if not rows[-1].passed:
+        return CheckReport(rows)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attacked = _attack_in_all_ways(model, part, config, progress, attack, source or _sibling(model, config.seed))
+    return CheckReport([*rows, *_judge(attacked, attack), _check_state(model, before)])
+
+
+def first_images_with_objects(dataset: CocoDataset, count: int) -> CocoDataset:
+    """Return a view of the first `count` images that have objects, or of the first images if none has."""
+    part = copy.copy(dataset)
+    part.images = [record for record in dataset.images if record.objects][:count] or dataset.images[:count]
+    return part
+
+
+def _attack_in_all_ways(
+    model: Detector,
+    dataset: CocoDataset,
+    config: EvaluationChoices,
+    progress: Progress,
+    attack: PgdConfig,
+    source: Detector,
+) -> Attacked:
+    def under(chosen: PgdConfig | None, what: str, source: Detector | None = None) -> Evaluation:
+        return evaluate(model, dataset, config, chosen, progress, f"checking: {what}", source=source)
+
+    more = dataclasses.replace(attack, steps=STEPS_FACTOR * attack.steps)
+    return Attacked(
+        clean=under(None, "clean"),
+        by_eps={eps: under(attack.with_eps(eps), f"eps {eps:.3g}") for eps in _radii(attack)},
+        more_steps=under(more, f"{more.steps} steps"),
+        noise=under(uniform_noise(attack.eps, attack.norm), "noise"),
+        transfer=under(attack, "transfer", source),
+    )
+
+
+def _radii(attack: PgdConfig) -> list[float]:
+    """Return radii from 0 by way of the attack's own to one that nothing survives."""
+    # In L2, the same multiple of the attack's radius as in L∞.
+    large = LARGE_EPS if attack.norm == "linf" else attack.eps * LARGE_EPS / STANDARD.eps
+    return sorted({0.0, attack.eps / 4, attack.eps / 2, attack.eps, large})
+
+
+def _judge(attacked: Attacked, attack: PgdConfig) -> list[Check]:
+    ap_by_eps = {eps: evaluation.average_precision.ap for eps, evaluation in attacked.by_eps.items()}
+    moved = {eps: seen for eps, evaluation in attacked.by_eps.items() if (seen := evaluation.perturbation) is not None}
+    clean, own, large = attacked.clean.average_precision.ap, ap_by_eps[attack.eps], max(ap_by_eps)
+    return [
+        rules.something_to_attack(clean),
+        rules.every_image_moves(attack.norm, attack.eps, moved[attack.eps]),
+        rules.none_leaves_the_ball(attack.norm, moved),
+        rules.pixels_stay_pixels(moved),
+        rules.no_radius_changes_nothing(clean, ap_by_eps[0.0]),
+        rules.falls_with_eps(clean, ap_by_eps),
+        rules.nothing_survives(clean, large, ap_by_eps[large]),
+        rules.has_converged(clean, own, attacked.more_steps.average_precision.ap),
+        rules.chance_is_harmless(clean, attacked.noise.average_precision.ap),
+        rules.own_gradients_win(clean, own, attacked.transfer.average_precision.ap),
+    ]
+
+
+def _sibling(model: Detector, seed: int) -> Detector:
+    """Return the model with noise on its filters."""
+    sibling = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in sibling.parameters():
+            if weight.ndim > 1:
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                weight.add_(SIBLING_NOISE * weight.std() * noise)
+    return sibling
+
+
+def _check_mode(model: Detector) -> Check:
+    training = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training]
+    sentence = "batch normalisation uses its running statistics"
+    if training:
+        sentence = f"batch normalisation must be in eval mode, but {training[0]} is in training mode"
+    return Check("eval mode", not training, sentence, {"layers_in_training_mode": len(training)})
+
+
+def _check_gradient(model: Detector, dataset: CocoDataset, config: EvaluationChoices, attack: PgdConfig) -> Check:
+    """One small step along a true gradient makes nearly every image worse."""
+    move = STEPS[attack.norm](SMALL_STEP * attack.eps, step_size=SMALL_STEP * attack.eps)
+    try:
+        rises = torch.cat([*_rises(model, dataset, config, move)])
+    except GradientError as error:
+        return Check("gradient", False, str(error), {"rising_share": 0.0})
+    share = float((rises > 0).double().mean())
+    sentence = (
+        f"a step of {move.eps:.3g} along the gradient raises the loss of {share:.0%} of the images: "
+        f"a true gradient does so for at least {MIN_RISING_SHARE:.0%}"
+    )
+    return Check("gradient", share >= MIN_RISING_SHARE, sentence, {"rising_share": share})
+
+
+def _rises(
+    model: Detector, dataset: CocoDataset, config: EvaluationChoices, move: LinfStep | L2Step
+) -> Iterator[Tensor]:
+    """Yield, batch by batch, by how much one step raises each image's loss, [N]."""
+    for loaded in load_batches(dataset, config.batch_size, config.workers):
+        batch = on_device(loaded, device_of(model))
+        loss_per_image = attack_losses(batch.targets, model.anchors, model.strides, model.num_classes).total
+        _, loss, grad = slope_at(model, batch.images, loss_per_image)
+        x_adv = move.project(move.step(batch.images, grad), batch.images)
+        yield (loss_at(model, x_adv, loss_per_image) - loss).cpu()
+
+
+def _check_state(model: Detector, before: dict[str, Tensor]) -> Check:
+    """Nothing of the model may have changed, in particular no running statistics."""
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    sentence = (
+        f"the attacks changed {changed[0]}" if changed else "the attacks left weights and running statistics alone"
+    )
+    return Check("state", not changed, sentence, {"changed_tensors": len(changed)})
