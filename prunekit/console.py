@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
+from prunekit.pipeline.progress import Description
 from prunekit.report import Row
 
 T = TypeVar("T")
@@ -53,13 +54,13 @@ class ConsoleProgress:
     ) -> None:
         self._bars.stop()
 
-    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
         """Yield `items` under a bar that goes away at the end."""
-        task = self._bars.add_task(description, total=total)
+        task = self._bars.add_task(_text(description), total=total)
         try:
             for item in items:
                 yield item
-                self._bars.advance(task)
+                self._bars.update(task, advance=1, description=_text(description))
         finally:
             self._bars.remove_task(task)
 
@@ -76,6 +77,10 @@ def results_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(*(_cell(row[name], form) for _, name, form in _COLUMNS))
     return table
+
+
+def _text(description: Description) -> str:
+    return description if isinstance(description, str) else description()
 
 
 def _cell(value: str, form: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+# A loop's label, or what gives it anew at every item.
+Description = str | Callable[[], str]
 
 
 class Progress(Protocol):
     """Follows a job's loops and messages."""
 
-    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
         """Yield `items`, of which there are `total`, showing how far the loop has come."""
         ...
 
@@ -23,7 +25,7 @@ class Progress(Protocol):
 class SilentProgress:
     """Shows nothing."""
 
-    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
         """Yield `items`."""
         yield from items
 

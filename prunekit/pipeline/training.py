@@ -1,54 +1,112 @@
-"""Training of a detector from scratch: one loop that reads from top to bottom."""
+"""One loop that trains: pre-training, optimising scores and fine-tuning differ only in which parameters train.
+
+Nothing random comes from anywhere but (seed, step) and (seed, epoch), so training that was stopped and went on from a
+saved state ends in the same bits as training that was not.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from prunekit.detection import CocoDataset, Detector, Target, detection_loss
-from prunekit.pipeline.progress import Progress
+from prunekit.attacks import GradientError
+from prunekit.detection import CocoDataset, Detector
+from prunekit.pipeline.interrupts import deferred_interrupts
+from prunekit.pipeline.objectives import Clean, Objective, TrainBatch
+from prunekit.pipeline.preparation import parameters_that_train, prepared
+from prunekit.pipeline.progress import Progress, SilentProgress
+from prunekit.pipeline.tasks import detector_task
+from prunekit.pipeline.train_config import TrainConfig
+from prunekit.pipeline.train_state import (
+    TrainState,
+    capture,
+    load_averages,
+    restore,
+    restore_optimizer,
+    starting_averages,
+    update_averages,
+)
+from prunekit.pipeline.training_data import (
+    TrainingData,
+    batches_per_epoch,
+    derived_seed,
+    read_into_memory,
+    seeded,
+    training_batches,
+)
+from prunekit.pipeline.training_log import SilentLog, StepLog
 
-# Loss of a batch, a scalar: clean training hands in `clean_loss`, robust training one that attacks first.
-Objective = Callable[[Detector, Tensor, list[Target]], Tensor]
+# Called with the number of updates made; the numbers it returns go into the step's row of the log.
+AfterStep = Callable[[int], Mapping[str, float] | None]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """The knobs of training.
+class TrainingDivergedError(ArithmeticError):
+    """A loss or a gradient was not finite. What was saved before is still good."""
 
-    Attributes:
-        epochs: Passes over the data.
-        batch_size: Images a step.
-        learning_rate: The peak, after `warmup` of all steps; then a cosine down to zero.
-        weight_decay: AdamW's, on the convolutions' weights.
-        warmup: Share of the steps in which the rate rises linearly.
-        max_grad_norm: Gradients are clipped to this length.
-        ema_decay: The averaged weights, which training returns, forget at this rate a step.
-        sizes: Each batch is resized to one of these sides in pixels, multiples of 32.
-        seed: Of order, flips and sizes.
+
+def optimise(
+    module: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    data: TrainingData,
+    objective: Objective,
+    config: TrainConfig,
+    state: TrainState | None = None,
+    save: Callable[[TrainState], None] = lambda state: None,
+    log: StepLog | None = None,
+    progress: Progress | None = None,
+    after_step: Sequence[AfterStep] = (),
+    description: str = "training",
+) -> TrainState:
+    """Minimise `objective` over `parameters`, in place and on the config's device.
+
+    Args:
+        module: What maps images to outputs.
+        parameters: The ones of the module that train, by their names in it; all others stay as they are.
+        data: What to train on.
+        objective: What to minimise.
+        config: The knobs.
+        state: Where an earlier call stopped; everything else must be as it was then.
+        save: Called with the state every `checkpoint_every` steps and at the end, also that by Ctrl-C. The state refers
+            to the live tensors: write or clone it.
+        log: Told about every step.
+        progress: Shows steps, loss and time left.
+        after_step: Called in turn after each update: to keep pruned weights at zero, say.
+        description: The bar's label.
+
+    Returns:
+        The last state; its tensors are the module's own.
+
+    Raises:
+        InputError: For data without images, a device that is not there, or a state of another model.
+        TrainingDivergedError: When a loss or a gradient is not finite.
+        KeyboardInterrupt: After Ctrl-C, once the step in flight is done and saved.
     """
-
-    epochs: int
-    batch_size: int = 16
-    learning_rate: float = 1.2e-2
-    weight_decay: float = 0.02
-    warmup: float = 0.08
-    max_grad_norm: float = 10.0
-    ema_decay: float = 0.99
-    sizes: tuple[int, ...] = (192,)
-    seed: int = 0
-
-
-def clean_loss(model: Detector, x: Tensor, targets: list[Target]) -> Tensor:
-    """Return the mean detection loss of images x, [N, 3, H, W]."""
-    loss = detection_loss(model(x), targets, model.anchors, model.strides, model.num_classes)
-    return loss.total.mean()
+    num_steps, log = count_steps(data, config), log or SilentLog()
+    with prepared(module, parameters, config) as network, deferred_interrupts() as interrupted:
+        training = _Training(module, network, parameters, objective, config, num_steps, state)
+        batches = _replayed_batches(data, config, objective.replays, first_step=training.step)
+        steps = range(training.step, num_steps)
+        for step in (progress or SilentProgress()).track(
+            steps, lambda: f"{description}, loss {training.loss:.3f}", len(steps)
+        ):
+            row = {"epoch": step // (batches_per_epoch(data, config) * objective.replays)} | training.update(
+                *next(batches)
+            )
+            for hook in after_step:
+                row |= hook(training.step) or {}
+            training.average()
+            log.step(training.step, row)
+            is_last = training.step == num_steps
+            if is_last or interrupted() or training.step % config.checkpoint_every == 0:
+                save(training.state())
+            if interrupted():
+                break
+    return training.state()
 
 
 def train(
@@ -56,109 +114,148 @@ def train(
     dataset: CocoDataset,
     config: TrainConfig,
     progress: Progress,
-    objective: Objective = clean_loss,
+    objective: Objective | None = None,
 ) -> Detector:
-    """Train `model` in place; return a copy with the moving average of its weights, in eval mode.
+    """Train a detector in place, all of it; return a copy in eval mode with the average of its weights.
 
     Args:
         model: The detector to train.
         dataset: Training images; they are kept in memory as bytes, S · S · 3 each.
         config: The knobs.
-        progress: Shown epoch by epoch, with the loss.
-        objective: The loss to minimise.
+        progress: Shown step by step, with the loss.
+        objective: The loss to minimise; the clean one if not given.
     """
-    images, targets = _load(dataset, progress)
-    generator = torch.Generator().manual_seed(config.seed)
-    num_steps = config.epochs * math.ceil(len(images) / config.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, num_steps, config.warmup)
-    )
-    # 1.4 times faster than NCHW on narrow layers.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    data = read_into_memory(dataset, progress)
+    objective = objective or Clean(detector_task(model))
+    state = optimise(model, dict(model.named_parameters()), data, objective, config, progress=progress)
     average = copy.deepcopy(model).eval()
-    model.train()
-    for _ in progress.track(range(config.epochs), "training", config.epochs):
-        for x, batch_targets in _batches(images, targets, config, generator):
-            loss = objective(model, x, batch_targets)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            _update_average(average, model, config.ema_decay)
+    load_averages(state, average)
     return average
 
 
-def _load(dataset: CocoDataset, progress: Progress) -> tuple[Tensor, list[Target]]:
-    """Read all images once, uint8 [n, 3, S, S], with their objects."""
-    size = dataset.image_size
-    images = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
-    targets = []
-    for index in progress.track(range(len(dataset)), "reading training images", len(dataset)):
-        sample = dataset[index]
-        images[index] = (sample.image * 255).round()
-        targets.append(Target(sample.boxes, sample.labels))
-    return images, targets
+def count_steps(data: TrainingData, config: TrainConfig) -> int:
+    """Return the number of updates, the same for every objective.
+
+    Raises:
+        InputError: When there is no image.
+    """
+    per_epoch = batches_per_epoch(data, config)
+    return config.epochs * per_epoch if config.max_steps is None else config.max_steps
 
 
-def _batches(
-    images: Tensor, targets: list[Target], config: TrainConfig, generator: torch.Generator
-) -> Iterator[tuple[Tensor, list[Target]]]:
-    """Yield one epoch of shuffled, augmented batches."""
-    order = torch.randperm(len(images), generator=generator)
-    for indices in torch.split(order, config.batch_size):
-        x = (images[indices].float() / 255).contiguous(memory_format=torch.channels_last)  # [N, 3, S, S]
-        chosen = [targets[index] for index in indices.tolist()]
-        x, chosen = flip_some(x, chosen, generator)
-        size = config.sizes[int(torch.randint(len(config.sizes), (1,), generator=generator))]
-        yield resize(x, chosen, size)
+class _Training:
+    """The moving parts of one call of `optimise`.
+
+    Attributes:
+        step: Updates made so far.
+        loss: The last step's.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        network: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        objective: Objective,
+        config: TrainConfig,
+        num_steps: int,
+        state: TrainState | None,
+    ) -> None:
+        self.step, self.loss = 0, math.nan
+        self._module, self._network, self._objective = module, network, objective
+        self._config, self._num_steps = config, num_steps
+        self._parameters = parameters_that_train(module, parameters, config)
+        self._optimizer = _make_optimizer(self._parameters, config)
+        self._delta: Tensor | None = None
+        if state is not None:
+            restore(state, module)
+            restore_optimizer(state, self._parameters, self._optimizer)
+            self.step, self._delta = state.step, state.delta
+        is_averaged = config.ema_decay is not None
+        self._averages = starting_averages(state, module, self._parameters) if is_averaged else {}
+
+    def update(self, x: Tensor, targets: Any) -> dict[str, float]:
+        """Take one step; return what there is to log."""
+        rate = self._config.learning_rate_at(self.step, self._num_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        # What the module itself draws, such as dropout, comes from torch's global generators.
+        torch.manual_seed(derived_seed(self._config.seed, "module", self.step))
+        batch = TrainBatch(x, targets, self._perturbation(x))
+        loss = self._attacked_loss(batch)
+        loss_value = float(loss.detach())
+        self._require_finite("loss", loss_value)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = self._clip()
+        self._require_finite("length of the gradient", norm)
+        self._optimizer.step()
+        self._delta = None if batch.delta is None else self._objective.next_delta(batch.delta)
+        self.step, self.loss = self.step + 1, loss_value
+        return {"learning_rate": rate, "loss": self.loss, "grad_norm": norm}
+
+    def average(self) -> None:
+        """Let the averaged weights follow."""
+        if self._config.ema_decay is not None:
+            update_averages(self._averages, self._module, self._config.ema_decay)
+
+    def state(self) -> TrainState:
+        """Return where training stands."""
+        return capture(self.step, self._module, self._parameters, self._optimizer, self._averages, self._delta)
+
+    def _attacked_loss(self, batch: TrainBatch) -> Tensor:
+        generator = seeded(self._config.seed, "objective", self.step, batch.x.device)
+        try:
+            return self._objective(self._network, batch, generator)
+        except GradientError as error:
+            raise self._diverged(f"an attack failed ({error})") from error
+
+    def _perturbation(self, x: Tensor) -> Tensor | None:
+        """Return δ [N, ...] for images x: the one carried over as far as it fits, 0 elsewhere."""
+        if not self._objective.carries_delta:
+            return None
+        delta = torch.zeros_like(x)
+        if self._delta is not None and self._delta.shape[1:] == x.shape[1:]:
+            count = min(len(x), len(self._delta))
+            delta[:count] = self._delta[:count]
+        return delta.requires_grad_()
+
+    def _clip(self) -> float:
+        """Return the length of the gradient, and shorten it if it is too long."""
+        longest = math.inf if self._config.max_grad_norm is None else self._config.max_grad_norm
+        return float(nn.utils.clip_grad_norm_(self._parameters.values(), longest))
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise self._diverged(f"the {what} is {value}")
+
+    def _diverged(self, reason: str) -> TrainingDivergedError:
+        before = "no loss was finite before" if math.isnan(self.loss) else f"the last finite loss was {self.loss:g}"
+        return TrainingDivergedError(
+            f"training diverged at step {self.step + 1}: {reason}; {before}; try a lower learning rate"
+        )
 
 
-def flip_some(x: Tensor, targets: list[Target], generator: torch.Generator) -> tuple[Tensor, list[Target]]:
-    """Mirror about half of the images, x [N, 3, S, S], and their boxes, left to right."""
-    is_flipped = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(is_flipped[:, None, None, None], x.flip(-1), x)
-    width = x.shape[-1]
-    mirrored = [Target(_mirror(target.boxes, width), target.labels) for target in targets]
-    pairs = zip(is_flipped.tolist(), mirrored, targets, strict=True)
-    return x, [flipped if chosen else target for chosen, flipped, target in pairs]
+def _replayed_batches(
+    data: TrainingData, config: TrainConfig, replays: int, first_step: int
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield a batch a step from `first_step` on, each batch `replays` times in a row."""
+    first_batch, done = divmod(first_step, replays)
+    for batch in training_batches(data, config, first_batch):
+        for _ in range(done, replays):
+            yield batch
+        done = 0
 
 
-def _mirror(boxes: Tensor, width: int) -> Tensor:
-    left, top, right, bottom = boxes.unbind(dim=1)
-    return torch.stack([width - right, top, width - left, bottom], dim=1)
-
-
-def resize(x: Tensor, targets: list[Target], size: int) -> tuple[Tensor, list[Target]]:
-    """Scale square images, x [N, 3, S, S], and their boxes to [N, 3, size, size]."""
-    scale = size / x.shape[-1]
-    if scale == 1:
-        return x, targets
-    x = interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-    return x, [Target(target.boxes * scale, target.labels) for target in targets]
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay filters only: biases and normalisation have no reason to be small."""
-    filters = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [{"params": filters, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
-    """Return the rate at a step relative to the peak: a linear rise, then a cosine down to zero."""
-    warmup_steps = max(1, round(num_steps * warmup))
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    current = model.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(current[name], 1 - decay)
-        else:
-            value.copy_(current[name])
+def _make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    is_decayed = [parameter.ndim > 1 for parameter in parameters.values()]
+    groups = [
+        {
+            "params": [p for p, decayed in zip(parameters.values(), is_decayed, strict=True) if decayed is wanted],
+            "weight_decay": config.weight_decay if wanted else 0.0,
+        }
+        for wanted in (True, False)
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))

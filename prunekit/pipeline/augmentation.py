@@ -1,0 +1,181 @@
+"""Augmentation for detection training: flips, scale and shift, colours; the boxes follow the pixels.
+
+All images of a batch are changed at once, each in its own way, by two small maps an image: an affine one from place to
+place and an affine one from colour to colour. Everything random comes from the generator that is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+from prunekit.detection import Target
+from prunekit.errors import InputError
+
+# What scale and shift leave of an object stays a target while it shows this share of its area and so many pixels.
+MIN_VISIBLE = 0.2
+MIN_SIDE = 2.0
+# Luminance and two chrominances of RGB (NTSC): hue is an angle in the plane of the last two, saturation a length.
+RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How strongly training images vary; 0 switches a change off.
+
+    Attributes:
+        flip: Share of the images that are mirrored, left to right.
+        scale: Sides are multiplied by a factor from 1 - scale to 1 + scale, about the centre.
+        translate: Images move by up to this share of their side, along both axes.
+        hue: Colours turn by up to this share of the colour circle, either way.
+        saturation: Distance from grey is multiplied by 1 - saturation to 1 + saturation.
+        brightness: Values are multiplied by 1 - brightness to 1 + brightness.
+        contrast: Distance from the image's mean grey is multiplied by 1 - contrast to 1 + contrast.
+        fill: Value of the pixels that scale and shift uncover; the letterbox's by default.
+    """
+
+    flip: float = 0.5
+    scale: float = 0.0
+    translate: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    fill: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value <= 1 or (field.name == "scale" and value == 1):
+                raise InputError(f"expected an augmentation's {field.name} from 0 to 1, but got {value}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels move by other than a flip."""
+        return self.scale > 0 or self.translate > 0
+
+    @property
+    def recolours(self) -> bool:
+        """Whether colours change."""
+        return max(self.hue, self.saturation, self.brightness, self.contrast) > 0
+
+
+NO_AUGMENTATION = AugmentConfig(flip=0.0)
+FLIPS = AugmentConfig()
+# Close to what the common PyTorch trainers of YOLOv3 use, without mosaics.
+STANDARD_AUGMENTATION = AugmentConfig(scale=0.3, translate=0.1, hue=0.015, saturation=0.5, brightness=0.3, contrast=0.2)
+
+
+def augment(x: Tensor, targets: Any, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Any]:
+    """Vary each image of a batch, and its boxes with it.
+
+    Args:
+        x: Images [N, 3, S, S] in [0, 1].
+        targets: A `Target` an image, or labels [N], which stay as they are.
+        config: What varies and how much.
+        generator: Source of everything random, on the CPU: the same batch on every device.
+
+    Returns:
+        The new images, in [0, 1], and their targets: boxes clipped to the image, without tiny leftovers.
+    """
+    places = _draw_places(len(x), config, generator)
+    if config.recolours:
+        x = _recolour(x, config, generator)
+    if config.moves:
+        x = _move(x, places, config.fill)
+    elif config.flip > 0:
+        is_flipped = (places[:, 0, 0] < 0).to(x.device)
+        x = torch.where(is_flipped[:, None, None, None], x.flip(-1), x)
+    if isinstance(targets, Tensor):
+        return x, targets
+    return x, [_move_target(target, place, x.shape[-1]) for target, place in zip(targets, places, strict=True)]
+
+
+def resize(x: Tensor, targets: Any, size: int) -> tuple[Tensor, Any]:
+    """Scale square images, x [N, 3, S, S], and their boxes to [N, 3, size, size]."""
+    scale = size / x.shape[-1]
+    if scale == 1:
+        return x, targets
+    x = interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+    if isinstance(targets, Tensor):
+        return x, targets
+    return x, [Target(target.boxes * scale, target.labels) for target in targets]
+
+
+def _draw_places(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Return where each image goes, [N, 2, 3]: place in the new image = A · (place in the old, 1).
+
+    Places run from -1 to 1 over an image, which makes the centre the fixed point of flips and scaling.
+    """
+    flip = 1 - 2 * (torch.rand(count, generator=generator) < config.flip).float()
+    scale = 1 + config.scale * _symmetric(count, generator)
+    shift = 2 * config.translate * torch.stack([_symmetric(count, generator), _symmetric(count, generator)], dim=1)
+    places = torch.zeros(count, 2, 3)
+    places[:, 0, 0], places[:, 1, 1] = flip * scale, scale
+    places[:, :, 2] = shift
+    return places
+
+
+def _move(x: Tensor, places: Tensor, fill: float) -> Tensor:
+    """Resample images [N, 3, S, S] to their new places."""
+    # Sampling asks where a new pixel comes from: the inverse of a diagonal map with a shift.
+    from_new = torch.zeros_like(places)
+    for axis in (0, 1):
+        from_new[:, axis, axis] = 1 / places[:, axis, axis]
+        from_new[:, axis, 2] = -places[:, axis, 2] / places[:, axis, axis]
+    grid = affine_grid(from_new.to(x), list(x.shape), align_corners=False)
+    # Outside of the image grid_sample reads zeros: shifted values make that the fill.
+    return grid_sample(x - fill, grid, align_corners=False).add_(fill).clamp_(0, 1)
+
+
+def _move_target(target: Target, place: Tensor, size: int) -> Target:
+    """Move boxes xyxy in pixels of a square of `size`, clip them, and drop what is hardly there any more."""
+    place = place.to(target.boxes)
+    corners = target.boxes.view(-1, 2, 2) * (2 / size) - 1  # [K, corner, (x, y)] in -1 … 1
+    moved = (corners * place.diagonal() + place[:, 2] + 1) * (size / 2)
+    # A flip turns left into right.
+    boxes = torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=1)
+    clipped = boxes.clamp(0, size)
+    if torch.equal(clipped, boxes):
+        return Target(boxes, target.labels)
+    visible = clipped[:, 2:] - clipped[:, :2]
+    is_large = (visible >= MIN_SIDE).all(dim=1)
+    is_visible = visible.prod(dim=1) >= MIN_VISIBLE * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    keep = is_large & is_visible
+    return Target(clipped[keep], target.labels[keep])
+
+
+def _recolour(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Change hue, saturation, brightness and contrast of images [N, 3, S, S]."""
+    count = len(x)
+    angle = 2 * math.pi * config.hue * _symmetric(count, generator)
+    saturation = 1 + config.saturation * _symmetric(count, generator)
+    brightness = 1 + config.brightness * _symmetric(count, generator)
+    contrast = 1 + config.contrast * _symmetric(count, generator)
+    matrix = _colour_matrices(angle, saturation) * (brightness * contrast)[:, None, None]  # [N, 3, 3]
+    pixels = x.flatten(2)  # [N, 3, S·S]
+    mean_grey = pixels.mean(dim=2) @ x.new_tensor(RGB_TO_YIQ[0])  # [N]; hue and saturation leave it alone
+    offset = mean_grey * (brightness * (1 - contrast)).to(x)
+    return torch.baddbmm(offset[:, None, None], matrix.to(x), pixels).clamp_(0, 1).view_as(x)
+
+
+def _colour_matrices(angle: Tensor, saturation: Tensor) -> Tensor:
+    """Return maps from RGB to RGB, [N, 3, 3], that turn and stretch the chrominances."""
+    to_yiq = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
+    change = torch.zeros(len(angle), 3, 3, dtype=torch.float64)
+    change[:, 0, 0] = 1
+    change[:, 1, 1] = change[:, 2, 2] = saturation * angle.cos()
+    change[:, 2, 1] = saturation * angle.sin()
+    change[:, 1, 2] = -change[:, 2, 1]
+    matrices: Tensor = torch.linalg.inv(to_yiq) @ change @ to_yiq
+    return matrices.float()
+
+
+def _symmetric(count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` numbers from -1 to 1."""
+    return 2 * torch.rand(count, generator=generator) - 1

@@ -1,0 +1,137 @@
+"""Where training batches come from: memory or disk, and always the same ones for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prunekit.detection import CocoDataset, Target
+from prunekit.errors import InputError
+from prunekit.pipeline.augmentation import augment, resize
+from prunekit.pipeline.loading import load_batches
+from prunekit.pipeline.progress import Progress
+from prunekit.pipeline.train_config import TrainConfig
+
+
+class TrainingData(Protocol):
+    """Images with what is to be learnt about them."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def batches(self, order: Sequence[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield images [N, ...], uint8 or float in [0, 1], with their targets, in the given order.
+
+        Args:
+            order: Indices of the images, each at most once.
+            batch_size: Images a batch; the last one may be smaller.
+            workers: Processes that may read ahead; the batches do not depend on it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ImagesInMemory:
+    """Data that is small enough to be kept.
+
+    Attributes:
+        images: [n, C, H, W], uint8 or float in [0, 1].
+        targets: A `Target` an image, or labels [n].
+    """
+
+    images: Tensor
+    targets: Sequence[Target] | Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, order: Sequence[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield batches; there is nothing to read ahead."""
+        targets = self.targets
+        for start in range(0, len(order), batch_size):
+            chosen = list(order[start : start + batch_size])
+            yield self.images[chosen], targets[chosen] if isinstance(targets, Tensor) else [targets[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class ImagesOnDisk:
+    """A COCO data set of any size, read in every epoch, beside the training step if there are workers."""
+
+    dataset: CocoDataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, order: Sequence[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield letterboxed images, float [N, 3, S, S], and their `Target`s."""
+        for batch in load_batches(self.dataset, batch_size, workers, order):
+            yield batch.images, batch.targets
+
+
+def read_into_memory(dataset: CocoDataset, progress: Progress) -> ImagesInMemory:
+    """Read a data set once; it takes 3 · S · S bytes an image."""
+    size = dataset.image_size
+    images = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
+    targets = []
+    for index in progress.track(range(len(dataset)), "reading training images", len(dataset)):
+        sample = dataset[index]
+        images[index] = (sample.image * 255).round()
+        targets.append(Target(sample.boxes, sample.labels))
+    return ImagesInMemory(images, targets)
+
+
+def derived_seed(seed: int, purpose: str, index: int) -> int:
+    """Return a seed for one purpose at one step or epoch, 32 bits: all that torch's CPU generator looks at."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()[:4], "little")
+
+
+def seeded(seed: int, purpose: str, index: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Return a generator for one purpose at one step or epoch."""
+    return torch.Generator(device).manual_seed(derived_seed(seed, purpose, index))
+
+
+def batches_per_epoch(data: TrainingData, config: TrainConfig) -> int:
+    """Return how often a pass over the data asks for a batch.
+
+    Raises:
+        InputError: When there is no image.
+    """
+    if len(data) == 0:
+        raise InputError("expected at least one training image, but the data set is empty")
+    return -(-len(data) // config.batch_size)
+
+
+def training_batches(data: TrainingData, config: TrainConfig, first: int) -> Iterator[tuple[Tensor, Any]]:
+    """Yield batches without end from number `first` on: shuffled anew each epoch, augmented, resized, on the device.
+
+    What batch number b holds follows from (seed, b) alone, whichever batch the iteration began with.
+    """
+    per_epoch = batches_per_epoch(data, config)
+    number = first
+    while True:
+        epoch, position = divmod(number, per_epoch)
+        order = torch.randperm(len(data), generator=seeded(config.seed, "order", epoch)).tolist()
+        rest = order[position * config.batch_size :]
+        for x, targets in data.batches(rest, config.batch_size, config.workers):
+            yield _prepare(x, targets, config, seeded(config.seed, "augmentation", number))
+            number += 1
+
+
+def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Any]:
+    x = x.to(config.device)
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    x, targets = augment(x, targets, config.augmentation, generator)
+    if config.sizes:
+        size = config.sizes[int(torch.randint(len(config.sizes), (1,), generator=generator))]
+        x, targets = resize(x, targets, size)
+    if isinstance(targets, Tensor):
+        targets = targets.to(config.device)
+    # 1.4 times faster than NCHW on narrow layers.
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, targets

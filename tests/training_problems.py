@@ -1,0 +1,86 @@
+"""Small things to train: a conv net and a detector with data, and a problem on which clean training is not robust."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.detection import Detector, Target, yolov3_tiny
+from prunekit.pipeline.training_data import ImagesInMemory
+
+SIZE = 64
+
+
+def small_classifier(seed: int = 0) -> nn.Sequential:
+    """Convolutions of both kinds, batch normalisation, dropout and a linear layer: three classes."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.1),
+        nn.Dropout(0.3),
+        nn.Conv2d(6, 5, 1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 8 * 8, 3),
+    )
+
+
+def labelled_images(count: int = 11) -> ImagesInMemory:
+    """Images of 8×8 pixels, uint8, with random labels."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImagesInMemory(images, torch.randint(3, (count,), generator=generator))
+
+
+def small_detector(num_classes: int = 2, seed: int = 0) -> Detector:
+    """A YOLOv3-tiny as narrow as it gets."""
+    torch.manual_seed(seed)
+    return yolov3_tiny(num_classes, width=0.01)
+
+
+def rectangles(count: int = 6, num_classes: int = 2, empty: bool = False) -> ImagesInMemory:
+    """Grey images with a bright rectangle each, or none if `empty`."""
+    generator = torch.Generator().manual_seed(4)
+    images = torch.full((count, 3, SIZE, SIZE), 90, dtype=torch.uint8)
+    targets = []
+    for image in images:
+        left, top = torch.randint(4, 30, (2,), generator=generator).tolist()
+        label = int(torch.randint(num_classes, (1,), generator=generator))
+        if empty:
+            targets.append(Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+            continue
+        image[label % 3, top : top + 20, left : left + 24] = 240
+        targets.append(Target(torch.tensor([[left, top, left + 24, top + 20]]).float(), torch.tensor([label])))
+    return ImagesInMemory(images, targets)
+
+
+def tempting_features(count: int, seed: int) -> ImagesInMemory:
+    """One pixel tells the class by ±0.3, right nine times in ten; sixty tell it by ±0.04, in noise of 0.05.
+
+    Together the sixty are never wrong, so clean training relies on them, and an L∞ attack of 0.1 turns them all around.
+    (After Tsipras et al. 2019.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    sign = 2.0 * labels[:, None] - 1
+    is_right = torch.rand(count, 1, generator=generator) < 0.9
+    robust = 0.5 + 0.3 * torch.where(is_right, sign, -sign)
+    weak = 0.5 + 0.04 * sign + 0.05 * torch.randn(count, 60, generator=generator)
+    images = torch.cat([robust, weak], dim=1).clamp(0, 1).view(count, 1, 1, 61)
+    return ImagesInMemory(images, labels)
+
+
+def linear_classifier() -> nn.Sequential:
+    """Two logits from the sixty-one pixels, all weights zero."""
+    linear = nn.Linear(61, 2)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
+    """Return the share of images x that are classified as their labels say."""
+    with torch.no_grad():
+        return float((model(x).argmax(dim=1) == labels).float().mean())
