@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from prunekit.pipeline.training import TrainConfig, train
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For nets so small that a second thread is only waited for."""
+    with thread_count(1):
+        yield
 
 
 @pytest.fixture(scope="session")

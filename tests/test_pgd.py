@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from prunekit.attacks import L2Step, LinfStep, PgdConfig, pgd
+from prunekit.attacks import (
+    GradientError,
+    L2Step,
+    LinfStep,
+    PgdConfig,
+    classification_losses,
+    fgsm,
+    pgd,
+    uniform_noise,
+)
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.attacks.presets import PAPER, STANDARD
 from prunekit.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LINF = PgdConfig(eps=0.1, step_size=0.04, steps=4)
 L2 = PgdConfig(eps=0.7, step_size=0.3, steps=4, norm="l2")
@@ -183,8 +194,53 @@ def test_images_out_of_range_are_refused(factor: float) -> None:
 
 
 def test_gradients_that_are_not_finite_are_an_error() -> None:
-    with pytest.raises(ArithmeticError, match="not finite"):
+    with pytest.raises(GradientError, match="not finite"):
         pgd(small_net(), images(), lambda outputs: loss_per_image(outputs) * float("inf"), LINF)
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_loss_that_does_not_depend_on_the_image_is_an_error(requires_grad: bool) -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net().requires_grad_(requires_grad)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x.detach())
+
+    with pytest.raises(GradientError, match="does not depend on the image"):
+        pgd(Detached(), images(), loss_per_image, LINF)
+
+
+def test_fgsm_is_one_step_across_the_ball() -> None:
+    net, x = small_net().eval(), images()
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss_per_image(net(leaf)).sum(), leaf)
+    assert torch.equal(pgd(net, x, loss_per_image, fgsm(0.03)), LinfStep(0.03, 0).project(x + 0.03 * grad.sign(), x))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_noise_is_a_random_point_of_the_ball_and_asks_nothing(norm: Any) -> None:
+    def fail(_: Tensor) -> Tensor:
+        raise AssertionError
+
+    x = images()
+    noisy = pgd(small_net(), x, fail, uniform_noise(0.2, norm), torch.Generator().manual_seed(0))
+    assert float(distance(noisy, x, norm).max()) <= 0.2 * (1 + 1e-5)
+    assert float(distance(noisy, x, norm)[2:].min()) > 0.15
+
+
+def test_another_radius_scales_the_steps() -> None:
+    assert LINF.with_eps(0.05) == dataclasses.replace(LINF, eps=0.05, step_size=0.02)
+    assert LINF.with_eps(0.0) == dataclasses.replace(LINF, eps=0.0, step_size=0.0)
+    assert LINF.with_eps(0.0).with_eps(0.3) == dataclasses.replace(LINF, eps=0.3, step_size=0.0)
+
+
+def test_called_as_an_attack_it_raises_the_total_loss() -> None:
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * 7 * 9, 4)), images()
+    losses = classification_losses(torch.tensor([0, 1, 2, 3, 0]))
+    expected = pgd(net, x, losses.total, LINF)
+    assert torch.equal(LINF(net, x, losses), expected)
 
 
 @pytest.mark.parametrize("move", [LinfStep(0.2, 0.1), L2Step(1.5, 0.1)])
