@@ -45,7 +45,7 @@ def test_yolov3_has_its_five_residual_groups(build: Callable[[], nn.Module], num
     assert sizes == [(64, 2), (128, 3), (256, 9), (512, 9), (1024, 5)]
     assert sum(len(group) for group in found.groups) == num_convs
     assert found.stems == ("backbone.stem.conv",)
-    assert found.heads == ("predict32.head", "predict16.head", "predict8.head") == found.bare
+    assert found.heads == ("predict32.head", "predict16.head", "predict8.head")
     assert int(found.pinned.sum()) == 3 * 255
     assert found.unknown == ()
 
@@ -135,12 +135,14 @@ def test_a_classifiers_last_convolution_is_free_and_no_head() -> None:
 
     found = groups_of(wiring, a=conv(3, 4), fc=nn.Linear(4, 2))
     assert found.heads == ()
-    assert found.stems == found.bare == ("a",)
+    assert found.stems == ("a",)
+    assert torch.equal(found.input_units["fc"], found.units["a"])
     assert not found.pinned.any()
 
 
 def test_a_linear_layer_may_read_every_pixel() -> None:
     found = groups_of(lambda net, x: net.fc(net.a(x).view(x.size(0), -1)), a=conv(3, 4), fc=nn.Linear(256, 2))
+    assert torch.equal(found.input_units["fc"], found.units["a"].repeat_interleave(64))
     assert not found.pinned.any()
     assert found.unknown == ()
 
@@ -150,8 +152,8 @@ def test_the_same_convolution_called_twice_is_one_layer() -> None:
         return net.d(net.b(net.a(x))), net.e(net.b(net.c(x)))
 
     found = groups_of(wiring, a=conv(3, 4), b=conv(4, 4), c=conv(3, 4), d=conv(4, 2), e=conv(4, 2))
-    assert found.coupled == ()
-    assert found.input_units["b"].tolist() == [-1] * 4
+    assert found.coupled == (("a", "c"),)  # the convolution that reads both can lose an input only for both
+    assert torch.equal(found.input_units["b"], found.units["a"])
     assert torch.equal(found.input_units["d"], found.units["b"])
 
 
@@ -170,7 +172,7 @@ def test_a_normalisation_after_concatenation_knows_whose_channels_it_gets() -> N
 
     found = groups_of(wiring, a=conv(3, 4), norm=nn.BatchNorm2d(7), b=conv(7, 2))
     assert found.norm_units["norm"].tolist() == [-1, -1, -1, *found.units["a"].tolist()]
-    assert found.bare == ("b",)
+    assert found.input_units["b"].tolist() == found.norm_units["norm"].tolist()
 
 
 def test_one_channel_broadcast_over_many_ties_nothing() -> None:

@@ -15,15 +15,20 @@ from prunekit.errors import InputError
 from prunekit.prune import (
     SCORES,
     apply_masks,
+    initial_scores,
     load_masks,
+    load_scores,
     magnitude_scores,
     masks_from_scores,
     prunable_layers,
     save_masks,
+    save_scores,
     scaled_scores,
     score_model,
     sparsity,
+    taylor_scores,
 )
+from prunekit.prune.selection import keep_highest
 
 RATIOS = (0, 1, 29, 50, 90, 99)
 
@@ -126,9 +131,7 @@ def test_ratio_zero_leaves_the_model_bit_for_bit(model: nn.Module) -> None:
 
 
 def test_sparsity_counts_weights_not_layers(model: nn.Module) -> None:
-    masks = {
-        name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in prunable_layers(model).items()
-    }
+    masks = {name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in prunable_layers(model).items()}
     masks["0"].zero_()
     total = 5 * 27 + 7 * 5 + 7 * 9
     assert sparsity(masks) == pytest.approx(135 / total)
@@ -175,3 +178,106 @@ def test_a_mask_file_that_is_missing_or_damaged_is_refused(
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"masks\.safetensors"):
         load_masks(path, model)
+
+
+def test_random_scores_are_the_seeds(model: nn.Module) -> None:
+    first, again, other = (score_model(model, "random", seed) for seed in (3, 3, 4))
+    assert all(torch.equal(first[layer], again[layer]) for layer in first)
+    assert not any(torch.equal(first[layer], other[layer]) for layer in first)
+    assert not torch.equal(first["2.0"].flatten(), first["2.1"].flatten()[:35])
+
+
+def test_scores_from_elsewhere_take_the_scale_of_hydra_and_the_weights_signs(model: nn.Module) -> None:
+    scores = score_model(model, "random")
+    scores["0"] = -scores["0"]
+    scores["2.0"].zero_()
+    initial = initial_scores(model, scores)
+    for layer, conv in prunable_layers(model).items():
+        fan_in, score = conv.weight[0].numel(), scores[layer].abs()
+        expected = (6 / fan_in) ** 0.5 * score / score.max().clamp(min=1e-30) * conv.weight.detach().sign()
+        torch.testing.assert_close(initial[layer], expected)
+        assert torch.equal(masks_from_scores(initial, 50)[layer], masks_from_scores(scores, 50)[layer])
+
+
+def test_scores_survive_a_file_and_refuse_another_model(model: nn.Module, tmp_path: Path) -> None:
+    scores = score_model(model, "scaled")
+    save_scores(tmp_path / "scores.safetensors", scores)
+    loaded = load_scores(tmp_path / "scores.safetensors", model)
+    assert all(torch.equal(loaded[layer], scores[layer]) for layer in scores)
+    with pytest.raises(InputError, match=r"scores\.safetensors.*lacks"):
+        load_scores(tmp_path / "scores.safetensors", nn.Sequential(*model, nn.Sequential(nn.Conv2d(7, 1, 1))))  # type: ignore[misc]
+    save_masks(tmp_path / "masks.safetensors", masks_from_scores(scores, 50))
+    with pytest.raises(InputError, match="float tensor"):
+        load_scores(tmp_path / "masks.safetensors", model)
+
+
+def test_taylor_scores_are_weight_times_gradient_by_finite_differences(model: nn.Module) -> None:
+    model.double().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = [torch.randn(2, 3, 6, 5, dtype=torch.float64) for _ in range(3)]
+
+    def loss(outputs: Tensor) -> Tensor:
+        return outputs.square().mean(dim=(1, 2, 3))
+
+    prunable_layers(model)["0"].weight.requires_grad_(False)
+    scores = taylor_scores(model, [(x, loss) for x in images])
+    assert model.training
+    assert not prunable_layers(model)["0"].weight.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
+    for layer, index in (("0", 7), ("2.0", 3), ("2.1", 60)):
+        weight, differences = prunable_layers(model)[layer].weight.detach().view(-1), []
+        value = float(weight[index])
+        for x in images:
+            sides = []
+            for shift in (1e-6, -1e-6):
+                weight[index] = value + shift
+                sides.append(loss(model(x)).mean().item())
+            weight[index] = value
+            differences.append(abs(value * (sides[0] - sides[1]) / 2e-6))
+        assert float(scores[layer].view(-1)[index]) == pytest.approx(sum(differences) / 3, rel=1e-5)
+
+
+def test_taylor_scores_need_a_batch_and_a_finite_loss(model: nn.Module) -> None:
+    with pytest.raises(InputError, match="at least one batch"):
+        taylor_scores(model, [])
+    with pytest.raises(InputError, match="finite loss, got nan"):
+        taylor_scores(model, [(torch.randn(1, 3, 6, 6), lambda outputs: outputs.mean() * float("nan"))])
+
+
+def test_a_layer_that_the_loss_does_not_see_scores_zero() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.used(x)
+            return y
+
+    scores = taylor_scores(Idle(), [(torch.randn(1, 3, 4, 4), lambda outputs: outputs.sum())])
+    assert scores["used"].any()
+    assert not scores["idle"].any()
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 300),
+    st.integers(0, 100),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_selection_drops_exactly_the_lowest(seed: int, size: int, percent: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(size, generator=generator).mul(20).round().div(7).to(dtype)
+    num_dropped = size * percent // 100
+    order = sorted(range(size), key=lambda i: (float(values[i]), i))
+    mask = keep_highest(values, num_dropped)
+    assert set(order[:num_dropped]) == set((~mask).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("num_weights", [1, 2])
+@pytest.mark.parametrize("ratio", [0, 50, 99])
+def test_layers_of_one_weight_and_of_zeros_keep_their_share(num_weights: int, ratio: int) -> None:
+    scores = {"layer": torch.zeros(num_weights, 1, 1, 1)}
+    assert int(masks_from_scores(scores, ratio)["layer"].sum()) == num_weights - num_weights * ratio // 100

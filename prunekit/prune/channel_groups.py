@@ -19,20 +19,20 @@ class ChannelGroups:
     """Every filter's unit. A *unit* is what goes as a whole: one filter, or filters tied across layers.
 
     Filters are tied by residual additions (and other element-wise functions of two tensors), by a depthwise
-    convolution, whose output channels go with their input channel, and by a group of a grouped convolution.
+    convolution, whose output channels go with their input channel, by a group of a grouped convolution, and by a
+    layer that is called at several places and reads them at each.
 
     Attributes:
         units: Convolution → int64 [out_channels], the unit of each filter.
         norm_units: Normalisation layer → int64 [channels], the unit of each channel; -1 where no filter made it.
-        input_units: Convolution → int64 [in_channels], the unit of each channel it reads; -1 where no filter made
-            it, or another one each time the convolution is called.
+        input_units: Convolution or linear layer that runs → int64 [in_channels or in_features], the unit of each
+            channel that it reads; -1 where no filter made it.
         pinned: bool [units], True where a unit may not be cut: its channels are outputs of the model, are added to
             its input, or flow into an operation that the trace does not know.
         groups: Convolutions whose filters share units, in the order of the model; a convolution that shares
             with nobody is a group of its own.
         stems: The convolutions that read the model's input with no convolution between.
         heads: The convolutions whose output is the model's output with no convolution or linear layer between.
-        bare: The convolutions with a reader that comes before any normalisation.
         unknown: Operations that the trace does not know; filters that flow into them are pinned.
     """
 
@@ -43,7 +43,6 @@ class ChannelGroups:
     groups: tuple[tuple[str, ...], ...] = ()
     stems: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
-    bare: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     @property
@@ -52,8 +51,11 @@ class ChannelGroups:
         return tuple(group for group in self.groups if len(group) > 1)
 
     def kept_units(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Return bool [units]: False where every filter of the unit has lost all its weights."""
-        kept = torch.zeros(len(self.pinned), dtype=torch.bool)
+        """Return bool [units]: False where every filter of the unit has lost all its weights.
+
+        Pinned units are kept even so: a head's filter without weights still answers its bias.
+        """
+        kept = self.pinned.clone()
         for layer, units in self.units.items():
             has_weights = masks[layer].flatten(1).any(dim=1).cpu()
             kept[units[has_weights]] = True
@@ -84,12 +86,11 @@ def channel_groups(model: nn.Module, example_input: Tensor) -> ChannelGroups:
     return ChannelGroups(
         units=units_of,
         norm_units={name: units(labels) for name, labels in trace.norms.items()},
-        input_units={name: _agreed([units(call) for call in calls]) for name, calls in trace.inputs.items() if calls},
+        input_units={name: units(labels) for name, labels in trace.inputs.items()},
         pinned=pinned,
         groups=_group_layers(units_of),
         stems=_nearest(model, graph, towards_output=True),
         heads=_nearest(model, graph, towards_output=False),
-        bare=_bare(model, graph),
         unknown=tuple(sorted(trace.unknown)),
     )
 
@@ -131,14 +132,6 @@ def _chain(lists: Iterable[list[int]]) -> list[int]:
     return [label for labels in lists for label in labels]
 
 
-def _agreed(calls: list[Tensor]) -> Tensor:
-    """One layer may be called at several places; what it reads is known where all calls agree."""
-    agreed = calls[0].clone()
-    for call in calls[1:]:
-        agreed[agreed != call] = -1
-    return agreed
-
-
 def _group_layers(units: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     group_of_unit: dict[int, int] = {}
     members: dict[int, list[str]] = {}
@@ -170,20 +163,4 @@ def _nearest(model: nn.Module, graph: fx.Graph, towards_output: bool) -> tuple[s
             neighbours = set(node.users if towards_output else node.all_input_nodes) - seen
             seen |= neighbours
             ends.extend(neighbours)
-    return tuple(name for name, _ in model.named_modules() if name in found)
-
-
-def _bare(model: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
-    """Find the convolutions with a path to another convolution, a linear layer or an output without a norm on it."""
-    is_bare: dict[fx.Node, bool] = {}
-    for node in reversed(graph.nodes):
-        readers = [_called(model, user) for user in node.users]
-        is_bare[node] = (
-            any(
-                isinstance(reader, (nn.Conv2d, nn.Linear)) or (not isinstance(reader, _NormBase) and is_bare[user])
-                for reader, user in zip(readers, node.users, strict=True)
-            )
-            or node.op == "output"
-        )
-    found = {str(node.target) for node in graph.nodes if isinstance(_called(model, node), nn.Conv2d) and is_bare[node]}
     return tuple(name for name, _ in model.named_modules() if name in found)

@@ -50,7 +50,8 @@ class ChannelTrace:
     Attributes:
         outputs: Convolution → one label per output channel.
         norms: Normalisation layer → one label per channel.
-        inputs: Convolution → the input labels of each call.
+        inputs: Convolution or linear layer → one label per channel it reads. What a layer reads when it is called
+            at several places is tied, for its weight can lose an input only everywhere.
         pinned: Labels that may never be cut: they reach the model's outputs, come from its inputs, or reach an
             operation that is not known here.
         unknown: The names of those operations.
@@ -62,7 +63,7 @@ class ChannelTrace:
         self._labels: dict[fx.Node, Any] = {}
         self.outputs = {name: self._fresh(conv.out_channels) for name, conv in prunable_layers(model).items()}
         self.norms: dict[str, Labels] = {}
-        self.inputs: dict[str, list[Labels]] = {name: [] for name in self.outputs}
+        self.inputs: dict[str, Labels] = {}
         self.pinned: set[int] = set()
         self.unknown: set[str] = set()
         for node in graph.nodes:
@@ -101,8 +102,9 @@ class ChannelTrace:
         source = self._labels.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if isinstance(module, nn.Conv2d) and source is not None:
             return self._visit_convolution(name, module, source)
-        if isinstance(module, nn.Linear) and node.meta["value"].dim() == 2:
-            return self._fresh_for(node.meta["value"])  # reads every channel and ties none
+        if isinstance(module, nn.Linear) and source is not None and node.meta["value"].dim() == 2:
+            self._read(name, source)
+            return self._fresh_for(node.meta["value"])
         if isinstance(module, _NormBase) and source is not None:
             self._tie(self.norms.setdefault(name, source), source)
             return source
@@ -114,7 +116,7 @@ class ChannelTrace:
         return self._give_up(node, type(module).__name__)
 
     def _visit_convolution(self, name: str, conv: nn.Conv2d, source: Labels) -> Labels:
-        self.inputs[name].append(source)
+        self._read(name, source)
         labels = self.outputs[name]
         if conv.groups > 1:
             # The channels that one group of a grouped convolution reads and writes go together or not at all; of a
@@ -124,6 +126,9 @@ class ChannelTrace:
                 members = source[group * read : (group + 1) * read] + labels[group * written : (group + 1) * written]
                 self._tie(members[:1] * len(members), members)
         return labels
+
+    def _read(self, name: str, source: Labels) -> None:
+        self._tie(self.inputs.setdefault(name, source), source)
 
     def _visit_function(self, node: fx.Node, name: str) -> Any:
         sources = [self._labels.get(argument) for argument in node.all_input_nodes]

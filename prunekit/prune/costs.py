@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.prune.channel_groups import ChannelGroups
-from prunekit.prune.layers import prunable_layers
 from prunekit.prune.masks import check_masks
 
 
@@ -99,10 +98,13 @@ def _useful_weights(model: nn.Module, masks: Mapping[str, Tensor], groups: Chann
     if groups is not None:
         kept = torch.cat([groups.kept_units(masks), torch.tensor([True])])  # the last one is for unit -1
         for layer, units in groups.input_units.items():
-            num_groups = prunable_layers(model)[layer].groups
-            reads = kept[units].view(num_groups, 1, -1).to(masks[layer].device)  # [groups, 1, in_channels / groups]
-            mask = masks[layer].view(num_groups, -1, *masks[layer].shape[1:])
-            useful[layer] = mask & reads[..., None, None]
+            reader = model.get_submodule(layer)
+            assert isinstance(reader, (nn.Conv2d, nn.Linear))
+            mask = masks.get(layer, torch.ones_like(reader.weight, dtype=torch.bool))
+            num_groups = reader.groups if isinstance(reader, nn.Conv2d) else 1
+            reads = kept[units].view(num_groups, 1, -1).to(mask.device)  # [groups, 1, in_channels / groups]
+            mask = mask.reshape(num_groups, len(mask) // num_groups, mask.shape[1], -1)
+            useful[layer] = mask & reads[..., None]
     return {layer: int(mask.count_nonzero()) for layer, mask in useful.items()}
 
 

@@ -11,17 +11,18 @@ backward takes the step for the identity in |s|:
 
     dL/ds = dL/d(W · mask) · W · sign(s)           for dropped weights too, so that they can come back
 
-A filter's mask acts behind its normalisation, where it multiplies the channel z by m(s) of its unit, u = mean |s|:
+A filter's mask acts where its channel z is read, behind normalisation and activation. There every reader multiplies it
+by the mask m(s) of its unit, whose score is u = mean |s|:
 
     dL/dm = Σ z · dL/d(z·m),    dL/ds = dL/dm · du/d|s| · sign(s)
 
-There, and not on the weights, because a BatchNorm makes its output independent of the scale of a filter: the sum
-of W · dL/dW over the filter is zero, and the scores of whole filters would never move.
+Elsewhere nothing would move. On the weights: a BatchNorm makes its output independent of the scale of a filter, so
+that the sum of W · dL/dW over the filter is zero. Between BatchNorm and ReLU: the gradient of a ReLU at zero is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -238,7 +239,7 @@ class StraightThrough:
                 scored.mask = self._weight_mask(layer)
 
     def _weight_mask(self, layer: str) -> Tensor:
-        """A dropped filter keeps its weights: its channel is silenced behind the normalisation instead."""
+        """A dropped filter keeps its weights: its channel is silenced where it is read."""
         mask = self._masks[layer]
         if self._groups is None:
             return mask
@@ -246,20 +247,24 @@ class StraightThrough:
         return mask | is_dropped[:, None, None, None]
 
     def _add_gates(self) -> list[RemovableHandle]:
-        """Silence dropped channels behind each normalisation, and behind convolutions that have a bare reader."""
+        """Silence dropped channels at the input of every layer that reads channels which may be dropped."""
+        hooks: list[RemovableHandle] = []
         if self._groups is None:
-            return []
-        groups = self._groups
-        gates = groups.norm_units | {layer: groups.units[layer] for layer in groups.bare}
-        return [
-            self.model.get_submodule(name).register_forward_hook(self._gate(units))
-            for name, units in gates.items()
-            if not groups.pinned[units[units >= 0]].all()
-        ]
+            return hooks
+        for name, units in self._groups.input_units.items():
+            reader = self.model.get_submodule(name)
+            # What a grouped convolution reads goes together with what it makes, which is silenced where that is
+            # read. Both would be m · m, whose gradient is zero where m is.
+            is_grouped = isinstance(reader, nn.Conv2d) and reader.groups > 1
+            may_be_dropped = not self._groups.pinned[units[units >= 0]].all()
+            if may_be_dropped and not is_grouped:
+                hooks.append(reader.register_forward_pre_hook(self._gate(units)))
+        return hooks
 
-    def _gate(self, units: Tensor) -> Any:
-        def silence_dropped(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            kept = self._kept_units[units.to(output.device)]
-            return output * kept.view(-1, *[1] * (output.dim() - 2)).to(output.dtype)
+    def _gate(self, units: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+        def silence_dropped(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            (x,) = args
+            kept = self._kept_units[units.to(x.device)]
+            return (x * kept.view(-1, *[1] * (x.dim() - 2)).to(x.dtype),)
 
         return silence_dropped
