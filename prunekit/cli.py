@@ -29,6 +29,9 @@ Examples:
 
   prunekit run --model yolov3 --weights yolov3.weights --data coco/ --limit 500 --ratios 0,90 --out runs/quick
 
+  prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data val/ --train-data train/ --pretrain-epochs 5
+      --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimised --out runs/robust
+
 A run that was interrupted goes on when the same command is given again.
 """
 
@@ -50,6 +53,16 @@ def _option(field: str, *names: str) -> Any:
     return typer.Option(*names, help=RunConfig.model_fields[field].description)
 
 
+def _training(field: str, *names: str) -> Any:
+    """Return the option for a field that only matters with --train-data."""
+    return typer.Option(*names, help=RunConfig.model_fields[field].description, rich_help_panel="Training")
+
+
+def _joined(field: str) -> str:
+    """Return a default of several values as the command line takes it."""
+    return ",".join(f"{value:g}" if isinstance(value, float | int) else value for value in _default(field))
+
+
 def _default(field: str) -> Any:
     return RunConfig.model_fields[field].default
 
@@ -60,10 +73,14 @@ def run_command(
     weights: Annotated[Path, _option("weights")],
     data: Annotated[Path, _option("data")],
     out: Annotated[Path, _option("out")],
-    ratios: Annotated[str, _option("ratios")] = ",".join(f"{ratio:g}" for ratio in _default("ratios")),
-    scores: Annotated[str, _option("scores")] = _default("scores"),
-    structure: Annotated[str, _option("structure")] = _default("structure"),
+    ratios: Annotated[str, _option("ratios")] = _joined("ratios"),
+    scores: Annotated[str, _option("scores")] = _joined("scores"),
+    structure: Annotated[str, _option("structure")] = _joined("structure"),
+    pruning: Annotated[str, _option("pruning")] = _joined("pruning"),
+    scope: Annotated[str, _option("scope")] = _default("scope"),
+    keep_stem_and_heads: Annotated[bool, _option("keep_stem_and_heads", "--keep-stem-and-heads")] = False,
     attack: Annotated[str, _option("attack")] = _default("attack"),
+    transfer: Annotated[bool, _option("transfer", "--transfer")] = _default("transfer"),
     width: Annotated[float, _option("width")] = _default("width"),
     image_size: Annotated[int, _option("image_size")] = _default("image_size"),
     greyscale: Annotated[bool, _option("greyscale", "--greyscale")] = _default("greyscale"),
@@ -73,8 +90,26 @@ def run_command(
     batch_size: Annotated[int, _option("batch_size")] = _default("batch_size"),
     limit: Annotated[int | None, _option("limit")] = _default("limit"),
     threads: Annotated[int | None, _option("threads")] = _default("threads"),
+    workers: Annotated[int, _option("workers")] = _default("workers"),
+    device: Annotated[str, _option("device")] = _default("device"),
     latency_runs: Annotated[int, _option("latency_runs")] = _default("latency_runs"),
     seed: Annotated[int, _option("seed")] = _default("seed"),
+    train_data: Annotated[Path | None, _training("train_data")] = None,
+    objective: Annotated[str, _training("objective")] = _default("objective"),
+    train_attack: Annotated[str, _training("train_attack")] = _default("train_attack"),
+    pretrain_epochs: Annotated[int, _training("pretrain_epochs")] = _default("pretrain_epochs"),
+    optimise_epochs: Annotated[int, _training("optimise_epochs")] = _default("optimise_epochs"),
+    finetune_epochs: Annotated[int, _training("finetune_epochs")] = _default("finetune_epochs"),
+    max_steps: Annotated[int | None, _training("max_steps")] = _default("max_steps"),
+    train_batch_size: Annotated[int, _training("train_batch_size")] = _default("train_batch_size"),
+    pretrain_learning_rate: Annotated[float, _training("pretrain_learning_rate")] = _default("pretrain_learning_rate"),
+    optimise_learning_rate: Annotated[float, _training("optimise_learning_rate")] = _default("optimise_learning_rate"),
+    finetune_learning_rate: Annotated[float, _training("finetune_learning_rate")] = _default("finetune_learning_rate"),
+    batch_norm: Annotated[str, _training("batch_norm")] = _default("batch_norm"),
+    precision: Annotated[str, _training("precision")] = _default("precision"),
+    augment: Annotated[bool, _training("augment", "--augment/--no-augment")] = _default("augment"),
+    score_images: Annotated[int, _training("score_images")] = _default("score_images"),
+    reference: Annotated[str, _training("reference")] = _default("reference"),
     verbose: Verbose = False,
 ) -> None:
     """Prune at each ratio, evaluate clean and attacked, accelerate, time, and report."""

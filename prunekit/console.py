@@ -13,7 +13,7 @@ from rich.progress import Progress as RichBars
 from rich.table import Table
 
 from prunekit.pipeline.progress import Description
-from prunekit.report import Row
+from prunekit.report import Row, variants
 
 T = TypeVar("T")
 
@@ -72,10 +72,15 @@ class ConsoleProgress:
 def results_table(rows: Sequence[Row]) -> Table:
     """Return a short table of results.csv's rows."""
     table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
+    groups = variants(rows)
+    if len(groups) > 1:
+        table.add_column("variant")
     for heading, _, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row[name], form) for _, name, form in _COLUMNS))
+    for name, group in groups.items():
+        for row in group:
+            cells = [_cell(row[column], form) for _, column, form in _COLUMNS]
+            table.add_row(*([name] if len(groups) > 1 else []), *cells, end_section=row is group[-1])
     return table
 
 

@@ -16,7 +16,8 @@ from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
-from prunekit.pipeline.training import TrainConfig, train
+from prunekit.pipeline.train_config import TrainConfig
+from prunekit.pipeline.training import train
 from prunekit.report import write_report
 
 

@@ -11,7 +11,8 @@ import torch
 from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
 from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.training import TrainConfig, train
+from prunekit.pipeline.train_config import TrainConfig
+from prunekit.pipeline.training import train
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125

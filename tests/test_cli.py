@@ -172,7 +172,7 @@ def test_a_run_ends_with_a_table_and_a_report(options: Options) -> None:
     assert (out / "report.html").is_file()
     assert {path.name for path in (out / "plots").iterdir()} == {"average_precision.png", "latency.png"}
 
-    other = _invoke(options | {"scores": "magnitude"})
+    other = _invoke(options | {"scope": "global"})
     assert other.exit_code == 2
     assert "scores: 'scaled' there, 'magnitude' now" in other.stderr
 

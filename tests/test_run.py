@@ -25,6 +25,7 @@ from prunekit.pipeline.run_folder import LOCK
 from prunekit.prune import load_masks, sparsity
 
 AP_COLUMNS = [name for name in COLUMNS if "ap" in name.split("_") or name.endswith(("ap50", "ap75"))]
+STEM = "unstructured-scaled-one-shot-ratio_"
 
 
 def _with(config: RunConfig, **changes: Any) -> RunConfig:
@@ -53,7 +54,6 @@ def test_the_table_has_a_row_per_ratio_and_the_promised_columns(shapes_run: RunF
     promised = {"ratio", "parameters", "nonzero_parameters", "latency_ms_control", "latency_ms"}
     promised |= precision | {f"attacked_{name}" for name in precision}
     assert promised <= rows[0].keys()
-    assert len(AP_COLUMNS) == 12
 
 
 def test_numbers_behave_as_pruning_and_attack_do(shapes_run: RunFolder) -> None:
@@ -72,18 +72,18 @@ def test_numbers_behave_as_pruning_and_attack_do(shapes_run: RunFolder) -> None:
 def test_masks_are_those_of_the_ratio(shapes_run: RunFolder, shapes_config: RunConfig) -> None:
     model = MODELS["yolov3-tiny"](num_classes=6, width=shapes_config.width)
     load_darknet_weights(model, shapes_config.weights)
-    masks = [load_masks(shapes_run.masks(ratio), model) for ratio in shapes_config.ratios]
+    masks = [load_masks(shapes_run.masks(unit), model) for unit in shapes_config.units]
     assert [sparsity(mask) for mask in masks] == pytest.approx([0, 0.5, 0.9], abs=1e-3)
     assert not any((masks[2][name] & ~masks[1][name]).any() for name in masks[1])
 
 
 def test_detections_are_written_for_people_and_for_coco(shapes_run: RunFolder) -> None:
-    for ratio in (0, 50, 90):
+    for stem in ("ratio_0", f"{STEM}50", f"{STEM}90"):
         for attacked in (False, True):
-            results = json.loads(shapes_run.detections(ratio, attacked, "json").read_text())
-            with shapes_run.detections(ratio, attacked, "csv").open(newline="") as file:
+            results = json.loads(shapes_run.detections(stem, attacked, "json").read_text())
+            with shapes_run.detections(stem, attacked, "csv").open(newline="") as file:
                 assert len(list(csv.DictReader(file))) == len(results)
-    clean = json.loads(shapes_run.detections(0, False, "json").read_text())
+    clean = json.loads(shapes_run.detections("ratio_0", False, "json").read_text())
     assert {result["image_id"] for result in clean} <= set(range(1, 9))
     assert max(result["score"] for result in clean) > 0.5
 
@@ -101,7 +101,7 @@ def test_the_attack_can_be_left_out(shapes_config: RunConfig, tmp_path: Path) ->
     (row,) = read_rows(folder.results)
     assert row["attacked_ap"] == ""
     assert (row["attack"], row["images"]) == ("none", "2")
-    assert not folder.detections(0, True, "json").exists()
+    assert not folder.detections("ratio_0", True, "json").exists()
 
 
 def test_a_finished_run_is_not_done_again(copied_run: RunConfig) -> None:
@@ -115,11 +115,11 @@ def test_more_ratios_reuse_the_finished_ones(copied_run: RunConfig) -> None:
     folder = run(_with(copied_run, ratios=(0, 25, 50)))
     after = _unit_times(copied_run.out)
     assert after.items() >= before.items()
-    assert after.keys() - before.keys() == {"ratio_25.json"}
+    assert after.keys() - before.keys() == {f"{STEM}25.json"}
     assert [float(row["ratio"]) for row in read_rows(folder.results)] == [0, 25, 50]
 
 
-@pytest.mark.parametrize("lost", ["units/ratio_50.json", "masks/ratio_50.safetensors", "detections/ratio_50.csv"])
+@pytest.mark.parametrize("lost", [f"units/{STEM}50.json", f"masks/{STEM}50.safetensors", f"detections/{STEM}50.csv"])
 def test_a_ratio_that_lost_a_file_is_done_again_with_the_same_result(
     copied_run: RunConfig, shapes_run: RunFolder, lost: str
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_ratio_that_lost_a_file_is_done_again_with_the_same_result(
     folder = run(copied_run)
     assert (copied_run.out / lost).is_file()
     redone = [name for name, at in _unit_times(copied_run.out).items() if at != before[name]]
-    assert redone == ["ratio_50.json"]
+    assert redone == [f"{STEM}50.json"]
     assert _precision(folder) == _precision(shapes_run)
 
 
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_where_it_stopped(shapes_config: RunConfig, shapes_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scores": "magnitude"}, r"another configuration \(scores: 'scaled' there, 'magnitude' now\)"),
+        ({"scope": "global"}, r"another configuration \(scope: 'layer' there, 'global' now\)"),
         ({"limit": 4}, r"\(limit: None there, 4 now\); choose another folder"),
         ({"seed": 9}, r"\(seed: 0 there, 9 now\)"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, make_config, parse_ratios
-from prunekit.pipeline.config import ratio_name
+from prunekit.pipeline.config import Unit, Variant
 
 GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
 
@@ -18,9 +18,23 @@ def test_ratios_are_sorted_and_each_kept_once() -> None:
     assert make_config(**GOOD, ratios=parse_ratios("50, 0,50,12.5")).ratios == (0, 12.5, 50)
 
 
-@pytest.mark.parametrize(("ratio", "name"), [(0, "ratio_0"), (90.0, "ratio_90"), (12.5, "ratio_12.5")])
-def test_files_are_named_by_the_ratio_in_percent(ratio: float, name: str) -> None:
-    assert ratio_name(ratio) == name
+@pytest.mark.parametrize(
+    ("ratio", "name"),
+    [(0, "ratio_0"), (90.0, "filter-deeplift-optimised-ratio_90"), (12.5, "filter-deeplift-optimised-ratio_12.5")],
+)
+def test_files_are_named_by_variant_and_ratio_and_the_unpruned_model_is_shared(ratio: float, name: str) -> None:
+    assert Unit(Variant("filter", "deeplift", "optimised"), ratio).stem == name
+
+
+def test_variants_are_every_structure_by_every_score_by_every_pruning() -> None:
+    config = make_config(**GOOD, structure="unstructured, filter", scores="scaled,magnitude", ratios=(0, 50))
+    assert [variant.name for variant in config.variants] == [
+        "unstructured, scaled, one-shot",
+        "unstructured, magnitude, one-shot",
+        "filter, scaled, one-shot",
+        "filter, magnitude, one-shot",
+    ]
+    assert len(config.units) == 8
 
 
 @pytest.mark.parametrize("text", ["", "a", "10,", "10;20", "50%"])
@@ -39,7 +53,12 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"model": "yolov9"}, "--model: must be one of yolov3, .*'yolov9'"),
         ({"scores": "l1"}, "--scores: must be one of scaled, .*'l1'"),
         ({"attack": "brute"}, "--attack: must be one of fgsm, paper, .*none, got 'brute'"),
-        ({"structure": "filters"}, "--structure: .*'unstructured', got 'filters'"),
+        ({"structure": "filters"}, "--structure: must be one of unstructured, .*got 'filters'"),
+        ({"pruning": "one-shot,twice"}, "--pruning: must be one of one-shot, optimised, got 'twice'"),
+        ({"scores": "deeplift"}, "scores deeplift needs images to learn from: add --train-data"),
+        ({"pruning": "optimised"}, "optimised pruning needs images to learn from: add --train-data"),
+        ({"objective": "madry"}, "--objective: must be one of clean, pgd-at, .*'madry'"),
+        ({"train_attack": "cw"}, "--train-attack: must be one of fgsm, paper, .*'cw'"),
         ({"image_size": 100}, "--image-size: .*multiple of 32, got 100"),
         ({"width": 0}, "--width: .*greater than 0, got 0"),
         ({"limit": 0}, "--limit: .*got 0"),

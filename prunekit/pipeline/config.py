@@ -5,19 +5,66 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prunekit.attacks import PRESETS
+from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import MODELS
 from prunekit.errors import InputError
-from prunekit.prune import SCORES
+from prunekit.pipeline.objectives import OBJECTIVES
+from prunekit.prune import SCOPES, SCORES, STRUCTURES
 
-# Results do not depend on where files lie (their content is compared), nor on which process reads them; each ratio is
-# a unit of its own.
-_NO_PART_OF_THE_IDENTITY = {"weights", "data", "out", "ratios", "workers"}
+PRUNINGS = ("one-shot", "optimised")
+REFERENCES = ("zeros", "mean", "clean")
+# Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
+# at each ratio is a unit of its own.
+_NO_PART_OF_THE_IDENTITY = {
+    "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to prune; a run follows each of them through all ratios.
+
+    Attributes:
+        structure: What is dropped, a key of `STRUCTURES`; "none" for the unpruned model that all variants share.
+        scores: What ranks it, a key of `SCORES`.
+        pruning: "one-shot", or "optimised" scores.
+    """
+
+    structure: str
+    scores: str
+    pruning: str
+
+    @property
+    def name(self) -> str:
+        """For people and files: unstructured, scaled, one-shot."""
+        return f"{self.structure}, {self.scores}, {self.pruning}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One variant at one ratio: what is finished or not."""
+
+    variant: Variant
+    ratio: float
+
+    @property
+    def stem(self) -> str:
+        """The stem of the unit's files; the unpruned model is every variant's ratio 0."""
+        if self.ratio == 0:
+            return "ratio_0"
+        parts = (self.variant.structure, self.variant.scores, self.variant.pruning)
+        return f"{'-'.join(parts)}-ratio_{self.ratio:g}"
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
 
 
 class RunConfig(BaseModel):
@@ -32,8 +79,39 @@ class RunConfig(BaseModel):
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
     )
-    scores: str = Field("scaled", description=f"what ranks the weights: {', '.join(SCORES)}")
-    structure: Literal["unstructured"] = Field("unstructured", description="what is dropped: single weights")
+    scores: tuple[str, ...] = Field(
+        ("scaled",), description=f"what ranks the weights, one or more of: {', '.join(SCORES)}"
+    )
+    structure: tuple[str, ...] = Field(
+        ("unstructured",), description=f"what is dropped, one or more of: {', '.join(STRUCTURES)}"
+    )
+    pruning: tuple[str, ...] = Field(
+        ("one-shot",), description=f"by the scores as they are or optimised ones, one or more of: {', '.join(PRUNINGS)}"
+    )
+    scope: str = Field("layer", description=f"where scores compete: {', '.join(SCOPES)}")
+    keep_stem_and_heads: bool = Field(False, description="leave the first convolution and the heads unpruned")
+    train_data: Path | None = Field(
+        None, description="data to train on, like --data; without it nothing trains and one-shot masks are all"
+    )
+    objective: str = Field("pgd-at", description=f"what training minimises: {', '.join(OBJECTIVES)}")
+    train_attack: str = Field("paper", description="the attack inside the objective: a PGD preset")
+    pretrain_epochs: int = Field(0, ge=0, description="passes of robust pre-training (0: the weights have had it)")
+    optimise_epochs: int = Field(20, ge=1, description="passes in which scores are optimised")
+    finetune_epochs: int = Field(20, ge=0, description="passes of fine-tuning after pruning")
+    max_steps: int | None = Field(None, ge=1, description="ends each training after so many steps")
+    train_batch_size: int = Field(16, ge=1, description="images a training step")
+    pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak of pre-training")
+    optimise_learning_rate: float = Field(0.1, gt=0, description="peak of the scores' optimisation (HYDRA: 0.1)")
+    finetune_learning_rate: float = Field(1e-2, gt=0, description="peak of fine-tuning")
+    batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
+        "live", description="batch normalisation in training: live, frozen-statistics or frozen"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks' passes in training")
+    augment: bool = Field(True, description="flip, scale, shift and colour training images at random")
+    score_images: int = Field(256, ge=1, description="training images that taylor and deeplift scores look at")
+    reference: str = Field("zeros", description=f"what DeepLIFT compares images with: {', '.join(REFERENCES)}")
+    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
+    transfer: bool = Field(False, description="also evaluate the attack made on the unpruned model")
     attack: str = Field("paper", description=f"white-box attack: {', '.join(PRESETS)}, or none")
     width: float = Field(1.0, gt=0, le=4, description="the detector's channels relative to darknet's")
     image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
@@ -56,17 +134,59 @@ class RunConfig(BaseModel):
                 raise ValueError(f"each ratio must be at least 0 and below 100 percent, got {ratio:g}")
         return tuple(sorted(set(ratios)))
 
-    @field_validator("model", "scores", "attack")
+    @field_validator("scores", "structure", "pruning", mode="before")
     @classmethod
-    def _known_name(cls, value: str, info: Any) -> str:
-        known = {"model": [*MODELS], "scores": [*SCORES], "attack": [*PRESETS, "none"]}[info.field_name]
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(known)}, got {value!r}")
+    def _split_names(cls, value: Any) -> Any:
+        return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
+
+    @field_validator(
+        "model", "scores", "structure", "pruning", "attack", "scope", "objective", "train_attack", "reference"
+    )
+    @classmethod
+    def _known_names(cls, value: Any, info: Any) -> Any:
+        known = _known_names()[info.field_name]
+        for name in value if isinstance(value, tuple) else (value,):
+            if name not in known:
+                raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
         return value
+
+    @model_validator(mode="after")
+    def _training_has_data(self) -> RunConfig:
+        if self.train_data is None:
+            learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
+            learns += ["optimised pruning"] if "optimised" in self.pruning else []
+            learns += ["pre-training"] if self.pretrain_epochs else []
+            if learns:
+                raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
+        return self
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Every structure by every kind of scores by every kind of pruning."""
+        return tuple(Variant(a, b, c) for a in self.structure for b in self.scores for c in self.pruning)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Every variant at every ratio, variant by variant."""
+        return tuple(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that every finished ratio of a run folder must share."""
         return self.model_dump(mode="json", exclude=_NO_PART_OF_THE_IDENTITY)
+
+
+def _known_names() -> dict[str, list[str]]:
+    return {
+        "model": [*MODELS],
+        "scores": [*SCORES],
+        "structure": [*STRUCTURES],
+        "pruning": [*PRUNINGS],
+        "attack": [*PRESETS, "none"],
+        "scope": [*SCOPES],
+        "objective": [*OBJECTIVES],
+        "train_attack": [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)],
+        "reference": [*REFERENCES],
+    }
 
 
 def make_config(**choices: Any) -> RunConfig:
@@ -79,7 +199,7 @@ def make_config(**choices: Any) -> RunConfig:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    field = "--" + str(problem["loc"][0]).replace("_", "-")
+    field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
     return f"{field}: {message[0].lower()}{message[1:]}{found}."
@@ -91,11 +211,6 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--ratios: expected numbers separated by commas, such as 0,50,90, got {text!r}.") from None
-
-
-def ratio_name(ratio: float) -> str:
-    """Return the stem of a ratio's files: ratio_50, ratio_12.5."""
-    return f"ratio_{ratio:g}"
 
 
 def digest(parts: Iterable[Any]) -> str:

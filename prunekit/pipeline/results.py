@@ -21,8 +21,16 @@ class RatioResult:
     milliseconds for one image: the median, with the 90th and 99th percentile beside it.
 
     Attributes:
-        ratio: Pruning ratio in percent, of each layer.
+        ratio: Pruning ratio in percent.
+        structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimised" scores.
         ap: Average precision over IoU 0.50 to 0.95; the `attacked_` columns are under attack.
+        transfer_ap: Under the attack made on the unpruned model.
+        confident_ap: Of detections that score at least 0.5, as the report on robust pruning has it.
+        false_positives_per_image: Detections of at least 0.5 that match no object.
+        false_positive_share: Their share of all such detections.
+        attack_success_rate: Share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
+        churn: Fraction of kept weights that optimising the scores brought in.
+        macs: Multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
         parameters: All of the model's parameters.
         nonzero_parameters: Those of them that are not zero.
         sparsity: Share of zeros among the convolutions' weights.
@@ -34,6 +42,9 @@ class RatioResult:
     """
 
     ratio: float
+    structure: str
+    scores: str
+    pruning: str
     ap: float | None
     ap50: float | None
     ap75: float | None
@@ -46,6 +57,17 @@ class RatioResult:
     attacked_ap_small: float | None
     attacked_ap_medium: float | None
     attacked_ap_large: float | None
+    transfer_ap: float | None
+    confident_ap: float
+    confident_ap50: float
+    attacked_confident_ap: float | None
+    attacked_confident_ap50: float | None
+    false_positives_per_image: float
+    false_positive_share: float | None
+    attack_success_rate: float | None
+    churn: float | None
+    macs: int
+    kept_macs: int
     parameters: int
     nonzero_parameters: int
     sparsity: float

@@ -1,11 +1,12 @@
-"""The run folder: each ratio is a unit of work, finished once its JSON is there; nothing is half-written.
+"""The run folder: each variant at each ratio is a unit of work, finished once its JSON is there; nothing half-written.
 
 Layout, all files written under a temporary name and renamed:
 
     config.json inputs.json environment.json    what was asked, of what, on what
-    units/ratio_50.json                         a finished ratio: its key and its row
+    stages/                                     models, scores and masks, each found by what it was made of
+    units/                                      a finished unit each: its key and its row
     results.csv                                 the finished rows
-    masks/ detections/ acceleration/            of each ratio
+    masks/ detections/ acceleration/            of each unit
     examples/ plots/ report.html                to look at
     log.txt                                     appended to
 """
@@ -17,17 +18,18 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.files import write_text
-from prunekit.pipeline.config import RunConfig, digest, ratio_name
+from prunekit.pipeline.config import RunConfig, Unit, digest
 from prunekit.pipeline.environment import installed_version
 from prunekit.pipeline.inputs import Inputs
 from prunekit.pipeline.results import RatioResult, results_csv
+from prunekit.pipeline.stage_store import sha256
 
 LOCK = ".lock"
 # What prunekit.files.atomic_path leaves behind when a process is killed while it writes.
@@ -50,23 +52,22 @@ class RunFolder:
         """The HTML page."""
         return self.root / "report.html"
 
-    def unit(self, ratio: float) -> Path:
-        """The file that makes a ratio finished."""
-        return self.root / "units" / f"{ratio_name(ratio)}.json"
+    def unit(self, unit: Unit) -> Path:
+        """The file that makes a unit finished."""
+        return self.root / "units" / f"{unit.stem}.json"
 
-    def masks(self, ratio: float) -> Path:
-        """The ratio's masks."""
-        return self.root / "masks" / f"{ratio_name(ratio)}.safetensors"
+    def masks(self, unit: Unit) -> Path:
+        """The unit's masks."""
+        return self.root / "masks" / f"{unit.stem}.safetensors"
 
-    def detections(self, ratio: float, attacked: bool, suffix: str) -> Path:
-        """The ratio's detections, `suffix` being csv or json."""
-        stem = ratio_name(ratio) + ("_attacked" if attacked else "")
-        return self.root / "detections" / f"{stem}.{suffix}"
+    def detections(self, stem: str, attacked: bool, suffix: str) -> Path:
+        """A unit's detections, `suffix` being csv or json."""
+        return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}.{suffix}"
 
-    def example(self, image_id: int, ratio: float | None = None) -> Path:
-        """An example image as the network sees it: clean, or attacked at a ratio."""
-        stem = "clean" if ratio is None else f"{ratio_name(ratio)}_attacked"
-        return self.root / "examples" / stem / f"{image_id}.png"
+    def example(self, image_id: int, stem: str | None = None) -> Path:
+        """An example image as the network sees it: clean, or attacked through the model of a unit."""
+        name = "clean" if stem is None else f"{stem}_attacked"
+        return self.root / "examples" / name / f"{image_id}.png"
 
     def log(self, text: str) -> None:
         """Append one line with the time to log.txt."""
@@ -91,36 +92,40 @@ class OpenRun(RunFolder):
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         super().__init__(config.out)
-        self._ratios = config.ratios
+        self._units = config.units
         versions = [installed_version(package) for package in ("prunekit", "torch")]
         self._key = digest([config.identity(), asdict(inputs), versions])
 
-    def finished(self, ratio: float) -> RatioResult | None:
-        """Return a ratio's row when a unit of this very configuration, inputs and versions is complete."""
+    def finished(self, unit: Unit) -> RatioResult | None:
+        """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""
         try:
-            unit = json.loads(self.unit(ratio).read_text())
-            is_ours = unit["key"] == self._key and all((self.root / name).is_file() for name in unit["files"])
-            return RatioResult.from_dict(unit["row"]) if is_ours else None
-        except (OSError, ValueError, KeyError, TypeError):
+            done = json.loads(self.unit(unit).read_text())
+            is_ours = done["key"] == self._key and all(
+                sha256(self.root / name) == expected for name, expected in done["files"].items()
+            )
+            row = RatioResult.from_dict(done["row"]) if is_ours else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        # The unpruned model was measured once, and is ratio 0 of every variant.
+        return row and replace(row, **asdict(unit.variant))
 
-    def finish(self, row: RatioResult, files: Sequence[Path]) -> None:
-        """Declare a ratio finished; `files` are the ones that must be there for it to stay so."""
-        names = [str(path.relative_to(self.root)) for path in files]
-        unit = {"key": self._key, "files": names, "row": asdict(row)}
-        write_text(self.unit(row.ratio), json.dumps(unit, indent=2) + "\n")
+    def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path]) -> None:
+        """Declare a unit finished; it stays so while `files` stay as they are."""
+        digests = {str(path.relative_to(self.root)): sha256(path) for path in files}
+        done = {"key": self._key, "files": digests, "row": asdict(row)}
+        write_text(self.unit(unit), json.dumps(done, indent=2) + "\n")
         self.write_results()
 
     def write_results(self) -> None:
         """Build results.csv from the finished units."""
-        rows = [self.finished(ratio) for ratio in self._ratios]
+        rows = [self.finished(unit) for unit in self._units]
         write_text(self.results, results_csv([row for row in rows if row is not None]))
 
 
 def check_out(config: RunConfig) -> None:
     """Raise InputError unless `config.out` is free or holds a run of the same configuration.
 
-    The ratios may differ: each is a unit of work of its own, so a run can be given more of them later.
+    Ratios and variants may differ: each pair is a unit of its own, so a run can be given more of them later.
     """
     root = config.out
     if root.exists() and not root.is_dir():

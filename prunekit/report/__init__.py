@@ -1,6 +1,6 @@
 """Reports on a run folder, built from its files alone: plots, pictures with boxes, one HTML page."""
 
 from prunekit.report.page import write_report
-from prunekit.report.plots import Row, write_plots
+from prunekit.report.plots import Row, variants, write_plots
 
-__all__ = ["Row", "write_plots", "write_report"]
+__all__ = ["Row", "variants", "write_plots", "write_report"]

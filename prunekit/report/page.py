@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
+from prunekit.pipeline.config import Unit, Variant
 from prunekit.pipeline.examples import DESCRIPTION
 from prunekit.report.pictures import LabelledBox, draw_boxes
-from prunekit.report.plots import Row, write_plots
+from prunekit.report.plots import Row, variants, write_plots
+
+T = TypeVar("T")
 
 SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
-MAX_SHOWN_RATIOS = 4
+MAX_SHOWN = 4
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -28,7 +31,7 @@ def write_report(folder: RunFolder) -> Path:
         InputError: When the folder holds no results.
     """
     rows = read_rows(folder.results)
-    shown = [float(row["ratio"]) for row in _spread(rows, MAX_SHOWN_RATIOS)]
+    shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots")
     loader = Environment(
         loader=PackageLoader("prunekit", "report"),
@@ -39,7 +42,8 @@ def write_report(folder: RunFolder) -> Path:
     page = loader.get_template("report.html").render(
         rows=rows,
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
-        shown_ratios=shown,
+        shown=shown,
+        trained=bool(folder.read_json("config.json")["train_data"]),
         galleries=_galleries(folder, shown, is_attacked=rows[0]["attack"] != "none"),
         shown_score=SHOWN_SCORE,
         config=folder.read_json("config.json"),
@@ -55,15 +59,26 @@ def data_uri(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(image).decode()
 
 
-def _galleries(folder: RunFolder, shown: Sequence[float], is_attacked: bool) -> list[dict[str, Any]]:
+def _shown(rows: Sequence[Row]) -> dict[str, str]:
+    """Choose up to `MAX_SHOWN` units, of all variants: stem → heading."""
+    units = {}
+    for name, group in variants(rows).items():
+        for row in group:
+            unit = Unit(Variant(row["structure"], row["scores"], row["pruning"]), float(row["ratio"]))
+            prefix = f"{name}, " if name and unit.ratio > 0 else ""
+            units[unit.stem] = f"{prefix}{unit.ratio:g} % pruned"
+    return dict(_spread(list(units.items()), MAX_SHOWN))
+
+
+def _galleries(folder: RunFolder, shown: Iterable[str], is_attacked: bool) -> list[dict[str, Any]]:
     """Return one gallery per example image: its ground truth, and its detections clean and attacked."""
     description = folder.read_json(DESCRIPTION)
     categories = description["categories"]
     names = {category["id"]: (label, category["name"]) for label, category in enumerate(categories)}
     kinds = {"clean": False, "attacked": True} if is_attacked else {"clean": False}
     found = {
-        (ratio, attacked): _detections_by_image(folder.detections(ratio, attacked, "json"))
-        for ratio in shown
+        (stem, attacked): _detections_by_image(folder.detections(stem, attacked, "json"))
+        for stem in shown
         for attacked in kinds.values()
     }
     return [
@@ -72,8 +87,7 @@ def _galleries(folder: RunFolder, shown: Sequence[float], is_attacked: bool) -> 
             "truth": _truth(folder, image, categories),
             "rows": {
                 kind: [
-                    _detected(folder, image, names, found[ratio, attacked], ratio if attacked else None)
-                    for ratio in shown
+                    _detected(folder, image, names, found[stem, attacked], stem if attacked else None) for stem in shown
                 ]
                 for kind, attacked in kinds.items()
             },
@@ -95,14 +109,14 @@ def _detected(
     image: Mapping[str, Any],
     names: Mapping[int, tuple[int, str]],
     found: Mapping[int, Sequence[Mapping[str, Any]]],
-    attacked_at: float | None,
+    attacked_through: str | None,
 ) -> str:
     results = [result for result in found.get(image["id"], []) if result["score"] >= SHOWN_SCORE]
     boxes = [
         LabelledBox(_xyxy(result["bbox"]), *names[result["category_id"]], result["score"])
         for result in sorted(results, key=lambda result: float(result["score"]))
     ]
-    return _picture(folder.example(image["id"], attacked_at), boxes, image["width"])
+    return _picture(folder.example(image["id"], attacked_through), boxes, image["width"])
 
 
 def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int) -> str:
@@ -122,8 +136,8 @@ def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """Return up to `count` rows, first and last among them, evenly spread."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """Return up to `count` items, first and last among them, evenly spread."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

@@ -15,6 +15,7 @@ Row = Mapping[str, str]
 
 # Okabe and Ito's palette: told apart by colour-blind readers; the marker tells them apart in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 def column(rows: Sequence[Row], name: str) -> list[float]:
@@ -43,44 +44,70 @@ def write_plots(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     return paths
 
 
+def variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group the rows by variant; the key names what tells the variants apart, and is "" for a single one."""
+    parts = ("structure", "scores", "pruning")
+    telling = [part for part in parts if len({row[part] for row in rows}) > 1]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(", ".join(row[part] for part in telling), []).append(row)
+    return groups
+
+
 def draw_average_precision(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw AP and AP50, clean and attacked, against the ratio."""
-    ratio = column(rows, "ratio")
-    axes.plot(ratio, column(rows, "ap50"), "--o", color=BLUE, alpha=0.6, label="AP50, clean")
-    axes.plot(ratio, column(rows, "ap"), "-o", color=BLUE, label="AP, clean")
-    if rows[0]["attack"] != "none":
-        axes.plot(ratio, column(rows, "attacked_ap50"), "--s", color=ORANGE, alpha=0.6, label="AP50, attacked")
-        axes.plot(ratio, column(rows, "attacked_ap"), "-s", color=ORANGE, label="AP, attacked")
+    """Draw AP50 clean and attacked against the ratio, a colour a variant; AP as well where there is but one."""
+    groups = variants(rows)
+    for (name, group), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        ratio, prefix = column(group, "ratio"), f"{name}: " if name else ""
+        attacked_colour = colour if name else ORANGE
+        axes.plot(ratio, column(group, "ap50"), "-o", color=colour, label=f"{prefix}AP50, clean")
+        if rows[0]["attack"] != "none":
+            axes.plot(
+                ratio, column(group, "attacked_ap50"), "--s", color=attacked_colour, label=f"{prefix}AP50, attacked"
+            )
+        if not name:
+            axes.plot(ratio, column(group, "ap"), ":o", color=colour, alpha=0.6, label="AP, clean")
+            if rows[0]["attack"] != "none":
+                axes.plot(ratio, column(group, "attacked_ap"), ":s", color=ORANGE, alpha=0.6, label="AP, attacked")
     axes.set_ylim(bottom=0)
-    _finish(axes, ratio, "Average precision", f"{rows[0]['images']} images, attack: {rows[0]['attack']}")
+    _finish(
+        axes, column(rows, "ratio"), "Average precision", f"{rows[0]['images']} images, attack: {rows[0]['attack']}"
+    )
 
 
 def draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
     """Draw the latency of artefact and control against the ratio, in a band up to the 90th percentile."""
-    ratio = column(rows, "ratio")
-    series = (
-        ("latency_ms_control", "-s", GREY, "masked dense model (control)"),
-        ("latency_ms", "-o", GREEN, "accelerated model"),
-    )
-    for name, style, colour, label in series:
-        median = column(rows, name)
-        axes.plot(ratio, median, style, color=colour, label=label)
-        axes.fill_between(ratio, median, column(rows, f"{name}_p90"), color=colour, alpha=0.15, linewidth=0)
+    groups = variants(rows)
+    for (name, group), colour in zip(groups.items(), _colours(len(groups), GREEN), strict=True):
+        ratio, prefix = column(group, "ratio"), f"{name}: " if name else ""
+        for kind, style, shade, label in (
+            ("latency_ms_control", ":s", GREY if not name else colour, "masked dense model (control)"),
+            ("latency_ms", "-o", colour, "accelerated model"),
+        ):
+            median = column(group, kind)
+            axes.plot(ratio, median, style, color=shade, label=prefix + label)
+            axes.fill_between(ratio, median, column(group, f"{kind}_p90"), color=shade, alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
     size, threads = rows[0]["image_size"], rows[0]["threads"]
     title = f"Network only, one {size}×{size} image, {threads} thread{'s' if threads != '1' else ''}"
-    _finish(axes, ratio, "Latency in ms (line: median, band: to p90)", title)
+    _finish(axes, column(rows, "ratio"), "Latency in ms (line: median, band: to p90)", title)
+
+
+def _colours(count: int, single: str = BLUE) -> list[str]:
+    """Return as many colours; only eight are told apart by everyone, then they repeat."""
+    return [single] if count == 1 else [PALETTE[index % len(PALETTE)] for index in range(count)]
 
 
 def _finish(axes: Axes, ratio: Sequence[float], y_label: str, title: str) -> None:
     axes.set_xlabel("Pruning ratio in %")
     axes.set_ylabel(y_label)
     axes.set_title(title, loc="left", fontsize=10, color="#444444")
-    axes.set_xticks(ratio, [f"{value:g}" for value in ratio])
+    ticks = sorted(set(ratio))
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9 if len(axes.lines) <= 4 else 6.5)
 
 
 PLOTS: dict[str, Callable[[Axes, Sequence[Row]], None]] = {

@@ -1,0 +1,99 @@
+"""A detector in one file between stages: safetensors, with what rebuilds the architecture as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunekit.detection import MODELS, Detector, load_darknet_weights
+from prunekit.errors import InputError
+from prunekit.files import atomic_path
+from prunekit.prune import prunable_layers
+
+FORMAT = "prunekit detector 1"
+_MASK = "mask:"
+
+
+@dataclass(frozen=True)
+class PrunedDetector:
+    """A detector in eval mode, and its masks where it is pruned (layer name → bool, True = kept)."""
+
+    model: Detector
+    masks: dict[str, Tensor] | None = None
+
+
+def save_detector(path: str | Path, model: Detector, width: float, masks: Mapping[str, Tensor] | None = None) -> None:
+    """Write a detector, and its masks if it is pruned, atomically.
+
+    Args:
+        path: The safetensors file.
+        model: The detector.
+        width: The channels relative to darknet's that it was built with.
+        masks: Layer name → bool mask, True = kept.
+    """
+    description = {"format": FORMAT, "model": model.name, "num_classes": model.num_classes, "width": width}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"prunekit": json.dumps(description)})
+
+
+def open_detector(path: Path, name: str, num_classes: int, width: float) -> PrunedDetector:
+    """Read a detector from a darknet .weights file, or from a .safetensors file that a stage wrote.
+
+    Args:
+        path: The file.
+        name: The architecture, a key of `MODELS`.
+        num_classes: The data's number of classes.
+        width: Channels relative to darknet's.
+
+    Raises:
+        InputError: When the file is missing, damaged, or of another architecture; the sentence says which.
+    """
+    require_weights(path)
+    model = MODELS[name](num_classes=num_classes, width=width).eval()
+    if path.suffix != ".safetensors":
+        load_darknet_weights(model, path)
+        return PrunedDetector(model)
+    description, tensors = _read(path)
+    wanted = {"model": name, "num_classes": num_classes, "width": width}
+    for field, value in wanted.items():
+        if description.get(field) != value:
+            raise InputError(f"Expected {path} to hold a detector of {field} {value}, got {description.get(field)}.")
+    masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
+    try:
+        model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(_MASK)})
+    except RuntimeError as error:
+        raise InputError(f"Expected {path} to hold the state of {name}: {str(error).splitlines()[0]}.") from None
+    if masks and {k: m.shape for k, m in masks.items()} != {
+        k: c.weight.shape for k, c in prunable_layers(model).items()
+    }:
+        raise InputError(f"Expected the masks in {path} to fit the convolutions of {name}, but they do not.")
+    return PrunedDetector(model, masks or None)
+
+
+def require_weights(path: Path) -> None:
+    """Raise InputError unless there is a file."""
+    if not path.is_file():
+        raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
+
+
+def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        description = json.loads(metadata["prunekit"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"Expected a detector that prunekit saved at {path}, but reading it failed: {error}."
+        ) from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise InputError(f"Expected a detector that prunekit saved at {path}, but the file is none.")
+    return description, tensors

@@ -1,0 +1,325 @@
+"""The steps as functions: pre-train, score, prune, fine-tune. Each finds its finished work in the store.
+
+    stage       what trains                                       what is written
+    pretrain    every parameter                                   model
+    score       nothing                                           scores
+    prune       scores and normalisation, or nothing (one-shot)   masks and model
+    finetune    every parameter, dropped weights held at zero     model
+
+The three that train share one loop, one state file and one log; this table is all that tells them apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.attacks import PgdConfig, pgd
+from prunekit.detection import Detector
+from prunekit.detection.attribution_target import matched_logits
+from prunekit.errors import InputError
+from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from prunekit.pipeline.detector_file import open_detector, save_detector
+from prunekit.pipeline.objectives import ObjectiveConfig, make_objective
+from prunekit.pipeline.progress import Progress
+from prunekit.pipeline.stage_store import STATE, StageFolder, StageStore
+from prunekit.pipeline.tasks import Task, detector_task
+from prunekit.pipeline.train_config import TrainConfig
+from prunekit.pipeline.train_state import TrainState, load_averages
+from prunekit.pipeline.training import AfterStep, optimise
+from prunekit.pipeline.training_data import TrainingData
+from prunekit.pipeline.training_log import TrainingLog
+from prunekit.prune import (
+    SCORES,
+    ChannelGroups,
+    FrozenMasks,
+    MaskRule,
+    StraightThrough,
+    apply_masks,
+    initial_scores,
+    load_scores,
+    save_scores,
+    score_model,
+    taylor_scores,
+)
+from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
+
+MODEL, SCORES_FILE, LOG = "model.safetensors", "scores.safetensors", "losses.csv"
+REFERENCES = ("zeros", "mean", "clean")
+CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A detector between stages.
+
+    Attributes:
+        model: In eval mode; stages copy it before they change it.
+        width: Channels relative to darknet's.
+        sha256: Of the file that it came from.
+        masks: Layer name → mask where it is pruned.
+    """
+
+    model: Detector
+    width: float
+    sha256: str
+    masks: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training stage learns from.
+
+    Attributes:
+        data: The images.
+        sha256: Of the data set.
+        objective: A key of `OBJECTIVES`.
+        objective_config: Its knobs.
+    """
+
+    data: TrainingData
+    sha256: str
+    objective: str
+    objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class ScoreChoices:
+    """How scores that look at images do it.
+
+    Attributes:
+        name: A key of `SCORES`.
+        images: How many images, the first of a seeded shuffle.
+        batch_size: Images at once.
+        reference: DeepLIFT's: "zeros", the data's "mean", or "clean", the clean image of an attacked one.
+        rule: DeepLIFT's: "rescale" or "reveal_cancel".
+        seed: Of the choice of images and of random scores.
+    """
+
+    name: str
+    images: int = 256
+    batch_size: int = 8
+    reference: str = "zeros"
+    rule: str = "rescale"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where stages work and who follows them."""
+
+    store: StageStore
+    progress: Progress
+
+
+def pretrain(bench: Bench, start: Artefact, training: Training, config: TrainConfig) -> Artefact:
+    """Train every parameter on the objective."""
+    return _train(bench, "pretrain", start, training, config)
+
+
+def finetune(
+    bench: Bench, start: Artefact, training: Training, config: TrainConfig, groups: ChannelGroups | None = None
+) -> Artefact:
+    """Train a pruned detector with its masks held; `groups` for masks that drop whole filters."""
+    if start.masks is None:
+        raise InputError("Fine-tuning holds the masks of a pruned detector, but this one has none: prune it first.")
+    return _train(bench, "finetune", start, training, config, groups)
+
+
+def score(
+    bench: Bench, start: Artefact, choices: ScoreChoices, training: Training | None
+) -> tuple[dict[str, Tensor], str]:
+    """Score every weight; return the scores and their file's SHA-256."""
+    needs_images = choices.name not in SCORES or SCORES[choices.name].needs_batches
+    if needs_images and training is None:
+        raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
+    identity = vars(choices) if needs_images else {"name": choices.name, "seed": choices.seed}
+    inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
+    folder = bench.store.open("score", identity, inputs)
+    if folder.result() is None:
+        save_scores(folder.file(SCORES_FILE), _score(bench, start.model, choices, training))
+        folder.finish({}, SCORES_FILE)
+    return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
+
+
+def prune_one_shot(
+    bench: Bench, start: Artefact, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
+) -> Artefact:
+    """Drop what scores lowest, at once."""
+    folder = bench.store.open("prune", rule_identity(rule), {"model": start.sha256, "scores": scores_sha256})
+    if folder.result() is None:
+        model, masks = copy.deepcopy(start.model), rule(scores)
+        apply_masks(model, masks, rule.groups if rule.cuts_filters else None)
+        save_detector(folder.file(MODEL), model, start.width, masks)
+        folder.finish({"churn": 0.0}, MODEL)
+    return _reopen(folder, start)
+
+
+def prune_optimised(
+    bench: Bench,
+    start: Artefact,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> tuple[Artefact, float]:
+    """Optimise the scores on the objective with weights frozen, then drop what scores lowest.
+
+    Returns:
+        The pruned detector, and the churn: the fraction of kept weights that the first masks had dropped.
+    """
+    folder = bench.store.open(
+        "prune",
+        rule_identity(rule) | {"optimise": _identity(training, config)},
+        {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
+    )
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
+            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+            def log_churn(step: int) -> dict[str, float]:
+                return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
+
+            _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+            churn = pruning.churn()
+            masks = pruning.finish()
+        save_detector(folder.file(MODEL), model, start.width, masks)
+        folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
+    result = folder.result()
+    assert result is not None
+    return _reopen(folder, start), float(result["churn"])
+
+
+def rule_identity(rule: MaskRule) -> dict[str, Any]:
+    """Return what a mask rule's masks depend on, beside the model."""
+    names = ("ratio_percent", "structure", "scope", "filter_ratio_percent", "excluded")
+    return {name: getattr(rule, name) for name in names}
+
+
+def _train(
+    bench: Bench,
+    stage: str,
+    start: Artefact,
+    training: Training,
+    config: TrainConfig,
+    groups: ChannelGroups | None = None,
+) -> Artefact:
+    folder = bench.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with ExitStack() as stack:
+            hooks: list[AfterStep] = []
+            if start.masks is not None:
+                frozen = stack.enter_context(FrozenMasks(model, start.masks, groups))
+                hooks.append(lambda step: frozen.zero_dropped())
+            parameters = dict(model.named_parameters())
+            state = _run(folder, bench, model, parameters, training, config, f"{stage} ({training.objective})", hooks)
+            if config.ema_decay is not None:
+                load_averages(state, model)
+                if start.masks is not None:
+                    frozen.zero_dropped()
+        save_detector(folder.file(MODEL), model, start.width, start.masks)
+        folder.finish({"steps": state.step}, MODEL, LOG)
+    return _reopen(folder, start)
+
+
+def _run(
+    folder: StageFolder,
+    bench: Bench,
+    model: Detector,
+    parameters: Mapping[str, nn.Parameter],
+    training: Training,
+    config: TrainConfig,
+    description: str,
+    after_step: Sequence[AfterStep],
+    extra_columns: Sequence[str] = (),
+) -> TrainState:
+    """Train from the state that the folder holds, or from the start."""
+    path = folder.file(STATE)
+    state = load_checkpoint(path, config) if path.is_file() else None
+    objective = make_objective(training.objective, detector_task(model), training.objective_config)
+    with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
+        return optimise(
+            model,
+            parameters,
+            training.data,
+            objective,
+            config,
+            state=state,
+            save=lambda state: save_checkpoint(path, state, config),
+            log=log,
+            progress=bench.progress,
+            after_step=after_step,
+            description=description,
+        )
+
+
+def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
+    knobs = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
+
+
+def _reopen(folder: StageFolder, start: Artefact) -> Artefact:
+    model = start.model
+    pruned = open_detector(folder.file(MODEL), model.name, model.num_classes, start.width)
+    return Artefact(pruned.model, start.width, folder.output(MODEL), pruned.masks)
+
+
+def _score(bench: Bench, model: Detector, choices: ScoreChoices, training: Training | None) -> dict[str, Tensor]:
+    if not SCORES[choices.name].needs_batches:
+        return score_model(model, choices.name, choices.seed)
+    assert training is not None
+    task = detector_task(model)
+    batches = _score_batches(bench, choices, training)
+    if choices.name == "taylor":
+        return taylor_scores(model, ((x, _loss_of(task, targets)) for x, targets in batches))
+    comparisons = _comparisons(model, batches, choices, training)
+    return deeplift_scores(model, comparisons, rule=choices.rule)  # type: ignore[arg-type]
+
+
+def _score_batches(bench: Bench, choices: ScoreChoices, training: Training) -> Iterator[tuple[Tensor, Any]]:
+    """Yield images, float [N, 3, S, S] in [0, 1], with their targets."""
+    generator = torch.Generator().manual_seed(choices.seed)
+    order = torch.randperm(len(training.data), generator=generator)[: choices.images].tolist()
+    batches = training.data.batches(order, choices.batch_size, workers=0)
+    total = -(-len(order) // choices.batch_size)
+    for x, targets in bench.progress.track(batches, f"{choices.name} scores", total):
+        yield (x.float() / 255 if x.dtype == torch.uint8 else x), targets
+
+
+def _comparisons(
+    model: Detector, batches: Iterator[tuple[Tensor, Any]], choices: ScoreChoices, training: Training
+) -> Iterator[Comparison]:
+    facts = (model.anchors, model.strides, model.num_classes)
+    mean: Tensor | None = None
+    if choices.reference == "mean":
+        listed = list(batches)
+        mean = data_mean(x for x, _ in listed)
+        batches = iter(listed)
+    for x, targets in batches:
+        target = _target(targets, facts)
+        if choices.reference == "clean":
+            yield Comparison(_attacked(model, x, targets, training.objective_config.attack, choices.seed), x, target)
+        else:
+            yield Comparison(x, torch.zeros_like(x[:1]) if mean is None else mean, target)
+
+
+def _loss_of(task: Task, targets: Any) -> Callable[[Any], Tensor]:
+    return lambda outputs: task.loss_per_image(outputs, targets)
+
+
+def _target(targets: Any, facts: tuple[Any, Any, int]) -> Callable[[Any], Tensor]:
+    return lambda outputs: matched_logits(outputs, targets, *facts)
+
+
+def _attacked(model: Detector, x: Tensor, targets: Any, attack: PgdConfig, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return pgd(model, x, _loss_of(detector_task(model), targets), attack, generator)
