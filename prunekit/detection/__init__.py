@@ -1,5 +1,6 @@
 """YOLOv3 detectors, darknet weight files, COCO data, loss, decoding and average precision."""
 
+from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import AveragePrecision, evaluate_detections
 from prunekit.detection.boxes import Detections, decode, nms
 from prunekit.detection.coco import Batch, CocoDataset, Sample, Target, collate
@@ -31,6 +32,7 @@ __all__ = [
     "detection_loss",
     "evaluate_detections",
     "load_darknet_weights",
+    "matched_logits",
     "nms",
     "render_shapes_dataset",
     "save_darknet_weights",

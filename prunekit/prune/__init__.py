@@ -2,6 +2,7 @@
 
 from prunekit.prune.channel_groups import ChannelGroups, channel_groups
 from prunekit.prune.costs import LayerCost, ModelCost, count_costs
+from prunekit.prune.deeplift import Comparison, CompletenessError, data_mean, deeplift_scores
 from prunekit.prune.frozen_masks import FrozenMasks
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.mask_rule import SCOPES, STRUCTURES, MaskRule, masks_from_scores
@@ -26,6 +27,8 @@ __all__ = [
     "STRUCTURES",
     "ChannelGroups",
     "Churn",
+    "Comparison",
+    "CompletenessError",
     "FrozenMasks",
     "LayerCost",
     "MaskRule",
@@ -35,6 +38,8 @@ __all__ = [
     "apply_masks",
     "channel_groups",
     "count_costs",
+    "data_mean",
+    "deeplift_scores",
     "initial_scores",
     "load_masks",
     "load_scores",

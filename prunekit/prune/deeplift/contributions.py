@@ -113,7 +113,7 @@ class WeightContributions:
     Args:
         layers: layer name → convolution.
         num_images: images in the batch.
-        sink: called with layer name, image and the signed contributions of the weight's shape.
+        sink: called with layer name, image and the signed contributions of the weight's shape, to be left as they are.
 
     Attributes:
         model_input: the tensor that enters the model. Convolutions that read it send no multipliers further back.
@@ -175,9 +175,11 @@ class WeightContributions:
     def _hand_on(self, key: int) -> None:
         parts = self._pending.pop(key)
         for image in range(self.num_images):
-            contributions = [self._of_image(image, part) for part in parts]
+            contributions = self._of_image(image, parts[0])
+            for part in parts[1:]:
+                contributions += self._of_image(image, part)
             for name in self._names[key]:
-                self.sink(name, image, sum(contributions[1:], start=contributions[0]))
+                self.sink(name, image, contributions)
 
     def _of_image(self, image: int, part: _Part) -> Tensor:
         rows = slice(image, None, self.num_images)

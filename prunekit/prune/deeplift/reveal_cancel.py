@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch.nn.functional import linear
 
 from prunekit.prune.deeplift.contributions import WeightContributions, read_conv2d
 from prunekit.prune.deeplift.replay import Call, Handler, Rule, apply_function
@@ -154,7 +154,7 @@ def _leave(output: Any, output_ref: Any) -> Any:
 def _linear(call: Call) -> Tensor:
     x, weight = call.args[:2]
     y_ref = call.out_of_place(call.reference[0])
-    return _by_sign(x, call.reference[0], weight, functional.linear) + _twice(y_ref)
+    return _by_sign(x, call.reference[0], weight, linear) + _twice(y_ref)
 
 
 def _by_sign(halves: Tensor, x_ref: Tensor, weight: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -186,10 +186,10 @@ def _merged(call: Call) -> Tensor:
         for value, reference in zip(call.args, call.reference, strict=True)
     )
     merged = replace(call, args=args)
-    handler = RESCALE_HANDLERS.get(call.name, lambda step: step.out_of_place(*args[:2]))
     with torch.no_grad():
         z_ref = call.out_of_place(*call.reference[:2])
-    return split(handler(merged), z_ref)
+    has_rule = call.name in RESCALE_HANDLERS
+    return split(RESCALE_HANDLERS[call.name](merged) if has_rule else call.out_of_place(*args[:2]), z_ref)
 
 
 def _batch_norm(call: Call) -> Tensor:

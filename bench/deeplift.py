@@ -1,0 +1,109 @@
+"""What do DeepLIFT scores of all layers cost, beside one training pass and beside Captum?
+
+    python -m bench.deeplift --threads 2 --images 4 >> rows.jsonl
+
+YOLOv3 with random weights; the target is the sum of all logits. Rows, in seconds per batch of N images:
+
+* `training_pass`: one forward and backward pass, weight gradients included, of the doubled batch [x; x_ref];
+* `deeplift`: scores of all 75 convolutions, with one reference for all images (zeros, data mean), and with one for
+  each (a clean image for an attacked one), and its ratio to the training pass;
+* `captum`: LayerDeepLift and a weight gradient for some layers evenly spread over the net, after a check that both
+  give the same; `all_layers_s` extrapolates their mean to 75 layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from bench.captum_deeplift import captum_contributions
+from prunekit.detection import Detector, yolov3
+from prunekit.pipeline.environment import describe_environment
+from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
+from prunekit.prune.layers import prunable_layers
+from prunekit.timing import relative_rms
+
+# Float32 through 75 layers: Captum and prunekit round differently.
+LARGEST_DIFFERENCE = 1e-2
+
+
+def main() -> None:
+    """Print JSON lines: the environment, the passes in turn, Captum layer by layer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--image-size", type=int, default=416)
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--captum-layers", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    net = yolov3().eval()
+    x, x_ref = torch.rand(2, arguments.images, 3, arguments.image_size, arguments.image_size)
+    print(json.dumps({"environment": describe_environment(), **vars(arguments)}), flush=True)
+    seconds = time_passes(net, x, x_ref, arguments.runs)
+    baseline = seconds["training_pass"]
+    for name, value in seconds.items():
+        print(json.dumps({"pass": name, "seconds": value, "ratio": value / baseline}), flush=True)
+    layers = list(prunable_layers(net))
+    chosen = layers[:: max(1, len(layers) // arguments.captum_layers)][: arguments.captum_layers]
+    rows = [time_captum(net, name, x, x_ref) for name in chosen]
+    print(json.dumps({"captum": "all layers, extrapolated", "seconds": statistics.mean(rows) * len(layers)}))
+
+
+def sum_of_logits(outputs: tuple[Tensor, ...]) -> Tensor:
+    """Return the sum over all heads, [N]."""
+    return torch.stack([head.flatten(1).sum(dim=1) for head in outputs]).sum(dim=0)
+
+
+def time_passes(net: Detector, x: Tensor, x_ref: Tensor, runs: int) -> dict[str, float]:
+    """Return the median seconds of each pass; completeness is checked in every DeepLIFT run."""
+
+    def training_pass() -> None:
+        net.zero_grad()
+        sum_of_logits(net(torch.cat([x, x_ref]))).sum().backward()  # type: ignore[no-untyped-call]
+
+    return seconds_in_turn(
+        {
+            "training_pass": training_pass,
+            "deeplift, shared reference": lambda: deeplift_scores(net, [Comparison(x, x_ref[:1], sum_of_logits)]),
+            "deeplift, reference per image": lambda: deeplift_scores(net, [Comparison(x, x_ref, sum_of_logits)]),
+        },
+        runs,
+    )
+
+
+def seconds_in_turn(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Time calls that need gradients in turn, after one warm-up of each; return medians."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + runs):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def time_captum(net: Detector, layer: str, x: Tensor, x_ref: Tensor) -> float:
+    """Check one layer's contributions against Captum's on one image, then time Captum on all; print a row."""
+    one, one_ref = x[:1], x_ref[:1]
+    expected = captum_contributions(net, layer, one, one_ref, sum_of_logits)
+    found = deeplift_contributions(net, Comparison(one, one_ref, sum_of_logits)).layers[layer]
+    difference = relative_rms(expected, found)
+    if difference > LARGEST_DIFFERENCE:
+        raise RuntimeError(f"Captum's contributions of {layer} differ by {difference:.2e}: nothing to time.")
+    start = time.perf_counter()
+    captum_contributions(net, layer, x, x_ref, sum_of_logits)
+    seconds = time.perf_counter() - start
+    print(json.dumps({"captum": layer, "seconds": seconds, "difference": difference}), flush=True)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
