@@ -83,7 +83,7 @@ def test_a_plain_sgd_step_is_the_textbook_one() -> None:
     )
     weight, bias = torch.zeros(2, 61, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
-    images = data.images.flatten(1).double()
+    images = data.images.flatten(1).double() - 0.5
     labels = data.targets
     assert isinstance(labels, Tensor)
     wanted = nn.functional.one_hot(labels, 2).double()

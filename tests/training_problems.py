@@ -56,8 +56,8 @@ def rectangles(count: int = 6, num_classes: int = 2, empty: bool = False) -> Ima
     return ImagesInMemory(images, targets)
 
 
-def tempting_features(count: int, seed: int) -> ImagesInMemory:
-    """One pixel tells the class by ±0.3, right nine times in ten; sixty tell it by ±0.04, in noise of 0.05.
+def tempting_features(count: int, seed: int, weak: float = 0.04) -> ImagesInMemory:
+    """One pixel tells the class by ±0.3, right nine times in ten; sixty tell it by ±`weak`, in noise a little larger.
 
     Together the sixty are never wrong, so clean training relies on them, and an L∞ attack of 0.1 turns them all around.
     (After Tsipras et al. 2019.)
@@ -67,9 +67,16 @@ def tempting_features(count: int, seed: int) -> ImagesInMemory:
     sign = 2.0 * labels[:, None] - 1
     is_right = torch.rand(count, 1, generator=generator) < 0.9
     robust = 0.5 + 0.3 * torch.where(is_right, sign, -sign)
-    weak = 0.5 + 0.04 * sign + 0.05 * torch.randn(count, 60, generator=generator)
-    images = torch.cat([robust, weak], dim=1).clamp(0, 1).view(count, 1, 1, 61)
+    tempting = 0.5 + weak * (sign + 1.25 * torch.randn(count, 60, generator=generator))
+    images = torch.cat([robust, tempting], dim=1).clamp(0, 1).view(count, 1, 1, 61)
     return ImagesInMemory(images, labels)
+
+
+class Centred(nn.Module):
+    """Moves grey to zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - 0.5
 
 
 def linear_classifier() -> nn.Sequential:
@@ -77,7 +84,7 @@ def linear_classifier() -> nn.Sequential:
     linear = nn.Linear(61, 2)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.Flatten(), linear)
+    return nn.Sequential(Centred(), linear)
 
 
 def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:

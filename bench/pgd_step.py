@@ -1,0 +1,97 @@
+"""What does a PGD step cost, relative to one forward and one backward pass down to the images?
+
+    python -m bench.pgd_step --model yolov3-tiny --threads 1
+
+The attack runs with 1 and with 1 + STEPS steps, in turn with STEPS bare passes. The difference of the first two is
+STEPS steps without what an attack does once; `whole_attack_ratio` is per step of the longer one, with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunekit.attacks import PgdConfig, pgd
+from prunekit.detection import MODELS, Target
+from prunekit.pipeline.environment import describe_environment
+from prunekit.pipeline.tasks import detector_task
+from prunekit.timing import time_in_turn
+
+STEPS = 5
+
+
+def main() -> None:
+    """Print JSON lines: the environment, then the costs."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
+    torch.manual_seed(0)
+    model = MODELS[arguments.model](num_classes=80, width=arguments.width)
+    generator = torch.Generator().manual_seed(0)
+    size = arguments.image_size
+    x = torch.rand(arguments.batch_size, 3, size, size, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
+    target = Target(torch.tensor([[0.2, 0.2, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * size, torch.tensor([1, 17]))
+    task = detector_task(model)
+
+    def loss_per_image(outputs: tuple[Tensor, ...]) -> Tensor:
+        return task.loss_per_image(outputs, [target] * len(x))
+
+    def bare_passes() -> None:
+        for _ in range(STEPS):
+            leaf = x.detach().requires_grad_()
+            torch.autograd.grad(loss_per_image(model.eval()(leaf)).sum(), leaf)
+
+    def attack(steps: int) -> None:
+        pgd(model.train(), x, loss_per_image, PgdConfig(eps=0.05, step_size=0.02, steps=steps))
+
+    calls = {
+        "passes": with_gradients(bare_passes),
+        "attack of 1": with_gradients(lambda: attack(1)),
+        "attack of 1 + steps": with_gradients(lambda: attack(1 + STEPS)),
+    }
+    times = time_in_turn(calls, arguments.runs)
+    step_ms = (times["attack of 1 + steps"].median_ms - times["attack of 1"].median_ms) / STEPS
+    pass_ms = times["passes"].median_ms / STEPS
+    row = {
+        "model": arguments.model,
+        "width": arguments.width,
+        "image_size": size,
+        "batch_size": arguments.batch_size,
+        "forward_backward_ms": pass_ms,
+        "pgd_step_ms": step_ms,
+        "ratio": step_ms / pass_ms,
+        "whole_attack_ratio": times["attack of 1 + steps"].median_ms / (1 + STEPS) / pass_ms,
+    }
+    print(json.dumps(row), flush=True)
+
+
+def with_gradients(call: Callable[[], None]) -> Callable[[], None]:
+    """Let a call differentiate although timing switches gradients off."""
+
+    def run() -> None:
+        with torch.inference_mode(False):
+            call()
+
+    return run
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="yolov3-tiny")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--image-size", type=int, default=416)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=9)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
