@@ -174,7 +174,7 @@ def test_a_run_ends_with_a_table_and_a_report(options: Options) -> None:
 
     other = _invoke(options | {"scope": "global"})
     assert other.exit_code == 2
-    assert "scores: 'scaled' there, 'magnitude' now" in other.stderr
+    assert "scope: 'layer' there, 'global' now" in other.stderr
 
 
 def test_help_gives_examples() -> None:
