@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.detection import (
+    CocoDataset,
+    Detector,
+    Target,
+    detection_loss,
+    render_shapes_dataset,
+    save_darknet_weights,
+    yolov3_tiny,
+)
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
+from prunekit.pipeline.objectives import Clean
+from prunekit.pipeline.tasks import Task, detector_task
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.training import train
 from prunekit.report import write_report
@@ -42,7 +54,7 @@ class DemoConfig:
     num_val: int = 150
     image_size: int = 160
     width: float = 0.25
-    epochs: int = 26
+    epochs: int = 28
     ratios: tuple[float, ...] = (0, 25, 50, 75, 90)
 
     @property
@@ -84,12 +96,27 @@ def next_steps(folder: RunFolder) -> str:
     """Return what to look at now, and the command for the user's own data."""
     return (
         f"\nLook at {folder.report} first; every number is in {folder.results}.\n"
+        "Nothing was fine-tuned after pruning: this is what the bare masks leave of the accuracy.\n"
         "\nYour own data, in COCO's layout (annotations/*.json beside a folder of images),\n"
         "and darknet weights trained on its classes:\n"
         "\n  prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data coco128/ \\\n"
         "      --ratios 0,25,50,75,90,95 --attack paper --out runs/first\n"
         "\nAny torch model, pruned by anyone: fast = prunekit.accelerate(model, example_input)"
     )
+
+
+def short_training_task(model: Detector) -> Task:
+    """Return the detector's task with a loss for few steps: six times the box part, twice the objectness.
+
+    The usual weights are made for hundreds of epochs. With these, ten epochs of 1200 images reached AP 0.30 and AP50
+    0.57, where the usual ones reached 0.25 and 0.53.
+    """
+
+    def loss_per_image(outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        loss = detection_loss(outputs, targets, model.anchors, model.strides, model.num_classes)
+        return 6 * loss.box + 2 * loss.objectness + loss.classification
+
+    return replace(detector_task(model), loss_per_image=loss_per_image)
 
 
 def _claim(config: DemoConfig) -> None:
@@ -123,7 +150,7 @@ def _train(config: DemoConfig, data: Path, progress: Progress) -> None:
     dataset = CocoDataset.open(data, config.image_size)
     torch.manual_seed(config.seed)
     model = yolov3_tiny(dataset.num_classes, config.width)
-    knobs = TrainConfig(epochs=config.epochs, sizes=(config.image_size,), seed=config.seed)
-    trained = train(model, dataset, knobs, progress)
+    knobs = TrainConfig(epochs=config.epochs, batch_size=8, sizes=(config.image_size,), seed=config.seed)
+    trained = train(model, dataset, knobs, progress, Clean(short_training_task(model)))
     save_darknet_weights(trained, config.weights, images_seen=config.epochs * len(dataset))
     progress.message(f"trained in {time.perf_counter() - start:.0f} s")
