@@ -46,6 +46,10 @@ class Variant:
         return f"{self.structure}, {self.scores}, {self.pruning}"
 
 
+#: The weights as they were given, evaluated beside what robust pre-training made of them.
+AS_GIVEN = Variant("none", "none", "as given")
+
+
 @dataclass(frozen=True)
 class Unit:
     """One variant at one ratio: what is finished or not."""
@@ -56,6 +60,8 @@ class Unit:
     @property
     def stem(self) -> str:
         """The stem of the unit's files; the unpruned model is every variant's ratio 0."""
+        if self.variant == AS_GIVEN:
+            return "as_given"
         if self.ratio == 0:
             return "ratio_0"
         parts = (self.variant.structure, self.variant.scores, self.variant.pruning)
@@ -64,6 +70,8 @@ class Unit:
     @property
     def label(self) -> str:
         """What messages call it."""
+        if self.variant == AS_GIVEN:
+            return "weights as given"
         return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
 
 
@@ -167,8 +175,9 @@ class RunConfig(BaseModel):
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """Every variant at every ratio, variant by variant."""
-        return tuple(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios)
+        """Every variant at every ratio, variant by variant; first the weights as given, if they are pre-trained."""
+        before = (Unit(AS_GIVEN, 0),) if self.pretrain_epochs > 0 else ()
+        return (*before, *(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios))
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that every finished ratio of a run folder must share."""

@@ -52,8 +52,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             training = None
             if train_dataset is not None:
                 training = make_training(config, train_dataset, inputs.train_data_sha256, progress)
-            start = Artefact(detector.model, config.width, inputs.weights_sha256, detector.masks)
-            job = _prepare(config, dataset, start, training, folder, progress)
+            given = Artefact(detector.model, config.width, inputs.weights_sha256, detector.masks)
+            job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
             folder.write_results()
@@ -63,19 +63,20 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
 def _prepare(
     config: RunConfig,
     dataset: CocoDataset,
-    start: Artefact,
+    given: Artefact,
     training: Training | None,
     folder: OpenRun,
     progress: Progress,
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
     bench = Bench(StageStore(folder.root / "stages"), progress)
+    start = given
     if config.pretrain_epochs > 0 and training is not None:
-        start = pretrain(bench, start, training, pretraining(config))
+        start = pretrain(bench, given, training, pretraining(config))
     groups: ChannelGroups | None = None
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
-    return Job(config, dataset, start, training, bench, groups, save_clean_examples(folder, dataset))
+    return Job(config, dataset, given, start, training, bench, groups, save_clean_examples(folder, dataset))
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:

@@ -18,7 +18,7 @@ from prunekit.detection import (
     write_detections_json,
 )
 from prunekit.nn import AccelerationReport, accelerate, native_status
-from prunekit.pipeline.config import RunConfig, Unit
+from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
 from prunekit.pipeline.detection_rates import attack_success
 from prunekit.pipeline.environment import processor
 from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
@@ -46,6 +46,7 @@ class Job:
     Attributes:
         config: What was asked.
         dataset: The evaluation data.
+        given: The detector as it was given.
         start: The unpruned detector, pre-trained if that was asked.
         training: What to learn from, where something is to be learnt.
         bench: The stages' store, and who is told how far they are.
@@ -55,6 +56,7 @@ class Job:
 
     config: RunConfig
     dataset: CocoDataset
+    given: Artefact
     start: Artefact
     training: Training | None
     bench: Bench
@@ -104,9 +106,9 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
     if unit.ratio == 0:
-        scores, scores_sha256 = score(job.bench, job.start, score_choices(config, "magnitude"), None)
-        rule = MaskRule(0)
-        return prune_one_shot(job.bench, job.start, scores, scores_sha256, rule), None
+        whole = job.given if variant == AS_GIVEN else job.start
+        scores, scores_sha256 = score(job.bench, whole, score_choices(config, "magnitude"), None)
+        return prune_one_shot(job.bench, whole, scores, scores_sha256, MaskRule(0)), None
     scores, scores_sha256 = score(job.bench, job.start, score_choices(config, variant.scores), training)
     churn = None
     if variant.pruning == "one-shot" or training is None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
-from prunekit.pipeline.config import Unit, Variant
+from prunekit.pipeline.config import AS_GIVEN, Unit, Variant
 from prunekit.pipeline.examples import DESCRIPTION
 from prunekit.report.pictures import LabelledBox, draw_boxes
 from prunekit.report.plots import Row, variants, write_plots
@@ -66,7 +66,7 @@ def _shown(rows: Sequence[Row]) -> dict[str, str]:
         for row in group:
             unit = Unit(Variant(row["structure"], row["scores"], row["pruning"]), float(row["ratio"]))
             prefix = f"{name}, " if name and unit.ratio > 0 else ""
-            units[unit.stem] = f"{prefix}{unit.ratio:g} % pruned"
+            units[unit.stem] = unit.label if unit.variant == AS_GIVEN else f"{prefix}{unit.ratio:g} % pruned"
     return dict(_spread(list(units.items()), MAX_SHOWN))
 
 

@@ -47,11 +47,13 @@ def write_plots(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
 def variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Group the rows by variant; the key names what tells the variants apart, and is "" for a single one."""
     parts = ("structure", "scores", "pruning")
-    telling = [part for part in parts if len({row[part] for row in rows}) > 1]
+    pruned = [row for row in rows if row["structure"] != "none"]
+    telling = [part for part in parts if len({row[part] for row in pruned}) > 1]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(", ".join(row[part] for part in telling), []).append(row)
-    return groups
+        name = ", ".join(row[part] for part in telling) if row["structure"] != "none" else "weights as given"
+        groups.setdefault(name, []).append(row)
+    return {name or "pre-trained": group for name, group in groups.items()} if len(groups) > 1 else groups
 
 
 def draw_average_precision(axes: Axes, rows: Sequence[Row]) -> None:
