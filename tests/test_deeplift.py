@@ -446,6 +446,17 @@ def test_attention_is_complete() -> None:
         )
 
 
+def test_autocast_and_matmul_settings_do_not_matter() -> None:
+    net = conv_then(torch.relu)
+    expected = deeplift_scores(net, [simple_comparison()])
+    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = deeplift_scores(net, [simple_comparison()])
+    assert settings.fp32_precision == before
+    assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     net = yolov3_tiny(2, width=0.125).train()
     next(net.parameters()).requires_grad_(False)
@@ -538,6 +549,8 @@ def test_other_bad_input_is_named() -> None:
         data_mean([])
     with pytest.raises(InputError, match=r"reference of shape \[1, 3, 8, 8\] or \[2, 3, 8, 8\], got \[3, 3, 8, 8\]"):
         deeplift_scores(net, [Comparison(good.x, torch.zeros(3, 3, 8, 8), good.target)])
+    with pytest.raises(InputError, match=r"one floating-point dtype, got torch.uint8"):
+        deeplift_scores(net, [Comparison(good.x.byte(), good.x_ref, good.target)])
     with pytest.raises(InputError, match="one of rescale, reveal_cancel, got 'gradient'"):
         deeplift_scores(net, [good], rule="gradient")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"one number for each of 2 images, got \[\]"):
@@ -553,6 +566,18 @@ def test_another_path_for_the_reference_is_named() -> None:
     nn.init.constant_(net.get_parameter("conv.bias"), -1.0)
     with pytest.raises(InputError, match="where the input met relu, the reference met tanh"):
         deeplift_scores(net, [simple_comparison()])
+
+
+@both_rules
+def test_joining_images_with_other_dimensions_needs_a_reference_per_image(rule: RuleName) -> None:
+    net = conv_then(lambda x: torch.tanh(x.flatten(0, 1)).view(-1, 4, *x.shape[2:]))
+    shared = simple_comparison()
+    with pytest.raises(InputError, match="one reference per image"):
+        deeplift_scores(net, [shared], rule)
+    own = Comparison(shared.x, shared.x_ref.expand_as(shared.x), shared.target)
+    plain = conv_then(torch.tanh)
+    plain.load_state_dict(net.state_dict())
+    assert_close(deeplift_scores(net, [own], rule), deeplift_scores(plain, [shared], rule))
 
 
 def test_overwriting_what_a_rule_read_is_named() -> None:

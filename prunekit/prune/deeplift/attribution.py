@@ -70,7 +70,8 @@ def attribute(
     """Send each layer's contributions, image by image, to `sink`; check that they are complete."""
     _check_comparison(comparison, rule)
     x, x_ref = comparison.x.detach(), comparison.x_ref.detach()
-    with _held_still(model), parametrize.cached():  # cached: one tensor per weight, whichever way it is computed
+    # cached: one tensor per weight, whichever way it is computed
+    with _held_still(model), _full_precision(x.device.type), parametrize.cached():
         weights = WeightContributions(prunable_layers(model), len(x), sink)
         leaf = x.clone().requires_grad_()
         t, t_ref = _run(model, leaf, x_ref, comparison.target, RULES[rule](weights), weights)
@@ -88,6 +89,8 @@ def _check_comparison(comparison: Comparison, rule: RuleName) -> None:
     x, x_ref = comparison.x, comparison.x_ref
     if rule not in RULES:
         raise InputError(f"Expected the rule of DeepLIFT to be one of {', '.join(RULES)}, got {rule!r}.")
+    if not x.is_floating_point() or x_ref.dtype != x.dtype:
+        raise InputError(f"Expected images and reference of one floating-point dtype, got {x.dtype} and {x_ref.dtype}.")
     if x_ref.shape[1:] != x.shape[1:] or len(x_ref) not in (1, len(x)):
         raise InputError(
             f"Expected a reference of shape {[1, *x.shape[1:]]} or {list(x.shape)}, got {list(x_ref.shape)}."
@@ -111,6 +114,21 @@ def _held_still(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _full_precision(device_type: str) -> Iterator[None]:
+    """Keep autocast and TensorFloat-32 away: their roundings, 1000 times larger, would trip the gate."""
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
 def _run(
     model: nn.Module, x: Tensor, x_ref: Tensor, target: Target, rule: Rule, weights: WeightContributions
 ) -> tuple[Tensor, Tensor]:
@@ -124,7 +142,7 @@ def _run(
             t_ref = target(outputs_ref)
     with torch.enable_grad():
         weights.model_input = rule.enter(x, x_ref)
-        with Replay(rule.handlers, model_calls.calls):
+        with Replay(rule.handlers, model_calls.calls, rule.rows_per_image):
             outputs = model(weights.model_input)
         outputs = pytree.tree_map(rule.leave, outputs, outputs_ref)
         with Replay(RESCALE_HANDLERS, target_calls.calls):

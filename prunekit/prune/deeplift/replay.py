@@ -61,11 +61,13 @@ class Rule:
 
     Attributes:
         handlers: function name → what answers its calls.
+        rows_per_image: rows of the tensors in the model for each image.
         enter: makes what the model gets of the input [N, ...] and its reference.
         leave: makes ordinary outputs [N, ...] of what the model returned, given the outputs on the reference.
     """
 
     handlers: Mapping[str, Handler]
+    rows_per_image: int
     enter: Callable[[Tensor, Tensor], Tensor]
     leave: Callable[[Any, Any], Any]
 
@@ -104,10 +106,12 @@ class Replay(TorchFunctionMode):
     Args:
         handlers: function name → what answers its calls.
         calls: the calls on the reference, in order.
+        rows_per_image: rows of the tensors for each row of the reference, unless that has one row for all.
     """
 
-    def __init__(self, handlers: Mapping[str, Handler], calls: Sequence[_Recorded]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], calls: Sequence[_Recorded], rows_per_image: int = 1) -> None:
         super().__init__()
+        self.rows_per_image = rows_per_image
         self.handlers = handlers
         self.calls = calls
         self.num_done = 0
@@ -119,25 +123,34 @@ class Replay(TorchFunctionMode):
         name = _plain_name(func)
         if name not in self.handlers or not positional:
             return func(*positional, **keywords)
-        recorded = self._next(name, positional)
+        recorded = self._next(name)
         if not any(isinstance(value, Tensor) and value.requires_grad for value in positional):
             return func(*positional, **keywords)
+        self._check_shape(name, positional[0], recorded.args[0])
         if recorded.versions != _versions(recorded.args):
             raise InputError(f"DeepLIFT expected nothing to overwrite what {name} read, but the model did so in place.")
         call = Call(func, positional, keywords, recorded.args)
         out = self.handlers[name](call)
         return positional[0].copy_(out) if call.is_in_place else out
 
-    def _next(self, name: str, args: tuple[Any, ...]) -> _Recorded:
+    def _next(self, name: str) -> _Recorded:
         recorded = self.calls[self.num_done] if self.num_done < len(self.calls) else None
         self.num_done += 1
-        if recorded is None or recorded.name != name or not _is_same_size(args[0], recorded.args[0]):
-            found = "nothing" if recorded is None else recorded.name
+        if recorded is None or recorded.name != name:
             raise InputError(
                 "DeepLIFT expected the model to take the same steps on input and reference, but where the input "
-                f"met {name}, the reference met {found if found != name else f'{name} of another shape'}."
+                f"met {name}, the reference met {recorded.name if recorded else 'nothing'}."
             )
         return recorded
+
+    def _check_shape(self, name: str, x: Any, x_ref: Any) -> None:
+        if not isinstance(x, Tensor) or not isinstance(x_ref, Tensor):
+            return
+        if x.shape[1:] != x_ref.shape[1:] or len(x_ref) * self.rows_per_image not in (self.rows_per_image, len(x)):
+            raise InputError(
+                f"DeepLIFT cannot pair what {name} reads: {list(x_ref.shape)} on the reference, {list(x.shape)} on the "
+                "input; a model that joins images with other dimensions needs one reference per image."
+            )
 
 
 def apply_function(function: type[Function], *args: Any) -> Tensor:
@@ -170,10 +183,3 @@ def _with_input_first(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> 
 
 def _versions(args: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(value._version for value in args if isinstance(value, Tensor))
-
-
-def _is_same_size(x: Any, x_ref: Any) -> bool:
-    """Whether both are tensors alike in all but the number of rows, or no tensors at all."""
-    if not isinstance(x, Tensor) or not isinstance(x_ref, Tensor):
-        return type(x) is type(x_ref)
-    return x.shape[1:] == x_ref.shape[1:]

@@ -171,6 +171,7 @@ def rescale(weights: WeightContributions) -> Rule:
 
     return Rule(
         handlers={**RESCALE_HANDLERS, "conv2d": conv2d},
+        rows_per_image=1,
         enter=lambda x, x_ref: x.clone(),  # no leaf: the model may work in place
         leave=lambda output, output_ref: output,
     )

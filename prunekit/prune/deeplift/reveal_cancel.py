@@ -144,7 +144,7 @@ def reveal_cancel(weights: WeightContributions) -> Rule:
         "conv2d": conv2d,
         "linear": _linear,
     }
-    return Rule(handlers, enter=split, leave=_leave)
+    return Rule(handlers, rows_per_image=2, enter=split, leave=_leave)
 
 
 def _leave(output: Any, output_ref: Any) -> Any:
