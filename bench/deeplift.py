@@ -2,7 +2,8 @@
 
     python -m bench.deeplift --threads 2 --images 4 >> rows.jsonl
 
-YOLOv3 with random weights; the target is the sum of all logits. Rows, in seconds per batch of N images:
+YOLOv3 with random weights; the target is the sum of all logits. Rows, in seconds and in the process's CPU seconds (to
+trust where the machine is busy) per batch of N images:
 
 * `training_pass`: one forward and backward pass, weight gradients included, of the doubled batch [x; x_ref];
 * `deeplift`: scores of all 75 convolutions, with one reference for all images (zeros, data mean), and with one for
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +49,23 @@ def main() -> None:
     net = yolov3().eval()
     x, x_ref = torch.rand(2, arguments.images, 3, arguments.image_size, arguments.image_size)
     print(json.dumps({"environment": describe_environment(), **vars(arguments)}), flush=True)
-    seconds = time_passes(net, x, x_ref, arguments.runs)
-    baseline = seconds["training_pass"]
-    for name, value in seconds.items():
-        print(json.dumps({"pass": name, "seconds": value, "ratio": value / baseline}), flush=True)
+    timings = time_passes(net, x, x_ref, arguments.runs)
+    baseline = timings["training_pass"]
+    for name, timing in timings.items():
+        ratios = {"ratio": timing.seconds / baseline.seconds, "cpu_ratio": timing.cpu_seconds / baseline.cpu_seconds}
+        print(json.dumps({"pass": name, **timing._asdict(), **ratios}), flush=True)
     layers = list(prunable_layers(net))
     chosen = layers[:: max(1, len(layers) // arguments.captum_layers)][: arguments.captum_layers]
     rows = [time_captum(net, name, x, x_ref) for name in chosen]
-    print(json.dumps({"captum": "all layers, extrapolated", "seconds": statistics.mean(rows) * len(layers)}))
+    mean = Elapsed(*(statistics.mean(values) * len(layers) for values in zip(*rows, strict=True)))
+    print(json.dumps({"captum": f"all {len(layers)} layers, extrapolated", **mean._asdict()}))
+
+
+class Elapsed(NamedTuple):
+    """Wall-clock seconds and the process's CPU seconds."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 def sum_of_logits(outputs: tuple[Tensor, ...]) -> Tensor:
@@ -62,8 +73,8 @@ def sum_of_logits(outputs: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([head.flatten(1).sum(dim=1) for head in outputs]).sum(dim=0)
 
 
-def time_passes(net: Detector, x: Tensor, x_ref: Tensor, runs: int) -> dict[str, float]:
-    """Return the median seconds of each pass; completeness is checked in every DeepLIFT run."""
+def time_passes(net: Detector, x: Tensor, x_ref: Tensor, runs: int) -> dict[str, Elapsed]:
+    """Return the medians of each pass; completeness is checked in every DeepLIFT run."""
 
     def training_pass() -> None:
         net.zero_grad()
@@ -79,18 +90,26 @@ def time_passes(net: Detector, x: Tensor, x_ref: Tensor, runs: int) -> dict[str,
     )
 
 
-def seconds_in_turn(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, float]:
+def seconds_in_turn(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, Elapsed]:
     """Time calls that need gradients in turn, after one warm-up of each; return medians."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    elapsed: dict[str, list[Elapsed]] = {name: [] for name in calls}
     for _ in range(1 + runs):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            elapsed[name].append(measure(call))
+    return {
+        name: Elapsed(*(statistics.median(values) for values in zip(*rows[1:], strict=True)))
+        for name, rows in elapsed.items()
+    }
 
 
-def time_captum(net: Detector, layer: str, x: Tensor, x_ref: Tensor) -> float:
+def measure(call: Callable[[], object]) -> Elapsed:
+    """Time one call."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    call()
+    return Elapsed(time.perf_counter() - start, time.process_time() - cpu_start)
+
+
+def time_captum(net: Detector, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed:
     """Check one layer's contributions against Captum's on one image, then time Captum on all; print a row."""
     one, one_ref = x[:1], x_ref[:1]
     expected = captum_contributions(net, layer, one, one_ref, sum_of_logits)
@@ -98,11 +117,9 @@ def time_captum(net: Detector, layer: str, x: Tensor, x_ref: Tensor) -> float:
     difference = relative_rms(expected, found)
     if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"Captum's contributions of {layer} differ by {difference:.2e}: nothing to time.")
-    start = time.perf_counter()
-    captum_contributions(net, layer, x, x_ref, sum_of_logits)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"captum": layer, "seconds": seconds, "difference": difference}), flush=True)
-    return seconds
+    elapsed = measure(lambda: captum_contributions(net, layer, x, x_ref, sum_of_logits))
+    print(json.dumps({"captum": layer, **elapsed._asdict(), "difference": difference}), flush=True)
+    return elapsed
 
 
 if __name__ == "__main__":
