@@ -225,7 +225,7 @@ class StraightThrough:
     @torch.no_grad()
     def _refresh(self) -> None:
         """Make the masks anew if a score has changed; several forwards with the same scores share them."""
-        state = [(scored.scores._version, scored.scores.device) for scored in self._scored.values()]
+        state = [(scored.scores._version, scored.scores.data_ptr()) for scored in self._scored.values()]
         if state == self._state:
             return
         self._state = state
