@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from prunekit.attacks.presets import PAPER, STANDARD
 from prunekit.detection import Batch, CocoDataset, Detections, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config
-from prunekit.pipeline.detection_rates import confident
-from prunekit.pipeline.evaluate import Evaluation, EvaluationCase, evaluate, evaluate_case, evaluation_cases
+from prunekit.pipeline.detection_rates import attack_success, confident
+from prunekit.pipeline.evaluate import Evaluation, evaluate
+from prunekit.pipeline.evaluation_cases import evaluate_cases, evaluation_cases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,12 +194,27 @@ def test_cases_are_clean_then_each_attack_with_its_transfer() -> None:
         evaluation_cases(["paper", "brute"])
 
 
-def test_a_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
+def test_each_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
     dense = with_noise(model)
-    for case, attack, source in [
-        (EvaluationCase("none"), None, None),
-        (EvaluationCase("paper"), PAPER, None),
-        (EvaluationCase("paper", transfer=True), PAPER, dense),
-    ]:
-        found = evaluate_case(case, model, dense, dataset, shapes_config, SilentProgress()).detections
-        assert same(found, run(model, dataset, shapes_config, attack, source=source).detections)
+    results = list(evaluate_cases(model, dataset, shapes_config, ["paper"], SilentProgress(), dense))
+    assert [result.case.name for result in results] == ["none", "paper", "paper_transfer"]
+    clean, attacked, transferred = results
+    assert same(clean.evaluation.detections, run(model, dataset, shapes_config, None).detections)
+    assert same(attacked.evaluation.detections, run(model, dataset, shapes_config, PAPER).detections)
+    expected = run(model, dataset, shapes_config, PAPER, source=dense)
+    assert same(transferred.evaluation.detections, expected.detections)
+    assert clean.success is None
+    assert attacked.success == attack_success(dataset, clean.evaluation.detections, attacked.evaluation.detections)
+
+
+def test_figures_are_flat_and_ready_for_json(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
+    clean, attacked = evaluate_cases(model, dataset, shapes_config, ["paper"], SilentProgress())
+    assert clean.figures().keys() < attacked.figures().keys()
+    figures = attacked.figures()
+    assert figures == json.loads(json.dumps(figures, allow_nan=False))
+    assert figures["ap"] == attacked.evaluation.average_precision.ap
+    assert figures["confident_ap50"] == attacked.evaluation.average_precision_confident.ap50
+    assert figures["ap_large"] is None  # the shapes are small
+    assert figures["mean_linf"] == pytest.approx(0.05)
+    assert attacked.success is not None
+    assert figures["attack_success"] == attacked.success.rate > 0.5

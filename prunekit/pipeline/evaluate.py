@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from prunekit.attacks import PRESETS, Attack
+from prunekit.attacks import Attack
 from prunekit.detection import (
     AveragePrecision,
     Batch,
@@ -22,15 +22,12 @@ from prunekit.detection import (
     nms,
 )
 from prunekit.detection.attack_losses import attack_losses
-from prunekit.errors import InputError
 from prunekit.pipeline.detection_rates import FalsePositives, confident, false_positives
 from prunekit.pipeline.loading import device_of, load_batches, on_device
 from prunekit.pipeline.progress import Progress
 
 # Called with an image's id and its row of the batch as the network saw it.
 ImageSeen = Callable[[int, Batch, int, Tensor], None]
-
-CLEAN = "none"
 
 
 class EvaluationChoices(Protocol):
@@ -93,52 +90,6 @@ class Evaluation:
     average_precision_confident: AveragePrecision
     false_positives: FalsePositives
     perturbation: Perturbation | None
-
-
-@dataclass(frozen=True)
-class EvaluationCase:
-    """One evaluation of a model: clean, under an attack of its own, or under one made on the dense model.
-
-    Attributes:
-        attack: a name in `prunekit.attacks.PRESETS`, or "none".
-        transfer: whether the attack's gradients are the dense model's.
-    """
-
-    attack: str
-    transfer: bool = False
-
-    @property
-    def name(self) -> str:
-        """A name for files and columns: none, paper, paper_transfer."""
-        return f"{self.attack}_transfer" if self.transfer else self.attack
-
-
-def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[EvaluationCase]:
-    """List what to evaluate: clean first, then each named attack, with `transfer` also made on the dense model."""
-    unknown = [name for name in attacks if name not in PRESETS and name != CLEAN]
-    if unknown:
-        raise InputError(f"expected attacks among {', '.join([CLEAN, *PRESETS])}, but got {unknown[0]!r}")
-    cases = [EvaluationCase(CLEAN)]
-    for name in dict.fromkeys(name for name in attacks if name != CLEAN):
-        cases.append(EvaluationCase(name))
-        if transfer:
-            cases.append(EvaluationCase(name, transfer=True))
-    return cases
-
-
-def evaluate_case(
-    case: EvaluationCase,
-    model: Detector,
-    dense: Detector,
-    dataset: CocoDataset,
-    config: EvaluationChoices,
-    progress: Progress,
-    description: str = "",
-) -> Evaluation:
-    """Do one case for `model`; `dense` is the model that transferred attacks are made on."""
-    attack = None if case.attack == CLEAN else PRESETS[case.attack]
-    source = dense if case.transfer else None
-    return evaluate(model, dataset, config, attack, progress, description or case.name, source=source)
 
 
 def evaluate(
