@@ -7,22 +7,28 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from prunekit.attacks import PRESETS, PgdConfig
+from prunekit.attacks import PRESETS
 from prunekit.detection import MODELS
 from prunekit.errors import InputError
-from prunekit.pipeline.objectives import OBJECTIVES
+from prunekit.pipeline.choices import (
+    PRUNINGS,
+    EvaluatingChoices,
+    ScoringChoices,
+    TrainingChoices,
+    checked,
+    split_names,
+)
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 
-PRUNINGS = ("one-shot", "optimised")
-REFERENCES = ("zeros", "mean", "clean")
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
-    "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device"
+    "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
+    "checkpoint_every",
 }  # fmt: skip
 
 
@@ -75,15 +81,14 @@ class Unit:
         return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
 
 
-class RunConfig(BaseModel):
+class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model: str = Field(description=f"detector: {', '.join(MODELS)}")
-    weights: Path = Field(description="darknet .weights file")
+    weights: Path = Field(description="darknet .weights file, or a .safetensors one that prunekit wrote")
     data: Path = Field(description="folder in COCO's layout, or the annotations' JSON file")
     out: Path = Field(description="run folder")
+    width: float = Field(1.0, gt=0, le=4, description="the detector's channels relative to darknet's")
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
     )
@@ -101,38 +106,14 @@ class RunConfig(BaseModel):
     train_data: Path | None = Field(
         None, description="data to train on, like --data; without it nothing trains and one-shot masks are all"
     )
-    objective: str = Field("pgd-at", description=f"what training minimises: {', '.join(OBJECTIVES)}")
-    train_attack: str = Field("paper", description="the attack inside the objective: a PGD preset")
     pretrain_epochs: int = Field(0, ge=0, description="passes of robust pre-training (0: the weights have had it)")
     optimise_epochs: int = Field(20, ge=1, description="passes in which scores are optimised")
     finetune_epochs: int = Field(20, ge=0, description="passes of fine-tuning after pruning")
-    max_steps: int | None = Field(None, ge=1, description="ends each training after so many steps")
-    train_batch_size: int = Field(16, ge=1, description="images a training step")
     pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak of pre-training")
     optimise_learning_rate: float = Field(0.1, gt=0, description="peak of the scores' optimisation (HYDRA: 0.1)")
     finetune_learning_rate: float = Field(1e-2, gt=0, description="peak of fine-tuning")
-    batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
-        "live", description="batch normalisation in training: live, frozen-statistics or frozen"
-    )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks' passes in training")
-    augment: bool = Field(True, description="flip, scale, shift and colour training images at random")
-    score_images: int = Field(256, ge=1, description="training images that taylor and deeplift scores look at")
-    reference: str = Field("zeros", description=f"what DeepLIFT compares images with: {', '.join(REFERENCES)}")
-    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
-    transfer: bool = Field(False, description="also evaluate the attack made on the unpruned model")
     attack: str = Field("paper", description=f"white-box attack: {', '.join(PRESETS)}, or none")
-    width: float = Field(1.0, gt=0, le=4, description="the detector's channels relative to darknet's")
-    image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
-    greyscale: bool = Field(False, description="evaluate on grey values (Rec. 601) instead of colours")
-    score_threshold: float = Field(0.001, ge=0, lt=1, description="detections score above this")
-    iou_threshold: float = Field(0.45, gt=0, le=1, description="non-maximum suppression's overlap")
-    max_detections: int = Field(100, ge=1, description="kept per image; COCO's AP counts at most 100")
-    batch_size: int = Field(8, ge=1, description="images at once in evaluation and attack")
-    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
-    limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
-    threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
-    latency_runs: int = Field(30, ge=3, description="timed runs of each of control and artefact")
-    seed: int = Field(0, ge=0, description="seed of the attack's random starts")
+    transfer: bool = Field(False, description="also evaluate the attack made on the unpruned model")
 
     @field_validator("ratios")
     @classmethod
@@ -145,18 +126,7 @@ class RunConfig(BaseModel):
     @field_validator("scores", "structure", "pruning", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
-
-    @field_validator(
-        "model", "scores", "structure", "pruning", "attack", "scope", "objective", "train_attack", "reference"
-    )
-    @classmethod
-    def _known_names(cls, value: Any, info: Any) -> Any:
-        known = _known_names()[info.field_name]
-        for name in value if isinstance(value, tuple) else (value,):
-            if name not in known:
-                raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
-        return value
+        return split_names(value)
 
     @model_validator(mode="after")
     def _training_has_data(self) -> RunConfig:
@@ -184,34 +154,9 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", exclude=_NO_PART_OF_THE_IDENTITY)
 
 
-def _known_names() -> dict[str, list[str]]:
-    return {
-        "model": [*MODELS],
-        "scores": [*SCORES],
-        "structure": [*STRUCTURES],
-        "pruning": [*PRUNINGS],
-        "attack": [*PRESETS, "none"],
-        "scope": [*SCOPES],
-        "objective": [*OBJECTIVES],
-        "train_attack": [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)],
-        "reference": [*REFERENCES],
-    }
-
-
 def make_config(**choices: Any) -> RunConfig:
     """Build a RunConfig; whatever is wrong becomes an InputError of one sentence."""
-    try:
-        return RunConfig(**choices)
-    except ValidationError as error:
-        raise InputError(_first_problem(error)) from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-    return f"{field}: {message[0].lower()}{message[1:]}{found}."
+    return checked(RunConfig, **choices)
 
 
 def parse_ratios(text: str) -> tuple[float, ...]:
