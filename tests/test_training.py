@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 import torch
@@ -26,12 +27,14 @@ from prunekit.pipeline.objectives import (
     TrainBatch,
     make_objective,
 )
+from prunekit.pipeline.progress import Description
 from prunekit.pipeline.tasks import classifier_task, detector_task
 from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
 from prunekit.pipeline.train_state import TrainState, load_averages, tensors_of
 from prunekit.pipeline.training import TrainingDivergedError, optimise, train
 from prunekit.pipeline.training_data import ImagesInMemory, ImagesOnDisk, training_batches
 
+T = TypeVar("T")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
 SGD = dataclasses.replace(SCORE_OPTIMISATION, epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
 CLEAN = Clean(classifier_task())
@@ -391,3 +394,21 @@ def test_the_same_seed_trains_the_same_weights_whatever_happened_before(shapes_c
     first, second, other = trained(7), trained(7), trained(8)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_progress_bar_shows_the_loss_and_what_is_left() -> None:
+    shown: list[str] = []
+
+    class Bars(SilentProgress):
+        def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
+            assert total == 9
+            assert callable(description)
+            shown.append(description())
+            for item in items:
+                yield item
+                shown.append(description())
+
+    model = small_classifier()
+    log = Recorder()
+    optimise(model, trainable(model), labelled_images(), CLEAN, CONFIG, log=log, progress=Bars())
+    assert shown == ["training", *(f"training, loss {row['loss']:.3f}" for row in log.rows)]

@@ -90,21 +90,20 @@ def optimise(
     with prepared(module, parameters, config) as network, deferred_interrupts() as interrupted:
         training = _Training(module, network, parameters, objective, config, num_steps, state)
         batches = _replayed_batches(data, config, objective.replays, first_step=training.step)
+        epoch_steps = batches_per_epoch(data, config) * objective.replays
         steps = range(training.step, num_steps)
-        for step in (progress or SilentProgress()).track(
-            steps, lambda: f"{description}, loss {training.loss:.3f}", len(steps)
-        ):
-            row = {"epoch": step // (batches_per_epoch(data, config) * objective.replays)} | training.update(
-                *next(batches)
-            )
+        follow = (progress or SilentProgress()).track
+        for step in follow(steps, lambda: _with_loss(description, training.loss), len(steps)):
+            row = {"epoch": step // epoch_steps} | training.update(*next(batches))
             for hook in after_step:
                 row |= hook(training.step) or {}
             training.average()
             log.step(training.step, row)
             is_last = training.step == num_steps
-            if is_last or interrupted() or training.step % config.checkpoint_every == 0:
+            is_stopping = interrupted()  # asked once: what ends the loop must have been saved
+            if is_last or is_stopping or training.step % config.checkpoint_every == 0:
                 save(training.state())
-            if interrupted():
+            if is_stopping:
                 break
     return training.state()
 
@@ -234,6 +233,10 @@ class _Training:
         return TrainingDivergedError(
             f"training diverged at step {self.step + 1}: {reason}; {before}; try a lower learning rate"
         )
+
+
+def _with_loss(description: str, loss: float) -> str:
+    return description if math.isnan(loss) else f"{description}, loss {loss:.3f}"
 
 
 def _replayed_batches(
