@@ -11,11 +11,12 @@ from prunekit.console import ConsoleProgress
 
 def test_a_bar_shows_its_label_anew_at_every_item() -> None:
     screen = io.StringIO()
-    done = 0
+    done: list[int] = []
     with ConsoleProgress(Console(file=screen, force_terminal=True, width=120)) as progress:
-        for item in progress.track(range(3), lambda: f"training, loss 0.{done}", total=3):
-            progress.message(f"step {item}")  # draws
-            done += 1
-    assert "training, loss 0.0" in screen.getvalue()
-    assert "training, loss 0.2" in screen.getvalue()
-    assert "training, loss 0.4" not in screen.getvalue()
+        for item in progress.track(range(3), lambda: f"training, loss 0.{len(done)}", total=3):
+            progress._bars.refresh()
+            done.append(item)
+    assert done == [0, 1, 2]
+    seen = [f"training, loss 0.{count}" in screen.getvalue() for count in range(5)]
+    assert seen[:3] == [True, True, True]
+    assert not seen[4]
