@@ -31,6 +31,7 @@ from prunekit.prune.deeplift import (
 )
 from prunekit.prune.deeplift.attribution import RuleName
 from prunekit.prune.deeplift.contributions import Filter
+from prunekit.prune.deeplift.replay import apply_function
 from prunekit.prune.deeplift.rescale import secant
 
 both_rules = pytest.mark.parametrize("rule", RULES)
@@ -179,7 +180,8 @@ def test_reveal_cancel_sees_what_rescale_cannot() -> None:
     comparison = Comparison(torch.tensor([2.0, 3.0]).view(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), lambda y: y.flatten(0))
     assert not deeplift_scores(net, [comparison])["0"].any()
     # a raises y by 2 if it comes first and by 0 if last; b lowers it by 0 or by 2.
-    assert deeplift_scores(net, [comparison], "reveal_cancel")["0"].flatten().tolist() == [1.0, 1.0]
+    signed = deeplift_contributions(net, comparison, "reveal_cancel").layers["0"]
+    assert signed.flatten().tolist() == [1.0, -1.0]
 
 
 @st.composite
@@ -521,6 +523,18 @@ def conv_then(step: Callable[[Tensor], Any]) -> nn.Module:
     return Net()
 
 
+class HiddenReLU(torch.autograd.Function):
+    """A rectifier that torch announces under no name of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -531,6 +545,7 @@ def conv_then(step: Callable[[Tensor], Any]) -> nn.Module:
         (lambda x: x / (1 + x.abs()), "DivBackward0 of several activations"),
         (lambda x: torch.einsum("nchw,nchw->nc", x, x), "BmmBackward0 of several activations"),
         (lambda x: x ** x.abs(), "pow of two activations"),
+        (lambda x: apply_function(HiddenReLU, x), "HiddenReLUBackward"),
         (lambda x: x.detach(), "depends on the model's input"),
     ],
 )
