@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,7 +226,8 @@ def test_optimising_finds_the_weights_that_matter_where_magnitude_misleads() -> 
     assert churn.layers == {"": 1.0}
 
 
-def test_optimising_finds_the_filters_that_matter_where_magnitude_misleads() -> None:
+@pytest.mark.parametrize("arguments", [{"structure": "filter"}, {"structure": "hybrid", "filter_ratio_percent": 50}])
+def test_optimising_finds_the_filters_that_matter_where_magnitude_misleads(arguments: dict[str, Any]) -> None:
     torch.manual_seed(0)
     first, last = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(6, 1, 1, bias=False)
     model = nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU(), last)
@@ -235,7 +237,7 @@ def test_optimising_finds_the_filters_that_matter_where_magnitude_misleads() -> 
     x = torch.randn(64, 3, 2, 2)
     target = model(x).detach()
     groups = groups_of(model)
-    rule = MaskRule(50, "filter", groups=groups)
+    rule = MaskRule(50, groups=groups, excluded=groups.heads, **arguments)
     with StraightThrough(model, score_model(model, "magnitude"), rule) as pruning:
         assert pruning.masks()["0"].flatten(1).all(dim=1).tolist() == [True] * 3 + [False] * 3
         scores = [parameter for parameter in pruning.parameters() if parameter.dim() == 4]  # the norm holds still
