@@ -70,21 +70,22 @@ def test_what_scale_and_shift_uncover_is_filled() -> None:
     assert all(target.boxes.shape == (0, 4) for target in targets)
 
 
-def test_boxes_are_clipped_and_tiny_leftovers_dropped() -> None:
-    # At the left border, in the middle, and as thin as the smallest that stays.
-    boxes = torch.tensor([[0.0, 20.0, 10.0, 30.0], [27.0, 20.0, 37.0, 30.0], [40.0, 4.0, 43.0, 60.0]])
+def test_boxes_are_clipped_and_leftovers_dropped_by_share_and_by_side() -> None:
+    # At the left border, in the middle, and three pixels wide at the right border.
+    boxes = torch.tensor([[0.0, 20.0, 12.0, 30.0], [27.0, 20.0, 37.0, 30.0], [61.0, 20.0, 64.0, 30.0]])
     target = Target(boxes, torch.tensor([0, 1, 2]))
-    config = AugmentConfig(flip=0, translate=0.15)
-    x = torch.zeros(64, 3, SIZE, SIZE)
-    _, targets = augment(x, [target] * 64, config, _generator(3))
+    x = torch.zeros(400, 3, SIZE, SIZE)
+    _, targets = augment(x, [target] * len(x), AugmentConfig(flip=0, translate=0.18), _generator(3))
+    seen = set()
     for moved in targets:
-        assert len(moved.boxes) == len(moved.labels)
-        assert ((moved.boxes >= 0) & (moved.boxes <= SIZE)).all()
-        assert (moved.boxes[:, 2:] - moved.boxes[:, :2] >= 2).all()
-    lefts = [moved.boxes[0] for moved in targets if 0 in moved.labels]
-    assert 0 < len(lefts) < 64, "some leave the image, some stay"
-    assert min(float(box[2] - box[0]) for box in lefts) < 8, "some are clipped"
-    assert all(1 in moved.labels for moved in targets)
+        (shift,) = (moved.boxes - boxes[1])[moved.labels == 1][:, 0].tolist()
+        left, right = 12 + min(shift, 0), 3 - max(shift, 0)  # pixels that are left of the outer two
+        expected = [label for label, stays in enumerate([left >= 0.2 * 12, True, right >= 2]) if stays]
+        assert moved.labels.tolist() == expected
+        sides = moved.boxes[:, 2] - moved.boxes[:, 0]
+        assert_close(sides, torch.tensor([left, 10.0, right])[expected], atol=1e-4, rtol=0)
+        seen.add(tuple(expected))
+    assert seen == {(0, 1), (0, 1, 2), (1, 2)}
 
 
 def test_the_colour_maps_of_no_change_are_the_identity() -> None:

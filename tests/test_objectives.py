@@ -223,11 +223,14 @@ def test_the_divergence_of_answers_is_zero_for_equal_ones_and_positive_elsewhere
                 assert (divergence > 0).tolist() == [False, True, False], (head, channel)
 
 
-def test_the_detectors_divergence_is_the_documented_sum() -> None:
+@pytest.mark.parametrize("objectness_shift", [0.0, -9.0])
+def test_the_detectors_divergence_is_the_documented_sum(objectness_shift: float) -> None:
     model = small_detector()
     generator = _generator(5)
     shapes = [(2, 21, 2, 2), (2, 21, 4, 4)]
     clean = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for logits in clean:
+        logits[:, 4::7] += objectness_shift
     attacked = [logits + 0.3 * torch.randn(logits.shape, generator=generator, dtype=torch.float64) for logits in clean]
 
     def bernoulli(p: float, q: float) -> float:
