@@ -60,7 +60,7 @@ def activation(source: int, name: str) -> Step:
 
 
 def residual_net(name: str) -> list[Step]:
-    """Convolutions of stride 1 and 2, batch norms with negative scales and a shortcut."""
+    """Convolutions of stride 1 and 2, batch norms with negative scales, and a shortcut before an activation."""
     rng = np.random.default_rng(1)
     return [
         conv(rng, 0, 3, 5, padding=1, stride=2),
@@ -68,8 +68,8 @@ def residual_net(name: str) -> list[Step]:
         activation(2, name),
         conv(rng, 3, 5, 5, padding=1),
         norm(rng, 4, 5),
-        activation(5, name),
-        Step("add", (3, 6)),
+        Step("add", (3, 5)),
+        activation(6, name),
         conv(rng, 7, 5, 2, size=1),
     ]
 
@@ -157,6 +157,20 @@ def test_gradients_where_input_and_reference_agree() -> None:
     for name, value in deeplift_oracle.rescale(steps, x, x_ref, weights).items():
         assert_close(found.layers[name].numpy(), value, rtol=1e-7, atol=1e-8)
         assert not found.layers[name][1].any()
+
+
+@both_rules
+def test_contributions_that_cancel_still_count(rule: RuleName) -> None:
+    """Both channels rise by 1 and a - b stays as it was: the multiplier is the slope there, through the pool too."""
+    net = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False), nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+    net[0].weight.data = torch.tensor([[[[1.0]], [[-1.0]]]])
+    x_ref = torch.zeros(2, 2, 2, 2)
+    x_ref[0, 1] = 3.0
+    x_ref[0, 1, 1, 1] = 2.0  # where image 0 has its maximum, -2
+    x_ref[1, 0, 0, 1] = 4.0  # where image 1 has its maximum, 4
+    comparison = Comparison(x_ref + 1, x_ref, lambda out: out.flatten(0))
+    found = deeplift_contributions(net, comparison, rule).layers["0"]
+    assert_close(found.flatten(1), torch.tensor([[0.1, -0.1], [1.0, -1.0]]))
 
 
 @pytest.mark.parametrize("shared_reference", [True, False])
