@@ -11,12 +11,12 @@ from attack_problems import Untouched
 from torch import Tensor, nn
 
 from prunekit.attacks import AttackLosses, PgdConfig, pgd
-from prunekit.detection import CocoDataset, Detector, load_darknet_weights, yolov3_tiny
+from prunekit.detection import Annotation, CocoDataset, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.detection.yolov3 import YOLOv3Tiny
 from prunekit.pipeline import RunConfig, SilentProgress
 from prunekit.pipeline import attack_check_rules as rules
 from prunekit.pipeline.attack_check_rules import Check, CheckReport, MeaninglessEvaluationError
-from prunekit.pipeline.attack_checks import check_evaluation, first_images_with_objects
+from prunekit.pipeline.attack_checks import check_evaluation, first_images_with_objects, one_object
 from prunekit.pipeline.evaluate import Perturbation, Spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,6 +235,22 @@ def test_images_without_objects_are_left_out(dataset: CocoDataset) -> None:
     assert first_images_with_objects(dataset, 3).images == [empty]
 
 
+def test_one_object_counts_most_where_its_class_has_no_other(dataset: CocoDataset) -> None:
+    two, one = (dataclasses.replace(dataset.images[0], annotations=made) for made in ([A, A, B], [A]))
+    dataset.images = [two, one]
+    assert one_object(dataset) == 1 / 2  # half of AP is the AP of the one B
+    dataset.images = [one, one]
+    assert one_object(dataset) == 1 / 2
+    dataset.images = [two, two]
+    assert one_object(dataset) == 1 / 4
+    dataset.images = []
+    assert math.isnan(one_object(dataset))
+
+
+SCALE = rules.Scale(clean=0.4, one_object=0.01)
+A, B = (Annotation((0.0, 0.0, 9.0, 9.0), label, 81.0, is_crowd=False) for label in (0, 1))
+
+
 def moved(linf: float, lowest: float = 0.0, highest: float = 1.0) -> Perturbation:
     spread = Spread(linf, linf, linf)
     return Perturbation(spread, spread, lowest, highest)
@@ -243,23 +259,23 @@ def moved(linf: float, lowest: float = 0.0, highest: float = 1.0) -> Perturbatio
 @pytest.mark.parametrize(
     ("check", "passes"),
     [
-        (rules.something_to_attack(0.3), True),
-        (rules.something_to_attack(0.0), False),
-        (rules.something_to_attack(math.nan), False),
-        (rules.no_radius_changes_nothing(0.3, 0.3), True),
-        (rules.no_radius_changes_nothing(0.3, 0.3000001), False),
-        (rules.falls_with_eps(0.4, {0.0: 0.4, 0.1: 0.2, 0.2: 0.219, 0.3: 0.0}), True),
-        (rules.falls_with_eps(0.4, {0.0: 0.4, 0.1: 0.2, 0.2: 0.221, 0.3: 0.0}), False),
-        (rules.nothing_survives(0.4, 0.25, 0.019), True),
-        (rules.nothing_survives(0.4, 0.25, 0.021), False),
-        (rules.has_converged(0.4, 0.1, 0.061), True),
-        (rules.has_converged(0.4, 0.1, 0.059), False),
-        (rules.has_converged(0.4, 0.1, 0.141), False),
-        (rules.chance_is_harmless(0.4, 0.281), True),
-        (rules.chance_is_harmless(0.4, 0.279), False),
-        (rules.own_gradients_win(0.4, 0.12, 0.101), True),
-        (rules.own_gradients_win(0.4, 0.12, 0.099), False),
-        (rules.own_gradients_win(0.02, 0.009, 0.0), True),  # too little AP for shares of it to mean anything
+        (rules.something_to_attack(SCALE), True),
+        (rules.something_to_attack(rules.Scale(0.1, 0.1)), False),
+        (rules.something_to_attack(rules.Scale(math.nan, math.nan)), False),
+        (rules.no_radius_changes_nothing(SCALE, 0.4), True),
+        (rules.no_radius_changes_nothing(SCALE, 0.4000001), False),
+        (rules.falls_with_eps(SCALE, {0.0: 0.4, 0.1: 0.2, 0.2: 0.219, 0.3: 0.0}), True),
+        (rules.falls_with_eps(SCALE, {0.0: 0.4, 0.1: 0.2, 0.2: 0.221, 0.3: 0.0}), False),
+        (rules.nothing_survives(SCALE, 0.25, 0.019), True),
+        (rules.nothing_survives(SCALE, 0.25, 0.021), False),
+        (rules.has_converged(SCALE, 0.1, 0.061), True),
+        (rules.has_converged(SCALE, 0.1, 0.059), False),
+        (rules.has_converged(SCALE, 0.1, 0.141), False),
+        (rules.chance_is_harmless(SCALE, 0.281), True),
+        (rules.chance_is_harmless(SCALE, 0.279), False),
+        (rules.own_gradients_win(SCALE, 0.12, 0.101), True),
+        (rules.own_gradients_win(SCALE, 0.12, 0.099), False),
+        (rules.own_gradients_win(rules.Scale(0.4, 0.07), 0.1, 0.04), True),  # less than one object
         (rules.every_image_moves("linf", 0.1, moved(0.051)), True),
         (rules.every_image_moves("linf", 0.1, moved(0.049)), False),
         (rules.none_leaves_the_ball("l2", {0.0: moved(0.0), 0.1: moved(0.1)}), True),

@@ -57,6 +57,16 @@ def test_images_that_are_wrong_already_come_back_as_they_are() -> None:
     assert (distance(x_adv, x, "l2")[3:] > 0).all()
 
 
+def test_on_the_border_is_not_beyond_it() -> None:
+    net = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    losses = classification_losses(torch.tensor([0]))
+    x = torch.full((1, 2), 0.5)
+    assert losses.margin(net(x)).item() == 0
+    assert losses.margin(net(CONFIG(net, x, losses))).item() > 0
+
+
 def test_confidence_asks_for_more_than_the_border() -> None:
     net, x, labels = linear_problem()
     losses = classification_losses(labels)

@@ -129,13 +129,13 @@ def test_steps_shrink_towards_a_summit_inside_the_ball() -> None:
 
 
 def climb_of_one(value: float, target: float, config: StrongConfig) -> list[float]:
-    """Follow one number, x = 0.5 at first, up -|x - target| in plain Python; return the points in their order."""
+    """Follow one number, 0.5 at first, over the waves of `wavy` in plain Python; return the points in their order."""
     step_size, rises, previous, best_at_checkpoint = config.first_step * config.eps, 0, -math.inf, -math.inf
     best, best_loss, best_slope, points = value, -math.inf, 0.0, []
     for step in range(config.steps):
         points.append(value)
-        loss = -abs(value - target)
-        slope = math.copysign(1.0, target - value)
+        loss = math.sin(60 * value) - 9 * abs(value - target)
+        slope = math.copysign(1.0, 60 * math.cos(60 * value) + math.copysign(9.0, target - value))
         if loss > best_loss:
             best, best_loss, best_slope = value, loss, slope
         rises += loss > previous
@@ -149,12 +149,15 @@ def climb_of_one(value: float, target: float, config: StrongConfig) -> list[floa
 
 
 def test_each_image_climbs_by_its_own_rule() -> None:
-    config = StrongConfig(eps=0.25, steps=30, checkpoint=3)
-    targets = torch.linspace(0.26, 0.95, 9, dtype=torch.float64)[:, None]
+    config = StrongConfig(eps=0.25, steps=40, checkpoint=2, first_step=0.3)
+    targets = torch.linspace(0.26, 0.95, 40, dtype=torch.float64)[:, None]
     x = torch.full_like(targets, 0.5)
     seen: list[Tensor] = []
-    loss = lambda outputs: -(outputs - targets).abs().sum(dim=1)  # noqa: E731
-    climb(Identity(), x, x, loss, config, lambda x_adv, outputs: seen.append(x_adv))
+
+    def wavy(outputs: Tensor) -> Tensor:
+        return ((60 * outputs).sin() - 9 * (outputs - targets).abs()).sum(dim=1)
+
+    climb(Identity(), x, x, wavy, config, lambda x_adv, outputs: seen.append(x_adv))
     expected = [climb_of_one(0.5, target, config) for target in targets[:, 0].tolist()]
     assert_close(torch.cat(seen, dim=1), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
 

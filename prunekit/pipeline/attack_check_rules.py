@@ -13,14 +13,12 @@ from itertools import pairwise
 
 from prunekit.pipeline.evaluate import Perturbation, Spread
 
-# In shares of the clean AP.
+# In shares of the clean AP; never less than one object can change.
 MONOTONE_TOLERANCE = 0.05
 STEPS_TOLERANCE = 0.1
 TRANSFER_TOLERANCE = 0.05
 NOISE_TOLERANCE = 0.3
 LARGE_EPS_REMAINDER = 0.05
-# A part of a data set cannot tell smaller differences of AP from chance.
-CHANCE = 0.01
 
 MIN_MOVE = 0.5  # of eps, by every image
 ROUNDING = 1e-5  # by which float32 may leave the ball: absolute, and as a share of eps
@@ -60,62 +58,70 @@ class CheckReport:
             )
 
 
-def tolerance(share: float, clean: float) -> float:
-    """Return the difference of AP that is allowed, for a share of the clean AP."""
-    return max(share * clean, CHANCE)
+@dataclass(frozen=True)
+class Scale:
+    """What differences of AP are measured by.
+
+    Attributes:
+        clean: the clean AP.
+        one_object: how much of AP one object can make at most: smaller differences are chance.
+    """
+
+    clean: float
+    one_object: float
+
+    def tolerance(self, share: float) -> float:
+        """Return the difference of AP that is allowed, for a share of the clean AP."""
+        return max(share * self.clean, self.one_object)
 
 
-def something_to_attack(clean: float) -> Check:
-    """The clean model must find something."""
-    return Check(
-        "clean AP",
-        clean > CHANCE,
-        f"the clean AP is {clean:.3f}; without any there is nothing to attack",
-        {"ap": clean},
-    )
+def something_to_attack(scale: Scale) -> Check:
+    """The clean model must find more than chance can."""
+    sentence = f"the clean AP is {scale.clean:.3f}: it must exceed what one object can make, {scale.one_object:.3f}"
+    return Check("clean AP", scale.clean > scale.one_object, sentence, {"ap": scale.clean})
 
 
-def no_radius_changes_nothing(clean: float, at_zero: float) -> Check:
+def no_radius_changes_nothing(scale: Scale, at_zero: float) -> Check:
     """An attack with eps 0 must give the clean figure, bit for bit."""
-    sentence = f"an attack with eps 0 gives AP {at_zero:.4f}, no attack {clean:.4f}: the two must be equal"
-    return Check("eps 0", at_zero == clean, sentence, {"ap": at_zero, "clean": clean})
+    sentence = f"an attack with eps 0 gives AP {at_zero:.4f}, no attack {scale.clean:.4f}: the two must be equal"
+    return Check("eps 0", at_zero == scale.clean, sentence, {"ap": at_zero, "clean": scale.clean})
 
 
-def falls_with_eps(clean: float, ap_by_eps: Mapping[float, float]) -> Check:
+def falls_with_eps(scale: Scale, ap_by_eps: Mapping[float, float]) -> Check:
     """AP must not rise with eps; `ap_by_eps` ascends in eps."""
     largest_rise = max(after - before for before, after in pairwise(ap_by_eps.values()))
-    allowed = tolerance(MONOTONE_TOLERANCE, clean)
+    allowed = scale.tolerance(MONOTONE_TOLERANCE)
     curve = ", ".join(f"{ap:.3f} at {eps:.3g}" for eps, ap in ap_by_eps.items())
     sentence = f"AP is {curve}: it may rise by at most {allowed:.3f} from one eps to the next"
     return Check("monotone", largest_rise <= allowed, sentence, {f"eps {eps:.4g}": ap for eps, ap in ap_by_eps.items()})
 
 
-def nothing_survives(clean: float, eps: float, ap: float) -> Check:
+def nothing_survives(scale: Scale, eps: float, ap: float) -> Check:
     """In a ball this large the attacker can paint over everything."""
-    allowed = tolerance(LARGE_EPS_REMAINDER, clean)
-    sentence = f"eps {eps:.3g} leaves AP {ap:.3f} of {clean:.3f}: at most {allowed:.3f} can be honest"
+    allowed = scale.tolerance(LARGE_EPS_REMAINDER)
+    sentence = f"eps {eps:.3g} leaves AP {ap:.3f} of {scale.clean:.3f}: at most {allowed:.3f} can be honest"
     return Check("large eps", ap <= allowed, sentence, {"eps": eps, "ap": ap})
 
 
-def has_converged(clean: float, own: float, more_steps: float) -> Check:
+def has_converged(scale: Scale, own: float, more_steps: float) -> Check:
     """Many more steps must change little."""
-    allowed = tolerance(STEPS_TOLERANCE, clean)
+    allowed = scale.tolerance(STEPS_TOLERANCE)
     sentence = (
         f"five times the steps give AP {more_steps:.3f} instead of {own:.3f}: at most {allowed:.3f} may lie between"
     )
     return Check("more steps", abs(more_steps - own) <= allowed, sentence, {"own": own, "more_steps": more_steps})
 
 
-def chance_is_harmless(clean: float, noise: float) -> Check:
+def chance_is_harmless(scale: Scale, noise: float) -> Check:
     """Random noise of the same eps must leave most of the AP: otherwise it is not the attack that is measured."""
-    allowed = tolerance(NOISE_TOLERANCE, clean)
-    sentence = f"random noise leaves AP {noise:.3f} of {clean:.3f}: it may cost at most {allowed:.3f}"
-    return Check("noise", clean - noise <= allowed, sentence, {"noise": noise, "clean": clean})
+    allowed = scale.tolerance(NOISE_TOLERANCE)
+    sentence = f"random noise leaves AP {noise:.3f} of {scale.clean:.3f}: it may cost at most {allowed:.3f}"
+    return Check("noise", scale.clean - noise <= allowed, sentence, {"noise": noise, "clean": scale.clean})
 
 
-def own_gradients_win(clean: float, own: float, transfer: float) -> Check:
+def own_gradients_win(scale: Scale, own: float, transfer: float) -> Check:
     """An attack made on another model must not be the stronger one."""
-    allowed = tolerance(TRANSFER_TOLERANCE, clean)
+    allowed = scale.tolerance(TRANSFER_TOLERANCE)
     sentence = (
         f"the model's own gradients lower AP to {own:.3f}, another model's to {transfer:.3f}: "
         f"one's own may be weaker by at most {allowed:.3f}"
