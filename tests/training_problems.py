@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from prunekit.detection import Detector, Target, yolov3_tiny
+from prunekit.pipeline.train_state import tensors_of
 from prunekit.pipeline.training_data import ImagesInMemory
 
 SIZE = 64
@@ -91,3 +94,28 @@ def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     """Return the share of images x that are classified as their labels say."""
     with torch.no_grad():
         return float((model(x).argmax(dim=1) == labels).float().mean())
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters by name."""
+    return dict(model.named_parameters())
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy parameters and buffers."""
+    return {name: value.clone() for name, value in tensors_of(model).items()}
+
+
+def changed(before: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Name what is no longer as in the snapshot."""
+    return {name for name, value in tensors_of(model).items() if not torch.equal(value, before[name])}
+
+
+class Recorder:
+    """Keeps what a log is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **values})
