@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
+from prunekit.pipeline.attack_check_rules import CheckReport
 from prunekit.pipeline.progress import Description
 from prunekit.report import Row, variants
 
@@ -27,6 +28,15 @@ _COLUMNS = (
     ("dense\nms", "latency_ms_control", "{:.2f}"),
     ("prunekit\nms", "latency_ms", "{:.2f}"),
     ("\nspeed-up", "speedup", "{:.2f}×"),
+)
+
+# Heading, figure of a case.
+_FIGURES = (
+    ("\nAP", "ap"),
+    ("\nAP50", "ap50"),
+    ("AP at\n0.5", "confident_ap"),
+    ("false\nalarms", "false_positives_per_image"),
+    ("attack\nsuccess", "attack_success"),
 )
 
 
@@ -82,6 +92,31 @@ def results_table(rows: Sequence[Row]) -> Table:
             cells = [_cell(row[column], form) for _, column, form in _COLUMNS]
             table.add_row(*([name] if len(groups) > 1 else []), *cells, end_section=row is group[-1])
     return table
+
+
+def evaluation_table(cases: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Return a short table of an evaluation's cases: clean, and under each attack."""
+    table = Table(title="Clean and attacked", title_justify="left")
+    table.add_column("attack")
+    for heading, _ in _FIGURES:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, figures in cases.items():
+        table.add_row(name, *(_cell(_known(figures.get(figure)), "{:.3f}") for _, figure in _FIGURES))
+    return table
+
+
+def checks_table(report: CheckReport) -> Table:
+    """Return the checks of an evaluation, each with its verdict and what was seen."""
+    table = Table(title="Is this evaluation sound?", title_justify="left")
+    for heading in ("check", "", "what was seen"):
+        table.add_column(heading)
+    for row in report.rows:
+        table.add_row(row.name, "[green]passed" if row.passed else "[red]failed", escape(row.sentence))
+    return table
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _text(description: Description) -> str:

@@ -155,7 +155,7 @@ def test_each_kind_of_end_has_its_exit_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(cli.run_commands, "run", fail)
     result = _invoke(options)
     assert result.exit_code == exit_code
     assert words in result.stderr

@@ -20,8 +20,8 @@ import torch
 from prunekit.detection import MODELS, load_darknet_weights
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
+from prunekit.pipeline.claimed_folder import LOCK
 from prunekit.pipeline.results import COLUMNS
-from prunekit.pipeline.run_folder import LOCK
 from prunekit.prune import load_masks, sparsity
 
 AP_COLUMNS = [name for name in COLUMNS if "ap" in name.split("_") or name.endswith(("ap50", "ap75"))]

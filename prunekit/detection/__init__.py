@@ -6,7 +6,7 @@ from prunekit.detection.boxes import Detections, decode, nms
 from prunekit.detection.coco import Batch, CocoDataset, Sample, Target, collate
 from prunekit.detection.coco_json import Annotation, Category, ImageRecord, Skip
 from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
-from prunekit.detection.detection_files import write_detections_csv, write_detections_json
+from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
 from prunekit.detection.letterbox import Letterbox, to_greyscale
 from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.shapes import render_shapes_dataset
@@ -34,6 +34,7 @@ __all__ = [
     "load_darknet_weights",
     "matched_logits",
     "nms",
+    "read_detections_json",
     "render_shapes_dataset",
     "save_darknet_weights",
     "to_greyscale",

@@ -40,6 +40,21 @@ def write_detections_json(
     write_text(path, json.dumps(coco_results(detections, categories)))
 
 
+def read_detections_json(path: str | Path, categories: Sequence[Category]) -> dict[int, Detections]:
+    """Read a COCO results file that `write_detections_json` wrote; images without detections are left out."""
+    labels = {category.id: label for label, category in enumerate(categories)}
+    entries: dict[int, list[dict[str, Any]]] = {}
+    for entry in json.loads(Path(path).read_text()):
+        entries.setdefault(entry["image_id"], []).append(entry)
+    detections = {}
+    for image_id, found in entries.items():
+        boxes = torch.tensor([entry["bbox"] for entry in found])
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([entry["score"] for entry in found])
+        detections[image_id] = Detections(boxes, scores, torch.tensor([labels[e["category_id"]] for e in found]))
+    return detections
+
+
 def coco_results(detections: Mapping[int, Detections], categories: Sequence[Category]) -> list[dict[str, Any]]:
     """Return detections as the entries of a COCO results file, with COCO's category ids and xywh boxes."""
     return [

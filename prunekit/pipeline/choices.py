@@ -31,18 +31,23 @@ KNOWN_NAMES: dict[str, list[str]] = {
 }
 
 
-class SharedChoices(BaseModel):
-    """What every command is told: how images enter, where the work is done, and where it is kept."""
+class MachineChoices(BaseModel):
+    """Where the work is done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
+    threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
+    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
+
+
+class SharedChoices(MachineChoices):
+    """What every command is told: where the results go, and how images enter."""
 
     out: Path = Field(description="folder for the results")
     image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
     greyscale: bool = Field(False, description="use grey values (Rec. 601) instead of colours")
     limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
-    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
-    threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
-    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
     seed: int = Field(0, ge=0, description="seed of everything random")
 
     @field_validator(*KNOWN_NAMES, check_fields=False)

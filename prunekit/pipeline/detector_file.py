@@ -22,13 +22,35 @@ _MASK = "mask:"
 
 @dataclass(frozen=True)
 class PrunedDetector:
-    """A detector in eval mode, and its masks where it is pruned (layer name → bool, True = kept)."""
+    """A detector in eval mode, and where it is pruned its masks.
+
+    Attributes:
+        model: The detector.
+        masks: Layer name → bool mask, True = kept.
+        drops_filters: Whether the masks drop whole filters, whose normalisation is silenced with them.
+    """
 
     model: Detector
     masks: dict[str, Tensor] | None = None
+    drops_filters: bool = False
 
 
-def save_detector(path: str | Path, model: Detector, width: float, masks: Mapping[str, Tensor] | None = None) -> None:
+@dataclass(frozen=True)
+class Architecture:
+    """What a detector is built from: a key of `MODELS`, its classes, its channels relative to darknet's."""
+
+    model: str
+    num_classes: int
+    width: float
+
+
+def save_detector(
+    path: str | Path,
+    model: Detector,
+    width: float,
+    masks: Mapping[str, Tensor] | None = None,
+    drops_filters: bool = False,
+) -> None:
     """Write a detector, and its masks if it is pruned, atomically.
 
     Args:
@@ -36,8 +58,11 @@ def save_detector(path: str | Path, model: Detector, width: float, masks: Mappin
         model: The detector.
         width: The channels relative to darknet's that it was built with.
         masks: Layer name → bool mask, True = kept.
+        drops_filters: Whether the masks drop whole filters.
     """
-    description = {"format": FORMAT, "model": model.name, "num_classes": model.num_classes, "width": width}
+    description: dict[str, object] = {"format": FORMAT}
+    description |= {"model": model.name, "num_classes": model.num_classes, "width": width}
+    description |= {"drops_filters": drops_filters} if masks else {}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
     with atomic_path(path) as temporary:
@@ -75,7 +100,28 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
         k: c.weight.shape for k, c in prunable_layers(model).items()
     }:
         raise InputError(f"Expected the masks in {path} to fit the convolutions of {name}, but they do not.")
-    return PrunedDetector(model, masks or None)
+    return PrunedDetector(model, masks or None, bool(description.get("drops_filters")))
+
+
+def architecture_of(path: Path) -> Architecture | None:
+    """Return what a .safetensors file says about its detector; None for a darknet file, which says nothing.
+
+    Raises:
+        InputError: When there is no file, or a .safetensors file that prunekit did not write.
+    """
+    require_weights(path)
+    if path.suffix != ".safetensors":
+        return None
+    described = _describe(path)
+    try:
+        found = Architecture(
+            str(described["model"]), int(str(described["num_classes"])), float(str(described["width"]))
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(f"Expected {path} to say which detector it holds, but it does not: {error}.") from None
+    if found.model not in MODELS:
+        raise InputError(f"Expected {path} to hold one of {', '.join(MODELS)}, but it says {found.model!r}.")
+    return found
 
 
 def require_weights(path: Path) -> None:
@@ -85,10 +131,15 @@ def require_weights(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    description = _describe(path)
+    with safe_open(path, framework="pt") as file:
+        return description, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _describe(path: Path) -> dict[str, object]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         description = json.loads(metadata["prunekit"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(
@@ -96,4 +147,4 @@ def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         ) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"Expected a detector that prunekit saved at {path}, but the file is none.")
-    return description, tensors
+    return description

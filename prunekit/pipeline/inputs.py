@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from prunekit.detection import CocoDataset
+from prunekit.pipeline.choices import SharedChoices
 from prunekit.pipeline.progress import Progress
 
 
@@ -17,6 +19,14 @@ class Inputs:
     weights_sha256: str
     data_sha256: str
     train_data_sha256: str = ""
+
+
+def open_data(config: SharedChoices, path: Path, progress: Progress) -> CocoDataset:
+    """Open a data set as the configuration wants its images, and say what was left out."""
+    dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
+    for what, reason in dataset.skipped:
+        progress.message(f"skipped {what}: {reason}")
+    return dataset
 
 
 def data_digest(dataset: CocoDataset, progress: Progress) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from prunekit.detection import CocoDataset
@@ -11,7 +9,7 @@ from prunekit.pipeline.config import RunConfig, Unit
 from prunekit.pipeline.detector_file import PrunedDetector, open_detector, require_weights
 from prunekit.pipeline.environment import describe_environment
 from prunekit.pipeline.examples import save_clean_examples
-from prunekit.pipeline.inputs import Inputs, data_digest
+from prunekit.pipeline.inputs import Inputs, data_digest, open_data
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
 from prunekit.pipeline.stage_store import StageStore, sha256
@@ -52,7 +50,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             training = None
             if train_dataset is not None:
                 training = make_training(config, train_dataset, inputs.train_data_sha256, progress)
-            given = Artefact(detector.model, config.width, inputs.weights_sha256, detector.masks)
+            given = Artefact(
+                detector.model, config.width, inputs.weights_sha256, detector.masks, detector.drops_filters
+            )
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
@@ -94,19 +94,12 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[CocoDataset, CocoDataset | None, PrunedDetector]:
     """Open the data and load the weights, cheapest check first."""
     require_weights(config.weights)
-    dataset = _open_data(config, config.data, progress)
+    dataset = open_data(config, config.data, progress)
     train_dataset = None
     if config.train_data is not None:
-        train_dataset = _open_data(config, config.train_data, progress)
+        train_dataset = open_data(config, config.train_data, progress)
         train_dataset.require_num_classes(dataset.num_classes)
     return dataset, train_dataset, open_detector(config.weights, config.model, dataset.num_classes, config.width)
-
-
-def _open_data(config: RunConfig, path: Path, progress: Progress) -> CocoDataset:
-    dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
-    for what, reason in dataset.skipped:
-        progress.message(f"skipped {what}: {reason}")
-    return dataset
 
 
 def _show(precision: float | None) -> str:

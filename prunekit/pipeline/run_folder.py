@@ -13,9 +13,7 @@ Layout, all files written under a temporary name and renamed:
 
 from __future__ import annotations
 
-import fcntl
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,15 +23,12 @@ from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.files import write_text
+from prunekit.pipeline.claimed_folder import check_folder, claimed
 from prunekit.pipeline.config import RunConfig, Unit, digest
 from prunekit.pipeline.environment import installed_version
 from prunekit.pipeline.inputs import Inputs
 from prunekit.pipeline.results import RatioResult, results_csv
 from prunekit.pipeline.stage_store import sha256
-
-LOCK = ".lock"
-# What prunekit.files.atomic_path leaves behind when a process is killed while it writes.
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
 
 
 class RunFolder:
@@ -128,13 +123,8 @@ def check_out(config: RunConfig) -> None:
     Ratios and variants may differ: each pair is a unit of its own, so a run can be given more of them later.
     """
     root = config.out
-    if root.exists() and not root.is_dir():
-        raise InputError(f"--out: expected a folder, but {root} is a file.")
-    visible = [path for path in root.glob("*") if not path.name.startswith(".")]
-    if not visible:
+    if not check_folder(root, "config.json", "a run's"):
         return
-    if not (root / "config.json").is_file():
-        raise InputError(f"--out: expected a new folder or a run's, but {root} holds other files; choose another.")
     earlier = RunFolder(root).read_json("config.json")
     for field, value in config.identity().items():
         if field not in earlier or earlier[field] != value:
@@ -153,10 +143,8 @@ def open_run(config: RunConfig, inputs: Inputs) -> Iterator[OpenRun]:
         InputError: When the folder belongs to another configuration, other inputs or another process.
     """
     check_out(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     folder = OpenRun(config, inputs)
-    with _locked(config.out):
-        _remove_leftovers(config.out)
+    with claimed(config.out):
         if (config.out / "inputs.json").is_file():
             _check_inputs(folder, inputs)
         folder.write_json("config.json", config.model_dump(mode="json"))
@@ -174,20 +162,3 @@ def _check_inputs(folder: RunFolder, inputs: Inputs) -> None:
                 f"({field}: {found[:12]}… there, {value[:12]}… now); "
                 f"choose another folder, such as --out {folder.root}-2."
             )
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it when the process ends, however it ends."""
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out: another process is working in {root}; choose another folder.") from None
-        yield
-
-
-def _remove_leftovers(root: Path) -> None:
-    for path in root.rglob(".*"):
-        if path.is_file() and _LEFTOVER.fullmatch(path.name):
-            path.unlink()

@@ -1,7 +1,7 @@
 """The steps as functions: pre-train, score, prune, fine-tune. Each finds its finished work in the store.
 
     stage       what trains                                       what is written
-    pretrain    every parameter                                   model
+    pretrain    every parameter                                   model, also as darknet's weights
     score       nothing                                           scores
     prune       scores and normalisation, or nothing (one-shot)   masks and model
     finetune    every parameter, dropped weights held at zero     model
@@ -15,20 +15,21 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, pgd
-from prunekit.detection import Detector
+from prunekit.detection import Detector, save_darknet_weights
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from prunekit.pipeline.detector_file import open_detector, save_detector
 from prunekit.pipeline.objectives import ObjectiveConfig, make_objective
 from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.stage_store import STATE, StageFolder, StageStore
+from prunekit.pipeline.stage_store import STATE, StageFolder, Store
 from prunekit.pipeline.tasks import Task, detector_task
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.train_state import TrainState, load_averages
@@ -50,8 +51,8 @@ from prunekit.prune import (
 )
 from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
 
-MODEL, SCORES_FILE, LOG = "model.safetensors", "scores.safetensors", "losses.csv"
-REFERENCES = ("zeros", "mean", "clean")
+MODEL, DARKNET_WEIGHTS = "model.safetensors", "model.weights"
+SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
 
 
@@ -64,12 +65,14 @@ class Artefact:
         width: Channels relative to darknet's.
         sha256: Of the file that it came from.
         masks: Layer name → mask where it is pruned.
+        drops_filters: Whether the masks drop whole filters.
     """
 
     model: Detector
     width: float
     sha256: str
     masks: dict[str, Tensor] | None = None
+    drops_filters: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class ScoreChoices:
 class Bench:
     """Where stages work and who follows them."""
 
-    store: StageStore
+    store: Store
     progress: Progress
 
 
@@ -139,7 +142,9 @@ def score(
     needs_images = choices.name not in SCORES or SCORES[choices.name].needs_batches
     if needs_images and training is None:
         raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
-    identity = vars(choices) if needs_images else {"name": choices.name, "seed": choices.seed}
+    identity = dict(vars(choices)) if needs_images else {"name": choices.name, "seed": choices.seed}
+    if choices.reference == "clean" and needs_images and training:
+        identity["attack"] = repr(training.objective_config.attack)
     inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
     folder = bench.store.open("score", identity, inputs)
     if folder.result() is None:
@@ -156,7 +161,7 @@ def prune_one_shot(
     if folder.result() is None:
         model, masks = copy.deepcopy(start.model), rule(scores)
         apply_masks(model, masks, rule.groups if rule.cuts_filters else None)
-        save_detector(folder.file(MODEL), model, start.width, masks)
+        save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
         folder.finish({"churn": 0.0}, MODEL)
     return _reopen(folder, start)
 
@@ -191,7 +196,7 @@ def prune_optimised(
             _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
             churn = pruning.churn()
             masks = pruning.finish()
-        save_detector(folder.file(MODEL), model, start.width, masks)
+        save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
     result = folder.result()
     assert result is not None
@@ -226,8 +231,12 @@ def _train(
                 load_averages(state, model)
                 if start.masks is not None:
                     frozen.zero_dropped()
-        save_detector(folder.file(MODEL), model, start.width, start.masks)
-        folder.finish({"steps": state.step}, MODEL, LOG)
+        save_detector(folder.file(MODEL), model, start.width, start.masks, start.drops_filters)
+        files = [MODEL, LOG]
+        if start.masks is None:
+            save_darknet_weights(model, folder.file(DARKNET_WEIGHTS), images_seen=state.step * config.batch_size)
+            files.append(DARKNET_WEIGHTS)
+        folder.finish({"steps": state.step}, *files)
     return _reopen(folder, start)
 
 
@@ -244,7 +253,7 @@ def _run(
 ) -> TrainState:
     """Train from the state that the folder holds, or from the start."""
     path = folder.file(STATE)
-    state = load_checkpoint(path, config) if path.is_file() else None
+    state = _saved_state(path, bench, config) if path.is_file() else None
     objective = make_objective(training.objective, detector_task(model), training.objective_config)
     with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
         return optimise(
@@ -262,6 +271,15 @@ def _run(
         )
 
 
+def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | None:
+    """Return where an interrupted process stopped; nothing of a state that the disk spoilt is trusted."""
+    try:
+        return load_checkpoint(path, config)
+    except InputError as error:
+        bench.progress.message(f"{error}: starting this stage over")
+        return None
+
+
 def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     knobs = {name: repr(value) for name, value in vars(training.objective_config).items()}
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
@@ -270,7 +288,7 @@ def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
 def _reopen(folder: StageFolder, start: Artefact) -> Artefact:
     model = start.model
     pruned = open_detector(folder.file(MODEL), model.name, model.num_classes, start.width)
-    return Artefact(pruned.model, start.width, folder.output(MODEL), pruned.masks)
+    return Artefact(pruned.model, start.width, folder.output(MODEL), pruned.masks, pruned.drops_filters)
 
 
 def _score(bench: Bench, model: Detector, choices: ScoreChoices, training: Training | None) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From a run's configuration to what its training stages are given."""
+"""From a configuration, a run's or one stage's, to what stages that train and score are given."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import CocoDataset
 from prunekit.pipeline.augmentation import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.pipeline.choices import ScoringChoices, TrainingChoices
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.progress import Progress
@@ -19,47 +20,56 @@ from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_int
 MAX_BYTES_IN_MEMORY = 2**30
 
 
-def make_training(config: RunConfig, dataset: CocoDataset, sha256: str, progress: Progress) -> Training:
+def make_training(config: TrainingChoices, dataset: CocoDataset, sha256: str, progress: Progress) -> Training:
     """Bind the training data to the objective."""
-    attack = PRESETS[config.train_attack]
-    assert isinstance(attack, PgdConfig)
+    data = images_to_learn_from(dataset, progress)
+    return Training(data, sha256, config.objective, ObjectiveConfig(attack=preset(config.train_attack)))
+
+
+def images_to_learn_from(dataset: CocoDataset, progress: Progress) -> TrainingData:
+    """Read a data set into memory if it is small enough."""
     num_bytes = len(dataset) * 3 * dataset.image_size**2
-    data: TrainingData = ImagesOnDisk(dataset)
-    if num_bytes <= MAX_BYTES_IN_MEMORY:
-        data = read_into_memory(dataset, progress)
-    return Training(data, sha256, config.objective, ObjectiveConfig(attack=attack))
+    return read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
+
+
+def preset(name: str) -> PgdConfig:
+    """Return a PGD preset; configurations have made sure that the name is one's."""
+    attack = PRESETS[name]
+    assert isinstance(attack, PgdConfig)
+    return attack
 
 
 def pretraining(config: RunConfig) -> TrainConfig:
     """Return the knobs of robust pre-training."""
-    return _weights(config, config.pretrain_epochs, config.pretrain_learning_rate)
+    return training_of_weights(config, max(1, config.pretrain_epochs), config.pretrain_learning_rate)
 
 
 def finetuning(config: RunConfig) -> TrainConfig:
     """Return the knobs of fine-tuning."""
-    return _weights(config, config.finetune_epochs, config.finetune_learning_rate)
+    return training_of_weights(config, max(1, config.finetune_epochs), config.finetune_learning_rate)
 
 
 def score_optimisation(config: RunConfig) -> TrainConfig:
-    """Return HYDRA's knobs for the scores, with the configuration's length, rate and batches."""
-    return replace(
-        SCORE_OPTIMISATION,
-        epochs=config.optimise_epochs,
-        learning_rate=config.optimise_learning_rate,
-        **_shared(config),
-    )
+    """Return the knobs of optimising scores."""
+    return training_of_scores(config, config.optimise_epochs, config.optimise_learning_rate)
 
 
-def score_choices(config: RunConfig, name: str) -> ScoreChoices:
+def training_of_weights(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
+    """Return the knobs for training weights so long at this peak."""
+    return TrainConfig(epochs=epochs, learning_rate=learning_rate, **_shared(config))
+
+
+def training_of_scores(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
+    """Return HYDRA's knobs for scores, with the configuration's batches."""
+    return replace(SCORE_OPTIMISATION, epochs=epochs, learning_rate=learning_rate, **_shared(config))
+
+
+def score_choices(config: ScoringChoices, name: str) -> ScoreChoices:
     """Return how one kind of scores is made."""
-    return ScoreChoices(name, config.score_images, config.batch_size, config.reference, seed=config.seed)
+    return ScoreChoices(name, config.score_images, config.batch_size, config.reference, config.rule, config.seed)
 
 
-def _weights(config: RunConfig, epochs: int, learning_rate: float) -> TrainConfig:
-    return TrainConfig(epochs=max(1, epochs), learning_rate=learning_rate, **_shared(config))
-
-
-def _shared(config: RunConfig) -> dict[str, Any]:
+def _shared(config: TrainingChoices) -> dict[str, Any]:
     return {
         "max_steps": config.max_steps,
         "batch_size": config.train_batch_size,
@@ -67,6 +77,7 @@ def _shared(config: RunConfig) -> dict[str, Any]:
         "precision": config.precision,
         "augmentation": STANDARD_AUGMENTATION if config.augment else NO_AUGMENTATION,
         "seed": config.seed,
+        "checkpoint_every": config.checkpoint_every,
         "workers": config.workers,
         "device": config.device,
     }

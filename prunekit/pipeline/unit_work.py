@@ -86,8 +86,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         **asdict(unit.variant),
         **_accuracy_columns(job, evaluations, transfer),
         churn=churn,
-        **_size_columns(model, costs, sparsity(artefact.masks)),
-        **_latency_columns(latency),
+        **size_columns(model, costs, sparsity(artefact.masks)),
+        **latency_columns(latency),
         sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
         layers=len(acceleration.rows),
         images=len(job.dataset),
@@ -103,12 +103,12 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
 def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     """Prune by the variant's rule, and fine-tune where there is data and something was dropped."""
     config, variant, training = job.config, unit.variant, job.training
-    excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
-    rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
     if unit.ratio == 0:
         whole = job.given if variant == AS_GIVEN else job.start
         scores, scores_sha256 = score(job.bench, whole, score_choices(config, "magnitude"), None)
         return prune_one_shot(job.bench, whole, scores, scores_sha256, MaskRule(0)), None
+    excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
+    rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
     scores, scores_sha256 = score(job.bench, job.start, score_choices(config, variant.scores), training)
     churn = None
     if variant.pruning == "one-shot" or training is None:
@@ -181,7 +181,8 @@ def _precision_columns(prefix: str, precision: AveragePrecision | None) -> dict[
     return {prefix + name: value for name, value in zip(names, values, strict=True)}
 
 
-def _size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, Any]:
+def size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, Any]:
+    """Return how much of a detector is left."""
     return {
         "macs": costs.macs,
         "kept_macs": costs.kept_macs,
@@ -191,7 +192,8 @@ def _size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str,
     }
 
 
-def _latency_columns(latency: Latency) -> dict[str, Any]:
+def latency_columns(latency: Latency) -> dict[str, Any]:
+    """Return a latency's medians and percentiles, in milliseconds."""
     timings = {
         "latency_ms_control": latency.control,
         "latency_ms": latency.network,

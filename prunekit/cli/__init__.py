@@ -1,0 +1,43 @@
+"""The command line: the five stages one by one, all of them in order, the demo, and the doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunekit.cli import run_commands, stage_commands
+from prunekit.cli.ending import out_console
+from prunekit.pipeline.environment import installed_version
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Prune a detector, attack it, make it fast, and measure all three.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("run", epilog=run_commands.RUN_EXAMPLES)(run_commands.run_command)
+app.command("train", epilog=stage_commands.TRAIN_EXAMPLES)(stage_commands.train_command)
+app.command("score", epilog=stage_commands.SCORE_EXAMPLES)(stage_commands.score_command)
+app.command("prune", epilog=stage_commands.PRUNE_EXAMPLES)(stage_commands.prune_command)
+app.command("finetune", epilog=stage_commands.FINETUNE_EXAMPLES)(stage_commands.finetune_command)
+app.command("evaluate", epilog=stage_commands.EVALUATE_EXAMPLES)(stage_commands.evaluate_command)
+app.command("demo")(run_commands.demo_command)
+app.command("doctor")(run_commands.doctor_command)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        out_console.print(f"prunekit {installed_version('prunekit')}", highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

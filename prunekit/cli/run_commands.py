@@ -1,0 +1,66 @@
+"""`prunekit run`, `prunekit demo` and `prunekit doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunekit import doctor as doctor_report
+from prunekit.cli.ending import EXIT_FAILURE, error_console, out_console, user_errors
+from prunekit.cli.options import takes
+from prunekit.console import ConsoleProgress, results_table
+from prunekit.demo import DemoConfig, next_steps, run_demo
+from prunekit.pipeline import RunConfig, make_config, parse_ratios, read_rows, run
+from prunekit.report import write_report
+
+RUN_EXAMPLES = """
+Examples:
+
+  prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data coco128/ --out runs/first
+
+  prunekit run --model yolov3 --weights yolov3.weights --data coco/ --limit 500 --ratios 0,90 --out runs/quick
+
+  prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data val/ --train-data train/ --pretrain-epochs 5
+      --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimised --out runs/robust
+
+A run that was interrupted goes on when the same command is given again.
+"""
+
+
+@takes(RunConfig)
+def run_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Prune at each ratio, evaluate clean and attacked, accelerate, time, and report."""
+    with user_errors(verbose):
+        config = make_config(**(choices | {"ratios": parse_ratios(choices["ratios"])}))
+        with ConsoleProgress(error_console) as progress:
+            folder = run(config, progress)
+            report = write_report(folder)
+        out_console.print(results_table(read_rows(folder.results)))
+        out_console.print(f"Report: {report}\nTable:  {folder.results}", highlight=False, soft_wrap=True)
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option(help="folder for data, weights and the run")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="of data and training")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="scaled and DeepLIFT scores, one-shot and optimised, at nine ratios: hours")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Render a small data set, train a narrow YOLOv3-tiny on it, do the five steps: a few minutes, offline."""
+    with user_errors(verbose):
+        config = DemoConfig.full(out, seed) if full else DemoConfig(out, seed)
+        out_console.print(f"This takes about {config.minutes:.0f} minutes on two cores.", highlight=False)
+        with ConsoleProgress(error_console) as progress:
+            folder = run_demo(config, progress)
+        out_console.print(results_table(read_rows(folder.results)))
+        out_console.print(next_steps(folder), highlight=False, soft_wrap=True)
+
+
+def doctor_command() -> None:
+    """Show what was built and what it runs on, what is missing and how to get it."""
+    checks = doctor_report.examine()
+    out_console.print(doctor_report.table(checks))
+    raise typer.Exit(EXIT_FAILURE if any(check.is_broken for check in checks) else 0)

@@ -1,0 +1,128 @@
+"""One command a stage: train, score, prune, finetune, evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.options import takes
+from prunekit.console import ConsoleProgress, checks_table, evaluation_table
+from prunekit.pipeline.choices import checked
+from prunekit.pipeline.evaluate_work import EvaluationOutcome, evaluate_stage
+from prunekit.pipeline.stage_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.stage_work import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+
+_AGAIN = "A command that was interrupted goes on when it is given again; finished work is found and not done twice."
+
+TRAIN_EXAMPLES = f"""
+Examples:
+
+  prunekit train --model yolov3-tiny --weights yolov3-tiny.weights --data train/ --out runs/robust
+
+  prunekit train --model yolov3-tiny --data train/ --objective clean --epochs 100 --out runs/from-scratch
+
+  prunekit train --weights runs/robust/model.safetensors --data train/ --objective trades --out runs/trades
+
+{_AGAIN}
+"""
+
+SCORE_EXAMPLES = f"""
+Examples:
+
+  prunekit score --weights runs/robust/model.safetensors --out runs/scaled
+
+  prunekit score --weights runs/robust/model.safetensors --data train/ --scores deeplift --out runs/deeplift
+
+{_AGAIN}
+"""
+
+PRUNE_EXAMPLES = f"""
+Examples:
+
+  prunekit prune --weights runs/robust/model.safetensors --ratio 90 --out runs/pruned
+
+  prunekit prune --weights runs/robust/model.safetensors --scores-file runs/deeplift/scores.safetensors
+      --ratio 75 --structure filter --out runs/thin
+
+  prunekit prune --weights runs/robust/model.safetensors --ratio 90 --optimise-scores --data train/ --out runs/hydra
+
+{_AGAIN}
+"""
+
+FINETUNE_EXAMPLES = f"""
+Examples:
+
+  prunekit finetune --weights runs/pruned/model.safetensors --data train/ --out runs/finetuned
+
+{_AGAIN}
+"""
+
+EVALUATE_EXAMPLES = f"""
+Examples:
+
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack paper,standard --out runs/figures
+
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack strong --check --latency
+      --transfer-from runs/robust/model.safetensors --out runs/all-figures
+
+{_AGAIN} More attacks can be asked for in the same folder.
+"""
+
+
+@takes(TrainStage)
+def train_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Train a detector, robustly by default, from given weights or from scratch: OUT/model.safetensors."""
+    with user_errors(verbose), ConsoleProgress(error_console) as progress:
+        _tell(train_stage(checked(TrainStage, **choices), progress))
+
+
+@takes(ScoreStage)
+def score_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Score every weight of a detector: OUT/scores.safetensors."""
+    with user_errors(verbose), ConsoleProgress(error_console) as progress:
+        _tell(score_stage(checked(ScoreStage, **choices), progress))
+
+
+@takes(PruneStage)
+def prune_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Drop what scores lowest: OUT/model.safetensors, with the masks inside."""
+    with user_errors(verbose), ConsoleProgress(error_console) as progress:
+        _tell(prune_stage(checked(PruneStage, **choices), progress))
+
+
+@takes(FinetuneStage)
+def finetune_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Train a pruned detector with its masks held: OUT/model.safetensors."""
+    with user_errors(verbose), ConsoleProgress(error_console) as progress:
+        _tell(finetune_stage(checked(FinetuneStage, **choices), progress))
+
+
+@takes(EvaluateStage)
+def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Evaluate a detector clean and under attacks: OUT/evaluation.json, and its detections as CSV and JSON."""
+    with user_errors(verbose):
+        with ConsoleProgress(error_console) as progress:
+            outcome = evaluate_stage(checked(EvaluateStage, **choices), progress)
+        _show(outcome)
+        if outcome.checks is not None:
+            outcome.checks.require()
+
+
+def _show(outcome: EvaluationOutcome) -> None:
+    out_console.print(evaluation_table(outcome.cases))
+    if outcome.timing is not None:
+        dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
+        out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)
+    if outcome.checks is not None:
+        out_console.print(checks_table(outcome.checks))
+    done = "Finished earlier" if outcome.was_finished else "Written"
+    out_console.print(f"{done}: {outcome.file}", highlight=False, soft_wrap=True)
+
+
+def _tell(outcome: StageOutcome) -> None:
+    """Say what was made, or that it was there, and where."""
+    if outcome.summary:
+        out_console.print(outcome.summary, highlight=False, soft_wrap=True)
+    done = "Finished earlier" if outcome.was_finished else "Written"
+    for file in outcome.files:
+        out_console.print(f"{done}: {file}", highlight=False, soft_wrap=True)

@@ -1,0 +1,213 @@
+"""One detector's figures, clean and under attacks, from files to files: what `prunekit evaluate` does.
+
+Each attack is a piece of work of its own in the folder, as are the checks and the timing: what is finished stays, and
+more attacks can be asked for later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.attacks import PRESETS
+from prunekit.detection import (
+    CocoDataset,
+    Detector,
+    read_detections_json,
+    write_detections_csv,
+    write_detections_json,
+)
+from prunekit.files import write_text
+from prunekit.nn import AccelerationReport, accelerate
+from prunekit.pipeline.attack_check_rules import Check, CheckReport
+from prunekit.pipeline.attack_checks import check_evaluation
+from prunekit.pipeline.command_store import command_store
+from prunekit.pipeline.detection_rates import attack_success
+from prunekit.pipeline.detector_file import Architecture, architecture_of, open_detector
+from prunekit.pipeline.environment import processor
+from prunekit.pipeline.evaluate import evaluate, nms_options
+from prunekit.pipeline.evaluation_cases import CLEAN, CaseResult, EvaluationCase, evaluation_cases
+from prunekit.pipeline.inputs import data_digest, open_data
+from prunekit.pipeline.latency import measure_latency
+from prunekit.pipeline.progress import Progress, SilentProgress
+from prunekit.pipeline.stage_config import EvaluateStage
+from prunekit.pipeline.stage_store import StageFolder, Store, sha256
+from prunekit.pipeline.stage_work import opened, prepared, read_groups
+from prunekit.pipeline.stages import Artefact
+from prunekit.pipeline.unit_work import latency_columns, size_columns
+from prunekit.prune import count_costs, prunable_layers, sparsity
+
+EVALUATION, CSV, JSON = "evaluation.json", "detections.csv", "detections.json"
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """A detector's figures.
+
+    Attributes:
+        file: Where they all are, as JSON.
+        cases: Case (none, paper, paper_transfer) → figure → value, None where there is nothing to measure on.
+        checks: The checks of the evaluation, if they were asked for; `require` raises if one failed.
+        timing: Sizes and latencies, if they were asked for.
+        was_finished: Whether all of it was there already.
+    """
+
+    file: Path
+    cases: dict[str, dict[str, float | None]]
+    checks: CheckReport | None
+    timing: dict[str, Any] | None
+    was_finished: bool
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all parts of one evaluation share; `identity` and `inputs` are what their results depend on."""
+
+    config: EvaluateStage
+    artefact: Artefact
+    source: Artefact | None
+    dataset: CocoDataset
+    store: Store
+    progress: Progress
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def model(self) -> Detector:
+        return self.artefact.model
+
+
+def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> EvaluationOutcome:
+    """Evaluate a detector clean, under each attack, and as far as asked check and time it."""
+    progress = progress or SilentProgress()
+    with prepared(config, "evaluate"):
+        dataset = open_data(config, config.data, progress)
+        artefact = opened(config, config.weights, dataset)
+        source = _source(config, artefact)
+        for detector in (artefact, *([source] if source else [])):
+            detector.model.to(config.device)
+        names = ("score_threshold", "iou_threshold", "max_detections", "batch_size", "seed")
+        identity = {name: getattr(config, name) for name in names}
+        inputs = {"model": artefact.sha256, "data": data_digest(dataset, progress)}
+        with command_store(config.out, "evaluate") as store:
+            store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
+            return _evaluate(_Work(config, artefact, source, dataset, store, progress, identity, inputs))
+
+
+def _evaluate(work: _Work) -> EvaluationOutcome:
+    parts: list[tuple[Any, bool]] = []
+    cases = {}
+    for case in evaluation_cases(work.config.attack, transfer=work.source is not None):
+        parts.append(_case(work, case))
+        cases[case.name] = parts[-1][0]
+    checks = timing = None
+    if work.config.check:
+        parts.append(_check(work))
+        checks = CheckReport([Check(**row) for row in parts[-1][0]["checks"]])
+    if work.config.latency:
+        parts.append(_time(work))
+        timing = parts[-1][0]
+    _write_summary(work, cases, checks, timing)
+    was_finished = all(finished for _, finished in parts)
+    return EvaluationOutcome(work.config.out / EVALUATION, cases, checks, timing, was_finished)
+
+
+def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
+    """Return one case's figures, and whether they were there already."""
+    identity, inputs = {**work.identity, "attack": repr(PRESETS.get(case.attack))}, dict(work.inputs)
+    made_on = None
+    if case.transfer and work.source is not None:
+        made_on, inputs["source"] = work.source.model, work.source.sha256
+    folder = work.store.open(case.name, identity, inputs)
+    if (done := _earlier(work, folder, case.name)) is not None:
+        return done, True
+    attack = PRESETS.get(case.attack)
+    evaluation = evaluate(work.model, work.dataset, work.config, attack, work.progress, case.name, source=made_on)
+    success = None
+    if attack is not None:
+        # From the file, so that figures do not depend on which process evaluated the clean images.
+        clean = read_detections_json(work.config.out / CLEAN / JSON, work.dataset.categories)
+        success = attack_success(work.dataset, clean, evaluation.detections)
+    write_detections_csv(folder.file(CSV), evaluation.detections, work.dataset.categories)
+    write_detections_json(folder.file(JSON), evaluation.detections, work.dataset.categories)
+    figures = CaseResult(case, evaluation, success).figures()
+    folder.finish(figures, CSV, JSON)
+    return figures, False
+
+
+def _check(work: _Work) -> tuple[dict[str, Any], bool]:
+    inputs = dict(work.inputs) | ({"source": work.source.sha256} if work.source else {})
+    folder = work.store.open("check", work.identity, inputs)
+    if (done := _earlier(work, folder, "checks")) is not None:
+        return done, True
+    source = work.source.model if work.source else None
+    report = check_evaluation(work.model, work.dataset, work.config, work.progress, source=source)
+    checks = {"checks": [asdict(row) for row in report.rows]}
+    folder.finish(checks)
+    return checks, False
+
+
+def _time(work: _Work) -> tuple[dict[str, Any], bool]:
+    """Accelerate and time the detector on the CPU."""
+    machine = {"threads": torch.get_num_threads(), "processor": processor().name}
+    identity = {**work.identity, "latency_runs": work.config.latency_runs, **machine}
+    folder = work.store.open("latency", identity, work.inputs)
+    if (done := _earlier(work, folder, "latency")) is not None:
+        return done, True
+    model = work.model.cpu()
+    x = work.dataset[0].image[None]
+    for _ in work.progress.track(range(1), "accelerating and timing", 1):
+        fast = accelerate(model, x)
+        latency = measure_latency(model, fast, x, work.config.latency_runs, nms_options(work.config))
+    assert isinstance(fast.report, AccelerationReport)
+    write_text(folder.file("acceleration.json"), json.dumps(fast.report.to_json(), indent=2) + "\n")
+    timing = {**_sizes(work, model, x), **latency_columns(latency), **machine}
+    folder.finish(timing, "acceleration.json")
+    return timing, False
+
+
+def _sizes(work: _Work, model: Detector, x: torch.Tensor) -> dict[str, Any]:
+    artefact = work.artefact
+    kept = artefact.masks or {name: torch.ones_like(c.weight.bool()) for name, c in prunable_layers(model).items()}
+    groups = read_groups(work.config, artefact) if artefact.drops_filters else None
+    return size_columns(model, count_costs(model, x, kept, groups), sparsity(kept))
+
+
+def _earlier(work: _Work, folder: StageFolder, name: str) -> dict[str, Any] | None:
+    done = folder.result()
+    if done is not None:
+        work.progress.message(f"{name}: finished earlier")
+    return done
+
+
+def _write_summary(
+    work: _Work, cases: Mapping[str, Any], checks: CheckReport | None, timing: Mapping[str, Any] | None
+) -> None:
+    content: dict[str, Any] = {
+        "model": work.model.name,
+        "num_classes": work.model.num_classes,
+        "width": work.artefact.width,
+        **{f"{name}_sha256": digest for name, digest in work.inputs.items()},
+        "images": len(work.dataset),
+        "image_size": work.dataset.image_size,
+        **work.identity,
+        "cases": cases,
+    }
+    content |= {"checks": [asdict(row) for row in checks.rows]} if checks else {}
+    content |= {"latency": timing} if timing else {}
+    write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")
+
+
+def _source(config: EvaluateStage, artefact: Artefact) -> Artefact | None:
+    """Open the detector that attacks are transferred from; a darknet file holds one like the evaluated one."""
+    if config.transfer_from is None:
+        return None
+    model, path = artefact.model, config.transfer_from
+    found = architecture_of(path) or Architecture(model.name, model.num_classes, artefact.width)
+    detector = open_detector(path, found.model, model.num_classes, found.width)
+    return Artefact(detector.model, found.width, sha256(path), detector.masks, detector.drops_filters)

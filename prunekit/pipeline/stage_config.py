@@ -1,0 +1,109 @@
+"""What each stage's command is asked to do; what stages share with a whole run is described in `choices`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from prunekit.attacks import PRESETS
+from prunekit.detection import MODELS
+from prunekit.pipeline.choices import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
+from prunekit.prune import SCOPES, SCORES, STRUCTURES
+
+_WEIGHTS = "darknet .weights file, or a .safetensors one that prunekit wrote"
+_DATA = "folder in COCO's layout, or the annotations' JSON file"
+
+
+class DetectorChoices(SharedChoices):
+    """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
+
+    model: str | None = Field(None, description=f"detector: {', '.join(MODELS)}; .safetensors weights say it")
+    width: float | None = Field(
+        None, gt=0, le=4, description="channels relative to darknet's (1 if not given; .safetensors weights say it)"
+    )
+
+
+class _Epochs(TrainingChoices):
+    epochs: int = Field(20, ge=1, description="passes over the data")
+    learning_rate: float = Field(1e-2, gt=0, description="its peak")
+
+
+class TrainStage(DetectorChoices, _Epochs):
+    """Train every parameter, from given weights or from scratch."""
+
+    weights: Path | None = Field(None, description=f"what to start from: {_WEIGHTS}; from scratch if not given")
+    data: Path = Field(description=f"images to train on: {_DATA}")
+
+
+class FinetuneStage(DetectorChoices, _Epochs):
+    """Train a pruned detector with its masks held."""
+
+    weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
+    data: Path = Field(description=f"images to train on: {_DATA}")
+
+
+class ScoreStage(DetectorChoices, ScoringChoices):
+    """Score every weight."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    data: Path | None = Field(
+        None, description=f"images for taylor and deeplift, and what tells a .weights file's classes: {_DATA}"
+    )
+    scores: str = Field("scaled", description=f"what ranks the weights: {', '.join(SCORES)}")
+    train_attack: str = Field("paper", description="the attack of DeepLIFT's reference clean: a PGD preset")
+
+
+class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
+    """Drop what scores lowest, by the scores as they are or by optimised ones."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
+    structure: str = Field("unstructured", description=f"what is dropped: {', '.join(STRUCTURES)}")
+    scope: str = Field("layer", description=f"where scores compete: {', '.join(SCOPES)}")
+    keep_stem_and_heads: bool = Field(False, description="leave the first convolution and the heads unpruned")
+    scores: str | None = Field(
+        None, description=f"what ranks the weights: {', '.join(SCORES)} (scaled if there is no --scores-file either)"
+    )
+    scores_file: Path | None = Field(None, description="scores.safetensors of prunekit score, instead of --scores")
+    optimise_scores: bool = Field(False, description="optimise the scores on --data before they decide")
+    data: Path | None = Field(
+        None, description=f"images to learn from, and what tells a .weights file's classes: {_DATA}"
+    )
+    learning_rate: float = Field(0.1, gt=0, description="peak of the scores' optimisation (HYDRA: 0.1)")
+
+    @field_validator("ratio")
+    @classmethod
+    def _percentage(cls, ratio: float) -> float:
+        if not 0 <= ratio < 100:
+            raise ValueError(f"must be at least 0 and below 100 percent, got {ratio:g}")
+        return ratio
+
+    @model_validator(mode="after")
+    def _one_source_of_scores(self) -> PruneStage:
+        if self.scores is not None and self.scores_file is not None:
+            raise ValueError("--scores makes scores and --scores-file reads them: give one of the two")
+        if self.optimise_scores and self.data is None:
+            raise ValueError("--optimise-scores needs images to learn from: add --data")
+        return self
+
+
+class EvaluateStage(DetectorChoices, EvaluatingChoices):
+    """Evaluate a detector clean and under attacks."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    data: Path = Field(description=_DATA)
+    attack: tuple[str, ...] = Field(
+        ("paper",), description=f"one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
+    )
+    transfer_from: Path | None = Field(
+        None, description="weights of another detector, such as the unpruned one, to transfer each attack from"
+    )
+    check: bool = Field(False, description="check that the figures are ordered as a sound evaluation's must be")
+    latency: bool = Field(False, description="accelerate the detector, and time it beside the dense one")
+
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return split_names(value)
