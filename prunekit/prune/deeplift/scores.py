@@ -31,7 +31,7 @@ def deeplift_scores(
     Args:
         model: any module; its `nn.Conv2d` layers are scored.
         comparisons: the batches.
-        rule: "rescale", or "reveal_cancel", which keeps rises and falls apart and takes about three times as long.
+        rule: "rescale", or "reveal_cancel", which keeps rises and falls apart and takes two to five times as long.
         tolerance: largest error of completeness relative to `Completeness.size`; 1024 roundings of the
             images' dtype if None (1.2e-4 for float32).
 
