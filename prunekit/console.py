@@ -83,13 +83,15 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Return a short table of results.csv's rows."""
     table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
     groups = variants(rows)
-    if len(groups) > 1:
-        table.add_column("variant")
-    for heading, _, _ in _COLUMNS:
+    columns = _COLUMNS
+    if len(groups) > 1:  # their names need the room of the AP50 columns
+        table.add_column("\nvariant")
+        columns = tuple(column for column in _COLUMNS if "ap50" not in column[1])
+    for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, group in groups.items():
         for row in group:
-            cells = [_cell(row[column], form) for _, column, form in _COLUMNS]
+            cells = [_cell(row[column], form) for _, column, form in columns]
             table.add_row(*([name] if len(groups) > 1 else []), *cells, end_section=row is group[-1])
     return table
 

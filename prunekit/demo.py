@@ -32,16 +32,16 @@ from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.training import train
 from prunekit.report import write_report
 
-# Measured on two cores of a server from 2024, two threads, nothing else running.
-MINUTES_CLEAN_EPOCH, MINUTES_ROBUST_EPOCH, MINUTES_UNIT = 0.06, 0.4, 0.12
-# The weights are trained already, and a narrow net forgets them at the rate that trained them.
-PRETRAIN_LEARNING_RATE = FINETUNE_LEARNING_RATE = 3e-3
+# Measured on two cores of a server from 2024, two threads, nothing else running, for the default images and width.
+MINUTES_CLEAN_EPOCH, MINUTES_ROBUST_EPOCH, MINUTES_UNIT = 0.06, 0.105, 0.12
+# Robust pre-training of a net this small needs the rate that trained it: at a gentle one it stays as fragile as it was.
+PRETRAIN_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1.2e-2, 6e-3
 SCORE_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo does; the defaults take about six minutes on two cores.
+    """What the demo does; the defaults take about five minutes on two cores.
 
     Attributes:
         out: Folder for data, weights and the run.
@@ -58,18 +58,18 @@ class DemoConfig:
 
     out: Path
     seed: int = 0
-    num_train: int = 1600
+    num_train: int = 1200
     num_val: int = 150
-    image_size: int = 160
+    image_size: int = 128
     width: float = 0.25
-    epochs: int = 26
+    epochs: int = 24
     ratios: tuple[float, ...] = (0, 75, 90)
     structure: tuple[str, ...] = ("unstructured", "filter")
     scores: tuple[str, ...] = ("scaled",)
     pruning: tuple[str, ...] = ("optimised",)
-    pretrain_epochs: int = 3
+    pretrain_epochs: int = 15
     optimise_epochs: int = 1
-    finetune_epochs: int = 1
+    finetune_epochs: int = 2
 
     @classmethod
     def full(cls, out: Path, seed: int = 0) -> DemoConfig:
@@ -88,8 +88,7 @@ class DemoConfig:
         units = len(self.structure) * len(self.scores) * (sum(ratio > 0 for ratio in self.ratios))
         optimised, all_units = units * ("optimised" in self.pruning), units * len(self.pruning)
         epochs = self.pretrain_epochs + optimised * self.optimise_epochs + all_units * self.finetune_epochs
-        images = self.num_train / 1600 * (self.image_size / 160) ** 2
-        return (MINUTES_CLEAN_EPOCH * self.epochs + MINUTES_ROBUST_EPOCH * epochs) * images + MINUTES_UNIT * all_units
+        return MINUTES_CLEAN_EPOCH * self.epochs + MINUTES_ROBUST_EPOCH * epochs + MINUTES_UNIT * (all_units + 2)
 
     @property
     def weights(self) -> Path:
@@ -127,6 +126,7 @@ def main_job(config: DemoConfig, train_data: Path, data: Path) -> RunConfig:
         structure=config.structure,
         scores=config.scores,
         pruning=config.pruning,
+        objective="n-fgsm",
         pretrain_epochs=config.pretrain_epochs,
         optimise_epochs=config.optimise_epochs,
         finetune_epochs=config.finetune_epochs,
@@ -142,7 +142,6 @@ def next_steps(folder: RunFolder) -> str:
     """Return what to look at now, and the command for the user's own data."""
     return (
         f"\nLook at {folder.report} first; every number is in {folder.results}.\n"
-        "Nothing was fine-tuned after pruning: this is what the bare masks leave of the accuracy.\n"
         "\nYour own data, in COCO's layout (annotations/*.json beside a folder of images),\n"
         "and darknet weights trained on its classes:\n"
         "\n  prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data coco128/ \\\n"

@@ -103,7 +103,12 @@ def _cuda() -> Check:
 
 
 def _nvcc() -> Check:
-    return _command("nvcc", ["--version"], lambda lines: next((line for line in lines if "release" in line), lines[-1]), "the CUDA toolkit compiles GPU kernels")
+    return _command(
+        "nvcc",
+        ["--version"],
+        lambda lines: next((line for line in lines if "release" in line), lines[-1]),
+        "the CUDA toolkit compiles GPU kernels",
+    )
 
 
 def _command(name: str, arguments: list[str], pick: Callable[[list[str]], str], advice: str) -> Check:
