@@ -45,7 +45,7 @@ def succeed(command: str, options: Mapping[str, Any]) -> Result:
 def start(command: str, options: Mapping[str, Any], log: Path) -> BaseProcess:
     """Start a command in a process of its own, forked from one that has imported everything: that takes no time."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["prunekit.cli", __name__])
+    server.set_forkserver_preload(["prunekit.cli", "torch._dynamo", __name__])  # optimizers import the second one
     process = server.Process(target=_main, args=(arguments(command, options), str(log)))
     process.start()
     return process
