@@ -11,8 +11,8 @@ from pathlib import Path
 from prunekit.errors import InputError
 
 LOCK = ".lock"
-# What prunekit.files.atomic_path leaves behind when a process is killed while it writes.
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+# What prunekit.files.atomic_path, and safetensors beneath it, leave behind when a process is killed while it writes.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?|\.tmp[0-9A-Za-z]{6}")
 
 
 def check_folder(root: Path, marker: str, what: str) -> bool:
