@@ -83,7 +83,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Return a short table of results.csv's rows."""
     table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
     groups = variants(rows)
-    columns = _COLUMNS
+    columns: tuple[tuple[str, str, str], ...] = _COLUMNS
     if len(groups) > 1:  # their names need the room of the AP50 columns
         table.add_column("\nvariant")
         columns = tuple(column for column in _COLUMNS if "ap50" not in column[1])
