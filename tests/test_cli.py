@@ -209,7 +209,9 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
 def test_the_demo_renders_trains_and_runs(small_demo: DemoConfig) -> None:
     run_folder = small_demo.out / "run"
     rows = read_rows(run_folder / "results.csv")
-    assert [(float(row["ratio"]), row["images"]) for row in rows] == [(0, "4"), (50, "4")]
+    variants = [(row["structure"], float(row["ratio"])) for row in rows]
+    assert variants == [("none", 0), ("unstructured", 0), ("unstructured", 50), ("filter", 0), ("filter", 50)]
+    assert {row["images"] for row in rows} == {"4"}
     assert (run_folder / "report.html").is_file()
 
 
