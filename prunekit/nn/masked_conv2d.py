@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.ops import masked_conv2d, native
 from prunekit.ops.conv_arguments import pair, split_padding
-from prunekit.ops.packed_conv2d import ROW_CHOICES
+from prunekit.ops.packed_conv2d import ROW_CHOICES, activate
 
 _PACKABLE_DTYPES = (torch.float32, torch.float64)
+_Conv = TypeVar("_Conv", bound=nn.Conv2d)
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -84,44 +86,13 @@ class MaskedConv2d(nn.Conv2d):
                 f"MaskedConv2d.from_dense expects a bool mask of the weight's shape {tuple(weight.shape)}; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}."
             )
-        masked = cls(
-            conv.in_channels,
-            conv.out_channels,
-            pair("kernel_size", conv.kernel_size),
-            pair("stride", conv.stride),
-            conv.padding if isinstance(conv.padding, str) else pair("padding", conv.padding),
-            pair("dilation", conv.dilation),
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            "meta",
-            weight.dtype,
-        )
-        masked.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
-        if conv.bias is not None:
-            masked.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
+        masked = _copy_as(cls, conv, weight.clone())
         masked.mask = mask.to(weight.device, copy=True)
         return masked.train(conv.training)
 
     def to_dense(self) -> nn.Conv2d:
         """Copy into a plain nn.Conv2d with zeros where weights are dropped; a fused activation is not part of it."""
-        dense = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self._pair("kernel_size"),
-            self._pair("stride"),
-            self.padding if isinstance(self.padding, str) else self._pair("padding"),
-            self._pair("dilation"),
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            "meta",
-            self.weight.dtype,
-        )
-        weight = torch.where(self.mask, self.weight.detach(), 0)
-        dense.weight = nn.Parameter(weight, self.weight.requires_grad)
-        if self.bias is not None:
-            dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        dense = _copy_as(nn.Conv2d, self, torch.where(self.mask, self.weight.detach(), 0))
         return dense.train(self.training)
 
     @property
@@ -144,9 +115,7 @@ class MaskedConv2d(nn.Conv2d):
             self._pair("dilation"),
             self.groups,
         )
-        if self.activation == "none":
-            return y
-        return F.relu(y) if self.negative_slope == 0 else F.leaky_relu(y, self.negative_slope)
+        return activate(y, self.activation, self.negative_slope)
 
     def pack(self, rows: int = 0) -> None:
         """Build the packed filter now (eval mode builds it at the first call).
@@ -241,3 +210,24 @@ class MaskedConv2d(nn.Conv2d):
             self.negative_slope,
         )
         return y.squeeze(0) if unbatched else y
+
+
+def _copy_as(kind: type[_Conv], conv: nn.Conv2d, weight: Tensor) -> _Conv:
+    """Make a `kind` of conv's geometry with this weight and a copy of conv's bias; frozen parameters stay frozen."""
+    copy = kind(
+        conv.in_channels,
+        conv.out_channels,
+        pair("kernel_size", conv.kernel_size),
+        pair("stride", conv.stride),
+        conv.padding if isinstance(conv.padding, str) else pair("padding", conv.padding),
+        pair("dilation", conv.dilation),
+        conv.groups,
+        conv.bias is not None,
+        conv.padding_mode,
+        "meta",
+        weight.dtype,
+    )
+    copy.weight = nn.Parameter(weight, conv.weight.requires_grad)
+    if conv.bias is not None:
+        copy.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
+    return copy

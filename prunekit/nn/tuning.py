@@ -52,8 +52,9 @@ def tune_layer(
 
     # The activation may work in place, so its output is the only one to compare with.
     expected = dense()
-    row = partial(LayerReport, name, tuple(x.shape), tuple(conv.weight.shape), _density(conv))
-    reason = _reason_to_stay_dense(conv, x, expected)
+    density = int(conv.weight.count_nonzero()) / max(1, conv.weight.numel())
+    row = partial(LayerReport, name, tuple(x.shape), tuple(conv.weight.shape), density)
+    reason = _reason_to_stay_dense(conv, density, x, expected)
     if reason:
         return row("dense", None, None, reason), None
     candidates = {f"packed, {rows} row{'s'[: rows > 1]}": _packed(conv, activation, rows) for rows in ROW_CHOICES}
@@ -73,12 +74,8 @@ def tune_layer(
     return row(best, times["dense"], times[best], "measured faster"), candidates[best]
 
 
-def _density(conv: nn.Conv2d) -> float:
-    return int(conv.weight.count_nonzero()) / max(1, conv.weight.numel())
-
-
-def _reason_to_stay_dense(conv: nn.Conv2d, x: Tensor, expected: Tensor) -> str | None:
-    if _density(conv) == 1:
+def _reason_to_stay_dense(conv: nn.Conv2d, density: float, x: Tensor, expected: Tensor) -> str | None:
+    if density == 1:
         return "no weight is zero"
     if not native.is_available():
         return "the compiled extension is not there"

@@ -267,7 +267,7 @@ def _native(*arguments: object) -> Tensor:
 
 
 #: What computes the op, slowest first: tests compare them, benches time them. "native" is the dispatcher's choice
-#: and equals the reference while the extension is not there (see `prunekit.ops.native.status`).
+#: and equals the reference while the extension is not there (see `prunekit.ops.native_status`).
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "reference": masked_conv2d_reference,
     "native": _native,

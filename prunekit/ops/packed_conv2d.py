@@ -10,7 +10,6 @@ trains uses `masked_conv2d`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +28,6 @@ define(
     "int[2] padding, int[2] dilation, int groups, str activation, float negative_slope) -> Tensor"
 )
 
-#: Activations that the kernel applies before it writes.
-ACTIVATIONS = ("none", "leaky_relu")
 #: Output channels that may share input loads; 0 lets the packer choose by density.
 ROW_CHOICES = (1, 4)
 
@@ -178,6 +175,13 @@ def unpack_filter(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return weight, mask
 
 
+def activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Apply "none" or "leaky_relu" as the kernel does; a slope of 0 is ReLU, which keeps -inf from becoming nan."""
+    if activation == "none":
+        return y
+    return F.relu(y) if negative_slope == 0 else F.leaky_relu(y, negative_slope)
+
+
 @fallback("packed_conv2d")
 def packed_conv2d_reference(
     x: Tensor,
@@ -195,9 +199,7 @@ def packed_conv2d_reference(
     """Unpack and run the masked reference: slow, for judging and for devices without a kernel."""
     weight, mask = unpack_filter(index, values)
     y = masked_conv2d_reference(x, weight, mask, bias, stride, padding, dilation, groups)
-    if activation == "none":
-        return y
-    return F.relu(y) if negative_slope == 0 else F.leaky_relu(y, negative_slope)
+    return activate(y, activation, negative_slope)
 
 
 @fake("packed_conv2d")
@@ -216,12 +218,3 @@ def _(
 ) -> Tensor:
     size = conv_output_size(x.shape, weight_shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], weight_shape[0], *size))
-
-
-def _native(*arguments: object) -> Tensor:
-    y: Tensor = torch.ops.prunekit.packed_conv2d(*arguments)
-    return y
-
-
-#: What computes the op, slowest first.
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": packed_conv2d_reference, "native": _native}

@@ -23,7 +23,6 @@ from prunekit.detection import (
     write_detections_json,
 )
 from prunekit.files import write_text
-from prunekit.nn import AccelerationReport, accelerate
 from prunekit.pipeline.attack_check_rules import Check, CheckReport
 from prunekit.pipeline.attack_checks import check_evaluation
 from prunekit.pipeline.command_store import command_store
@@ -33,7 +32,7 @@ from prunekit.pipeline.environment import processor
 from prunekit.pipeline.evaluate import evaluate, nms_options
 from prunekit.pipeline.evaluation_cases import CLEAN, CaseResult, EvaluationCase, evaluation_cases
 from prunekit.pipeline.inputs import data_digest, open_data
-from prunekit.pipeline.latency import measure_latency
+from prunekit.pipeline.latency import accelerate_and_time
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.stage_config import EvaluateStage
 from prunekit.pipeline.stage_store import StageFolder, Store, sha256
@@ -162,10 +161,8 @@ def _time(work: _Work) -> tuple[dict[str, Any], bool]:
     model = work.model.cpu()
     x = work.dataset[0].image[None]
     for _ in work.progress.track(range(1), "accelerating and timing", 1):
-        fast = accelerate(model, x)
-        latency = measure_latency(model, fast, x, work.config.latency_runs, nms_options(work.config))
-    assert isinstance(fast.report, AccelerationReport)
-    write_text(folder.file("acceleration.json"), json.dumps(fast.report.to_json(), indent=2) + "\n")
+        latency, report = accelerate_and_time(model, x, work.config.latency_runs, nms_options(work.config))
+    write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
     timing = {**_sizes(work, model, x), **latency_columns(latency), **machine}
     folder.finish(timing, "acceleration.json")
     return timing, False

@@ -17,13 +17,13 @@ from prunekit.detection import (
     write_detections_csv,
     write_detections_json,
 )
-from prunekit.nn import AccelerationReport, accelerate, native_status
+from prunekit.nn import AccelerationReport, native_status
 from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
 from prunekit.pipeline.detection_rates import attack_success
 from prunekit.pipeline.environment import processor
 from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
 from prunekit.pipeline.examples import save_example
-from prunekit.pipeline.latency import Latency, measure_latency
+from prunekit.pipeline.latency import Latency, accelerate_and_time
 from prunekit.pipeline.results import RatioResult, finite_or_none
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.stages import (
@@ -145,10 +145,8 @@ def _transfer(job: Job, model: Detector, unit: Unit) -> Evaluation:
 def _accelerate_and_time(job: Job, model: Detector, unit: Unit) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
     for _ in job.bench.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-        fast = accelerate(model, x)
-        latency = measure_latency(model, fast, x, job.config.latency_runs, nms_options(job.config))
-    assert isinstance(fast.report, AccelerationReport)
-    return latency, fast.report
+        timed = accelerate_and_time(model, x, job.config.latency_runs, nms_options(job.config))
+    return timed
 
 
 def _write_detections(job: Job, folder: RunFolder, unit: Unit, evaluation: Evaluation, attacked: bool) -> list[Path]:
