@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from torch.utils.cpp_extension import include_paths, library_paths
 
-# tile_kernel.cpp is compiled once per set, best first; the loader picks the first that the processor supports.
+# The kernels are compiled once per set, best first; the loader picks the first that the processor supports.
 X86_SETS = {
     "avx512": ["-mavx512f", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma"],
 }
-INSTRUCTION_SETS = {**(X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}), "baseline": []}
-TILE_KERNEL = "csrc/cpu/tile_kernel.cpp"
+ALL_SETS = {**(X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}), "baseline": []}
+# PRUNEKIT_SETS=avx2 compiles fewer of them, for quick builds on one machine; the baseline is always there.
+WANTED_SETS = os.environ.get("PRUNEKIT_SETS", ",".join(ALL_SETS)).split(",")
+if not set(WANTED_SETS) <= set(ALL_SETS):
+    sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, found {os.environ['PRUNEKIT_SETS']!r}.")
+INSTRUCTION_SETS = {name: flags for name, flags in ALL_SETS.items() if name in WANTED_SETS or name == "baseline"}
+KERNELS = ["csrc/cpu/tile_kernel.cpp", "csrc/cpu/lane_kernels.cpp"]
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -38,12 +44,15 @@ IS_REQUIRED = os.environ.get("PRUNEKIT_REQUIRE_NATIVE") == "1"
 
 
 class BuildNative(build_ext):
-    """Compile the tile kernel once per instruction set; go on without the extension when that fails."""
+    """Compile the kernels once per instruction set; go on without the extension when that fails."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build `ext`, or say in one sentence why it was left out."""
         try:
-            ext.extra_objects = [self._compile_set(*entry) for entry in INSTRUCTION_SETS.items()]
+            # Each compiler runs in a process of its own; two at a time.
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                jobs = [(name, flags, kernel) for name, flags in INSTRUCTION_SETS.items() for kernel in KERNELS]
+                ext.extra_objects = list(pool.map(lambda job: self._compile(*job), jobs))
             super().build_extension(ext)
         except Exception as error:
             if IS_REQUIRED:
@@ -54,10 +63,10 @@ class BuildNative(build_ext):
                 file=sys.stderr,
             )
 
-    def _compile_set(self, name: str, flags: list[str]) -> str:
+    def _compile(self, name: str, flags: list[str], kernel: str) -> str:
         compiler: Any = self.compiler
         objects: list[str] = compiler.compile(
-            [TILE_KERNEL],
+            [kernel],
             output_dir=str(Path(self.build_temp) / name),
             macros=[("PRUNEKIT_ISA", name)],
             extra_postargs=[*FLAGS, *flags],
@@ -68,7 +77,7 @@ class BuildNative(build_ext):
 native = Extension(
     "prunekit._native",
     sources=[
-        str(p) for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))] if str(p) != TILE_KERNEL
+        str(p) for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))] if str(p) not in KERNELS
     ],
     depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cpu").glob("*"), Path("setup.py")]],
     include_dirs=include_paths(),

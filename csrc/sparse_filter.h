@@ -45,7 +45,7 @@ struct FilterLayout {
         index[OUT_CHANNELS], index[GROUP_CHANNELS], index[KERNEL_H], index[KERNEL_W],
         index[GROUPS], index[ROWS], index[CHANNEL_BLOCK]};
     STD_TORCH_CHECK(
-        (layout.rows == 1 || layout.rows == 4) && layout.groups > 0 && layout.channel_block > 0 &&
+        (layout.rows == 1 || layout.rows == 2 || layout.rows == 4) && layout.groups > 0 && layout.channel_block > 0 &&
             words == layout.index_words(index[NUM_IDS]) && num_values == index[NNZ],
         "the packed filter is damaged: its header does not fit its ", words, " words and ", num_values, " values");
     return layout;

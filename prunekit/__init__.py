@@ -3,8 +3,9 @@
 from prunekit import detection, nn
 from prunekit.errors import InputError
 from prunekit.nn import accelerate
+from prunekit.nn.saving import load, save
 from prunekit.ops import masked_conv2d
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "accelerate", "detection", "masked_conv2d", "nn"]
+__all__ = ["InputError", "accelerate", "detection", "load", "masked_conv2d", "nn", "save"]

@@ -1,4 +1,4 @@
-"""The one exception for problems with what the user gave."""
+"""What can go wrong: the user's input, or a fast path's output."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+class WrongOutputError(RuntimeError):
+    """An accelerated layer or model does not compute what the original computes."""

@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 def accelerated(model: nn.Module, x: Tensor = X) -> tuple[nn.Module, AccelerationReport]:
-    fast = prunekit.accelerate(model, x)
+    fast = prunekit.accelerate(model, x, whole_graph=False)
     report = fast.report
     assert isinstance(report, AccelerationReport)
     return fast, report

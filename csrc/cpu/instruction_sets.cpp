@@ -1,7 +1,10 @@
 #include "instruction_sets.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 // setup.py compiles tile_kernel.cpp once per name in this list (best first) and passes the list on.
 #ifndef PRUNEKIT_COMPILED_SETS
@@ -13,6 +16,7 @@ namespace prunekit {
 #define X(name)                                  \
   namespace name {                               \
   extern const InstructionSet instruction_set;   \
+  extern const LaneKernels lane_kernels;         \
   }
 PRUNEKIT_COMPILED_SETS
 #undef X
@@ -53,6 +57,14 @@ std::atomic<const InstructionSet*>& current() {
 }  // namespace
 
 const InstructionSet& instruction_set() { return *current().load(std::memory_order_relaxed); }
+
+const LaneKernels& lane_kernels() {
+#define X(name) {&name::instruction_set, &name::lane_kernels},
+  static const std::pair<const InstructionSet*, const LaneKernels*> sets[] = {PRUNEKIT_COMPILED_SETS};
+#undef X
+  const auto is_current = [](const auto& entry) { return entry.first == &instruction_set(); };
+  return *std::find_if(std::begin(sets), std::end(sets), is_current)->second;
+}
 
 bool use_instruction_set(const std::string& name) {
   for (const InstructionSet* candidate : compiled_instruction_sets()) {

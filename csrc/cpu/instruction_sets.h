@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "lane_kernels.h"
 #include "tile_kernel.h"
 
 namespace prunekit {
@@ -13,6 +14,8 @@ const std::vector<const InstructionSet*>& compiled_instruction_sets();
 bool is_supported(const InstructionSet& set);
 // The set in use: the best supported one until `use_instruction_set` chose another.
 const InstructionSet& instruction_set();
+// Its lane kernels.
+const LaneKernels& lane_kernels();
 // Returns false when no compiled and supported set has this name.
 bool use_instruction_set(const std::string& name);
 

@@ -120,7 +120,8 @@ std::tuple<Tensor, Tensor> pack_filter(
       mask.scalar_type() == ScalarType::Bool && shape_of(mask) == shape_of(weight),
       "prunekit expects a bool mask of the weight's shape ", shape_of(weight), ", got shape ", shape_of(mask));
   STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "output channels are not divisible by groups ", groups);
-  STD_TORCH_CHECK(rows == 0 || rows == 1 || rows == 4, "rows must be 0 (choose), 1 or 4, got ", rows);
+  STD_TORCH_CHECK(
+      rows == 0 || rows == 1 || rows == 2 || rows == 4, "rows must be 0 (choose), 1, 2 or 4, got ", rows);
   STD_TORCH_CHECK(channel_block >= 0, "channel_block must not be negative, got ", channel_block);
   STD_TORCH_CHECK(weight.size(2) * weight.size(3) <= MAX_BLOCK_TAPS, "the kernel has more than 65535 taps");
 

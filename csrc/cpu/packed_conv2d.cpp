@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +12,8 @@
 #include "../sparse_filter.h"
 #include "instruction_sets.h"
 #include "pack_filter.h"
+#include "scratch.h"
+#include "split_rows.h"
 
 namespace prunekit {
 namespace {
@@ -21,27 +22,6 @@ constexpr int64_t TASKS_PER_THREAD = 4;
 // Accumulators rest in L2 between channel blocks: half of a 512 KB L2, the smallest of current server cores.
 constexpr int64_t MAX_ACCUMULATOR_BYTES = 256 * 1024;
 constexpr int64_t MIN_PARALLEL_ELEMENTS = 16 * 1024;
-
-// Scratch memory that a thread keeps: fresh pages would cost more than many layers.
-template <typename T>
-T* scratch(int slot, int64_t elements) {
-  constexpr size_t ALIGNMENT = 64;
-  struct Slot {
-    std::unique_ptr<char[]> memory;
-    size_t bytes = 0;
-  };
-  static thread_local Slot slots[2];
-  Slot& s = slots[slot];
-  const size_t bytes = elements * sizeof(T) + ALIGNMENT;
-  if (s.bytes < bytes) {
-    s.memory.reset();
-    s.memory.reset(new char[bytes]());
-    s.bytes = bytes;
-  }
-  void* p = s.memory.get();
-  size_t space = s.bytes;
-  return static_cast<T*>(std::align(ALIGNMENT, elements * sizeof(T), p, space));
-}
 
 // Copy image x [C, H, W] into its padded planes: see PaddedPlanes.
 template <typename T>
@@ -79,30 +59,6 @@ void pad_image(const ConvShape& shape, const PaddedPlanes& planes, const T* x, T
       }
     }
   });
-}
-
-// Split row groups [0, num_row_groups) into at most `parts` ranges of about equally many kept weights.
-std::vector<int64_t> split_rows(const FilterLayout& f, const int32_t* segments, int64_t nnz_end, int64_t parts) {
-  std::vector<int64_t> work(f.num_row_groups() + 1, 0);
-  for (int64_t s = 0; s < f.num_channel_blocks() * f.num_row_groups(); ++s) {
-    const int32_t* segment = segments + s * f.segment_words();
-    const bool is_last = s + 1 == f.num_channel_blocks() * f.num_row_groups();
-    const int64_t next = is_last ? nnz_end : segment[f.segment_words() + 1];
-    // A row group costs its kept weights and the passing of its accumulators, about one tap a row.
-    work[s % f.num_row_groups() + 1] += next - segment[1] + f.rows;
-  }
-  for (int64_t i = 0; i < f.num_row_groups(); ++i) {
-    work[i + 1] += work[i];
-  }
-  std::vector<int64_t> bounds = {0};
-  for (int64_t part = 1; part <= parts; ++part) {
-    const auto at = std::lower_bound(work.begin(), work.end(), ceil_div(work.back() * part, parts));
-    const int64_t bound = part == parts ? f.num_row_groups() : at - work.begin();
-    if (bound > bounds.back()) {
-      bounds.push_back(bound);
-    }
-  }
-  return bounds;
 }
 
 // Flattened pixels cut into blocks of at most max_vectors vectors, as even as can be.
@@ -265,6 +221,7 @@ Tensor packed_conv2d(
           values.scalar_type() == x.scalar_type(),
       "the packed filter must be a contiguous int32 index and contiguous values of x's dtype");
   const FilterLayout filter = FilterLayout::read(index.const_data_ptr<int32_t>(), index.numel(), values.numel());
+  STD_TORCH_CHECK(filter.rows != 2, "packed_conv2d runs filters packed with 1 or 4 rows; 2 are for plans");
   STD_TORCH_CHECK(
       weight_shape == (std::vector<int64_t>{
                           filter.out_channels, filter.group_channels, filter.kernel_h, filter.kernel_w}),

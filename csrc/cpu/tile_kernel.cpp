@@ -12,26 +12,7 @@
 
 #include <utility>
 
-#ifndef PRUNEKIT_ISA
-#error "PRUNEKIT_ISA names the instruction set this file is compiled for"
-#endif
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#define WIDE_REGISTER_FILE 1
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#define WIDE_REGISTER_FILE 0
-#else
-#define VECTOR_BYTES 16
-#if defined(__aarch64__)
-#define WIDE_REGISTER_FILE 1
-#else
-#define WIDE_REGISTER_FILE 0
-#endif
-#endif
-#define STRINGIZE_(x) #x
-#define STRINGIZE(x) STRINGIZE_(x)
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+#include "vector_width.h"
 
 namespace prunekit {
 namespace PRUNEKIT_ISA {

@@ -1,24 +1,27 @@
-"""accelerate: every convolution on the implementation that measured fastest on this machine.
+"""accelerate: a network on the implementation that measured fastest on this machine.
 
     fast = accelerate(model, example_input)
     print(fast.report)
 
-The exact zeros of each weight are its mask. Each convolution is timed dense and packed, on the input that reaches it
-from `example_input`, after its packed output was found equal; where dense is faster, it stays dense. Nothing is
-chosen by rule.
+The exact zeros of each weight are its mask. Nothing is timed before its output was found equal, and nothing is chosen
+by rule where it can be measured.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunekit.errors import InputError
+from prunekit.engine.capture import CaptureError
+from prunekit.engine.tuning_cache import TuningCache
+from prunekit.errors import InputError, WrongOutputError
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.fusion import (
     Followers,
@@ -29,44 +32,96 @@ from prunekit.nn.fusion import (
     replace_module,
 )
 from prunekit.nn.masked_conv2d import MaskedConv2d
-from prunekit.nn.tuning import MAX_RELATIVE_RMS, WrongOutputError, tune_layer
-from prunekit.ops import native_status
-from prunekit.timing import relative_rms, time_in_turn
+from prunekit.nn.tuning import MAX_RELATIVE_RMS, tune_layer
+from prunekit.nn.whole_graph import build_whole_graph, layer_reports
+from prunekit.ops import native, native_status
+from prunekit.timing import Timing, relative_rms, time_in_turn
 
 _WHOLE_MODEL_RUNS = 3
+# Below this speed-up of the whole graph the model's own forward is measured too.
+_CLEARLY_FASTER = 1.4
 
 
-def accelerate(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn.Module:
-    """Return an inference copy of `model` that is as fast as its zeros allow; the model itself is left alone.
+def accelerate(
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor],
+    *,
+    whole_graph: bool = True,
+    tuning_seconds: float = 60.0,
+    tuning_cache: Path | Literal["default"] | None = "default",
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Return an inference version of `model` that is as fast as its zeros allow; the model itself is left alone.
 
-    In the copy, which is in eval mode and whose parameters are frozen, BatchNorm is folded into convolutions, and
-    convolutions that measured faster on their packed filter are MaskedConv2d, with a following LeakyReLU or ReLU
-    fused where the trace allows it. The copy has the model's class and takes any input that the model takes; its
-    `report` (an `AccelerationReport`) says what was chosen, and why.
+    The whole network is captured once and runs on prunekit's engine (an `AcceleratedModel`): BatchNorm folded,
+    activations and residual additions fused, convolutions on their kept weights only, cut as measured best on this
+    machine. Where it cannot be captured, or was measured slower, the result is a copy of the model's own class in
+    which convolutions that measured faster on their packed filter are MaskedConv2d. `report` (an
+    `AccelerationReport`) says what was chosen, and why.
 
     Args:
-        model: any module on the CPU; its nn.Conv2d layers may have been pruned by anyone, by any means.
+        model: any module on the CPU; its convolutions may have been pruned by anyone, by any means.
         example_input: the forward's tensor, or a sequence of its positional arguments, of the size to be fast at.
+        whole_graph: False keeps the model's class and its own forward.
+        tuning_seconds: time for choosing; what is not chosen then keeps a rule of thumb.
+        tuning_cache: file of choices of earlier runs; None keeps none, "default" is the user's cache folder's.
+        progress: called with (convolution shapes tuned, all of them).
 
     Raises:
         InputError: the model is not on the CPU, or does not run on the example.
-        WrongOutputError: the copy's outputs differ from the model's by more than 1e-4 relative RMS.
+        WrongOutputError: the result's outputs differ from the model's by more than 1e-4 relative RMS.
     """
     inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     _check_devices(model, inputs)
     with torch.no_grad(), _evaluating(model):
         expected = _run(model, inputs)
-        fast = _inference_copy(model)
-        fusible = find_fusible(fast)
-        folded = fold_batch_norms(fast, fusible)
-        rows = _tune_layers(fast, inputs, fusible)
-        difference = _largest_difference(expected, fast(*inputs))
-        if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
-            raise WrongOutputError(
-                f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
-                f"{MAX_RELATIVE_RMS:g}. Not-a-number means that an output is not finite on this example input."
+        if not whole_graph:
+            return _accelerate_modules(model, inputs, expected, [])
+        peak = native.fma_peak_gflops() if native.is_available() else 0.0
+        cache = TuningCache.default() if tuning_cache == "default" else TuningCache(tuning_cache)
+        try:
+            plain = _inference_copy(model) if _has_derived_weights(model) else model
+            built = build_whole_graph(plain, inputs, tuning_seconds, cache, progress or (lambda done, total: None))
+        except CaptureError as error:
+            return _accelerate_modules(model, inputs, expected, [f"not run as a whole graph: {error}"])
+        fast, times = built.model, _compare(model, built.model, inputs, expected)
+        if times["before"].median_ms < _CLEARLY_FASTER * times["after"].median_ms:
+            modules = _accelerate_modules(model, inputs, expected, [])
+            both = time_in_turn(
+                {"modules": lambda: modules(*inputs), "graph": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS
             )
-        times = time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
+            if both["modules"].median_ms < both["graph"].median_ms:
+                assert isinstance(modules.report, AccelerationReport)
+                modules.report.notes.append("the model's own forward was measured faster than the whole graph")
+                return modules
+        peak = max(peak, native.fma_peak_gflops())  # another process may have slowed one of the two down
+        rows, other = layer_reports(fast, inputs, peak)
+        fast.report = AccelerationReport(
+            rows=rows,
+            threads=torch.get_num_threads(),
+            instruction_set=native_status().instruction_set,
+            batch_norms_folded=built.batch_norms_folded,
+            before_ms=times["before"].median_ms,
+            after_ms=times["after"].median_ms,
+            relative_rms=_largest_difference(expected, fast(*inputs)),
+            notes=built.notes,
+            engine="whole graph",
+            peak_gflops=peak,
+            other_ms=other,
+            tuning_seconds=built.seconds,
+        )
+        return fast
+
+
+def _accelerate_modules(
+    model: nn.Module, inputs: Sequence[Tensor], expected: object, notes: Sequence[str]
+) -> nn.Module:
+    """Keep the model's class; put MaskedConv2d where that measured faster."""
+    fast = _inference_copy(model)
+    fusible = find_fusible(fast)
+    folded = fold_batch_norms(fast, fusible)
+    rows = _tune_layers(fast, inputs, fusible)
+    times = _compare(model, fast, inputs, expected)
     fast.report = AccelerationReport(  # type: ignore[assignment]
         rows=rows,
         threads=torch.get_num_threads(),
@@ -74,10 +129,25 @@ def accelerate(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn
         batch_norms_folded=folded,
         before_ms=times["before"].median_ms,
         after_ms=times["after"].median_ms,
-        relative_rms=difference,
-        notes=[note for note in (native_status().reason, fusible.reason) if note],
+        relative_rms=_largest_difference(expected, fast(*inputs)),
+        notes=[*notes, *(note for note in (native_status().reason, fusible.reason) if note)],
     )
     return fast
+
+
+def _compare(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], expected: object) -> dict[str, Timing]:
+    """Time both in turn, after their outputs were found equal.
+
+    Raises:
+        WrongOutputError: they are not.
+    """
+    difference = _largest_difference(expected, fast(*inputs))
+    if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
+        raise WrongOutputError(
+            f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
+            f"{MAX_RELATIVE_RMS:g}. Not-a-number means that an output is not finite on this example input."
+        )
+    return time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
 
 
 def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -121,6 +191,11 @@ def _inference_copy(model: nn.Module) -> nn.Module:
             plain = MaskedConv2d.from_dense(conv).to_dense().requires_grad_(False)
             replace_module(fast, name, plain)
     return fast
+
+
+def _has_derived_weights(model: nn.Module) -> bool:
+    """Tell whether a convolution's weight is computed, as pruning masks and parametrisations do it."""
+    return any("weight" not in conv._parameters for conv in _convolutions(model).values())
 
 
 def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:

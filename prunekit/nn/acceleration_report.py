@@ -22,6 +22,12 @@ class LayerReport:
         dense_ms: Median of torch's dense convolution, with the activation that could be fused; None: not timed.
         sparse_ms: Median of the fastest packed variant, likewise.
         reason: Why this implementation.
+        ms: Of the layer inside the accelerated model, with the copies made for it; None: not measured there.
+        kept_macs: Multiply-adds of kept weights for one image.
+        num_bytes: That must be moved at least: kept weights with their places, input and output.
+        percent_of_peak: 2 · kept_macs / ms in percent of the machine's multiply-add peak.
+        limit: What bounds the layer, by the floors of its work.
+        advice: What would make it faster.
     """
 
     name: str
@@ -32,6 +38,12 @@ class LayerReport:
     dense_ms: float | None
     sparse_ms: float | None
     reason: str
+    ms: float | None = None
+    kept_macs: int | None = None
+    num_bytes: int | None = None
+    percent_of_peak: float | None = None
+    limit: str | None = None
+    advice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,10 @@ class AccelerationReport:
         after_ms: Median of the accelerated model, in turn with it.
         relative_rms: Largest difference of an output from the original's.
         notes: What kept the model from being faster, in sentences.
+        engine: "whole graph", or "modules" where the model's own forward runs.
+        peak_gflops: Multiply-adds in registers, counted as two, that the threads reach; None: not measured.
+        other_ms: Of the whole graph's steps that are no convolution, by kind.
+        tuning_seconds: Time that the choice took.
     """
 
     rows: list[LayerReport]
@@ -57,6 +73,10 @@ class AccelerationReport:
     after_ms: float
     relative_rms: float
     notes: list[str] = field(default_factory=list)
+    engine: str = "modules"
+    peak_gflops: float | None = None
+    other_ms: dict[str, float] = field(default_factory=dict)
+    tuning_seconds: float = 0.0
 
     @property
     def speedup(self) -> float:
@@ -68,20 +88,9 @@ class AccelerationReport:
         return {**asdict(self), "speedup": self.speedup}
 
     def __str__(self) -> str:
-        table = Table("layer", "input", "weight", "density", "chosen", "dense ms", "sparse ms", "why")
-        for row in self.rows:
-            table.add_row(
-                row.name,
-                "×".join(map(str, row.input_shape)),
-                "×".join(map(str, row.weight_shape)),
-                f"{row.density:.3f}",
-                row.implementation,
-                *("–" if ms is None else f"{ms:.3f}" for ms in (row.dense_ms, row.sparse_ms)),
-                row.reason,
-            )
         console = Console(width=160, no_color=True)
         with console.capture() as capture:
-            console.print(table)
+            console.print(self._whole_graph_table() if self.engine == "whole graph" else self._modules_table())
         lines = [
             capture.get().rstrip(),
             f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self.threads} "
@@ -89,4 +98,30 @@ class AccelerationReport:
             f"outputs differ by {self.relative_rms:.1e} relative RMS.",
             *(f"Note: {note}." for note in self.notes),
         ]
+        if self.other_ms:
+            others = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in self.other_ms.items())
+            lines.insert(1, f"Beside convolutions: {others}.")
         return "\n".join(lines)
+
+    def _modules_table(self) -> Table:
+        table = Table("layer", "input", "weight", "density", "chosen", "dense ms", "sparse ms", "why")
+        for row in self.rows:
+            times = ("–" if ms is None else f"{ms:.3f}" for ms in (row.dense_ms, row.sparse_ms))
+            table.add_row(*_shapes(row), row.implementation, *times, row.reason)
+        return table
+
+    def _whole_graph_table(self) -> Table:
+        table = Table("layer", "input", "weight", "density", "cut into", "ms", "% of peak", "limited by")
+        for row in self.rows:
+            table.add_row(
+                *_shapes(row),
+                row.implementation,
+                "–" if row.ms is None else f"{row.ms:.3f}",
+                "–" if row.percent_of_peak is None else f"{row.percent_of_peak:.0f}",
+                row.limit or "–",
+            )
+        return table
+
+
+def _shapes(row: LayerReport) -> tuple[str, str, str, str]:
+    return row.name, "×".join(map(str, row.input_shape)), "×".join(map(str, row.weight_shape)), f"{row.density:.3f}"

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prunekit.errors import WrongOutputError
 from prunekit.nn.acceleration_report import LayerReport
 from prunekit.nn.fusion import negative_slope
 from prunekit.nn.masked_conv2d import MaskedConv2d
@@ -22,10 +23,6 @@ MAX_RELATIVE_RMS = 1e-4
 # under 10 s for YOLOv3's 75.
 _SECONDS_A_CALL = 0.03
 _MIN_RUNS, _MAX_RUNS = 3, 30
-
-
-class WrongOutputError(RuntimeError):
-    """An accelerated layer or model does not compute what the original computes."""
 
 
 def tune_layer(

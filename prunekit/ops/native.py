@@ -70,3 +70,44 @@ def use_instruction_set(name: str) -> None:
     if _NATIVE is None:
         raise ValueError(f"no instruction set can be chosen: {_REASON}.")
     _NATIVE.use_instruction_set(name)
+
+
+def lane_layout() -> tuple[int, tuple[int, int, int]]:
+    """Return the elements of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the set in use."""
+    lanes, longest = _require().lane_layout()
+    return lanes, longest
+
+
+def fma_peak_gflops() -> float:
+    """Measure 10^9 float32 operations a second that torch's threads do in registers; takes a tenth of a second."""
+    return float(_require().fma_peak_gflops())
+
+
+def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: int) -> object:
+    """Check a plan's steps (csrc/cpu/plan.h) and return the plan; whatever they point to must outlive it.
+
+    Raises:
+        RuntimeError: a step leaves the arena or does not fit its filter.
+    """
+    return _require().make_plan(words, arena_elements, num_inputs, num_outputs)
+
+
+def run_plan(plan: object, tensors: bytes, batch: int, step_ends: int = 0) -> None:
+    """Run a plan on `batch` images; `tensors` holds int64 (address, batch stride) of its inputs, then outputs.
+
+    Args:
+        plan: of `make_plan`.
+        tensors: as bytes.
+        batch: how many images.
+        step_ends: address of int64 [steps] for each step's end in nanoseconds since the last image began, or 0.
+
+    Raises:
+        MemoryError: there is no memory for the arena.
+    """
+    _require().run_plan(plan, tensors, batch, step_ends)
+
+
+def _require() -> ModuleType:
+    if _NATIVE is None:
+        raise RuntimeError(f"the engine needs the compiled extension: {_REASON}.")
+    return _NATIVE

@@ -1,0 +1,318 @@
+// The lane kernels, compiled once per instruction set (PRUNEKIT_ISA names it): see lane_kernels.h for the layout.
+//
+//   acc[row][vector] += value(row, tap) · x[tap's offset + vector]
+//
+// A tile keeps `rows` output channels × `vectors` pixel vectors in registers. Taps are sorted by which of the rows
+// keep them, so a loaded input vector feeds every row that needs it, and each pattern is one branch-free loop.
+//
+// No per-ISA code: the compiler's vector extensions at VECTOR_BYTES.
+#include "lane_kernels.h"
+
+#include <utility>
+
+#include "vector_width.h"
+
+namespace prunekit {
+namespace PRUNEKIT_ISA {
+namespace {
+
+constexpr int LANES = VECTOR_BYTES / 4;
+// Accumulators beside one loaded vector and the broadcast weights.
+constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
+
+typedef float vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES), may_alias));
+
+ALWAYS_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+ALWAYS_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
+  return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
+}
+ALWAYS_INLINE vec minimum(vec a, float b) { return a > b ? vec{} + b : a; }  // nan stays nan
+ALWAYS_INLINE vec maximum(vec a, float b) { return a < b ? vec{} + b : a; }
+
+// e^x by 2^n · e^r with |r| <= ln(2) / 2: a Taylor polynomial of degree 7, within 2 ulp; finite for every finite x.
+ALWAYS_INLINE vec exponential(vec x) {
+  x = minimum(maximum(x, -87.3f), 88.3f);
+  const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: the sum's low bits hold round(x / ln 2)
+  const vec n = shifted - 12582912.0f;
+  const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
+  vec p = vec{} + 1.0f / 5040;
+  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = p * r + c;
+  }
+  const ivec power = (reinterpret_cast<ivec>(shifted) << 23) + 0x3f800000;
+  return p * reinterpret_cast<vec>(power);
+}
+
+template <LaneActivation ACTIVATION>
+ALWAYS_INLINE vec activate(vec v, float negative_slope) {
+  switch (ACTIVATION) {
+    case LaneActivation::LEAKY_RELU:
+      return v < 0.0f ? v * negative_slope : v;
+    case LaneActivation::RELU:
+      return v < 0.0f ? vec{} : v;
+    case LaneActivation::RELU6:
+      return minimum(maximum(v, 0.0f), 6.0f);
+    case LaneActivation::SILU:
+      return v / (1.0f + exponential(-v));
+    case LaneActivation::HARDSWISH:
+      return v * minimum(maximum(v + 3.0f, 0.0f), 6.0f) / 6.0f;
+    case LaneActivation::NONE:
+      break;
+  }
+  return v;
+}
+
+// Call f with the activation as a constant, so that a loop inside f has no choice to make.
+template <typename F>
+ALWAYS_INLINE void with_activation(LaneActivation activation, const F& f) {
+  using A = LaneActivation;
+  switch (activation) {
+    case A::LEAKY_RELU:
+      return f(std::integral_constant<A, A::LEAKY_RELU>{});
+    case A::RELU:
+      return f(std::integral_constant<A, A::RELU>{});
+    case A::RELU6:
+      return f(std::integral_constant<A, A::RELU6>{});
+    case A::SILU:
+      return f(std::integral_constant<A, A::SILU>{});
+    case A::HARDSWISH:
+      return f(std::integral_constant<A, A::HARDSWISH>{});
+    case A::NONE:
+      return f(std::integral_constant<A, A::NONE>{});
+  }
+}
+
+template <int ROWS, int VECTORS>
+struct Accumulators {
+  vec row[ROWS][VECTORS];
+};
+
+// One tap: load each pixel vector once, feed the rows in PATTERN.
+template <int PATTERN, int STEP, int ROWS, int VECTORS, int... V, int... R>
+ALWAYS_INLINE void add_tap(
+    Accumulators<ROWS, VECTORS>& acc, const float* pixels, const float*& values, std::integer_sequence<int, V...>,
+    std::integer_sequence<int, R...>) {
+  const float weight[ROWS] = {((PATTERN >> R) & 1 ? *values++ : 0.0f)...};
+  auto feed = [&](auto v) __attribute__((always_inline)) {
+    constexpr int vector = decltype(v)::value;
+    vec x = load(pixels + vector * STEP * LANES);
+    if (PATTERN & (PATTERN - 1)) {
+      KEEP_IN_REGISTER(x);  // else the compiler loads it again for every row
+    }
+    (..., ((PATTERN >> R) & 1 ? void(acc.row[R][vector] += x * weight[R]) : void()));
+  };
+  (..., feed(std::integral_constant<int, V>{}));
+}
+
+template <int PATTERN, int STEP, typename Offset, int ROWS, int VECTORS>
+ALWAYS_INLINE void add_pattern(
+    Accumulators<ROWS, VECTORS>& acc, int count, const float* x, const Offset*& offsets, const float*& values) {
+  for (int i = 0; i < count; ++i) {
+    const float* pixels = reinterpret_cast<const float*>(
+        reinterpret_cast<const char*>(x) + static_cast<uint64_t>(offsets[i]) * (LANES * sizeof(float)));
+    asm("" : "+r"(pixels));  // one address for all vectors; else the compiler computes one for each
+    add_tap<PATTERN, STEP>(
+        acc, pixels, values, std::make_integer_sequence<int, VECTORS>{}, std::make_integer_sequence<int, ROWS>{});
+  }
+  offsets += count;
+}
+
+template <int STEP, typename Offset, int ROWS, int VECTORS, int... P>
+ALWAYS_INLINE void add_segment(
+    Accumulators<ROWS, VECTORS>& acc, const LaneConvTile& tile, const int32_t* segment, const float* x,
+    std::integer_sequence<int, P...>) {
+  const Offset* offsets = static_cast<const Offset*>(tile.offsets) + segment[0];
+  const float* values = tile.values + segment[1];
+  const uint16_t* counts = reinterpret_cast<const uint16_t*>(segment + 2);
+  (..., add_pattern<P + 1, STEP>(acc, counts[P], x, offsets, values));
+}
+
+// Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and through memory, so that the loops
+// above have every register to themselves.
+__attribute__((noinline)) void write_rows(
+    const LaneConvTile& tile, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
+  rows = first_row + rows < tile.rows_per_group ? rows : tile.rows_per_group - first_row;
+  float* y = tile.y + first_row * tile.y_channel + first * LANES;
+  const int32_t* mask = tile.mask + first * LANES;
+  with_activation(tile.before.activation, [&](auto before) __attribute__((always_inline)) {
+    if (!tile.residual) {
+      for (int64_t r = 0; r < rows; ++r, y += tile.y_channel) {
+        for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
+          const vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
+          store(y + v * LANES, masked(value, mask + v * LANES));
+        }
+      }
+      return;
+    }
+    const float* residual = tile.residual + first_row * tile.residual_channel + first * LANES;
+    with_activation(tile.after.activation, [&](auto after) __attribute__((always_inline)) {
+      for (int64_t r = 0; r < rows; ++r, y += tile.y_channel, residual += tile.residual_channel) {
+        for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
+          vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
+          value = activate<decltype(after)::value>(value + load(residual + v * LANES), tile.after.negative_slope);
+          store(y + v * LANES, masked(value, mask + v * LANES));
+        }
+      }
+    });
+  });
+}
+
+template <int STEP, typename Offset, int ROWS, int VECTORS, int... R, int... V>
+ALWAYS_INLINE void run_row_group(
+    const LaneConvTile& tile, int64_t row_group, int64_t block, int64_t first, float* rest,
+    std::integer_sequence<int, R...>, std::integer_sequence<int, V...>) {
+  const int32_t* segment = tile.segments + (block * tile.num_row_groups + row_group) * tile.segment_words;
+  const int64_t first_row = row_group * ROWS;
+  Accumulators<ROWS, VECTORS> acc;
+  auto each = [&](auto action) __attribute__((always_inline)) {
+    auto each_row = [&](auto r) __attribute__((always_inline)) {
+      (..., action(acc.row[decltype(r)::value][V], decltype(r)::value, V));
+    };
+    (..., each_row(std::integral_constant<int, R>{}));
+  };
+  if (block == 0) {
+    each([&](vec& a, int r, int) __attribute__((always_inline)) {
+      a = vec{} + (tile.bias && first_row + r < tile.rows_per_group ? tile.bias[first_row + r] : 0.0f);
+    });
+  } else {
+    each([&](vec& a, int r, int v) __attribute__((always_inline)) { a = load(rest + (r * VECTORS + v) * LANES); });
+  }
+  add_segment<STEP, Offset>(
+      acc, tile, segment, tile.x + block * tile.block_stride + first * STEP * LANES, std::make_integer_sequence<int, (1 << ROWS) - 1>{});
+  each([&](vec& a, int r, int v) __attribute__((always_inline)) { store(rest + (r * VECTORS + v) * LANES, a); });
+  if (block == tile.num_channel_blocks - 1) {
+    write_rows(tile, rest, first_row, ROWS, first, VECTORS);
+  }
+}
+
+template <int STEP, typename Offset, int ROWS, int VECTORS>
+void run_conv_tile(const LaneConvTile& tile) {
+  // With one channel block no row's sums are needed again.
+  const int64_t rest_step = tile.num_channel_blocks > 1 ? ROWS * VECTORS * LANES : 0;
+  for (int64_t block = 0; block < tile.num_channel_blocks; ++block) {
+    float* rest = tile.accumulators;
+    for (int64_t row_group = tile.row_group_begin; row_group < tile.row_group_end; ++row_group, rest += rest_step) {
+      for (int64_t repeat = 0; repeat < tile.repeats; ++repeat) {
+        run_row_group<STEP, Offset, ROWS, VECTORS>(
+            tile, row_group, block, repeat * VECTORS, rest, std::make_integer_sequence<int, ROWS>{},
+            std::make_integer_sequence<int, VECTORS>{});
+      }
+    }
+  }
+}
+
+void run_elementwise(const LaneElementwise& e) {
+  with_activation(e.epilogue.activation, [&](auto activation) __attribute__((always_inline)) {
+    for (int64_t v = 0; v < e.vectors; ++v) {
+      vec value = load(e.x + v * LANES);
+      value = e.other ? value + load(e.other + v * LANES) : value * e.scale + e.shift;
+      value = activate<decltype(activation)::value>(value, e.epilogue.negative_slope);
+      store(e.y + v * LANES, e.mask ? masked(value, e.mask + v * LANES) : value);
+    }
+  });
+}
+
+void run_pool(const LanePool& pool) {
+  for (int64_t v = 0; v < pool.vectors; ++v) {
+    vec value = load(pool.x + (pool.taps[0] + v * pool.step) * LANES);
+    for (int64_t t = 1; t < pool.num_taps; ++t) {
+      const vec x = load(pool.x + (pool.taps[t] + v * pool.step) * LANES);
+      // A nan wins, as in torch.
+      value = pool.is_max ? ((x > value) | (x != x) ? x : value) : value + x;
+    }
+    value = pool.is_max ? value : value * pool.scale;
+    store(pool.y + v * LANES, masked(value, pool.mask + v * LANES));
+  }
+}
+
+// The vectors [begin, end) of a plane whose pixels are those of `source`, `distance` lanes further on; 0 beyond the
+// last and before the first lane.
+ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance) {
+#if defined(__clang__)
+  for (int64_t j = 0; j < count; ++j) {
+    float result[LANES];
+    for (int l = 0; l < LANES; ++l) {
+      result[l] = l + distance >= 0 && l + distance < LANES ? source[j * LANES + l + distance] : 0.0f;
+    }
+    __builtin_memcpy(target + j * LANES, result, sizeof result);
+  }
+#else
+  ivec index;
+  for (int l = 0; l < LANES; ++l) {
+    index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    store(target + j * LANES, __builtin_shuffle(load(source + j * LANES), vec{}, index));
+  }
+#endif
+}
+
+void fill_halo(float* plane, int64_t m, int64_t front, int64_t back) {
+  auto fill = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+    while (begin < end) {
+      const int64_t chunk = begin < 0 ? -((m - 1 - begin) / m) : begin / m;
+      const int64_t stop = (chunk + 1) * m < end ? (chunk + 1) * m : end;
+      const int64_t distance = chunk < -LANES ? -LANES : chunk > LANES ? LANES : chunk;
+      copy_shifted(plane + (begin - chunk * m) * LANES, plane + begin * LANES, stop - begin, distance);
+      begin = stop;
+    }
+  };
+  fill(-front, 0);
+  fill(m, m + back);
+}
+
+template <int... CHAIN>
+ALWAYS_INLINE void multiply_add(int64_t iterations, std::integer_sequence<int, CHAIN...>) {
+  const vec factor = vec{} + 0.5f, term = vec{} + 1.0f;
+  vec chain[] = {vec{} + static_cast<float>(CHAIN)...};  // all different, or the compiler computes one for all
+  for (int64_t i = 0; i < iterations; ++i) {
+    (..., (chain[CHAIN] = chain[CHAIN] * factor + term));
+    (..., [&] { KEEP_IN_REGISTER(chain[CHAIN]); }());
+  }
+  [[maybe_unused]] volatile float sink = (0.0f + ... + chain[CHAIN][0]);  // so that nothing is left out
+}
+
+int64_t multiply_add(int64_t iterations) {
+  constexpr int CHAINS = 12;  // enough to hide the latency of a multiply-add
+  multiply_add(iterations, std::make_integer_sequence<int, CHAINS>{});
+  return iterations * CHAINS * LANES * 2;
+}
+
+void gather(const float* x, const int32_t* table, float fill, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t at = table[i];
+    y[i] = at < 0 ? fill : x[at];
+  }
+}
+
+template <int STEP, typename Offset, int ROWS, typename Sequence>
+struct Table;
+template <int STEP, typename Offset, int ROWS, int... V>
+struct Table<STEP, Offset, ROWS, std::integer_sequence<int, V...>> {
+  static constexpr LaneConvKernel kernels[] = {run_conv_tile<STEP, Offset, ROWS, V + 1>...};
+};
+
+template <int STEP, typename Offset, int ROWS>
+constexpr const LaneConvKernel* table() {
+  return Table<STEP, Offset, ROWS, std::make_integer_sequence<int, MAX_VECTORS[ROWS / 2]>>::kernels;
+}
+
+}  // namespace
+
+extern const LaneKernels lane_kernels;
+const LaneKernels lane_kernels = {
+    LANES,
+    {MAX_VECTORS[0], MAX_VECTORS[1], MAX_VECTORS[2]},
+    {{table<1, uint16_t, 1>(), table<1, uint32_t, 1>(), table<2, uint32_t, 1>()},
+     {table<1, uint16_t, 2>(), table<1, uint32_t, 2>(), table<2, uint32_t, 2>()},
+     {table<1, uint16_t, 4>(), table<1, uint32_t, 4>(), table<2, uint32_t, 4>()}},
+    run_elementwise,
+    run_pool,
+    fill_halo,
+    multiply_add,
+    gather};
+
+}  // namespace PRUNEKIT_ISA
+}  // namespace prunekit

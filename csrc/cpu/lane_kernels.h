@@ -1,0 +1,85 @@
+// What the plan hands to the compiled lane kernels. Plain types only: this header is compiled with different flags,
+// so nothing in it may emit code that the linker could share.
+//
+// Lanes: a plane of H rows, `pitch` apart, is flattened and cut into LANES equal chunks of M pixels; vector j holds
+// pixel j of every chunk. A tap at any (row, column) offset d is then the whole vector j + d: no load is unaligned.
+// Beyond its chunk a vector reads its neighbour's pixels, so `front` vectors before and `back` vectors after each
+// plane repeat the neighbours' (the halo).
+#pragma once
+
+#include <cstdint>
+
+namespace prunekit {
+
+enum class LaneActivation : int64_t { NONE, LEAKY_RELU, RELU, RELU6, SILU, HARDSWISH };
+
+struct LaneEpilogue {
+  LaneActivation activation;
+  float negative_slope;
+};
+
+// One task of a convolution: `vectors` output vectors of a range of row groups of one conv group.
+struct LaneConvTile {
+  const float* x;                // the group's first channel at the first tap of the first output vector
+  const int32_t* segments;       // the group's, see lane_filter.h
+  const void* offsets;           // of the whole filter: uint16 or uint32, in vectors
+  const float* values;           // of the whole filter
+  int64_t segment_words, num_row_groups, num_channel_blocks, block_stride;  // elements between channel blocks
+  int64_t row_group_begin, row_group_end, rows_per_group;
+  // With one channel block: neighbouring tiles that a row group does before the next one begins. Its few weights stay
+  // at hand, the ends of its loops are predicted, and its planes are read and written in long runs.
+  int64_t repeats;
+  const float* bias;             // the group's, or null
+  const float* residual;         // the group's first plane at the first output vector, or null
+  int64_t residual_channel;
+  LaneEpilogue before, after;    // around the addition of the residual
+  const int32_t* mask;           // of the first output vector: all ones where a lane is a pixel of the image
+  float* accumulators;           // scratch: (row_group_end - row_group_begin) · rows · vectors · lanes
+  float* y;                      // the group's first output plane at the first output vector
+  int64_t y_channel;
+};
+
+// y = activation(x · scale + shift), or of x + other; one channel.
+struct LaneElementwise {
+  const float* x;
+  const float* other;            // or null
+  float* y;
+  int64_t vectors;
+  float scale, shift;
+  LaneEpilogue epilogue;
+  const int32_t* mask;           // or null
+};
+
+struct LanePool {
+  const float* x;
+  float* y;
+  int64_t vectors;
+  const int32_t* taps;           // offsets in vectors
+  int64_t num_taps;
+  int64_t step;                  // input vectors between neighbouring output vectors
+  bool is_max;
+  float scale;                   // of the sum
+  const int32_t* mask;
+};
+
+using LaneConvKernel = void (*)(const LaneConvTile&);
+
+// How a convolution reads: neighbouring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
+enum LaneReading { STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32 };
+
+struct LaneKernels {
+  int64_t lanes;
+  int64_t max_vectors[3];        // for 1, 2 and 4 rows
+  // [rows: 1, 2, 4][LaneReading] → table by vectors - 1
+  const LaneConvKernel* conv[3][3];
+  void (*elementwise)(const LaneElementwise&);
+  void (*pool)(const LanePool&);
+  // Repeat the neighbours' pixels around a plane of m vectors.
+  void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
+  // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.
+  int64_t (*multiply_add)(int64_t iterations);
+  // y[i] = table[i] < 0 ? fill : x[table[i]]
+  void (*gather)(const float* x, const int32_t* table, float fill, float* y, int64_t count);
+};
+
+}  // namespace prunekit

@@ -1,0 +1,116 @@
+// A plan: a whole network as a list of steps over one arena of lane buffers (lane_kernels.h tells the layout).
+//
+// The steps come from Python (prunekit/engine/) as rows of int64 words: the kind, then the fields of the step's struct
+// in order. Places in the arena are in elements; pointers lead to tensors that Python keeps alive.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace prunekit {
+
+constexpr int64_t STEP_WORDS = 32;
+constexpr int64_t IN_ARENA = -1;
+
+enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL };
+
+struct EpilogueWords {
+  int64_t activation;
+  double negative_slope;
+};
+
+// y[k] = after(before(bias[k] + sum of value · x) + residual[k]), k over all groups' output channels.
+struct ConvStep {
+  int64_t x, x_channel;          // channel 0 at the first tap of output vector 0
+  int64_t y, y_channel;
+  int64_t vectors, tile_vectors;
+  const int32_t* index;          // a packed filter, sparse_filter.h
+  int64_t index_words;
+  const void* offsets;           // its ids as offsets in vectors
+  int64_t reading;               // LaneReading: offsets are uint16 or uint32
+  const float* values;
+  int64_t num_values;
+  const float* bias;
+  int64_t residual, residual_channel;  // residual < 0: none
+  EpilogueWords before, after;
+  const int32_t* mask;
+  int64_t row_parts;
+  // With a stride, tiles stay inside rows: output vectors a row, and input elements from row to row. Else 0.
+  int64_t row_vectors, x_row;
+  int64_t repeats;               // tiles that a row group does in one go, with one channel block
+};
+
+struct HaloStep {
+  int64_t y, y_channel, channels, vectors, front, back;
+};
+
+// y[c][i] = table[i] < 0 ? fill : x[c][table[i]]
+struct RemapStep {
+  int64_t input;                 // which input of the plan, or IN_ARENA
+  int64_t x, x_channel;
+  int64_t output;                // which output of the plan, or IN_ARENA
+  int64_t y, y_channel;
+  int64_t channels, count;
+  const int32_t* table;
+  double fill;
+};
+
+struct ElementwiseStep {
+  int64_t x, x_channel, other, other_channel, y, y_channel, channels, vectors;  // other < 0: x · scale + shift
+  const float* scale;
+  const float* shift;
+  EpilogueWords epilogue;
+  const int32_t* mask;
+};
+
+struct PoolStep {
+  int64_t x, x_channel, y, y_channel, channels, vectors;
+  const int32_t* taps;
+  int64_t num_taps, is_max;
+  double scale;
+  const int32_t* mask;
+  int64_t row_vectors, x_row;    // as in ConvStep; the stride is 2
+};
+
+struct Image {
+  const float* data;
+  int64_t batch_stride;          // elements
+};
+struct Result {
+  float* data;
+  int64_t batch_stride;
+};
+
+struct Step;
+struct Arena;
+struct LaneKernels;
+
+class Plan {
+ public:
+  // Throws when a step leaves the arena or does not fit its filter.
+  Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs);
+  ~Plan();
+  // Run `batch` images one after the other; threads may call at the same time. `step_ends`, when not null, takes
+  // for each step the nanoseconds from the beginning of the last image to the step's end.
+  void run(
+      const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends) const;
+  int64_t num_inputs() const { return num_inputs_; }
+  int64_t num_outputs() const { return num_outputs_; }
+  int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
+
+ private:
+  std::unique_ptr<Arena> take_arena() const;
+
+  const LaneKernels& kernels_;
+  std::vector<std::unique_ptr<Step>> steps_;
+  int64_t arena_elements_, num_inputs_, num_outputs_, scratch_elements_ = 0;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Arena>> free_arenas_;
+};
+
+// 10^9 float32 operations a second that torch's threads do in registers, the best of a few tries.
+double fma_peak_gflops();
+
+}  // namespace prunekit

@@ -1,0 +1,117 @@
+"""A convolution's filter as the lane kernels read it: packed for a choice of blocks, ids turned into offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
+from prunekit.engine.lanes import Indices
+
+_HEADER_WORDS, _NUM_IDS = 16, 9
+_MAX_UINT16 = 65535
+# Bytes of the input that a channel block should touch for one tile: it shares L1 with weights and sums.
+_L1_BYTES = 20 * 1024
+# Kept weights a row and channel block that make the passing of its sums cheap.
+_MIN_KEPT_A_BLOCK = 12
+
+
+@dataclass(frozen=True)
+class ConvChoice:
+    """How a convolution is cut.
+
+    Attributes:
+        rows: Output channels that share loads: 1, 2 or 4.
+        tile_vectors: Output vectors at a time.
+        channel_block: Input channels at a time.
+        row_parts: Ranges of output channels that are tasks of their own.
+        repeats: Neighbouring tiles that a row group does in one go; only with all input channels in one block.
+    """
+
+    rows: int
+    tile_vectors: int
+    channel_block: int
+    row_parts: int = 1
+    repeats: int = 1
+
+    def __str__(self) -> str:
+        rows = f"{self.rows} row{'s'[: self.rows > 1]}"
+        tiles = f"{self.repeats} × {self.tile_vectors}" if self.repeats > 1 else f"{self.tile_vectors}"
+        parts = f", {self.row_parts} parts" if self.row_parts > 1 else ""
+        return f"{rows} × {tiles} vectors, {self.channel_block} channels{parts}"
+
+
+@dataclass(frozen=True)
+class LaneFilter:
+    """A packed filter for one geometry.
+
+    Attributes:
+        index: The packed filter's index, int32 (csrc/sparse_filter.h).
+        values: The kept weights.
+        offsets: Per id the tap's offset in vectors from its channel block, uint16 in int16's clothes, or int32.
+    """
+
+    index: Tensor
+    values: Tensor
+    offsets: Tensor
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the offsets take 32 bits."""
+        return self.offsets.dtype == torch.int32
+
+
+def pack_for_lanes(
+    weight: Tensor, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
+) -> LaneFilter:
+    """Pack `weight` [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
+
+    Offsets take 32 bits where 16 are not enough, or where `is_wide` asks for them.
+    """
+    mask = weight != 0
+    index, values = torch.ops.prunekit.pack_filter(weight, mask, groups, choice.rows, choice.channel_block)
+    block = int(index[7])
+    num_ids = int(index[_NUM_IDS])
+    words = index.numpy()
+    ids = words[len(words) - -(-num_ids // 2) :].view(np.uint16)[:num_ids]
+    table = (np.arange(block)[:, None] * channel + tap_offsets[None, :]).reshape(-1)
+    is_wide = is_wide or bool(table.max() > _MAX_UINT16)
+    offsets = table.astype(np.uint32 if is_wide else np.uint16)[ids]
+    clothes = offsets.view(np.int32 if is_wide else np.int16)
+    return LaneFilter(index, values, torch.from_numpy(clothes))
+
+
+def default_choice(
+    weight: Tensor, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
+) -> ConvChoice:
+    """Return a choice by rule of thumb, for layers that were not tuned."""
+    out_channels, channels, kernel_h, kernel_w = weight.shape
+    density = float(weight.count_nonzero()) / weight.numel()
+    rows = 1 if out_channels // groups < 2 else 2
+    longest = max_vectors[{1: 0, 2: 1, 4: 2}[rows]]
+    return cut(rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), density, lanes, threads)
+
+
+def cut(
+    rows: int,
+    longest: int,
+    vectors: int,
+    shape: tuple[int, int, int, int],
+    density: float,
+    lanes: int,
+    threads: int,
+    l1_bytes: int = _L1_BYTES,
+) -> ConvChoice:
+    """Cut a convolution of `shape` [K / groups, C / groups, R, S] for tiles of at most `longest` vectors."""
+    out_channels, channels, kernel_h, kernel_w = shape
+    tiles = -(-vectors // longest)
+    tile_vectors = -(-vectors // tiles)
+    bytes_a_channel = kernel_h * (tile_vectors + kernel_w - 1) * lanes * 4
+    by_cache = l1_bytes // bytes_a_channel
+    by_density = int(_MIN_KEPT_A_BLOCK / max(density * kernel_h * kernel_w, 1e-6))
+    channel_block = max(1, min(channels, max(by_cache, by_density)))
+    parts = max(1, min(-(-4 * threads // tiles), out_channels // (4 * rows))) if threads > 1 else 1
+    return ConvChoice(rows, tile_vectors, channel_block, parts)

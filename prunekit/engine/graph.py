@@ -1,0 +1,174 @@
+"""The network as the engine sees it: a list of nodes over named values, free of the model's classes and of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Activations that the kernels compute; the number is csrc/cpu/lane_kernels.h's LaneActivation.
+ACTIVATIONS = {"none": 0, "leaky_relu": 1, "relu": 2, "relu6": 3, "silu": 4, "hardswish": 5}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation and its slope below zero (leaky_relu only)."""
+
+    kind: str = "none"
+    negative_slope: float = 0.0
+
+
+@dataclass
+class Node:
+    """One operation.
+
+    Attributes:
+        name: Of the value it makes, unique in the graph.
+        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "pad", or "torch"
+            for one that torch runs.
+        inputs: Names of the values it reads.
+        attributes: The rest: sizes, names of constants, activations; what is in them depends on the op.
+        layer: The module it came from, for people.
+    """
+
+    name: str
+    op: str
+    inputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    layer: str = ""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the engine's kernels run it."""
+        return self.op != "torch"
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """A convolution's weight without its zeros.
+
+    Attributes:
+        shape: [K, C / groups, R, S].
+        bits: Which weights are kept, eight a byte as numpy.packbits does it, uint8.
+        values: The kept ones in order, float32.
+    """
+
+    shape: tuple[int, ...]
+    bits: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> SparseWeight:
+        """Drop the exact zeros of `weight`."""
+        kept = weight != 0
+        return cls(tuple(weight.shape), torch.from_numpy(np.packbits(kept.numpy())), weight[kept].contiguous())
+
+    @property
+    def size(self) -> int:
+        """Weights, zeros included."""
+        return int(np.prod(self.shape))
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept weights."""
+        return self.values.numel() / max(1, self.size)
+
+    def dense(self) -> Tensor:
+        """Return the weight with its zeros."""
+        kept = torch.from_numpy(np.unpackbits(self.bits.numpy(), count=self.size).view(np.bool_))
+        weight = torch.zeros(self.size, dtype=torch.float32, device="cpu")
+        return weight.masked_scatter_(kept, self.values).reshape(self.shape)
+
+
+@dataclass
+class Graph:
+    """A network.
+
+    Attributes:
+        inputs: Names of the forward's tensors.
+        nodes: In an order in which they can run.
+        outputs: Names of the values that leave, in the order of the output's leaves.
+        sizes: [C, H, W] of the images among the values, as they were when the graph was captured.
+        weights: Of convolutions.
+        constants: Biases and whatever else the nodes name.
+        output_spec: How the outputs' leaves nest, as `torch.utils._pytree.treespec_dumps` writes it.
+        is_size_free: Whether it holds for images of any size and number, not for the captured ones only.
+    """
+
+    inputs: list[str]
+    nodes: list[Node]
+    outputs: list[str]
+    constants: dict[str, Tensor]
+    output_spec: str
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    weights: dict[str, SparseWeight] = field(default_factory=dict)
+    is_size_free: bool = False
+
+    def compress(self) -> None:
+        """Move the convolutions' weights to `weights`, and forget the constants that no node names."""
+        for node in self.convolutions():
+            name = node.attributes["weight"]
+            if name not in self.weights:
+                self.weights[name] = SparseWeight.of(self.constants[name])
+        named = {name for node in self.nodes for name in _constants_of(node)}
+        self.constants = {name: tensor for name, tensor in self.constants.items() if name in named}
+
+    def users(self) -> dict[str, int]:
+        """Count for each value the nodes that read it, and whether it leaves the graph."""
+        count = dict.fromkeys([*self.inputs, *(node.name for node in self.nodes)], 0)
+        for node in self.nodes:
+            for name in node.inputs:
+                count[name] += 1
+        for name in self.outputs:
+            count[name] += 1
+        return count
+
+    def convolutions(self) -> Iterator[Node]:
+        """Yield the convolutions in order."""
+        return (node for node in self.nodes if node.op == "conv2d")
+
+    def native_parts(self) -> list[list[Node]]:
+        """Return the nodes of each native level."""
+        level = self.levels()
+        parts: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            if node.is_native:
+                parts.setdefault(level[node.name], []).append(node)
+        return [parts[key] for key in sorted(parts)]
+
+    def levels(self) -> dict[str, int]:
+        """Cut the graph into parts that run whole: even levels are native, odd ones torch's.
+
+        A level reads only values of lower levels and its own.
+        """
+        level = dict.fromkeys(self.inputs, 0)
+        for node in self.nodes:
+            lowest = max((level[name] for name in node.inputs), default=0)
+            level[node.name] = lowest + (lowest % 2 == (1 if node.is_native else 0))
+        return level
+
+
+def _constants_of(node: Node) -> Iterator[str]:
+    """Yield the names of the constants that a node reads, but for a convolution's weight."""
+    if node.op == "torch":
+        yield from _encoded_constants([node.attributes["args"], node.attributes["kwargs"]])
+        return
+    for key in ("bias", "scale", "shift"):
+        if isinstance(node.attributes.get(key), str):
+            yield node.attributes[key]
+
+
+def _encoded_constants(encoded: object) -> Iterator[str]:
+    if isinstance(encoded, dict):
+        if set(encoded) == {"constant"}:
+            yield encoded["constant"]
+        else:
+            for item in encoded.values():
+                yield from _encoded_constants(item)
+    elif isinstance(encoded, list):
+        for item in encoded:
+            yield from _encoded_constants(item)

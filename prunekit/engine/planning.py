@@ -1,0 +1,458 @@
+"""From nodes to steps: the buffers, tables and words of one native part of a graph, for one input size."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.engine.arena import Buffer, View, place
+from prunekit.engine.filters import ConvChoice, default_choice, pack_for_lanes
+from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
+from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
+from prunekit.engine.lanes import (
+    Indices,
+    LaneLayout,
+    Phases,
+    PlanarLayout,
+    pixels_of,
+    source_table,
+    unpack_table,
+)
+from prunekit.errors import InputError
+from prunekit.ops import native
+
+_STEP_WORDS = 32
+_CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL = range(5)
+_IN_ARENA = -1
+_STEP1, _STEP1_WIDE, _STEP2 = range(3)
+
+
+@dataclass
+class StepRecord:
+    """A step before its places are known: `words` gives them afterwards."""
+
+    kind: int
+    node: Node | None
+    words: Callable[[], list[int]]
+    reads: list[Buffer]
+    writes: list[Buffer]
+
+
+@dataclass
+class SegmentPlan:
+    """What the native side needs to run one part of a graph.
+
+    Attributes:
+        words: int64 [steps, 24].
+        labels: Per step the node it belongs to, or None.
+        kinds: Per step "conv", "halo", "remap", "elementwise" or "pool".
+        arena_elements: Size of the arena.
+        keep_alive: Whatever the words point to.
+        output_sizes: [C, H, W] of each output.
+        choices: How each convolution was cut, by its name.
+    """
+
+    words: bytes
+    labels: list[str | None]
+    kinds: list[str]
+    arena_elements: int
+    keep_alive: list[Any]
+    output_sizes: list[Size]
+    choices: dict[str, ConvChoice]
+
+
+def plan_segment(
+    graph: Graph,
+    nodes: Sequence[Node],
+    inputs: Mapping[str, Size],
+    outputs: Sequence[str],
+    choices: Mapping[str, ConvChoice],
+    layouts: Layouts | None = None,
+) -> SegmentPlan:
+    """Plan `nodes`, which are native, from planar `inputs` to planar `outputs`.
+
+    Args:
+        graph: that the nodes are of.
+        nodes: in the order in which they run.
+        inputs: [C, H, W] of what they read from elsewhere.
+        outputs: what is read elsewhere.
+        choices: of convolutions; the others are cut by rule of thumb.
+        layouts: of the planes by [H, W]; by default what these nodes need.
+
+    Raises:
+        InputError: sizes do not fit, or a plane has 2^31 elements or more.
+    """
+    return _Planner(graph, nodes, inputs, outputs, choices, layouts).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        graph: Graph,
+        nodes: Sequence[Node],
+        inputs: Mapping[str, Size],
+        outputs: Sequence[str],
+        choices: Mapping[str, ConvChoice],
+        layouts: Layouts | None,
+    ) -> None:
+        self.graph, self.nodes, self.outputs = graph, nodes, list(outputs)
+        self.input_names = list(inputs)
+        self.sizes = sizes_of(graph, nodes, inputs)
+        self.lanes, self.max_vectors = native.lane_layout()
+        self.threads = torch.get_num_threads()
+        self.given_choices, self.choices = choices, dict[str, ConvChoice]()
+        self.keep_alive: list[Any] = []
+        self.steps: list[StepRecord] = []
+        self.buffers: list[Buffer] = []
+        self.views: dict[str, View] = {}
+        self.layouts = layouts or layouts_of(graph, nodes, self.sizes)
+        self.masks: dict[LaneLayout, int] = {}
+        self.tables: dict[Any, int] = {}
+
+    # Layouts and buffers.
+
+    def _layout(self, name: str) -> LaneLayout:
+        return self.layouts[self.sizes[name][1:]]
+
+    def _new_buffer(self, layout: LaneLayout, channels: int, **sizes: int) -> Buffer:
+        buffer = Buffer(layout, channels, **sizes)
+        self.buffers.append(buffer)
+        return buffer
+
+    def _assign_views(self) -> None:
+        """Give every value a place; what is concatenated is written into the concat's buffer where it can."""
+        for node in reversed(self.nodes):
+            if node.op != "concat":
+                continue
+            if node.name not in self.views:
+                self.views[node.name] = View(
+                    self._new_buffer(self._layout(node.name), self.sizes[node.name][0]), 0, self.sizes[node.name][0]
+                )
+            view, first = self.views[node.name], self.views[node.name].first
+            for name in node.inputs:
+                channels = self.sizes[name][0]
+                if name not in self.views and name not in self.input_names:
+                    self.views[name] = View(view.buffer, first, channels)
+                first += channels
+        for name, size in self.sizes.items():
+            if name not in self.views and self._needs_lanes(name):
+                self.views[name] = View(self._new_buffer(self._layout(name), size[0]), 0, size[0])
+
+    def _needs_lanes(self, name: str) -> bool:
+        """Tell whether a value is read in lanes; an input that is only remapped is read where it is."""
+        if name not in self.input_names:
+            return True
+        readers = [node for node in self.nodes if name in node.inputs]
+        return any(
+            node.op in ("activation", "affine", "add", "concat")
+            or is_direct(node, self.graph, self.sizes, self.lanes)
+            or name in node.inputs[1:]
+            for node in readers
+        )
+
+    def _assign_halos(self) -> None:
+        for node in self.nodes:
+            if not is_direct(node, self.graph, self.sizes, self.lanes):
+                continue
+            buffer = self.views[node.inputs[0]].buffer
+            front, back = self._reach(node)
+            buffer.front, buffer.back = max(buffer.front, front), max(buffer.back, back)
+
+    def _reach(self, node: Node) -> tuple[int, int]:
+        """Return the vectors that a direct convolution's taps reach before and after a pixel."""
+        window, pitch = window_of(node, self.graph), self._layout(node.inputs[0]).pitch
+        front = window.padding[0] * pitch + window.padding[1]
+        back = window.reach[0] * pitch + window.reach[1] - front
+        if window.stride == (2, 2):  # a long row of the output runs beyond the input's last
+            back += max(0, 2 * (self._layout(node.name).pitch - pitch) - 1)
+        return front, back
+
+    # Steps.
+
+    def plan(self) -> SegmentPlan:
+        self._assign_views()
+        self._assign_halos()
+        for i, name in enumerate(self.input_names):
+            if name in self.views:
+                layout = self._layout(name)
+                table = self._table(("pack", layout), partial(_pack_table, layout))
+                self._remap(None, name, self.views[name], table, layout.vectors * self.lanes, source=i)
+                self._halo(self.views[name])
+        for node in self.nodes:
+            getattr(self, f"_plan_{node.op}")(node)
+        for i, name in enumerate(self.outputs):
+            self._unpack(name, i)
+        place(self.buffers, [(*step.reads, *step.writes) for step in self.steps])
+        rows = []
+        for step in self.steps:
+            words = [step.kind, *step.words()]
+            rows.append(words + [0] * (_STEP_WORDS - len(words)))
+        arena = max((b.offset + b.elements for b in self.buffers), default=0)
+        kinds = ("conv", "halo", "remap", "elementwise", "pool")
+        return SegmentPlan(
+            np.array(rows, np.int64).tobytes(),
+            [step.node.name if step.node else None for step in self.steps],
+            [kinds[step.kind] for step in self.steps],
+            arena,
+            self.keep_alive,
+            [self.sizes[name] for name in self.outputs],
+            self.choices,
+        )
+
+    def _add(
+        self, kind: int, node: Node | None, reads: Sequence[Buffer], writes: Sequence[Buffer],
+        words: Callable[[], list[int]],
+    ) -> None:  # fmt: skip
+        self.steps.append(StepRecord(kind, node, words, list(reads), list(writes)))
+
+    def _halo(self, view: View) -> None:
+        buffer = view.buffer
+        if buffer.front or buffer.back:
+            self._add(
+                _HALO, None, [buffer], [buffer],
+                lambda: [view.at(), buffer.channel, view.channels, buffer.layout.vectors, buffer.front, buffer.back],
+            )  # fmt: skip
+
+    def _remap(
+        self, node: Node | None, name: str, target: View, table: int, count: int, *, source: int | None = None,
+        fill: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Fill `target` from value `name`, or from input `source` where it is planar."""
+        if source is None and name not in self.views:
+            source = self.input_names.index(name)
+        _, height, width = self.sizes[name]
+        read = None if source is not None else self.views[name]
+
+        def words() -> list[int]:
+            if read is None:
+                assert source is not None
+                place = [source, 0, height * width]
+            else:
+                place = [_IN_ARENA, read.at(), read.buffer.channel]
+            channels = target.channels
+            return [*place, _IN_ARENA, target.at(), target.buffer.channel, channels, count, table, _bits(fill)]
+
+        self._add(_REMAP, node, [read.buffer] if read else [], [target.buffer], words)
+
+    def _unpack(self, name: str, output: int) -> None:
+        channels, height, width = self.sizes[name]
+        if name in self.input_names and name not in self.views:
+            raise InputError(f"value {name} passes through unchanged.")
+        view = self.views[name]
+        table = self._table(("unpack", view.buffer.layout), lambda: unpack_table(view.buffer.layout))
+        self._add(
+            _REMAP, None, [view.buffer], [],
+            lambda: [
+                _IN_ARENA, view.at(), view.buffer.channel, output, 0, height * width, channels, height * width, table,
+                _bits(0.0),
+            ],
+        )  # fmt: skip
+
+    def _source_layout(self, name: str) -> LaneLayout | PlanarLayout:
+        return self.views[name].buffer.layout if name in self.views else PlanarLayout(*self.sizes[name][1:])
+
+    def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
+        """Lay the input out so that the node's window has stride 1; return where and how."""
+        name = node.inputs[0]
+        phases = Phases(window_of(node, self.graph), self._layout(node.name))
+        source = self._source_layout(name)
+        buffer = self._new_buffer(phases.output, self.sizes[name][0], extra=len(phases.used) * phases.plane)
+        table = self._table((phases.window, phases.output, source), lambda: phases.table(source))
+        count = len(phases.used) * phases.plane * self.lanes
+        self._remap(node, name, View(buffer, 0, buffer.channels), table, count, fill=fill)
+        return buffer, phases
+
+    def _plan_conv2d(self, node: Node) -> None:
+        a, graph = node.attributes, self.graph
+        weight, y = graph.weights[a["weight"]].dense(), self.views[node.name]
+        layout = y.buffer.layout
+        reading: int | None = None
+        row_vectors, x_row = 0, 0
+        start: Callable[[], int]
+        if is_direct(node, self.graph, self.sizes, self.lanes):
+            window = window_of(node, graph)
+            x = self.views[node.inputs[0]]
+            front, _ = self._reach(node)
+            rows, columns = window.taps()
+            offsets = rows * x.buffer.layout.pitch + columns
+            read, start = x.buffer, lambda: x.at(-front)
+            if window.stride != (1, 1):
+                reading, row_vectors, x_row = _STEP2, layout.pitch, 2 * x.buffer.layout.pitch * self.lanes
+        else:
+            read, phases = self._phases(node, 0.0)
+            offsets = phases.tap_offsets()
+            temporary = View(read, 0, read.channels)
+            start = temporary.at
+        choice = self.given_choices.get(node.name) or default_choice(
+            weight, a["groups"], row_vectors or layout.vectors, self.max_vectors, self.lanes, self.threads
+        )
+        self.choices[node.name] = choice
+        packed = pack_for_lanes(
+            weight, a["groups"], choice, offsets, read.channel // self.lanes, is_wide=reading == _STEP2
+        )
+        self.keep_alive.append(packed)
+        if reading is None:
+            reading = _STEP1_WIDE if packed.is_wide else _STEP1
+        bias = 0 if a["bias"] is None else self._pointer(graph.constants[a["bias"]].float())
+        residual = self.views[node.inputs[1]] if len(node.inputs) > 1 else None
+        mask = self._mask(layout)
+
+        def words() -> list[int]:
+            rest = [residual.at(), residual.buffer.channel] if residual else [-1, 0]
+            return [
+                start(), read.channel, y.at(), y.buffer.channel, layout.vectors, choice.tile_vectors,
+                packed.index.data_ptr(), packed.index.numel(), packed.offsets.data_ptr(), reading,
+                packed.values.data_ptr(), packed.values.numel(), bias, *rest,
+                *_epilogue(a["before"]), *_epilogue(a["after"]), mask, choice.row_parts,
+                row_vectors, x_row, choice.repeats,
+            ]  # fmt: skip
+
+        self._add(_CONV, node, [read, *([residual.buffer] if residual else [])], [y.buffer], words)
+        self._halo(y)
+
+    def _plan_elementwise(self, node: Node, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
+        x, y = self.views[node.inputs[0]], self.views[node.name]
+        other = self.views[node.inputs[1]] if node.op == "add" else None
+        layout = y.buffer.layout
+        pointers = [self._pointer(t.float()) if t is not None else 0 for t in (scale, shift)]
+        mask = self._mask(layout)
+
+        def words() -> list[int]:
+            rest = [other.at(), other.buffer.channel] if other else [-1, 0]
+            return [
+                x.at(), x.buffer.channel, *rest, y.at(), y.buffer.channel, y.channels, layout.vectors, *pointers,
+                *_epilogue(node.attributes.get("after", Activation())), mask,
+            ]  # fmt: skip
+
+        self._add(_ELEMENTWISE, node, [x.buffer, *([other.buffer] if other else [])], [y.buffer], words)
+        self._halo(y)
+
+    def _plan_affine(self, node: Node) -> None:
+        scale, shift = (self.graph.constants[node.attributes[key]] for key in ("scale", "shift"))
+        self._plan_elementwise(node, scale, shift)
+
+    def _plan_activation(self, node: Node) -> None:
+        self._plan_elementwise(node)
+
+    def _plan_add(self, node: Node) -> None:
+        self._plan_elementwise(node)
+
+    def _plan_concat(self, node: Node) -> None:
+        target, first = self.views[node.name], self.views[node.name].first
+        for name in node.inputs:
+            part = View(target.buffer, first, self.sizes[name][0])
+            view = self.views[name]
+            first += part.channels
+            if view.buffer is not part.buffer or view.first != part.first:
+                self._copy(node, view, part)
+
+    def _copy(self, node: Node, x: View, y: View) -> None:
+        vectors = y.buffer.layout.vectors
+        self._add(
+            _ELEMENTWISE, node, [x.buffer], [y.buffer],
+            lambda: [x.at(), x.buffer.channel, -1, 0, y.at(), y.buffer.channel, y.channels, vectors, 0, 0, 0, 0, 0],
+        )  # fmt: skip
+        self._halo(y)
+
+    def _plan_upsample(self, node: Node) -> None:
+        factors = node.attributes["factors"]
+        self._gather(node, ("upsample", *factors), lambda row, column: (row // factors[0], column // factors[1]), 0.0)
+
+    def _plan_pad(self, node: Node) -> None:
+        left, _, top, _ = node.attributes["sides"]
+        fill = float(node.attributes["fill"])
+        self._gather(node, ("pad", left, top), lambda row, column: (row - top, column - left), fill)
+
+    def _gather(
+        self, node: Node, kind: tuple[Any, ...], source_of: Callable[[Indices, Indices], tuple[Indices, Indices]],
+        fill: float,
+    ) -> None:  # fmt: skip
+        """Make a value of pixels of another."""
+        name, y = node.inputs[0], self.views[node.name]
+        layout, source = y.buffer.layout, self._source_layout(name)
+
+        def table() -> Any:
+            row, column = source_of(*pixels_of(layout))
+            is_pixel = layout.mask != 0  # else a cropped row would stand where none is
+            return source_table(source, np.where(is_pixel, row, -1), column)
+
+        at = self._table((*kind, layout, source), table)
+        self._remap(node, name, y, at, layout.vectors * self.lanes, fill=fill)
+        if fill != 0.0:  # what is no pixel must be zero
+            self._copy_masked(node, y)
+        self._halo(y)
+
+    def _copy_masked(self, node: Node, y: View) -> None:
+        layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
+        self._add(
+            _ELEMENTWISE, node, [y.buffer], [y.buffer],
+            lambda: [
+                y.at(), y.buffer.channel, -1, 0, y.at(), y.buffer.channel, y.channels, layout.vectors, 0, 0, 0, 0, mask,
+            ],
+        )  # fmt: skip
+
+    def _plan_max_pool2d(self, node: Node) -> None:
+        self._plan_pool(node, is_max=True)
+
+    def _plan_avg_pool2d(self, node: Node) -> None:
+        self._plan_pool(node, is_max=False)
+
+    def _plan_pool(self, node: Node, is_max: bool) -> None:
+        row_vectors, x_row = 0, 0
+        if is_direct(node, self.graph, self.sizes, self.lanes):
+            x, row_vectors = self.views[node.inputs[0]], self._layout(node.name).pitch
+            rows, columns = window_of(node, self.graph).taps()
+            offsets, x_row = rows * x.buffer.layout.pitch + columns, 2 * x.buffer.layout.pitch * self.lanes
+        else:
+            buffer, phases = self._phases(node, float("-inf") if is_max else 0.0)
+            x, offsets = View(buffer, 0, buffer.channels), phases.tap_offsets()
+        taps = torch.from_numpy(offsets.astype(np.int32))
+        pointer, y = self._pointer(taps), self.views[node.name]
+        layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
+        self._add(
+            _POOL, node, [x.buffer], [y.buffer],
+            lambda: [
+                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, layout.vectors, pointer,
+                taps.numel(), int(is_max), _bits(1 / taps.numel()), mask, row_vectors, x_row,
+            ],
+        )  # fmt: skip
+        self._halo(y)
+
+    # What steps point to.
+
+    def _pointer(self, tensor: Tensor) -> int:
+        """Keep a copy, aligned to cache lines as torch allocates, and return its address."""
+        aligned = tensor.clone(memory_format=torch.contiguous_format)
+        self.keep_alive.append(aligned)
+        return aligned.data_ptr()
+
+    def _mask(self, layout: LaneLayout) -> int:
+        if layout not in self.masks:
+            self.masks[layout] = self._pointer(torch.from_numpy(layout.mask))
+        return self.masks[layout]
+
+    def _table(self, key: Any, make: Callable[[], Any]) -> int:
+        if key not in self.tables:
+            self.tables[key] = self._pointer(torch.from_numpy(np.ascontiguousarray(make())))
+        return self.tables[key]
+
+
+def _pack_table(layout: LaneLayout) -> Any:
+    row, column = pixels_of(layout)
+    return source_table(PlanarLayout(layout.height, layout.width), row, column)
+
+
+def _bits(value: float) -> int:
+    """Return a float64's bits as an int64."""
+    return int(struct.unpack("q", struct.pack("d", value))[0])
+
+
+def _epilogue(activation: Activation) -> list[int]:
+    return [ACTIVATIONS[activation.kind], _bits(activation.negative_slope)]

@@ -1,0 +1,160 @@
+"""A graph made runnable: native segments, planned once a size, and torch's operators, level by level."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import operator
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.engine.filters import ConvChoice
+from prunekit.engine.graph import Graph, Node
+from prunekit.engine.planning import SegmentPlan, plan_segment
+from prunekit.errors import InputError
+from prunekit.ops import native
+
+# Planned sizes that a program keeps; the oldest goes first.
+_MAX_SEGMENTS = 8
+
+
+class Segment:
+    """A native part of a graph: planar tensors in, planar tensors out, one call."""
+
+    def __init__(self, plan: SegmentPlan, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.plan, self.inputs, self.outputs = plan, list(inputs), list(outputs)
+        self._native = native.make_plan(plan.words, plan.arena_elements, len(inputs), len(outputs))
+
+    def run(self, values: dict[str, Tensor], step_ends: Tensor | None = None) -> None:
+        """Read inputs from `values` and add the outputs; `step_ends` is int64 [steps] for nanoseconds, or None."""
+        inputs = [values[name].contiguous() for name in self.inputs]
+        batch = len(inputs[0])
+        if any(len(x) != batch for x in inputs):
+            raise InputError(f"expected inputs of one batch, got batches of {[len(x) for x in inputs]}.")
+        outputs = [torch.empty(batch, *size, dtype=torch.float32, device="cpu") for size in self.plan.output_sizes]
+        tensors = [word for t in (*inputs, *outputs) for word in (t.data_ptr(), math.prod(t.shape[1:]))]
+        ends = 0 if step_ends is None else step_ends.data_ptr()
+        native.run_plan(self._native, np.array(tensors, np.int64).tobytes(), batch, ends)
+        values.update(zip(self.outputs, outputs, strict=True))
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Where the time of a run went.
+
+    Attributes:
+        node: The node that the step works for, or None for what lies between nodes.
+        kind: "conv", "halo", "remap", "elementwise", "pool" or "torch".
+        ms: Milliseconds.
+    """
+
+    node: str | None
+    kind: str
+    ms: float
+
+
+class Program:
+    """A graph ready to run; several threads may run it at the same time."""
+
+    def __init__(self, graph: Graph, choices: Mapping[str, ConvChoice]) -> None:
+        """Native parts are planned when values of a new size reach them."""
+        self._graph, self._choices = graph, choices
+        self._levels = _by_level(graph)
+        self._segments: dict[tuple[int, tuple[tuple[int, ...], ...]], Segment] = {}
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Sequence[Tensor], times: list[StepTime] | None = None) -> list[Tensor]:
+        """Return the graph's outputs; `times`, where given, takes the steps' times."""
+        values = dict(zip(self._graph.inputs, inputs, strict=True))
+        for level, nodes in enumerate(self._levels):
+            if level % 2:
+                for node in nodes:
+                    begin = time.perf_counter()
+                    values[node.name] = self._run_in_torch(node, values)
+                    if times is not None:
+                        times.append(StepTime(node.name, "torch", (time.perf_counter() - begin) * 1e3))
+            elif nodes:
+                self._run_natively(level, values, times)
+        return [values[name] for name in self._graph.outputs]
+
+    def segments(self) -> list[Segment]:
+        """Return the native parts that were planned so far."""
+        return list(self._segments.values())
+
+    def _run_natively(self, level: int, values: dict[str, Tensor], times: list[StepTime] | None) -> None:
+        nodes = self._levels[level]
+        inputs, outputs = _borders(self._graph, nodes)
+        for name in inputs:
+            if values[name].dim() != 4 or values[name].dtype != torch.float32:
+                raise InputError(
+                    f"expected a float32 tensor [N, C, H, W] as {name}, "
+                    f"got {str(values[name].dtype).removeprefix('torch.')} {list(values[name].shape)}."
+                )
+        key = (level, tuple(tuple(values[name].shape[1:]) for name in inputs))
+        with self._lock:
+            segment = self._segments.get(key)
+            if segment is None:
+                sizes: Any = {name: tuple(values[name].shape[1:]) for name in inputs}
+                segment = Segment(plan_segment(self._graph, nodes, sizes, outputs, self._choices), inputs, outputs)
+                while len(self._segments) >= _MAX_SEGMENTS:
+                    self._segments.pop(next(iter(self._segments)))
+                self._segments[key] = segment
+        ends = None if times is None else torch.zeros(len(segment.plan.kinds), dtype=torch.int64)
+        segment.run(values, ends)
+        if times is not None and ends is not None:
+            spans = np.diff(ends.numpy(), prepend=0) / 1e6
+            rows = zip(segment.plan.labels, segment.plan.kinds, spans, strict=True)
+            times.extend(StepTime(label, kind, float(ms)) for label, kind, ms in rows)
+
+    def _run_in_torch(self, node: Node, values: Mapping[str, Tensor]) -> Any:
+        a = node.attributes
+
+        def decode(arg: Any) -> Any:
+            if isinstance(arg, list):
+                return [decode(item) for item in arg]
+            if isinstance(arg, dict):
+                (kind, name), *_ = arg.items()
+                if kind == "value":
+                    return values[name]
+                if kind == "device":
+                    return torch.device(name)
+                return self._graph.constants[name] if kind == "constant" else getattr(torch, name.split(".")[-1])
+            return arg
+
+        return operator_of(a["target"])(*decode(a["args"]), **{key: decode(arg) for key, arg in a["kwargs"].items()})
+
+
+def operator_of(target: str) -> Callable[..., Any]:
+    """Return the operator that a "torch" node names, such as "aten.flatten.using_ints"."""
+    if target == "getitem":
+        return operator.getitem
+    namespace, name, overload = target.split(".")
+    if namespace == "prunekit":
+        importlib.import_module("prunekit.ops")
+    packet = getattr(getattr(torch.ops, namespace), name)
+    function: Callable[..., Any] = getattr(packet, overload)
+    return function
+
+
+def _by_level(graph: Graph) -> list[list[Node]]:
+    level = graph.levels()
+    levels: list[list[Node]] = [[] for _ in range(max(level.values(), default=0) + 1)]
+    for node in graph.nodes:
+        levels[level[node.name]].append(node)
+    return levels
+
+
+def _borders(graph: Graph, nodes: Sequence[Node]) -> tuple[list[str], list[str]]:
+    """Return the values that `nodes` read from elsewhere, and those that are read elsewhere."""
+    inside = {node.name for node in nodes}
+    inputs = dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside)
+    read = {name for node in graph.nodes if node.name not in inside for name in node.inputs}
+    read.update(graph.outputs)
+    return list(inputs), [node.name for node in nodes if node.name in read]

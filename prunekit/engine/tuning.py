@@ -1,0 +1,206 @@
+"""How each convolution is cut, by measurement on this machine; every candidate is checked before it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunekit.engine.filters import ConvChoice, cut
+from prunekit.engine.geometry import Layouts, Size, layouts_of, row_vectors_of, window_of
+from prunekit.engine.graph import Graph, Node
+from prunekit.engine.planning import plan_segment
+from prunekit.engine.program import Segment
+from prunekit.engine.tuning_cache import TuningCache, TuningKey
+from prunekit.errors import InputError, WrongOutputError
+from prunekit.ops import native
+from prunekit.timing import relative_rms
+
+#: An engine's convolution may differ from torch's by this, in relative RMS: float32 rounding, no more.
+MAX_RELATIVE_RMS = 1e-4
+# Bytes of a channel block's input to try: a quarter, half and twice of a 32 KB L1, and a quarter of a 512 KB L2.
+_BLOCK_BYTES = (8 * 1024, 16 * 1024, 40 * 1024, 128 * 1024)
+# Tiles in one go to try where all channels are one block.
+_REPEATS = (1, 4, 16)
+_RUNS, _FINALISTS, _FINAL_RUNS = 2, 3, 5
+_SHORT_TILE = 2 / 3
+
+
+@dataclass(frozen=True)
+class TunedConv:
+    """One convolution's choice and what it measured.
+
+    Attributes:
+        choice: How it is cut.
+        ms: Of the convolution alone, the least of a few runs; None when it was not timed now.
+        is_cached: Whether the choice comes from the cache.
+    """
+
+    choice: ConvChoice
+    ms: float | None
+    is_cached: bool
+
+
+def tune(
+    graph: Graph,
+    cache: TuningCache,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, TunedConv]:
+    """Choose for each convolution of `graph`, at the sizes it was captured with; the costliest first.
+
+    Args:
+        graph: fused and compressed.
+        cache: choices of earlier runs; new ones are added.
+        seconds: after which the rest keeps the rule of thumb.
+        progress: called with (done, total).
+
+    Raises:
+        WrongOutputError: a candidate differs from torch's convolution.
+    """
+    sizes = graph.sizes
+    keys: dict[str, TuningKey] = {}
+    layouts_by_name: dict[str, Layouts] = {}
+    for nodes in graph.native_parts():
+        names = {name for node in nodes for name in (node.name, *node.inputs)}
+        layouts = layouts_of(graph, nodes, {name: sizes[name] for name in names})
+        for node in nodes:
+            if node.op == "conv2d":
+                keys[node.name] = _key(graph, node, sizes, layouts)
+                layouts_by_name[node.name] = layouts
+    by_name = {node.name: node for node in graph.convolutions()}
+    distinct: dict[TuningKey, str] = {}
+    for name, key in keys.items():
+        distinct.setdefault(key, name)
+    chosen: dict[TuningKey, TunedConv] = {}
+    begin = time.perf_counter()
+    for done, (key, name) in enumerate(sorted(distinct.items(), key=lambda item: -item[0].work)):
+        progress(done, len(distinct))
+        choice = cache.get(key)
+        if choice is not None and _fits(choice, key):
+            chosen[key] = TunedConv(choice, None, is_cached=True)
+        elif time.perf_counter() - begin < seconds:
+            chosen[key] = _measure(graph, by_name[name], sizes, layouts_by_name[name], key)
+            cache.put(key, chosen[key].choice)
+    progress(len(distinct), len(distinct))
+    cache.save()
+    return {name: chosen[key] for name, key in keys.items() if key in chosen}
+
+
+def _fits(choice: ConvChoice, key: TuningKey) -> bool:
+    longest = native.lane_layout()[1][{1: 0, 2: 1, 4: 2}[choice.rows]]
+    is_sound = choice.repeats == 1 or choice.channel_block == key.weight[1]
+    return is_sound and choice.tile_vectors <= longest and choice.channel_block <= key.weight[1]
+
+
+def _key(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts) -> TuningKey:
+    weight = graph.weights[node.attributes["weight"]]
+    window = window_of(node, graph)
+    kept = weight.values.numel()
+    size = sizes[node.inputs[0]]
+    output = window.output_size(*size[1:])
+    return TuningKey(
+        weight=weight.shape,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=node.attributes["groups"],
+        size=size[1:],
+        pitches=(layouts[size[1:]].pitch, layouts[output].pitch),
+        density=float(f"{weight.density:.2g}"),
+        threads=torch.get_num_threads(),
+        lanes=native.lane_layout()[0],
+        work=kept * output[0] * output[1],
+    )
+
+
+def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) -> list[ConvChoice]:
+    """Return the cuts worth trying for a convolution whose rows (or plane) have `vectors` vectors."""
+    shape = (key.weight[0] // key.groups, *key.weight[1:])
+    choices: dict[ConvChoice, None] = {}
+    for rows, longest in zip((1, 2, 4), max_vectors, strict=True):
+        if rows > max(1, shape[0]) or (rows == 4 and longest < 4):
+            continue
+        for tile in (longest, max(1, round(longest * _SHORT_TILE))):
+            for block_bytes in _BLOCK_BYTES:
+                choice = cut(rows, tile, vectors, shape, 1.0, key.lanes, key.threads, block_bytes)  # type: ignore[arg-type]
+                choices[choice] = None
+            for repeats in _REPEATS:
+                if repeats == 1 or repeats * choice.tile_vectors <= vectors:
+                    choices[replace(choice, channel_block=shape[1], repeats=repeats)] = None
+    return list(choices)
+
+
+def _measure(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts, key: TuningKey) -> TunedConv:
+    """Run all candidates on one input in one plan, in turn."""
+    choices = candidates(key, row_vectors_of(node, graph, sizes, layouts), native.lane_layout()[1])
+    alone = {f"candidate{i}": replace(node, name=f"candidate{i}", inputs=["x"]) for i in range(len(choices))}
+    size = sizes[node.inputs[0]]
+    plan = plan_segment(
+        graph, list(alone.values()), {"x": size}, list(alone), dict(zip(alone, choices, strict=True)), layouts
+    )
+    segment = Segment(plan, ["x"], list(alone))
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    values = {"x": x}
+    segment.run(values)
+    _check(graph, node, x, {choice: values[name] for name, choice in zip(alone, choices, strict=True)})
+    best = _time(segment, values, _RUNS)
+    finalists = sorted(best, key=lambda candidate: best[candidate])[:_FINALISTS]
+    outputs = dict(zip(finalists, (choices[list(alone).index(name)] for name in finalists), strict=True))
+    nodes = [alone[name] for name in finalists]
+    final = Segment(plan_segment(graph, nodes, {"x": size}, [], outputs, layouts), ["x"], [])
+    best = _time(final, values, _FINAL_RUNS)
+    name = min(best, key=lambda candidate: best[candidate])
+    return TunedConv(choices[list(alone).index(name)], best[name], is_cached=False)
+
+
+def _time(segment: Segment, values: dict[str, Tensor], runs: int) -> dict[str, float]:
+    """Return the least milliseconds of each convolution; all of them take turns."""
+    best: dict[str, float] = {}
+    for _ in range(runs):
+        ends = torch.zeros(len(segment.plan.kinds), dtype=torch.int64)
+        segment.run(values, ends)
+        spans = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+        for label, kind, span in zip(segment.plan.labels, segment.plan.kinds, spans, strict=True):
+            if kind == "conv" and label is not None:
+                best[label] = min(best.get(label, float("inf")), span / 1e6)
+    return best
+
+
+def _check(graph: Graph, node: Node, x: Tensor, outputs: Mapping[ConvChoice, Tensor]) -> None:
+    a = node.attributes
+    bias = graph.constants[a["bias"]].float() if a["bias"] is not None else None
+    expected = F.conv2d(
+        x, graph.weights[a["weight"]].dense(), bias, a["stride"], a["padding"], a["dilation"], a["groups"]
+    )
+    expected = activate(expected, a["before"].kind, a["before"].negative_slope)
+    for choice, output in outputs.items():
+        difference = relative_rms(expected, output)
+        if not difference <= MAX_RELATIVE_RMS and bool(expected.isfinite().all()):
+            raise WrongOutputError(
+                f"layer {node.layer or node.name} ({choice}) differs from dense by {difference:.3g} relative RMS; "
+                f"expected at most {MAX_RELATIVE_RMS:g}."
+            )
+
+
+def activate(x: Tensor, kind: str, negative_slope: float) -> Tensor:
+    """Return the activation of x by torch.
+
+    Raises:
+        InputError: there is no activation of this kind.
+    """
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda x: x,
+        "leaky_relu": lambda x: F.leaky_relu(x, negative_slope),
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "silu": F.silu,
+        "hardswish": F.hardswish,
+    }
+    if kind not in functions:
+        raise InputError(f"expected an activation out of {', '.join(functions)}, got {kind!r}.")
+    return functions[kind](x)

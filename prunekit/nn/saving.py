@@ -1,0 +1,47 @@
+"""Accelerated models as files: what `prunekit.save` wrote, `prunekit.load` runs in any process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from prunekit.engine.model import AcceleratedModel
+from prunekit.errors import InputError
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write an accelerated model to one safetensors file, under a temporary name and then renamed.
+
+    The file holds the graph, the kept weights and how the convolutions were cut: no pickle, no Python code, no report.
+
+    Args:
+        model: that `accelerate` put on the engine as a whole (an `AcceleratedModel`).
+        path: the file; missing folders are made, a file of that name is replaced.
+
+    Raises:
+        InputError: the model is of another kind, or no file can be written at `path`.
+    """
+    if not isinstance(model, AcceleratedModel):
+        raise InputError(
+            "save: expected a model that prunekit.accelerate put on its engine as a whole, "
+            f"got {type(model).__name__}; one that it left in its own class says why in report.notes."
+        )
+    if Path(path).is_dir():
+        raise InputError(f"save: expected a file to write, found a folder: {path}.")
+    try:
+        model.save(path)
+    except OSError as error:
+        raise InputError(f"save: expected a place for a file, but {path} cannot be written ({error}).") from error
+
+
+def load(path: str | Path) -> nn.Module:
+    """Read a model that `save` wrote, ready to run on this machine with torch's threads.
+
+    Cuts that were chosen for vectors of another width are replaced by the rule of thumb. `report` is None.
+
+    Raises:
+        InputError: there is no such file, or it is another one, or damaged.
+        RuntimeError: prunekit's compiled extension is not there.
+    """
+    return AcceleratedModel.load(path)

@@ -1,0 +1,152 @@
+"""accelerate's first choice: the whole network on the engine, with a row of the report for each convolution."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.engine.capture import CaptureError, capture, is_size_free
+from prunekit.engine.fusing import fuse
+from prunekit.engine.graph import Graph, Node
+from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.tuning import TunedConv, tune
+from prunekit.engine.tuning_cache import TuningCache
+from prunekit.nn.acceleration_report import LayerReport
+from prunekit.nn.fusion import has_foreign_hooks
+from prunekit.ops import native
+
+_PROFILES = 3
+# Kept weights of an output channel and channel block below which starting the loops costs as much as running them.
+_SHORT_LOOP = 8
+_STREAM_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class WholeGraph:
+    """A model on the engine.
+
+    Attributes:
+        model: The result, not yet compared with the original.
+        batch_norms_folded: How many went into convolutions.
+        tuned: What was chosen for each convolution, by its node's name.
+        seconds: The choice took.
+        notes: About the tuning cache, and which operators torch runs.
+    """
+
+    model: AcceleratedModel
+    batch_norms_folded: int
+    tuned: dict[str, TunedConv]
+    seconds: float
+    notes: list[str]
+
+
+def build_whole_graph(
+    model: nn.Module, inputs: Sequence[Tensor], seconds: float, cache: TuningCache, progress: Callable[[int, int], None]
+) -> WholeGraph:
+    """Capture, fuse, tune.
+
+    Raises:
+        CaptureError: the model cannot run on the engine; the message is why, without a full stop.
+        WrongOutputError: a kernel differs from torch's convolution.
+    """
+    if not native.is_available():
+        raise CaptureError("the compiled extension is not there")
+    if any(x.dtype != torch.float32 for x in inputs if x.dim() == 4):
+        raise CaptureError("the engine computes in float32")
+    for name, module in model.named_modules():
+        if has_foreign_hooks(module):
+            raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the engine would not call")
+    graph = capture(model, inputs)
+    graph.is_size_free = is_size_free(model, inputs, graph)
+    folded = fuse(graph)
+    graph.compress()
+    if not any(node.op == "conv2d" for node in graph.nodes):
+        raise CaptureError("no float32 convolution was found")
+    begin = time.perf_counter()
+    tuned = tune(graph, cache, seconds, progress)
+    elapsed = time.perf_counter() - begin
+    fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, [list(x.shape) for x in inputs])
+    return WholeGraph(fast, folded, tuned, elapsed, [note for note in (cache.note, _foreign(graph)) if note])
+
+
+def _foreign(graph: Graph) -> str | None:
+    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"})
+    return f"torch runs {', '.join(targets)}" if targets else None
+
+
+def layer_reports(
+    fast: AcceleratedModel, inputs: Sequence[Tensor], peak_gflops: float
+) -> tuple[list[LayerReport], dict[str, float]]:
+    """Return a row for each convolution, and the milliseconds of everything else by kind."""
+    best: list[float] = []
+    for _ in range(_PROFILES):
+        steps = fast.profile(*inputs)
+        best = [min(a, b.ms) for a, b in zip(best or [float("inf")] * len(steps), steps, strict=True)]
+    nodes = {node.name: node for node in fast.graph.nodes}
+    ms: dict[str, float] = defaultdict(float)
+    other: dict[str, float] = defaultdict(float)
+    for step, step_ms in zip(steps, best, strict=True):
+        node = nodes.get(step.node or "")
+        if node is not None and node.op == "conv2d":
+            ms[node.name] += step_ms
+        else:
+            other[node.op if node is not None else step.kind] += step_ms
+    bandwidth = stream_gbytes()
+    rows = [_row(fast, node, ms[node.name], peak_gflops, bandwidth) for node in fast.graph.convolutions()]
+    return rows, dict(other)
+
+
+def _row(fast: AcceleratedModel, node: Node, ms: float, peak_gflops: float, bandwidth: float) -> LayerReport:
+    graph = fast.graph
+    weight, size, output = graph.weights[node.attributes["weight"]], graph.sizes[node.inputs[0]], graph.sizes[node.name]
+    kept_macs = weight.values.numel() * output[1] * output[2]
+    elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
+    num_bytes = 6 * weight.values.numel() + 4 * elements
+    choice = next((s.plan.choices[node.name] for s in fast.segments() if node.name in s.plan.choices), None)
+    floors = {"multiply-adds": 2 * kept_macs / peak_gflops / 1e6, "memory": num_bytes / bandwidth / 1e6}
+    blocks = -(-weight.shape[1] // choice.channel_block) if choice else 1
+    limit, advice = _limit(ms, floors, weight.values.numel() / max(1, weight.shape[0] * blocks))
+    return LayerReport(
+        name=node.layer or node.name,
+        input_shape=(1, *size),
+        weight_shape=weight.shape,
+        density=weight.density,
+        implementation=str(choice) if choice else "rule of thumb",
+        dense_ms=None,
+        sparse_ms=None,
+        reason="whole graph",
+        ms=ms,
+        kept_macs=kept_macs,
+        num_bytes=num_bytes,
+        percent_of_peak=100 * floors["multiply-adds"] / max(ms, 1e-9),
+        limit=limit,
+        advice=advice,
+    )
+
+
+def _limit(ms: float, floors: dict[str, float], kept_a_loop: float) -> tuple[str, str]:
+    """Name what bounds a layer: a floor that is half of its time, or what the kernel does beside it."""
+    if floors["multiply-adds"] >= max(0.5 * ms, floors["memory"]):
+        return "multiply-adds", "more zeros"
+    if floors["memory"] >= 0.5 * ms:
+        return "memory", "fewer channels or smaller images: zeros do not shrink what is read and written"
+    if kept_a_loop < _SHORT_LOOP:
+        return "short loops", "fewer output channels (filter pruning): each has only a few weights left"
+    return "loads", "more zeros: each multiply-add waits for its input from the caches"
+
+
+def stream_gbytes() -> float:
+    """Measure 10^9 bytes a second, read and written, of copying 64 MiB."""
+    x = torch.zeros(_STREAM_BYTES // 8)
+    y = torch.empty_like(x)
+    best = float("inf")
+    for _ in range(_PROFILES + 1):
+        begin = time.perf_counter()
+        y.copy_(x)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * x.numel() * x.element_size() / best / 1e9
