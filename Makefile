@@ -42,8 +42,10 @@ lint: $(READY)  ## ruff's rules and format
 types: $(READY)  ## mypy --strict
 	@$(BIN)/mypy
 
-bench: $(READY)  ## latency of layers and of YOLOv3 against dense peers, as JSON lines
-	@$(BIN)/python -m bench.end_to_end
+bench: $(READY)  ## latency of pruned YOLOv3 and of its layers against dense engines, into runs/bench/
+	@$(BIN)/prunekit bench end-to-end --out runs/bench/rows.jsonl
+	@$(BIN)/prunekit bench layers --out runs/bench/rows.jsonl
+	@$(BIN)/prunekit bench plot runs/bench/rows.jsonl --out runs/bench/speedup.png
 
 clean:  ## remove what setup and runs made
 	rm -rf $(VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,8 @@ import torch
 from rich.table import Table
 
 from prunekit.nn import native_status
-from prunekit.pipeline.environment import installed_version, processor
+from prunekit.pipeline.environment import installed_version
+from prunekit.processor import processor
 
 REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "matplotlib", "jinja2")
 # Distribution → what it adds, and the extra that brings it.

@@ -45,14 +45,22 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="folder for data, weights and the run")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="of data and training")] = 0,
     full: Annotated[
-        bool, typer.Option("--full", help="scaled and DeepLIFT scores, one-shot and optimised, at nine ratios: hours")
+        bool,
+        typer.Option(
+            "--full",
+            help="scaled and DeepLIFT scores, one-shot and optimised, at nine ratios: "
+            + DemoConfig.full(Path()).duration,
+        ),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Render a small data set, train a narrow YOLOv3-tiny on it, do the five steps: a few minutes, offline."""
+    """Render a small data set, train a narrow YOLOv3-tiny on it, do the five steps, offline.
+
+    Without --full it takes a few minutes on two idle cores; the first line says how long.
+    """
     with user_errors(verbose):
         config = DemoConfig.full(out, seed) if full else DemoConfig(out, seed)
-        out_console.print(f"This takes about {config.minutes:.0f} minutes on two cores.", highlight=False)
+        out_console.print(f"This takes {config.duration}.", highlight=False, soft_wrap=True)
         with ConsoleProgress(error_console) as progress:
             folder = run_demo(config, progress)
         out_console.print(results_table(read_rows(folder.results)))

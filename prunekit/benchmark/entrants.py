@@ -1,0 +1,114 @@
+"""Who takes part: the dense peers, the control, and prunekit at every ratio, built on one problem."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+import prunekit
+from prunekit.benchmark.competition import Competitor, label_of, one_line
+from prunekit.benchmark.peers import EAGER, PEERS, Call, as_tuple
+from prunekit.benchmark.problems import Problem
+from prunekit.benchmark.settings import Settings
+from prunekit.nn import AccelerationReport, WrongOutputError
+from prunekit.pipeline.progress import Progress
+from prunekit.prune import prunable_layers
+from prunekit.prune.costs import count_costs
+
+PRUNEKIT, CONTROL = "prunekit", "torch eager, pruned"
+# A kept weight is a float32 value and a 16-bit place; a dense one is a value alone.
+_PACKED_BYTES, _DENSE_BYTES = 6, 4
+
+
+def expected_labels(settings: Settings) -> set[str]:
+    """Return the labels of all who should take part."""
+    labels = {PEERS[peer].name for peer in settings.all_peers}
+    labels |= {label_of(PRUNEKIT, "prunekit", ratio) for ratio in settings.ratios}
+    if settings.control_ratio is not None:
+        labels.add(label_of(CONTROL, "control", settings.control_ratio))
+    return labels
+
+
+def build_competitors(
+    problem: Problem, settings: Settings, title: str, progress: Progress
+) -> tuple[list[Competitor], dict[str, str]]:
+    """Build all who can take part; gradients are off.
+
+    Returns:
+        The competitors, and why the others are not timed, by label.
+    """
+    peers, absent = _build_peers(problem, settings, title, progress)
+    pruned, wrong = _build_pruned(problem, settings, title, progress)
+    not_timed = absent | wrong
+    for label, reason in not_timed.items():
+        progress.message(f"{label}: not timed, {reason}")
+    return [*peers, *pruned], not_timed
+
+
+def _build_peers(
+    problem: Problem, settings: Settings, title: str, progress: Progress
+) -> tuple[list[Competitor], dict[str, str]]:
+    dense = problem.build(0.0)
+    competitors, absent = [], {}
+    for key in progress.track(settings.all_peers, f"building peers: {title}", len(settings.all_peers)):
+        peer = PEERS[key]
+        if peer.missing:
+            absent[peer.name] = peer.missing
+            continue
+        try:
+            call = peer.build(dense, problem.x)
+        except Exception as error:  # a foreign engine raises what it likes
+            absent[peer.name] = f"it cannot be built: {one_line(error)}"
+            continue
+        competitors.append(_describe(dense, problem.x, 0.0, name=peer.name, kind="peer", call=call))
+    return competitors, absent
+
+
+def _build_pruned(
+    problem: Problem, settings: Settings, title: str, progress: Progress
+) -> tuple[list[Competitor], dict[str, str]]:
+    competitors, wrong = [], {}
+    for ratio in progress.track(settings.ratios, f"accelerating: {title}", len(settings.ratios)):
+        net = problem.build(ratio)
+        describe = partial(_describe, net, problem.x, ratio)
+        if ratio == settings.control_ratio:
+            competitors.append(describe(name=CONTROL, kind="control", call=PEERS[EAGER].build(net, problem.x)))
+        try:
+            fast = prunekit.accelerate(net, problem.x)
+        except WrongOutputError as error:
+            wrong[label_of(PRUNEKIT, "prunekit", ratio)] = one_line(error)
+            continue
+        call, choices = _caller(fast, problem.x), _choices(fast)
+        competitors.append(describe(name=PRUNEKIT, kind="prunekit", call=call, choices=choices))
+    return competitors, wrong
+
+
+def _caller(model: nn.Module, x: Tensor) -> Call:
+    return lambda: as_tuple(model(x))
+
+
+def _choices(fast: nn.Module) -> dict[str, int]:
+    report = fast.report
+    assert isinstance(report, AccelerationReport)
+    return dict(Counter(row.implementation for row in report.rows))
+
+
+def _describe(net: nn.Module, x: Tensor, ratio: float, **how: Any) -> Competitor:
+    convolutions = {name: conv.weight for name, conv in prunable_layers(net).items()}
+    num_kept = sum(int(weight.count_nonzero()) for weight in convolutions.values())
+    num_weights = sum(weight.numel() for weight in convolutions.values())
+    cost = count_costs(net, x, {name: weight != 0 for name, weight in convolutions.items()})
+    other_bytes = _DENSE_BYTES * (sum(row.weights for row in cost.layers) - num_weights)
+    dense_bytes = _DENSE_BYTES * num_weights
+    packed_bytes = min(_PACKED_BYTES * num_kept, dense_bytes)
+    return Competitor(
+        **how,
+        ratio=ratio,
+        expected=as_tuple(net(x)),
+        density=num_kept / num_weights,
+        kept_macs=cost.kept_macs,
+        weight_bytes=other_bytes + (packed_bytes if how["kind"] == "prunekit" else dense_bytes),
+    )

@@ -1,0 +1,171 @@
+"""`prunekit bench`: whole nets, layers, and the plot of both."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from prunekit.benchmark import NETS, Row, Settings, read_rows, run_bench
+from prunekit.benchmark.peers import PEERS
+from prunekit.benchmark.plot import write_plot
+from prunekit.benchmark.problems import RATIOS
+from prunekit.benchmark.rows import Question, to_lines
+from prunekit.benchmark.settings import QUICK_RATIOS, QUICK_RUNS, RUNS, split
+from prunekit.benchmark.summary import curves, table
+from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.console import ConsoleProgress
+from prunekit.errors import InputError
+
+_AGAIN = """With --out, rows are added to the file a run at a time; what is there is not measured again. Without it,
+rows go to standard output. Every competitor's outputs are compared before it is timed."""
+
+END_TO_END_EXAMPLES = f"""
+Examples:
+
+  prunekit bench end-to-end --models yolov3 --threads 1,2 --out rows.jsonl
+
+  prunekit bench end-to-end --models yolov3-tiny --quick --peers folded,compile
+
+  prunekit bench end-to-end --models yolov3,resnet50,vgg16 --memory --out rows.jsonl
+
+{_AGAIN}
+"""
+
+LAYERS_EXAMPLES = f"""
+Examples:
+
+  prunekit bench layers --threads 1 --out rows.jsonl
+
+  prunekit bench layers --models resnet50 --ratios 75,90 --peers folded,onnxruntime --out rows.jsonl
+
+{_AGAIN}
+"""
+
+PLOT_EXAMPLES = """
+Examples:
+
+  prunekit bench plot rows.jsonl --out speedup.png
+
+  prunekit bench plot one-machine.jsonl another.jsonl --out speedup.svg
+"""
+
+_ALL_PEERS = ",".join(PEERS)
+
+bench_app = typer.Typer(
+    help="Measure pruned nets and layers against dense engines, as JSON lines, and plot them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Models = Annotated[str, typer.Option(help=f"separated by commas: {', '.join(NETS)}")]
+Threads = Annotated[
+    str | None, typer.Option(help="numbers of threads, each measured by itself (torch's own choice if not given)")
+]
+Ratios = Annotated[
+    str | None,
+    typer.Option(
+        help=f"percent of weights to remove ({','.join(f'{r:g}' for r in RATIOS)} if not given; "
+        f"{','.join(f'{r:g}' for r in QUICK_RATIOS)} with --quick)"
+    ),
+]
+Peers = Annotated[str, typer.Option(help="dense competitors; torch eager always takes part")]
+Runs = Annotated[int | None, typer.Option(help=f"timed calls of each competitor ({QUICK_RUNS} with --quick)")]
+Width = Annotated[float, typer.Option(help="share of the nets' channels")]
+ImageSize = Annotated[int | None, typer.Option(help="pixels (416 for detectors, 224 for classifiers if not given)")]
+Out = Annotated[Path | None, typer.Option(help="file of JSON lines to add to")]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer calls, three ratios")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")]
+
+
+@bench_app.command("end-to-end", epilog=END_TO_END_EXAMPLES)
+def end_to_end_command(
+    models: Models = "yolov3",
+    threads: Threads = None,
+    ratios: Ratios = None,
+    peers: Peers = _ALL_PEERS,
+    runs: Runs = None,
+    width: Width = 1.0,
+    image_size: ImageSize = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="measure each competitor's memory, in a process of its own")
+    ] = False,
+    quick: Quick = False,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time whole nets, pruned at each ratio and accelerated, in turn with dense engines."""
+    with user_errors(verbose):
+        _bench("end-to-end", models, threads, ratios, peers, runs, width, image_size, memory, quick, out)
+
+
+@bench_app.command("layers", epilog=LAYERS_EXAMPLES)
+def layers_command(
+    models: Models = "yolov3",
+    threads: Threads = None,
+    ratios: Ratios = None,
+    peers: Peers = _ALL_PEERS,
+    runs: Runs = None,
+    width: Width = 1.0,
+    image_size: ImageSize = None,
+    quick: Quick = False,
+    out: Out = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time each distinct convolution of a net, on the input that reaches it, in turn with dense engines."""
+    with user_errors(verbose):
+        _bench("layers", models, threads, ratios, peers, runs, width, image_size, False, quick, out)
+
+
+@bench_app.command("plot", epilog=PLOT_EXAMPLES)
+def plot_command(
+    files: Annotated[list[Path], typer.Argument(help="JSON lines of the other two commands")],
+    out: Annotated[Path, typer.Option(help="the picture, .png or .svg")] = Path("speedup.png"),
+    verbose: Verbose = False,
+) -> None:
+    """Draw speed-up against sparsity, with the limit 1 / (1 − s) and the machine's roofline."""
+    with user_errors(verbose):
+        rows: list[Row] = []
+        for file in files:
+            if not file.exists():
+                raise InputError(f"expected a file of prunekit bench's rows, found nothing at {file}.")
+            rows += read_rows(file)
+        write_plot(rows, out)
+        out_console.print(f"Written: {out}", highlight=False, soft_wrap=True)
+
+
+def _bench(
+    question: Question,
+    models: str,
+    threads: str | None,
+    ratios: str | None,
+    peers: str,
+    runs: int | None,
+    width: float,
+    image_size: int | None,
+    memory: bool,
+    quick: bool,
+    out: Path | None,
+) -> None:
+    settings = Settings(
+        question,
+        models=split("--models", models, str),
+        threads=(torch.get_num_threads(),) if threads is None else split("--threads", threads, int),
+        ratios=(QUICK_RATIOS if quick else RATIOS) if ratios is None else split("--ratios", ratios, float),
+        peers=split("--peers", peers, str),
+        runs=(QUICK_RUNS if quick else RUNS[question]) if runs is None else runs,
+        width=width,
+        image_size=image_size,
+        memory=memory,
+    )
+    with ConsoleProgress(error_console) as progress:
+        rows = run_bench(settings, out, progress)
+    if out is None:
+        sys.stdout.write(to_lines(rows))
+        return
+    for curve in curves(rows):
+        out_console.print(table(curve))
+    out_console.print(f"Rows: {out}", highlight=False, soft_wrap=True)
