@@ -32,16 +32,33 @@ from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.training import train
 from prunekit.report import write_report
 
-# Measured on two cores of a server from 2024, two threads, nothing else running, for the default images and width.
-MINUTES_CLEAN_EPOCH, MINUTES_ROBUST_EPOCH, MINUTES_UNIT = 0.06, 0.105, 0.12
 # Robust pre-training of a net this small needs the rate that trained it: at a gentle one it stays as fragile as it was.
 PRETRAIN_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1.2e-2, 6e-3
 SCORE_IMAGES = 64
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Minutes that the parts of the demo take, for the default images and width.
+
+    Attributes:
+        clean_epoch: One epoch of training from scratch.
+        robust_epoch: One epoch of adversarial training.
+        unit: Evaluating, accelerating and timing one model.
+    """
+
+    clean_epoch: float
+    robust_epoch: float
+    unit: float
+
+
+# Measured on a server from 2024 with two cores: two threads and nothing else running; one thread beside other work.
+TWO_IDLE_CORES, ONE_CORE = Pace(0.06, 0.105, 0.12), Pace(0.17, 0.30, 0.16)
+
+
+@dataclass(frozen=True)
 class DemoConfig:
-    """What the demo does; the defaults take about five minutes on two cores.
+    """What the demo does; `duration` says how long the defaults take.
 
     Attributes:
         out: Folder for data, weights and the run.
@@ -83,12 +100,19 @@ class DemoConfig:
         )
 
     @property
-    def minutes(self) -> float:
-        """A rough estimate of the time it takes on two cores, from a measurement of each part there."""
+    def duration(self) -> str:
+        """Roughly how long it takes, in words."""
+        return (
+            f"about {self.minutes(TWO_IDLE_CORES):.0f} minutes on two idle cores, "
+            f"{self.minutes(ONE_CORE):.0f} on one core of a busy machine"
+        )
+
+    def minutes(self, pace: Pace) -> float:
+        """Return a rough estimate of the time it takes, in minutes, from the number of its parts and their pace."""
         units = len(self.structure) * len(self.scores) * (sum(ratio > 0 for ratio in self.ratios))
         optimised, all_units = units * ("optimised" in self.pruning), units * len(self.pruning)
         epochs = self.pretrain_epochs + optimised * self.optimise_epochs + all_units * self.finetune_epochs
-        return MINUTES_CLEAN_EPOCH * self.epochs + MINUTES_ROBUST_EPOCH * epochs + MINUTES_UNIT * (all_units + 2)
+        return pace.clean_epoch * self.epochs + pace.robust_epoch * epochs + pace.unit * (all_units + 2)
 
     @property
     def weights(self) -> Path:
@@ -102,14 +126,23 @@ def run_demo(config: DemoConfig, progress: Progress) -> RunFolder:
     Raises:
         InputError: When the folder holds a demo with other settings, or other files.
     """
+    folder = run(prepare_demo(config, progress), progress)
+    write_report(folder)
+    return folder
+
+
+def prepare_demo(config: DemoConfig, progress: Progress) -> RunConfig:
+    """Render the data and train the detector, or find them; return the main job on them.
+
+    Raises:
+        InputError: When the folder holds a demo with other settings, or other files.
+    """
     _claim(config)
     train_folder = _render(config, "train", config.num_train, config.seed, progress)
     val_folder = _render(config, "val", config.num_val, config.seed + 1, progress)
     if not config.weights.is_file():
         _train(config, train_folder, progress)
-    folder = run(main_job(config, train_folder, val_folder), progress)
-    write_report(folder)
-    return folder
+    return main_job(config, train_folder, val_folder)
 
 
 def main_job(config: DemoConfig, train_data: Path, data: Path) -> RunConfig:
@@ -129,6 +162,7 @@ def main_job(config: DemoConfig, train_data: Path, data: Path) -> RunConfig:
         objective="n-fgsm",
         pretrain_epochs=config.pretrain_epochs,
         optimise_epochs=config.optimise_epochs,
+        score_optimizer="adamw",
         finetune_epochs=config.finetune_epochs,
         pretrain_learning_rate=PRETRAIN_LEARNING_RATE,
         finetune_learning_rate=FINETUNE_LEARNING_RATE,

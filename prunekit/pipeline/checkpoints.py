@@ -6,15 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.pipeline.described_tensors import read_described, save_described
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.train_state import TrainState
 
@@ -30,14 +27,8 @@ def save_checkpoint(path: str | Path, state: TrainState, config: TrainConfig) ->
         config: The settings that led to it; loading asks for the same ones.
     """
     tensors = _separate({name: value.detach().cpu().contiguous() for name, value in state.tensors().items()})
-    description = {
-        "format": FORMAT,
-        "step": state.step,
-        "config": config.identity(),
-        "sha256": tensors_digest(tensors),
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"prunekit": json.dumps(description)})
+    description = {"step": state.step, "config": config.identity(), "sha256": tensors_digest(tensors)}
+    save_described(path, tensors, FORMAT, description)
 
 
 def load_checkpoint(path: str | Path, config: TrainConfig) -> TrainState:
@@ -50,7 +41,9 @@ def load_checkpoint(path: str | Path, config: TrainConfig) -> TrainState:
     Raises:
         InputError: When the file is missing, damaged, none of ours, or of other settings.
     """
-    description, tensors = _read(Path(path))
+    description, tensors = read_described(path, FORMAT, "a training state")
+    if not isinstance(description.get("step"), int):
+        raise InputError(f"expected a training state at {path}, but it does not say its step")
     expected = json.loads(json.dumps(config.identity()))
     for name, value in expected.items():
         found = description["config"].get(name)
@@ -80,20 +73,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         separate[name] = tensor.clone() if pointer in seen else tensor
         seen.add(pointer)
     return separate
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"expected a training state at {path}, but reading it failed: {error}") from None
-    try:
-        description = json.loads(metadata["prunekit"])
-        is_ours = description["format"] == FORMAT and isinstance(description["step"], int)
-    except (KeyError, TypeError, ValueError):
-        is_ours = False
-    if not is_ours:
-        raise InputError(f"expected a training state at {path}, but the file is none that prunekit wrote")
-    return description, tensors

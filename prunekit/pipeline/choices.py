@@ -11,6 +11,7 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import MODELS
 from prunekit.errors import InputError
 from prunekit.pipeline.objectives import OBJECTIVES
+from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 
@@ -25,6 +26,7 @@ KNOWN_NAMES: dict[str, list[str]] = {
     "attack": [*PRESETS, "none"],
     "scope": [*SCOPES],
     "objective": [*OBJECTIVES],
+    "score_optimizer": [*SCORE_OPTIMISATIONS],
     "train_attack": [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)],
     "reference": [*REFERENCES],
     "rule": [*RULES],

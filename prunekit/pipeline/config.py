@@ -110,7 +110,12 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     optimise_epochs: int = Field(20, ge=1, description="passes in which scores are optimised")
     finetune_epochs: int = Field(20, ge=0, description="passes of fine-tuning after pruning")
     pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak of pre-training")
-    optimise_learning_rate: float = Field(0.1, gt=0, description="peak of the scores' optimisation (HYDRA: 0.1)")
+    score_optimizer: str = Field(
+        "sgd", description="what moves the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+    )
+    optimise_learning_rate: float | None = Field(
+        None, gt=0, description="peak of the scores' optimisation (not given: 0.1 for sgd, 0.003 for adamw)"
+    )
     finetune_learning_rate: float = Field(1e-2, gt=0, description="peak of fine-tuning")
     attack: str = Field("paper", description=f"white-box attack: {', '.join(PRESETS)}, or none")
     transfer: bool = Field(False, description="also evaluate the attack made on the unpruned model")

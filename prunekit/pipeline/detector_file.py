@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit.detection import MODELS, Detector, load_darknet_weights
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.pipeline.described_tensors import read_described, read_description, save_described
 from prunekit.prune import prunable_layers
 
 FORMAT = "prunekit detector 1"
 _MASK = "mask:"
+_WHAT = "a detector that prunekit saved"
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,11 @@ def save_detector(
         masks: Layer name → bool mask, True = kept.
         drops_filters: Whether the masks drop whole filters.
     """
-    description: dict[str, object] = {"format": FORMAT}
-    description |= {"model": model.name, "num_classes": model.num_classes, "width": width}
+    description: dict[str, object] = {"model": model.name, "num_classes": model.num_classes, "width": width}
     description |= {"drops_filters": drops_filters} if masks else {}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"prunekit": json.dumps(description)})
+    save_described(path, tensors, FORMAT, description)
 
 
 def open_detector(path: Path, name: str, num_classes: int, width: float) -> PrunedDetector:
@@ -86,7 +82,7 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
     if path.suffix != ".safetensors":
         load_darknet_weights(model, path)
         return PrunedDetector(model)
-    description, tensors = _read(path)
+    description, tensors = read_described(path, FORMAT, _WHAT)
     wanted = {"model": name, "num_classes": num_classes, "width": width}
     for field, value in wanted.items():
         if description.get(field) != value:
@@ -112,7 +108,7 @@ def architecture_of(path: Path) -> Architecture | None:
     require_weights(path)
     if path.suffix != ".safetensors":
         return None
-    described = _describe(path)
+    described = read_description(path, FORMAT, _WHAT)
     try:
         found = Architecture(
             str(described["model"]), int(str(described["num_classes"])), float(str(described["width"]))
@@ -128,23 +124,3 @@ def require_weights(path: Path) -> None:
     """Raise InputError unless there is a file."""
     if not path.is_file():
         raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
-
-
-def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    description = _describe(path)
-    with safe_open(path, framework="pt") as file:
-        return description, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-
-
-def _describe(path: Path) -> dict[str, object]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        description = json.loads(metadata["prunekit"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(
-            f"Expected a detector that prunekit saved at {path}, but reading it failed: {error}."
-        ) from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise InputError(f"Expected a detector that prunekit saved at {path}, but the file is none.")
-    return description

@@ -26,11 +26,9 @@ from prunekit.files import write_text
 from prunekit.pipeline.attack_check_rules import Check, CheckReport
 from prunekit.pipeline.attack_checks import check_evaluation
 from prunekit.pipeline.command_store import command_store
-from prunekit.pipeline.detection_rates import attack_success
 from prunekit.pipeline.detector_file import Architecture, architecture_of, open_detector
-from prunekit.pipeline.environment import processor
-from prunekit.pipeline.evaluate import evaluate, nms_options
-from prunekit.pipeline.evaluation_cases import CLEAN, CaseResult, EvaluationCase, evaluation_cases
+from prunekit.pipeline.evaluate import nms_options
+from prunekit.pipeline.evaluation_cases import CLEAN, EvaluationCase, evaluate_case, evaluation_cases
 from prunekit.pipeline.inputs import data_digest, open_data
 from prunekit.pipeline.latency import accelerate_and_time
 from prunekit.pipeline.progress import Progress, SilentProgress
@@ -39,6 +37,7 @@ from prunekit.pipeline.stage_store import StageFolder, Store, sha256
 from prunekit.pipeline.stage_work import opened, prepared, read_groups
 from prunekit.pipeline.stages import Artefact
 from prunekit.pipeline.unit_work import latency_columns, size_columns
+from prunekit.processor import processor
 from prunekit.prune import count_costs, prunable_layers, sparsity
 
 EVALUATION, CSV, JSON = "evaluation.json", "detections.csv", "detections.json"
@@ -119,22 +118,19 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
 def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     """Return one case's figures, and whether they were there already."""
     identity, inputs = {**work.identity, "attack": repr(PRESETS.get(case.attack))}, dict(work.inputs)
-    made_on = None
     if case.transfer and work.source is not None:
-        made_on, inputs["source"] = work.source.model, work.source.sha256
+        inputs["source"] = work.source.sha256
     folder = work.store.open(case.name, identity, inputs)
     if (done := _earlier(work, folder, case.name)) is not None:
         return done, True
-    attack = PRESETS.get(case.attack)
-    evaluation = evaluate(work.model, work.dataset, work.config, attack, work.progress, case.name, source=made_on)
-    success = None
-    if attack is not None:
-        # From the file, so that figures do not depend on which process evaluated the clean images.
-        clean = read_detections_json(work.config.out / CLEAN / JSON, work.dataset.categories)
-        success = attack_success(work.dataset, clean, evaluation.detections)
-    write_detections_csv(folder.file(CSV), evaluation.detections, work.dataset.categories)
-    write_detections_json(folder.file(JSON), evaluation.detections, work.dataset.categories)
-    figures = CaseResult(case, evaluation, success).figures()
+    # From the file, so that figures do not depend on which process evaluated the clean images.
+    is_clean = case.attack == CLEAN
+    clean = {} if is_clean else read_detections_json(work.config.out / CLEAN / JSON, work.dataset.categories)
+    source = work.source.model if work.source else None
+    result = evaluate_case(case, work.model, work.dataset, work.config, work.progress, clean, source)
+    write_detections_csv(folder.file(CSV), result.evaluation.detections, work.dataset.categories)
+    write_detections_json(folder.file(JSON), result.evaluation.detections, work.dataset.categories)
+    figures = result.figures()
     folder.finish(figures, CSV, JSON)
     return figures, False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from prunekit.attacks import PRESETS
@@ -71,6 +71,33 @@ def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[Eva
     return cases
 
 
+def evaluate_case(
+    case: EvaluationCase,
+    model: Detector,
+    dataset: CocoDataset,
+    config: EvaluationChoices,
+    progress: Progress,
+    clean: Mapping[int, Detections],
+    source: Detector | None = None,
+) -> CaseResult:
+    """Evaluate `model` in one case.
+
+    Args:
+        case: Clean, attacked, or under another model's attack.
+        model: The detector, in eval mode.
+        dataset: Letterboxed images with their objects.
+        config: Batch size, workers, thresholds and seed.
+        progress: Shown batch by batch.
+        clean: What was found in the clean images, by image id; the clean case does not look at it.
+        source: The model that a transferred attack is made on; other cases do not look at it.
+    """
+    attack = PRESETS.get(case.attack)
+    made_on = source if case.transfer else None
+    evaluation = evaluate(model, dataset, config, attack, progress, case.name, source=made_on)
+    success = None if attack is None else attack_success(dataset, clean, evaluation.detections)
+    return CaseResult(case, evaluation, success)
+
+
 def evaluate_cases(
     model: Detector,
     dataset: CocoDataset,
@@ -91,10 +118,7 @@ def evaluate_cases(
     """
     clean: dict[int, Detections] = {}
     for case in evaluation_cases(attacks, transfer=source is not None):
-        attack = PRESETS.get(case.attack)
-        made_on = source if case.transfer else None
-        evaluation = evaluate(model, dataset, config, attack, progress, case.name, source=made_on)
-        if attack is None:
-            clean = evaluation.detections
-        success = None if attack is None else attack_success(dataset, clean, evaluation.detections)
-        yield CaseResult(case, evaluation, success)
+        result = evaluate_case(case, model, dataset, config, progress, clean, source)
+        if case.attack == CLEAN:
+            clean = result.evaluation.detections
+        yield result

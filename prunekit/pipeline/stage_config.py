@@ -27,17 +27,20 @@ class DetectorChoices(SharedChoices):
 
 class _Epochs(TrainingChoices):
     epochs: int = Field(20, ge=1, description="passes over the data")
+
+
+class _TrainingOfWeights(_Epochs):
     learning_rate: float = Field(1e-2, gt=0, description="its peak")
 
 
-class TrainStage(DetectorChoices, _Epochs):
+class TrainStage(DetectorChoices, _TrainingOfWeights):
     """Train every parameter, from given weights or from scratch."""
 
     weights: Path | None = Field(None, description=f"what to start from: {_WEIGHTS}; from scratch if not given")
     data: Path = Field(description=f"images to train on: {_DATA}")
 
 
-class FinetuneStage(DetectorChoices, _Epochs):
+class FinetuneStage(DetectorChoices, _TrainingOfWeights):
     """Train a pruned detector with its masks held."""
 
     weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
@@ -71,7 +74,12 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
     data: Path | None = Field(
         None, description=f"images to learn from, and what tells a .weights file's classes: {_DATA}"
     )
-    learning_rate: float = Field(0.1, gt=0, description="peak of the scores' optimisation (HYDRA: 0.1)")
+    score_optimizer: str = Field(
+        "sgd", description="what moves the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the scores' optimisation (not given: 0.1 for sgd, 0.003 for adamw)"
+    )
 
     @field_validator("ratio")
     @classmethod

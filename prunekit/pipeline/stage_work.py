@@ -132,7 +132,7 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
             before = _stamp(config.out)
             scores, scores_sha256 = given or score(bench, start, score_choices(config, name), training)
             if config.optimise_scores and training is not None:
-                knobs = training_of_scores(config, config.epochs, config.learning_rate)
+                knobs = training_of_scores(config, config.score_optimizer, config.epochs, config.learning_rate)
                 pruned, churn = prune_optimised(bench, start, scores, scores_sha256, rule, training, knobs)
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
             pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)

@@ -196,7 +196,7 @@ class _Training:
     def average(self) -> None:
         """Let the averaged weights follow."""
         if self._config.ema_decay is not None:
-            update_averages(self._averages, self._module, self._config.ema_decay)
+            update_averages(self._averages, self._module, self._config.ema_decay_at(self.step))
 
     def state(self) -> TrainState:
         """Return where training stands."""

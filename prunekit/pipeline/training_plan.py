@@ -13,7 +13,7 @@ from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.progress import Progress
 from prunekit.pipeline.stages import ScoreChoices, Training
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS, TrainConfig
 from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_into_memory
 
 # Larger data sets are read from disk in every epoch.
@@ -51,7 +51,7 @@ def finetuning(config: RunConfig) -> TrainConfig:
 
 def score_optimisation(config: RunConfig) -> TrainConfig:
     """Return the knobs of optimising scores."""
-    return training_of_scores(config, config.optimise_epochs, config.optimise_learning_rate)
+    return training_of_scores(config, config.score_optimizer, config.optimise_epochs, config.optimise_learning_rate)
 
 
 def training_of_weights(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
@@ -59,9 +59,20 @@ def training_of_weights(config: TrainingChoices, epochs: int, learning_rate: flo
     return TrainConfig(epochs=epochs, learning_rate=learning_rate, **_shared(config))
 
 
-def training_of_scores(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
-    """Return HYDRA's knobs for scores, with the configuration's batches."""
-    return replace(SCORE_OPTIMISATION, epochs=epochs, learning_rate=learning_rate, **_shared(config))
+def training_of_scores(
+    config: TrainingChoices, optimizer: str, epochs: int, learning_rate: float | None
+) -> TrainConfig:
+    """Return the knobs for scores, with the configuration's batches.
+
+    Args:
+        config: Batches, seed and the like.
+        optimizer: A key of `SCORE_OPTIMISATIONS`.
+        epochs: Passes over the data.
+        learning_rate: The peak; None takes the optimizer's.
+    """
+    knobs = SCORE_OPTIMISATIONS[optimizer]
+    peak = knobs.learning_rate if learning_rate is None else learning_rate
+    return replace(knobs, epochs=epochs, learning_rate=peak, **_shared(config))
 
 
 def score_choices(config: ScoringChoices, name: str) -> ScoreChoices:

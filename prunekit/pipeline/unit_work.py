@@ -20,7 +20,6 @@ from prunekit.detection import (
 from prunekit.nn import AccelerationReport, native_status
 from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
 from prunekit.pipeline.detection_rates import attack_success
-from prunekit.pipeline.environment import processor
 from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
 from prunekit.pipeline.examples import save_example
 from prunekit.pipeline.latency import Latency, accelerate_and_time
@@ -36,6 +35,7 @@ from prunekit.pipeline.stages import (
     score,
 )
 from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
+from prunekit.processor import processor
 from prunekit.prune import ChannelGroups, MaskRule, ModelCost, count_costs, save_masks, sparsity
 
 

@@ -1,0 +1,296 @@
+"""Does robust pruning work? AP, clean and attacked, after every step of the pipeline, on the demo's images over seeds.
+
+    python -m bench.robustness --seeds 0,1,2 --out runs/robustness
+
+Each seed renders its own data, trains a detector from scratch and pre-trains it robustly once; all variants start
+there. Evaluated, clean and under the report's attack, are the detector as it was given, the pre-trained one, and for
+each structure and ratio of `--cells` and each way of pruning the detector before and after fine-tuning. With
+`--equal-passes` one-shot pruning is fine-tuned a second time, for as many epochs more as the optimisation of scores
+took: so both have seen the images equally often.
+
+Each row goes to rows.jsonl when it is there. Given again, the command goes on where it stopped. The last lines are a
+table: mean ± standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.cli.ending import error_console
+from prunekit.console import ConsoleProgress
+from prunekit.demo import DemoConfig, prepare_demo
+from prunekit.detection import CocoDataset
+from prunekit.errors import InputError
+from prunekit.files import write_text
+from prunekit.pipeline import Progress, RunConfig, SilentProgress
+from prunekit.pipeline.detector_file import open_detector
+from prunekit.pipeline.environment import describe_environment
+from prunekit.pipeline.evaluation_cases import evaluate_cases
+from prunekit.pipeline.inputs import data_digest
+from prunekit.pipeline.stage_store import StageStore, sha256
+from prunekit.pipeline.stages import (
+    Artefact,
+    Bench,
+    Training,
+    finetune,
+    pretrain,
+    prune_one_shot,
+    prune_optimised,
+    score,
+)
+from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimisation
+from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
+
+ATTACK = "paper"
+# A row's figure and its heading; the first four are of every detector, the others of pruned ones.
+FIGURES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "attacked_ap": "attacked AP",
+    "attacked_ap50": "attacked AP50",
+    "churn": "churn",
+    "kept_weights_share": "weights left",
+    "kept_macs_share": "MACs left",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is dropped, and how many percent of it."""
+
+    structure: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done to a detector that is evaluated; rows of one step and several seeds make a line of the table."""
+
+    step: str
+    structure: str = "none"
+    ratio: float = 0.0
+    pruning: str = "none"
+    finetune_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one seed's variants share: settings, data, and the detector before and after robust pre-training."""
+
+    config: RunConfig
+    dataset: CocoDataset
+    training: Training
+    bench: Bench
+    given: Artefact
+    robust: Artefact
+    groups: ChannelGroups
+
+
+class Rows:
+    """The measured rows, in a file that only grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process that is killed while it writes leaves half a line.
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole != lines:
+            write_text(path, "".join(whole))
+        self.rows: list[Row] = [row for line in whole if (row := _parse(line)) is not None]
+
+    def find(self, seed: int, step: Step, model: str) -> Row | None:
+        """Return the row of this very detector."""
+        wanted = {"seed": seed, "model": model, **asdict(step)}
+        return next((row for row in self.rows if row.items() >= wanted.items()), None)
+
+    def add(self, row: Row) -> None:
+        """Write a row down and print it."""
+        line = json.dumps(row)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+        self.rows.append(row)
+
+
+def main() -> None:
+    """Measure what is not there yet, then print the table; exit code 2 after bad input."""
+    try:
+        measure(parse_arguments())
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure each seed's detectors and print a table of all that was measured of these seeds."""
+    with thread_count(arguments.threads):
+        cells, seeds = parse_cells(arguments.cells), parse_numbers("--seeds", arguments.seeds)
+        longer = parse_numbers("--longer", arguments.longer) if arguments.longer else ()
+        print(json.dumps({"environment": describe_environment(), "threads": torch.get_num_threads()}), flush=True)
+        rows = Rows(arguments.out / "rows.jsonl")
+        for seed in seeds:
+            with ConsoleProgress(error_console) as progress:
+                start = make_start(DemoConfig(arguments.out / f"seed-{seed}", seed), progress)
+                measure_seed(start, cells, longer, arguments.equal_passes, rows)
+        print(table([row for row in rows.rows if row["seed"] in seeds]))
+
+
+def make_start(demo: DemoConfig, progress: Progress) -> Start:
+    """Render, train from scratch, pre-train robustly, or find what is there."""
+    config = prepare_demo(demo, progress)
+    assert config.train_data is not None
+    dataset, train_dataset = (CocoDataset.open(path, config.image_size) for path in (config.data, config.train_data))
+    training = make_training(config, train_dataset, data_digest(train_dataset, progress), progress)
+    detector = open_detector(config.weights, config.model, dataset.num_classes, config.width)
+    given = Artefact(detector.model, config.width, sha256(config.weights))
+    bench = Bench(StageStore(demo.out / "stages"), progress)
+    robust = pretrain(bench, given, training, pretraining(config))
+    groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    return Start(config, dataset, training, bench, given, robust, groups)
+
+
+def measure_seed(
+    start: Start, cells: tuple[Cell, ...], longer: tuple[int, ...], equal_passes: bool, rows: Rows
+) -> None:
+    """Evaluate one seed's detector after every step of every variant."""
+    evaluate_step(start, Step("as given"), start.given, None, rows)
+    evaluate_step(start, Step("pre-trained"), start.robust, None, rows)
+    short = start.config.finetune_epochs
+    for cell in cells:
+        for pruning in ("one-shot", "optimised"):
+            pruned, churn = prune(start, cell, pruning)
+            where = Step("pruned", cell.structure, cell.ratio, pruning)
+            evaluate_step(start, where, pruned, churn, rows)
+            more = (short + start.config.optimise_epochs,) if equal_passes and pruning == "one-shot" else ()
+            for epochs in (short, *more, *longer):
+                knobs = replace(finetuning(start.config), epochs=epochs)
+                groups = start.groups if pruned.drops_filters else None
+                tuned = finetune(start.bench, pruned, start.training, knobs, groups)
+                evaluate_step(start, replace(where, step="fine-tuned", finetune_epochs=epochs), tuned, churn, rows)
+
+
+def prune(start: Start, cell: Cell, pruning: str) -> tuple[Artefact, float]:
+    """Return the pre-trained detector, pruned, and the churn of its masks."""
+    rule = MaskRule(cell.ratio, cell.structure, groups=start.groups)
+    choices = score_choices(start.config, start.config.scores[0])
+    scores, scores_sha256 = score(start.bench, start.robust, choices, start.training)
+    if pruning == "one-shot":
+        return prune_one_shot(start.bench, start.robust, scores, scores_sha256, rule), 0.0
+    knobs = score_optimisation(start.config)
+    return prune_optimised(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
+
+
+def evaluate_step(start: Start, step: Step, artefact: Artefact, churn: float | None, rows: Rows) -> None:
+    """Add a detector's figures to the rows, unless they are there."""
+    config = start.config
+    if rows.find(config.seed, step, artefact.sha256) is not None:
+        return
+    start.bench.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
+    began = time.perf_counter()
+    clean, attacked = (
+        result.figures() for result in evaluate_cases(artefact.model, start.dataset, config, [ATTACK], SilentProgress())
+    )
+    row = {"seed": config.seed, **asdict(step), "model": artefact.sha256, "churn": churn, "images": len(start.dataset)}
+    row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
+    row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}
+    if artefact.masks is not None:
+        x = torch.zeros(1, 3, config.image_size, config.image_size)
+        groups = start.groups if artefact.drops_filters else None
+        costs = count_costs(artefact.model, x, artefact.masks, groups)
+        kept = sum(layer.kept_weights for layer in costs.layers)
+        row |= {"kept_weights": kept, "kept_weights_share": 1 - costs.sparsity}
+        row |= {"kept_macs": costs.kept_macs, "kept_macs_share": costs.kept_macs / costs.macs}
+    rows.add(row | {"seconds": time.perf_counter() - began})
+
+
+def table(rows: list[Row]) -> str:
+    """Return a line a step: mean ± standard deviation over the seeds, the newest row of each seed."""
+    by_step: dict[Step, dict[int, Row]] = {}
+    for row in rows:
+        step = Step(**{name: row[name] for name in asdict(Step(""))})
+        by_step.setdefault(step, {})[row["seed"]] = row
+    lines = ["| step | seeds | " + " | ".join(FIGURES.values()) + " |", "|---" * (len(FIGURES) + 2) + "|"]
+    for step, of_seeds in by_step.items():
+        measured = list(of_seeds.values())
+        cells = [_spread([row.get(name) for row in measured]) for name in FIGURES]
+        lines.append(f"| {_label(asdict(step))} | {len(measured)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse_cells(text: str) -> tuple[Cell, ...]:
+    """Read "unstructured:90,filter:75"."""
+    cells = []
+    for part in text.split(","):
+        structure, _, ratio = part.partition(":")
+        if structure not in STRUCTURES or not ratio.replace(".", "", 1).isdigit() or not 0 < float(ratio) < 100:
+            raise InputError(
+                f"--cells: expected parts such as filter:75, of {', '.join(STRUCTURES)}, but got {part!r}."
+            )
+        cells.append(Cell(structure, float(ratio)))
+    return tuple(cells)
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read "0,1,2"."""
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise InputError(f"{option}: expected whole numbers separated by commas, such as 0,1,2, but got {text!r}.")
+    return tuple(int(part) for part in parts)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/robustness"), help="folder for data, weights and rows")
+    parser.add_argument("--seeds", default="0,1,2", help="of data and training")
+    parser.add_argument("--cells", default="unstructured:90,filter:75", help="structure:ratio in percent")
+    parser.add_argument("--longer", default="", help="more lengths of fine-tuning, in epochs: 12,24")
+    parser.add_argument(
+        "--equal-passes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also fine-tune one-shot pruning for the epochs that optimising scores took",
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def _label(step: Row) -> str:
+    if step["structure"] == "none":
+        return str(step["step"])
+    epochs = step["finetune_epochs"]
+    tuned = f", fine-tuned {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else ""
+    return f"{step['structure']} {step['ratio']:g} %, {step['pruning']}{tuned}"
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+def _parse(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+if __name__ == "__main__":
+    main()
