@@ -67,6 +67,23 @@ def test_every_ratio_is_in_the_table_with_its_figures(folder: RunFolder, text: s
         assert f"{float(row['speedup']):.2f}×" in text
 
 
+def test_the_unpruned_model_of_several_variants_is_one_row(folder: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(folder.root, tmp_path / "two")
+    two = RunFolder(tmp_path / "two")
+    head, *lines = two.results.read_text().splitlines(keepends=True)
+    two.results.write_text(head + "".join(lines + [line.replace("unstructured", "filter") for line in lines]))
+    for path in [*two.root.rglob("*unstructured-*")]:  # files of the second variant's pictures
+        copy = path.with_name(path.name.replace("unstructured", "filter"))
+        _ = shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+    text = write_report(two).read_text()
+    ratios = [float(row["ratio"]) for row in read_rows(folder.results)]
+    assert text.count("<td>0 %</td>") == text.count("<td>unpruned</td>") == 1
+    for structure in ("unstructured", "filter"):
+        assert text.count(f"<tr><td>{structure}, ") == len(ratios) - 1
+    assert '<div class="plots wide">' in text
+    assert '<div class="plots">' in folder.report.read_text()
+
+
 def test_pictures_show_truth_clean_and_attacked_at_each_ratio(text: str) -> None:
     alternatives = Page(text).alternatives
     assert sum("ground truth" in text for text in alternatives) == 4

@@ -16,7 +16,7 @@ from prunekit.pipeline import RunFolder, read_rows
 from prunekit.pipeline.config import AS_GIVEN, Unit, Variant
 from prunekit.pipeline.examples import DESCRIPTION
 from prunekit.report.pictures import LabelledBox, draw_boxes
-from prunekit.report.plots import Row, variants, write_plots
+from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ def write_report(folder: RunFolder) -> Path:
     )
     page = loader.get_template("report.html").render(
         rows=rows,
+        table=_table(rows),
+        is_comparison=is_comparison(rows),
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown=shown,
         trained=bool(folder.read_json("config.json")["train_data"]),
@@ -57,6 +59,15 @@ def write_report(folder: RunFolder) -> Path:
 def data_uri(image: bytes, kind: str) -> str:
     """Return an image file's bytes as a URI that needs no other file; `kind` is png or jpeg."""
     return f"data:image/{kind};base64," + base64.b64encode(image).decode()
+
+
+def _table(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """Return the rows with the full names of their variants; the unpruned model that they share is there once."""
+    table = []
+    for row in (row for group in variants(rows).values() for row in group):
+        name = ", ".join((row["structure"], row["scores"], row["pruning"])) if float(row["ratio"]) > 0 else UNPRUNED
+        table.append((GIVEN if row["structure"] == "none" else name, row))
+    return table
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,9 +15,41 @@ from prunekit.files import write_bytes
 
 Row = Mapping[str, str]
 
-# Okabe and Ito's palette: told apart by colour-blind readers; the marker tells them apart in grey.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
-PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+GIVEN, UNPRUNED = "weights as given", "unpruned"  # groups of `variants` that are not pruned
+
+# Okabe and Ito's palette without its yellow, too pale on white: told apart by colour-blind readers.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHAPES = ("o", "s", "^", "D", "v")  # told apart in grey; 5 has no factor in common with 7, so 35 pairs are different
+LINES = {"one-shot": "--", "optimised": "-"}  # the markers of dashed lines are hollow
+
+MIN_LABEL_GAP = 3.5  # percent of the ratios' span: labels of nearer ticks would touch
+PANEL_SIZE, LEGEND_LINE = (6.4, 3.8), 0.22  # inches
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot: a column of results.csv against the ratio.
+
+    Attributes:
+        label: Its text in the legend.
+        column: What is drawn.
+        look: Arguments of `Axes.plot`.
+        band: A column up to which a band is drawn, or "".
+    """
+
+    label: str
+    column: str
+    look: Mapping[str, Any]
+    band: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one of the panels that compare variants shows."""
+
+    title: str
+    column: str
 
 
 def column(rows: Sequence[Row], name: str) -> list[float]:
@@ -35,84 +69,178 @@ def write_plots(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     """
     paths = {}
     for name, draw in PLOTS.items():
-        figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
-        draw(figure.add_subplot(), rows)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        draw(rows).savefig(buffer, format="png")
         paths[name] = folder / f"{name}.png"
         write_bytes(paths[name], buffer.getvalue())
     return paths
 
 
 def variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Group the rows by variant; the key names what tells the variants apart, and is "" for a single one."""
+    """Group the rows by variant, each row once.
+
+    Returns:
+        Name → rows. The name says what tells the variants apart. Of several variants, the model at 0 %, which they
+        share, is the group `UNPRUNED`. A single variant is called "pre-trained" beside `GIVEN` and "" alone.
+    """
     parts = ("structure", "scores", "pruning")
     pruned = [row for row in rows if row["structure"] != "none"]
     telling = [part for part in parts if len({row[part] for row in pruned}) > 1]
+    single = "pre-trained" if len(pruned) < len(rows) else ""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        name = ", ".join(row[part] for part in telling) if row["structure"] != "none" else "weights as given"
+        name = ", ".join(row[part] for part in telling) or single
+        if row["structure"] == "none":
+            name = GIVEN
+        elif telling and float(row["ratio"]) == 0:
+            name = UNPRUNED
+            if name in groups:
+                continue
         groups.setdefault(name, []).append(row)
-    return {name or "pre-trained": group for name, group in groups.items()} if len(groups) > 1 else groups
+    return groups
 
 
-def draw_average_precision(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw AP50 clean and attacked against the ratio, a colour a variant; AP as well where there is but one."""
-    groups = variants(rows)
-    for (name, group), colour in zip(groups.items(), _colours(len(groups)), strict=True):
-        ratio, prefix = column(group, "ratio"), f"{name}: " if name else ""
-        attacked_colour = colour if name else ORANGE
-        axes.plot(ratio, column(group, "ap50"), "-o", color=colour, label=f"{prefix}AP50, clean")
-        if rows[0]["attack"] != "none":
-            axes.plot(
-                ratio, column(group, "attacked_ap50"), "--s", color=attacked_colour, label=f"{prefix}AP50, attacked"
-            )
-        if not name:
-            axes.plot(ratio, column(group, "ap"), ":o", color=colour, alpha=0.6, label="AP, clean")
-            if rows[0]["attack"] != "none":
-                axes.plot(ratio, column(group, "attacked_ap"), ":s", color=ORANGE, alpha=0.6, label="AP, attacked")
-    axes.set_ylim(bottom=0)
-    _finish(
-        axes, column(rows, "ratio"), "Average precision", f"{rows[0]['images']} images, attack: {rows[0]['attack']}"
-    )
+def is_comparison(rows: Sequence[Row]) -> bool:
+    """Return whether the rows are of several variants; their plots have two panels side by side."""
+    return len(_lines(rows)) > 1
 
 
-def draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw the latency of artefact and control against the ratio, in a band up to the 90th percentile."""
-    groups = variants(rows)
-    for (name, group), colour in zip(groups.items(), _colours(len(groups), GREEN), strict=True):
-        ratio, prefix = column(group, "ratio"), f"{name}: " if name else ""
-        for kind, style, shade, label in (
-            ("latency_ms_control", ":s", GREY if not name else colour, "masked dense model (control)"),
-            ("latency_ms", "-o", colour, "accelerated model"),
-        ):
-            median = column(group, kind)
-            axes.plot(ratio, median, style, color=shade, label=prefix + label)
-            axes.fill_between(ratio, median, column(group, f"{kind}_p90"), color=shade, alpha=0.12, linewidth=0)
-    axes.set_ylim(bottom=0)
+def draw_average_precision(rows: Sequence[Row]) -> Figure:
+    """Draw AP50 against the ratio, clean and attacked, of each variant; AP as well where there is but one."""
+    curves = [
+        Curve("AP50, clean", "ap50", {"color": BLUE, "marker": "o"}),
+        Curve("AP50, attacked", "attacked_ap50", {"color": ORANGE, "marker": "s", "linestyle": "--"}),
+        Curve("AP, clean", "ap", {"color": BLUE, "marker": "o", "linestyle": ":", "alpha": 0.6}),
+        Curve("AP, attacked", "attacked_ap", {"color": ORANGE, "marker": "s", "linestyle": ":", "alpha": 0.6}),
+    ]
+    panels = [Panel("clean", "ap50"), Panel(f"attack: {rows[0]['attack']}", "attacked_ap50")]
+    images = f"{rows[0]['images']} images"
+    if rows[0]["attack"] == "none":
+        curves, panels = curves[::2], panels[:1]
+    if is_comparison(rows):
+        return _compare(rows, panels, "AP50", images)
+    return _single(rows, curves, "Average precision", f"{images}, attack: {rows[0]['attack']}")
+
+
+def draw_latency(rows: Sequence[Row]) -> Figure:
+    """Draw the latency of artefact and control against the ratio; of a single variant with a band up to p90."""
+    accelerated, control = "accelerated model", "masked dense model (control)"
     size, threads = rows[0]["image_size"], rows[0]["threads"]
-    title = f"Network only, one {size}×{size} image, {threads} thread{'s' if threads != '1' else ''}"
-    _finish(axes, column(rows, "ratio"), "Latency in ms (line: median, band: to p90)", title)
+    title = f"network only, one {size}×{size} image, {threads} thread{'s' if threads != '1' else ''}"
+    if is_comparison(rows):
+        panels = [Panel(accelerated, "latency_ms"), Panel(control, "latency_ms_control")]
+        return _compare(rows, panels, "Median latency in ms", title)
+    curves = [
+        Curve(accelerated, "latency_ms", {"color": GREEN, "marker": "o"}, "latency_ms_p90"),
+        Curve(
+            control,
+            "latency_ms_control",
+            {"color": GREY, "marker": "s", "linestyle": ":"},
+            "latency_ms_control_p90",
+        ),
+    ]
+    return _single(rows, curves, "Latency in ms (line: median, band: to p90)", title)
 
 
-def _colours(count: int, single: str = BLUE) -> list[str]:
-    """Return as many colours; only eight are told apart by everyone, then they repeat."""
-    return [single] if count == 1 else [PALETTE[index % len(PALETTE)] for index in range(count)]
-
-
-def _finish(axes: Axes, ratio: Sequence[float], y_label: str, title: str) -> None:
-    axes.set_xlabel("Pruning ratio in %")
+def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: str) -> Figure:
+    """Draw several columns of one variant into one panel."""
+    figure = Figure(dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    given = variants(rows).get(GIVEN, [])
+    line = [row for row in rows if row["structure"] != "none"]
+    for curve in curves:
+        ratio, values = column(line, "ratio"), column(line, curve.column)
+        axes.plot(ratio, values, label=curve.label, **curve.look)
+        colour = curve.look["color"]
+        if curve.band:
+            axes.fill_between(ratio, values, column(line, curve.band), color=colour, alpha=0.12, linewidth=0)
+        axes.plot(column(given, "ratio"), column(given, curve.column), "x", color=colour)
+    if given:
+        axes.plot([], [], "x", color=GREY, label=GIVEN)
+    axes.set_ylim(bottom=0)
     axes.set_ylabel(y_label)
+    _finish(axes, column(rows, "ratio"), title)
+    return _with_legend(figure, width=PANEL_SIZE[0], columns=2)
+
+
+def _compare(rows: Sequence[Row], panels: Sequence[Panel], y_label: str, title: str) -> Figure:
+    """Draw one column of all variants into each panel, on one scale."""
+    figure = Figure(dpi=160, layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    groups, lines = variants(rows), _lines(rows)
+    looks = _looks(lines)
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for name, line in lines.items():
+            axes.plot(column(line, "ratio"), column(line, panel.column), label=name, **looks[name])
+        for name, marker in ((UNPRUNED, "o"), (GIVEN, "x")):
+            if point := groups.get(name):
+                axes.plot(
+                    column(point, "ratio"), column(point, panel.column), marker, color=GREY, markersize=7, label=name
+                )
+        _finish(axes, column(rows, "ratio"), f"{panel.title}, {title}" if axes is all_axes[0] else panel.title)
+    all_axes[0].set_ylim(bottom=0)  # after all panels: it ends the scaling by what is drawn
+    all_axes[0].set_ylabel(y_label)
+    return _with_legend(figure, width=PANEL_SIZE[0] * (1 if len(panels) == 1 else 1.8), columns=3)
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return each pruned variant's rows, the shared ones at 0 % before them."""
+    groups = variants(rows)
+    shared = groups.get(UNPRUNED, [])
+    return {name: shared + group for name, group in groups.items() if name not in (GIVEN, UNPRUNED)}
+
+
+def _looks(lines: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
+    """Choose each line's colour and marker by structure and scores, its dashes and filling by the pruning."""
+    of_line = {name: (rows[-1]["structure"], rows[-1]["scores"]) for name, rows in lines.items()}
+    order = {pair: index for index, pair in enumerate(dict.fromkeys(of_line.values()))}
+    looks = {}
+    for name, pair in of_line.items():
+        colour = PALETTE[order[pair] % len(PALETTE)]
+        dashes = LINES[lines[name][-1]["pruning"]]
+        looks[name] = {
+            "color": colour,
+            "marker": SHAPES[order[pair] % len(SHAPES)],
+            "linestyle": dashes,
+            "markerfacecolor": colour if dashes == "-" else "white",
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
+    return looks
+
+
+def _finish(axes: Axes, ratio: Sequence[float], title: str) -> None:
+    """Say what the ratio's axis and the panel show, and draw quiet lines to read values by."""
+    axes.set_xlabel("Pruning ratio in %")
     axes.set_title(title, loc="left", fontsize=10, color="#444444")
     ticks = sorted(set(ratio))
-    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.set_xticks(ticks, _tick_labels(ticks), fontsize=9)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9 if len(axes.lines) <= 4 else 6.5)
 
 
-PLOTS: dict[str, Callable[[Axes, Sequence[Row]], None]] = {
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Return a label for each of the sorted ticks, "" where it would touch the one before."""
+    labels: list[str] = []
+    last = float("-inf")
+    for tick in ticks:
+        is_clear = tick - last >= MIN_LABEL_GAP / 100 * (ticks[-1] - ticks[0])
+        labels.append(f"{tick:g}" if is_clear else "")
+        last = tick if is_clear else last
+    return labels
+
+
+def _with_legend(figure: Figure, width: float, columns: int) -> Figure:
+    """Add a legend below the panels, which names each line once, and as much height as it needs."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = min(columns, len(labels))
+    figure.set_size_inches(width, PANEL_SIZE[1] + LEGEND_LINE * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "average_precision": draw_average_precision,
     "latency": draw_latency,
 }
