@@ -445,28 +445,44 @@ std::unique_ptr<Arena> Plan::take_arena() const {
   return std::make_unique<Arena>(arena_elements_);
 }
 
+void Plan::run_image(const Memory& memory, int64_t* step_ends) const {
+  const std::unique_ptr<Progress[]> progress(new Progress[steps_.size()]);
+  const int64_t begin = nanoseconds();
+  std::atomic<bool> has_memory{true};  // what a thread throws would lose its type on the way
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const FlushDenormals flush;
+    try {
+      scratch<float>(1, scratch_elements_);
+    } catch (const std::bad_alloc&) {
+      has_memory = false;
+      return;
+    }
+    participate(steps_, kernels_, memory, progress.get(), begin, step_ends);
+  });
+  if (!has_memory) {
+    throw std::bad_alloc();
+  }
+}
+
 void Plan::run(
-    const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends) const {
-  std::unique_ptr<Arena> arena = take_arena();
-  const int64_t threads = torch::stable::get_num_threads();
+    const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends,
+    float* callers_arena) const {
+  require(reinterpret_cast<uintptr_t>(callers_arena) % CACHE_LINE == 0, "an arena that is not aligned");
+  std::unique_ptr<Arena> arena = callers_arena ? nullptr : take_arena();
   for (int64_t n = 0; n < batch; ++n) {
-    Memory memory{arena->data, {}, {}};
+    Memory memory{callers_arena ? callers_arena : arena->data, {}, {}};
     for (const Image& input : inputs) {
       memory.inputs.push_back(input.data + n * input.batch_stride);
     }
     for (const Result& output : outputs) {
       memory.outputs.push_back(output.data + n * output.batch_stride);
     }
-    const std::unique_ptr<Progress[]> progress(new Progress[steps_.size()]);
-    const int64_t begin = nanoseconds();
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      const FlushDenormals flush;
-      scratch<float>(1, scratch_elements_);
-      participate(steps_, kernels_, memory, progress.get(), begin, step_ends);
-    });
+    run_image(memory, step_ends);
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
-  free_arenas_.push_back(std::move(arena));
+  if (arena) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_arenas_.push_back(std::move(arena));
+  }
 }
 
 double fma_peak_gflops() {
