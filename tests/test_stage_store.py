@@ -115,7 +115,7 @@ def test_a_command_killed_before_its_own_stage_began_finds_its_folder_again(tmp_
         store.open("score", {}, INPUTS)  # and killed here
     with command_store(tmp_path / "out", "prune") as store:
         _finished(store.open("prune", CONFIG, INPUTS))
-    with pytest.raises(InputError, match="config.ratio"), command_store(tmp_path / "out", "prune") as store:
+    with pytest.raises(InputError, match=r"config\.ratio"), command_store(tmp_path / "out", "prune") as store:
         store.open("prune", CONFIG | {"ratio": 60.0}, INPUTS)
     with (
         pytest.raises(InputError, match="results of the stage prune, not of score"),
