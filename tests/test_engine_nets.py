@@ -152,6 +152,28 @@ def test_what_a_negative_pad_cuts_off_is_gone(sides: tuple[int, int, int, int], 
         check_equal(run(net, [x]), on_engine(net, [x])(x), f"{size}")
 
 
+@pytest.mark.parametrize("size", [(33, 70), (64, 100), (47, 129), (5, 300), (130, 3)])
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_rows_of_many_vectors_are_picked_as_short_ones_are(name: str, size: tuple[int, int]) -> None:
+    near, triple = nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=3)
+    nets = {
+        "stride of the input": dense_layers(nn.Conv2d(3, 4, 3, 2, 1)),
+        "stride inside": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, 2, 2), nn.ReLU()),
+        "stride of three": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 3, 1)),
+        "pool": dense_layers(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling": dense_layers(nn.Conv2d(3, 4, 1), near, nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling by three": dense_layers(nn.Conv2d(3, 4, 1), triple, nn.Conv2d(4, 4, 3, 2, 1)),
+    }
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for what, net in nets.items():
+            x = torch.randn(2, 3, *size)
+            check_equal(run(net, [x]), on_engine(net, [x])(x), what)
+    finally:
+        native.use_instruction_set(str(before))
+
+
 def forward_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
     class Model(nn.Module):
         def __init__(self) -> None:

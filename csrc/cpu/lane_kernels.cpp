@@ -10,21 +10,16 @@
 
 #include <utility>
 
-#include "vector_width.h"
+#include "lane_remap.h"
+#include "lane_vector.h"
 
 namespace prunekit {
 namespace PRUNEKIT_ISA {
 namespace {
 
-constexpr int LANES = VECTOR_BYTES / 4;
 // Accumulators beside one loaded vector and the broadcast weights.
 constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
 
-typedef float vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-
-ALWAYS_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-ALWAYS_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
   return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
 }
@@ -230,23 +225,13 @@ void run_pool(const LanePool& pool) {
 // The vectors [begin, end) of a plane whose pixels are those of `source`, `distance` lanes further on; 0 beyond the
 // last and before the first lane.
 ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance) {
-#if defined(__clang__)
-  for (int64_t j = 0; j < count; ++j) {
-    float result[LANES];
-    for (int l = 0; l < LANES; ++l) {
-      result[l] = l + distance >= 0 && l + distance < LANES ? source[j * LANES + l + distance] : 0.0f;
-    }
-    __builtin_memcpy(target + j * LANES, result, sizeof result);
-  }
-#else
   ivec index;
   for (int l = 0; l < LANES; ++l) {
     index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
   }
   for (int64_t j = 0; j < count; ++j) {
-    store(target + j * LANES, __builtin_shuffle(load(source + j * LANES), vec{}, index));
+    store(target + j * LANES, shuffle(load(source + j * LANES), vec{}, index));
   }
-#endif
 }
 
 void fill_halo(float* plane, int64_t m, int64_t front, int64_t back) {
@@ -280,13 +265,6 @@ int64_t multiply_add(int64_t iterations) {
   return iterations * CHAINS * LANES * 2;
 }
 
-void gather(const float* x, const int32_t* table, float fill, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t at = table[i];
-    y[i] = at < 0 ? fill : x[at];
-  }
-}
-
 template <int STEP, typename Offset, int ROWS, typename Sequence>
 struct Table;
 template <int STEP, typename Offset, int ROWS, int... V>
@@ -312,7 +290,7 @@ const LaneKernels lane_kernels = {
     run_pool,
     fill_halo,
     multiply_add,
-    gather};
+    run_remap};
 
 }  // namespace PRUNEKIT_ISA
 }  // namespace prunekit
