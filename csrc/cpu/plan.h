@@ -114,7 +114,8 @@ class Plan {
 
   const LaneKernels& kernels_;
   std::vector<std::unique_ptr<Step>> steps_;
-  int64_t arena_elements_, num_inputs_, num_outputs_, scratch_elements_ = 0;
+  int64_t arena_elements_, num_inputs_, num_outputs_;
+  int64_t scratch_elements_[2] = {0, 0};
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Arena>> free_arenas_;
 };
