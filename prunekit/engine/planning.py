@@ -267,7 +267,7 @@ class _Planner:
 
     def _plan_conv2d(self, node: Node) -> None:
         a, graph = node.attributes, self.graph
-        weight, y = graph.weights[a["weight"]].dense(), self.views[node.name]
+        weight, y = graph.weights[a["weight"]], self.views[node.name]
         layout = y.buffer.layout
         reading: int | None = None
         row_vectors, x_row = 0, 0
@@ -305,7 +305,7 @@ class _Planner:
             return [
                 start(), read.channel, y.at(), y.buffer.channel, layout.vectors, choice.tile_vectors,
                 packed.index.data_ptr(), packed.index.numel(), packed.offsets.data_ptr(), reading,
-                packed.values.data_ptr(), packed.values.numel(), bias, *rest,
+                packed.values.data_ptr(), packed.values.numel(), int(packed.is_narrow), bias, *rest,
                 *_epilogue(a["before"]), *_epilogue(a["after"]), mask, choice.row_parts,
                 row_vectors, x_row, choice.repeats,
             ]  # fmt: skip
