@@ -44,7 +44,7 @@ FLAGS = [
 if os.environ.get("PRUNEKIT_SANITIZE") == "1":
     undefined = "alignment,bounds,shift,signed-integer-overflow,float-cast-overflow,integer-divide-by-zero,return"
     FLAGS += ["-O1", "-g1", f"-fsanitize=address,{undefined}", "-fno-sanitize-recover=all"]
-    FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0"]
+    FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0", "-DPRUNEKIT_SHORT_TILES"]
 LINK_FLAGS = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest whose stable ABI has parallel_for
 IS_REQUIRED = os.environ.get("PRUNEKIT_REQUIRE_NATIVE") == "1"

@@ -56,11 +56,13 @@ class EngineConv:
     before: Activation = field(default_factory=Activation)
     after: Activation = field(default_factory=Activation)
     residual: Tensor | None = None  # [N, K, P, Q]
+    weight_dtype: torch.dtype = torch.float32
 
     def expected(self) -> Tensor:
         """Return y by the oracle, in float64."""
+        weight = self.weight.to(self.weight_dtype).float()
         y = masked_conv2d_oracle(
-            self.x, self.weight, self.weight != 0, self.bias, self.stride, self.padding, self.dilation, self.groups
+            self.x, weight, weight != 0, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
         y = activated(y, self.before)
         return y if self.residual is None else activated(y + self.residual.double(), self.after)
@@ -75,7 +77,8 @@ class EngineConv:
         inputs = ["x"] if self.residual is None else ["x", "residual"]
         nodes = [Node(name, "conv2d", inputs, dict(attributes)) for name in names]
         constants = {} if self.bias is None else {"bias": self.bias}
-        return Graph(inputs, nodes, list(names), constants, "", weights={"weight": SparseWeight.of(self.weight)})
+        weight = SparseWeight.of(self.weight).to(self.weight_dtype)
+        return Graph(inputs, nodes, list(names), constants, "", weights={"weight": weight})
 
     def values(self) -> dict[str, Tensor]:
         """Return the inputs by name."""
@@ -132,7 +135,7 @@ def every_cut(conv: EngineConv, seed: int) -> list[ConvChoice]:
 READINGS = {"16 bits": 0, "32 bits": 1, "every second": 2}
 
 
-def conv_of_reading(name: str) -> EngineConv:
+def conv_of_reading(name: str, weight_dtype: torch.dtype = torch.float32) -> EngineConv:
     """Return a convolution that is read in the way of a name of READINGS, longer than the longest tile."""
     generator = torch.Generator().manual_seed(READINGS[name])
     weight = torch.randn(7, 5, 3, 3, generator=generator)
@@ -140,7 +143,8 @@ def conv_of_reading(name: str) -> EngineConv:
     weight[3] = 0.0
     size, stride = ((2 * native.lane_layout()[0], 60), (2, 2)) if name == "every second" else ((23, 27), (1, 1))
     x = torch.randn(1, 5, *size, generator=generator)
-    return EngineConv(x, weight, torch.randn(7, generator=generator), stride, (1, 1))
+    bias = torch.randn(7, generator=generator)
+    return EngineConv(x, weight, bias, stride, (1, 1), weight_dtype=weight_dtype)
 
 
 def random_conv(seed: int) -> EngineConv:
@@ -173,7 +177,8 @@ def random_conv(seed: int) -> EngineConv:
     if draw.random() < 0.4:
         output = [(span - 1) // s + 1 for span, s in zip(spans, stride, strict=True)]
         residual = torch.randn(n, len(weight), *output, generator=generator)
-    return EngineConv(x, weight, bias, stride, padding, dilation, groups, before, after, residual)
+    dtype = draw.choice((torch.float32, torch.float32, torch.bfloat16))
+    return EngineConv(x, weight, bias, stride, padding, dilation, groups, before, after, residual, dtype)
 
 
 def random_cut(conv: EngineConv, seed: int) -> ConvChoice:

@@ -62,6 +62,7 @@ def run_engine(count: int, threads: int) -> None:
 
     for reading in READINGS:
         walk_every_cut(reading)
+        walk_every_cut(reading, torch.bfloat16)
     for seed in range(count):
         walk_conv(seed)
     for fast, inputs in nets(8000, count // 4):

@@ -58,9 +58,9 @@ def walk_conv(seed: int, cuts: int = 1) -> None:
         assert relative_difference(conv.expected()[:1], y) <= TOLERANCE[torch.float32], (seed, choice)
 
 
-def walk_every_cut(reading: str) -> None:
+def walk_every_cut(reading: str, weight_dtype: torch.dtype = torch.float32) -> None:
     """Walk through every number of rows and length of tile, and compare."""
-    conv = conv_of_reading(reading)
+    conv = conv_of_reading(reading, weight_dtype)
     choices = every_cut(conv, seed=1)
     names = [f"y{i}" for i in range(len(choices))]
     graph = conv.graph(names)

@@ -139,12 +139,12 @@ def test_offsets_beyond_32_bits_are_refused() -> None:
     weight = torch.ones(1, 5, 1, 1)
     choice = ConvChoice(1, 1, 5)
     for channel, is_wide in ((2**14, False), (2**14 + 1, True), (2**30 - 1, True)):
-        packed = pack_for_lanes(weight, 1, choice, np.zeros(1, np.int64), channel)
+        packed = pack_for_lanes(SparseWeight.of(weight), 1, choice, np.zeros(1, np.int64), channel)
         assert packed.is_wide == is_wide
         offsets = packed.offsets.numpy().view(np.uint32 if is_wide else np.uint16)
         assert offsets.tolist() == [i * channel for i in range(5)]
     with pytest.raises(InputError, match=r"a block of 5 channels spans 2\^32 vectors or more"):
-        pack_for_lanes(weight, 1, choice, np.zeros(1, np.int64), 2**30)
+        pack_for_lanes(SparseWeight.of(weight), 1, choice, np.zeros(1, np.int64), 2**30)
 
 
 @pytest.mark.parametrize(("padding", "stride", "sentence"), [

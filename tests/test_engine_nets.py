@@ -236,6 +236,22 @@ def test_batch_norm_behind_an_in_place_operator_is_folded() -> None:
     check_equal(run(net, [x]), fast(x), "in-place")
 
 
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for case, fast in captured(range(7100, 7106)):
+            narrow = AcceleratedModel(fast.graph.with_weights(torch.bfloat16), {}, fast.example)
+            rounded = AcceleratedModel(narrow.graph.with_weights(torch.float32), {}, fast.example)
+            weights = [weight.values for weight in narrow.graph.weights.values()]
+            assert all(values.dtype == torch.bfloat16 for values in weights)
+            for a, b in zip(tree_leaves(rounded(*case.inputs)), tree_leaves(narrow(*case.inputs)), strict=True):
+                assert torch.equal(a, b), case.seed  # the same sums in the same order
+    finally:
+        native.use_instruction_set(str(before))
+
+
 def test_torchs_defaults_do_not_matter() -> None:
     net = dense_layers(nn.Conv2d(3, 4, 3))
     x = torch.randn(1, 3, 9, 9)

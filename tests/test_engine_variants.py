@@ -42,11 +42,12 @@ def check(conv: EngineConv, choices: list[ConvChoice]) -> list[torch.Tensor]:
     return results
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", SETS)
-def test_every_cut_in_every_reading(name: str, reading: str) -> None:
+def test_every_cut_in_every_reading(name: str, reading: str, dtype: torch.dtype) -> None:
     with instruction_set(name), wide_offsets(reading == "32 bits"):
-        conv = conv_of_reading(reading)
+        conv = conv_of_reading(reading, dtype)
         assert conv.reading() == READINGS[reading]
         for seed in range(2):
             check(conv, every_cut(conv, seed))
@@ -83,6 +84,6 @@ def test_the_same_bits_for_any_threads_and_place_in_the_batch(seed: int, threads
         residual = None if conv.residual is None else conv.residual[i : i + 1]
         single = EngineConv(
             conv.x[i : i + 1], conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-            conv.before, conv.after, residual,
+            conv.before, conv.after, residual, conv.weight_dtype,
         )  # fmt: skip
         assert torch.equal(single.results([choice])[0], alone[i : i + 1])

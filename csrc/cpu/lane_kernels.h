@@ -23,7 +23,7 @@ struct LaneConvTile {
   const float* x;                // the group's first channel at the first tap of the first output vector
   const int32_t* segments;       // the group's, see lane_filter.h
   const void* offsets;           // of the whole filter: uint16 or uint32, in vectors
-  const float* values;           // of the whole filter
+  const void* values;            // of the whole filter: float or, in uint16, bfloat16
   int64_t segment_words, num_row_groups, num_channel_blocks, block_stride;  // elements between channel blocks
   int64_t row_group_begin, row_group_end, rows_per_group;
   // With one channel block: neighbouring tiles that a row group does before the next one begins. Its few weights stay
@@ -92,11 +92,14 @@ using LaneConvKernel = void (*)(const LaneConvTile&);
 // How a convolution reads: neighbouring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
 enum LaneReading { STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32 };
 
+// The kept weights' type; sums are float32 in any case.
+enum LaneWeights { FLOAT32_WEIGHTS, BFLOAT16_WEIGHTS };
+
 struct LaneKernels {
   int64_t lanes;
   int64_t max_vectors[3];        // for 1, 2 and 4 rows
-  // [rows: 1, 2, 4][LaneReading] → table by vectors - 1
-  const LaneConvKernel* conv[3][3];
+  // [LaneWeights][rows: 1, 2, 4][LaneReading] → table by vectors - 1
+  const LaneConvKernel* conv[2][3][3];
   void (*elementwise)(const LaneElementwise&);
   void (*pool)(const LanePool&);
   // Repeat the neighbours' pixels around a plane of m vectors.

@@ -105,6 +105,7 @@ class Conv : public Step {
     require(s.tile_vectors >= 1 && s.tile_vectors <= kernels.max_vectors[row_choice_], "tile too long");
     require(s.row_parts <= f.out_channels && s.repeats <= INT32_MAX, "row parts or repeats");
     require(s.row_parts >= 1 && s.reading >= STEP1_OFFSETS16 && s.reading <= STEP2_OFFSETS32, "row parts or reading");
+    require(s.weights == FLOAT32_WEIGHTS || s.weights == BFLOAT16_WEIGHTS, "the type of its weights");
     require_aligned(s.mask);
     require(s.x_row >= 0 && s.row_vectors >= 0 && (s.row_vectors == 0) == (s.reading != STEP2_OFFSETS32), "a row's vectors");
     bounds.contain_planes(s.y, s.y_channel, f.out_channels, s.vectors, "the output of a convolution");
@@ -175,7 +176,7 @@ class Conv : public Step {
       tile.accumulators = scratch<float>(SUMS_SLOT, scratch_elements(SUMS_SLOT, kernels.lanes));
       tile.y = memory.arena + s_.y + first_row * s_.y_channel + first * kernels.lanes;
       tile.y_channel = s_.y_channel;
-      const LaneConvKernel* kernel = kernels.conv[row_choice_][s_.reading];
+      const LaneConvKernel* kernel = kernels.conv[s_.weights][row_choice_][s_.reading];
       tile.repeats = vectors / s_.tile_vectors;
       if (tile.repeats > 0) {
         kernel[s_.tile_vectors - 1](tile);

@@ -30,8 +30,9 @@ struct ConvStep {
   int64_t index_words;
   const void* offsets;           // its ids as offsets in vectors
   int64_t reading;               // LaneReading: offsets are uint16 or uint32
-  const float* values;
+  const void* values;
   int64_t num_values;
+  int64_t weights;               // LaneWeights: what `values` are
   const float* bias;
   int64_t residual, residual_channel;  // residual < 0: none
   EpilogueWords before, after;

@@ -284,7 +284,7 @@ class _Planner:
 
     def _plan_conv2d(self, node: Node) -> None:
         a, graph = node.attributes, self.graph
-        weight, y = graph.weights[a["weight"]].dense(), self.views[node.name]
+        weight, y = graph.weights[a["weight"]], self.views[node.name]
         layout = y.buffer.layout
         reading: int | None = None
         row_vectors, x_row = 0, 0
@@ -315,7 +315,7 @@ class _Planner:
         self.keep_alive.append(packed)
         if reading is None:
             reading = _STEP1_WIDE if packed.is_wide else _STEP1
-        bias = 0 if a["bias"] is None else self._per_channel(a["bias"], len(weight))
+        bias = 0 if a["bias"] is None else self._per_channel(a["bias"], weight.shape[0])
         residual = self.views[node.inputs[1]] if len(node.inputs) > 1 else None
         mask = self._mask(layout)
 
@@ -324,7 +324,7 @@ class _Planner:
             return [
                 start(), read.channel, y.at(), y.buffer.channel, layout.vectors, choice.tile_vectors,
                 packed.index.data_ptr(), packed.index.numel(), packed.offsets.data_ptr(), reading,
-                packed.values.data_ptr(), packed.values.numel(), bias, *rest,
+                packed.values.data_ptr(), packed.values.numel(), int(packed.is_narrow), bias, *rest,
                 *_epilogue(a["before"]), *_epilogue(a["after"]), mask, choice.row_parts,
                 row_vectors, x_row, choice.repeats,
             ]  # fmt: skip
