@@ -18,7 +18,11 @@ namespace PRUNEKIT_ISA {
 namespace {
 
 // Accumulators beside one loaded vector and the broadcast weights.
+#if defined(PRUNEKIT_SHORT_TILES)  // for builds with sanitizers, whose instrumentation of every length takes minutes
+constexpr int MAX_VECTORS[3] = {6, 3, 2};
+#else
 constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
+#endif
 
 ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
   return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
