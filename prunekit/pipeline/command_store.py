@@ -1,7 +1,8 @@
 """The folder of one stage's command: the stage's files lie in it, what it needs beforehand in folders inside.
 
 Unlike a run's `stages/`, such a folder belongs to one piece of work for good: `stage.json`, written first, says which,
-and a command with other settings or inputs is refused instead of mixing its files with those that are there.
+and a command with other settings or inputs is refused instead of mixing its files with those that are there. As long as
+the stage's own inputs, such as scores, have yet to be made, it holds no more than the stage's name.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class CommandStore:
         """
         path = self.root if stage == self.stage else self.root / stage
         description = describe(stage, config, inputs)
-        if (path / CLAIM).is_file():
-            self._require_same(_read_claim(path), description)
+        earlier = _read_claim(path) if (path / CLAIM).is_file() else {}
+        if earlier.keys() > {"stage"}:
+            self._require_same(earlier, description)
         else:
             write_text(path / CLAIM, json.dumps(description, indent=2) + "\n")
         return StageFolder(path, digest([description]), description)
@@ -70,6 +72,8 @@ def command_store(root: Path, stage: str) -> Iterator[CommandStore]:
     """Open the folder, new or interrupted, for this process alone."""
     check_command_folder(root, stage)
     with claimed(root):
+        if not (root / CLAIM).is_file():
+            write_text(root / CLAIM, json.dumps({"stage": stage}) + "\n")
         yield CommandStore(root, stage)
 
 
