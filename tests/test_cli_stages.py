@@ -131,7 +131,7 @@ def test_pruning_interrupted_while_scores_are_made_goes_on(
     chosen = options["prune"] | {"data": options["train"]["data"], "scores": "deeplift"}
     succeed("prune", chosen | {"out": tmp_path / "undisturbed"})
     with monkeypatch.context() as patch:
-        patch.setattr("prunekit.pipeline.stages.deeplift_scores", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("prunekit.pipeline.scoring.deeplift_scores", Mock(side_effect=KeyboardInterrupt))
         assert invoke("prune", chosen).exit_code == 130
     other = invoke("prune", chosen | {"score-images": 2})
     assert (other.exit_code, "config.images: 256 there, 2 now" in other.stderr) == (2, True)
