@@ -16,8 +16,8 @@ from prunekit.pipeline import SilentProgress, stages
 from prunekit.pipeline.checkpoints import save_checkpoint, tensors_digest
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.scoring import ScoreChoices
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
 from prunekit.pipeline.stage_store import STATE, StageStore
-from prunekit.pipeline.stages import Artefact, Bench, Training
 from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
 from prunekit.pipeline.train_state import TrainState
 from prunekit.pipeline.training_data import ImagesInMemory

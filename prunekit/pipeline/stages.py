@@ -4,17 +4,17 @@
     pretrain    every parameter                                   model, also as darknet's weights
     score       nothing                                           scores
     prune       scores and normalisation, or nothing (one-shot)   masks and model
+    optimise    scores and normalisation, shared by all ratios    scores and model, nothing dropped
     finetune    every parameter, dropped weights held at zero     model
 
-The three that train share one loop, one state file and one log; this table is all that tells them apart.
+Those that train share one loop, one state file and one log; this table is all that tells them apart.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,14 @@ from prunekit.detection import Detector, save_darknet_weights
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from prunekit.pipeline.detector_file import open_detector, save_detector
-from prunekit.pipeline.objectives import ObjectiveConfig, make_objective
-from prunekit.pipeline.progress import Progress
+from prunekit.pipeline.objectives import make_objective
 from prunekit.pipeline.scoring import ScoreChoices, make_scores
-from prunekit.pipeline.stage_store import STATE, StageFolder, Store
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
+from prunekit.pipeline.stage_store import STATE, StageFolder
 from prunekit.pipeline.tasks import detector_task
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.train_state import TrainState, load_averages
 from prunekit.pipeline.training import AfterStep, optimise
-from prunekit.pipeline.training_data import TrainingData
 from prunekit.pipeline.training_log import TrainingLog
 from prunekit.prune import (
     SCORES,
@@ -49,50 +48,6 @@ from prunekit.prune import (
 MODEL, DARKNET_WEIGHTS = "model.safetensors", "model.weights"
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A detector between stages.
-
-    Attributes:
-        model: In eval mode; stages copy it before they change it.
-        width: Channels relative to darknet's.
-        sha256: Of the file that it came from.
-        masks: Layer name → mask where it is pruned.
-        drops_filters: Whether the masks drop whole filters.
-    """
-
-    model: Detector
-    width: float
-    sha256: str
-    masks: dict[str, Tensor] | None = None
-    drops_filters: bool = False
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training stage learns from.
-
-    Attributes:
-        data: The images.
-        sha256: Of the data set.
-        objective: A key of `OBJECTIVES`.
-        objective_config: Its knobs.
-    """
-
-    data: TrainingData
-    sha256: str
-    objective: str
-    objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where stages work and who follows them."""
-
-    store: Store
-    progress: Progress
 
 
 def pretrain(bench: Bench, start: Artefact, training: Training, config: TrainConfig) -> Artefact:
@@ -163,15 +118,8 @@ def prune_optimised(
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
-            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-            def log_churn(step: int) -> dict[str, float]:
-                return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
-
-            _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
-            churn = pruning.churn()
-            masks = pruning.finish()
+        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+            churn, masks = pruning.churn(), pruning.finish()
         save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
     result = folder.result()
@@ -179,10 +127,61 @@ def prune_optimised(
     return _reopen(folder, start), float(result["churn"])
 
 
+def optimise_scores(
+    bench: Bench,
+    start: Artefact,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> tuple[Artefact, dict[str, Tensor], str]:
+    """Optimise the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
+
+    Returns:
+        The detector with its normalisations trained and nothing dropped, the optimised scores, their file's SHA-256.
+    """
+    folder = bench.store.open(
+        "optimise",
+        rule_identity(rule) | _identity(training, config),
+        {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
+    )
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+            churn, optimised = pruning.churn(), pruning.scores()
+        save_scores(folder.file(SCORES_FILE), optimised)
+        save_detector(folder.file(MODEL), model, start.width)
+        folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, SCORES_FILE, LOG)
+    trained = _reopen(folder, start)
+    return trained, load_scores(folder.file(SCORES_FILE), trained.model), folder.output(SCORES_FILE)
+
+
 def rule_identity(rule: MaskRule) -> dict[str, Any]:
     """Return what a mask rule's masks depend on, beside the model."""
     names = ("ratio_percent", "structure", "scope", "filter_ratio_percent", "excluded")
     return {name: getattr(rule, name) for name in names}
+
+
+@contextmanager
+def _optimised(
+    folder: StageFolder,
+    bench: Bench,
+    model: Detector,
+    scores: Mapping[str, Tensor],
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> Iterator[StraightThrough]:
+    """Train scores; inside the block the model is masked by them, afterwards it has its weights again."""
+    with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+        def log_churn(step: int) -> dict[str, float]:
+            return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
+
+        _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+        yield pruning
 
 
 def _train(

@@ -13,7 +13,7 @@ from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.progress import Progress
 from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.stages import Training
+from prunekit.pipeline.stage_inputs import Training
 from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS, TrainConfig
 from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_into_memory
 
