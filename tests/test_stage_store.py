@@ -12,7 +12,7 @@ import pytest
 
 from prunekit.errors import InputError
 from prunekit.pipeline.claimed_folder import LOCK, check_folder, claimed
-from prunekit.pipeline.command_store import CLAIM, CommandStore, check_command_folder, command_store, flat
+from prunekit.pipeline.command_store import CLAIM, CommandStore, command_store, flat
 from prunekit.pipeline.stage_store import DONE, STATE, StageFolder, StageStore, sha256
 
 CONFIG: dict[str, Any] = {"ratio": 50.0, "layers": ("a", "b")}
@@ -110,15 +110,18 @@ def test_a_commands_own_stage_lies_in_its_folder_and_others_inside(tmp_path: Pat
         assert store.open("prune", CONFIG, INPUTS).result() == {"churn": 0.25}
 
 
-def test_a_folder_that_was_left_while_its_inputs_were_made_is_still_its_stages(tmp_path: Path) -> None:
+def test_a_command_killed_before_its_own_stage_began_finds_its_folder_again(tmp_path: Path) -> None:
     with command_store(tmp_path / "out", "prune") as store:
-        store.open("score", {}, INPUTS)  # and then the process was killed
-    with pytest.raises(InputError, match="results of the stage prune, not of train"):
-        check_command_folder(tmp_path / "out", "train")
+        store.open("score", {}, INPUTS)  # and killed here
     with command_store(tmp_path / "out", "prune") as store:
         _finished(store.open("prune", CONFIG, INPUTS))
-        with pytest.raises(InputError, match=r"config.ratio: 50.0 there, nothing now"):
-            store.open("prune", {"layers": ("a", "b")}, INPUTS)
+    with pytest.raises(InputError, match=r"config\.ratio"), command_store(tmp_path / "out", "prune") as store:
+        store.open("prune", CONFIG | {"ratio": 60.0}, INPUTS)
+    with (
+        pytest.raises(InputError, match="results of the stage prune, not of score"),
+        command_store(tmp_path / "out", "score"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
