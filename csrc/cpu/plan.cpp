@@ -68,6 +68,16 @@ constexpr int64_t TASKS_PER_THREAD = 4;
 // About what a task of a memory-bound step should move at least; smaller ones cost more to hand out than to do.
 constexpr int64_t MIN_TASK_ELEMENTS = 16 * 1024;
 constexpr int SPINS_BEFORE_YIELD = 4096;
+// Outputs of so many bytes do not wait in a cache for who reads them: YOLOv3's first, of 22 MiB, is written in half the
+// time past a cache of 32 MiB, while the next of 11 MiB gain as much as their readers lose.
+constexpr int64_t STREAMED_BYTES = int64_t{16} << 20;
+
+// Before another thread may be told of what was streamed.
+void fence_streams() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
 // Of scratch memory.
 constexpr int PLANAR_SLOT = 0, SUMS_SLOT = 1;
 
@@ -131,6 +141,7 @@ class Conv : public Step {
         longest_part_ = std::max(longest_part_, parts_.back().end - parts_.back().begin);
       }
     }
+    is_streamed_ = f.out_channels * s.vectors * bounds.lanes * int64_t{sizeof(float)} >= STREAMED_BYTES;
     units_ = static_cast<int64_t>(parts_.size()) * tiles_;
     units_per_task_ = std::max<int64_t>(1, units_ / (TASKS_PER_THREAD * 4 * threads_));
   }
@@ -176,6 +187,7 @@ class Conv : public Step {
       tile.accumulators = scratch<float>(SUMS_SLOT, scratch_elements(SUMS_SLOT, kernels.lanes));
       tile.y = memory.arena + s_.y + first_row * s_.y_channel + first * kernels.lanes;
       tile.y_channel = s_.y_channel;
+      tile.is_streamed = is_streamed_;
       const LaneConvKernel* kernel = kernels.conv[s_.weights][row_choice_][s_.reading];
       tile.repeats = vectors / s_.tile_vectors;
       if (tile.repeats > 0) {
@@ -190,6 +202,9 @@ class Conv : public Step {
         tile.residual += tile.residual ? done * kernels.lanes : 0;
         kernel[vectors - done - 1](tile);
       }
+    }
+    if (is_streamed_) {
+      fence_streams();
     }
   }
 
@@ -228,6 +243,7 @@ class Conv : public Step {
   const FilterLayout filter_;
   const int64_t threads_;
   int row_choice_;
+  bool is_streamed_;
   const int32_t* segments_;
   int64_t group_words_, tiles_a_row_, tiles_, units_, units_per_task_, longest_part_ = 0;
   LaneEpilogue before_, after_;
