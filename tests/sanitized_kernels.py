@@ -105,7 +105,7 @@ def main(extension: str, cases: int, has_short_planes: bool) -> None:
     torch.set_num_threads(1)
     assert arena_walk._sanitizer() is not None, "not under AddressSanitizer"
     if has_short_planes:
-        arena_walk.planes = without_last_vector(arena_walk.planes)
+        arena_walk.planes = without_last_vector(arena_walk.planes)  # type: ignore[assignment]
         walk_every_cut("16 bits")
         return
     sets = native_status().supported_sets
