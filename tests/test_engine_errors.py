@@ -138,7 +138,7 @@ def test_planes_of_2_31_elements_are_refused(op: str, attributes: dict[str, int]
 def test_offsets_beyond_32_bits_are_refused() -> None:
     weight = torch.ones(1, 5, 1, 1)
     choice = ConvChoice(1, 1, 5)
-    for channel, is_wide in ((2**14, False), (2**14 + 1, True), (2**30 - 1, True)):
+    for channel, is_wide in ((2**14 - 1, False), (2**14, True), (2**30 - 1, True)):
         packed = pack_for_lanes(SparseWeight.of(weight), 1, choice, np.zeros(1, np.int64), channel)
         assert packed.is_wide == is_wide
         offsets = packed.offsets.numpy().view(np.uint32 if is_wide else np.uint16)
@@ -185,10 +185,12 @@ fast = build_whole_graph(conv, [torch.zeros(1, 1, 16, 16)], 0.0, TuningCache(Non
 fast(torch.zeros(1, 1, 16, 16))
 x = torch.zeros(1, 1, 2048, 2048)  # 268 MB of values in the middle, and as much in phases
 weight = torch.ones(1, 64, 3, 3)
+wide, strip = torch.zeros(1, 64, 2048, 512), torch.zeros(1, 64, 1, 512).expand(-1, -1, 2048, -1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
-wide = x.expand(1, 64, -1, -1)[..., :512]
-for call in (lambda: fast(x), lambda: prunekit.masked_conv2d(wide, weight, weight > 0, None, 1, 1)):
+resource.setrlimit(resource.RLIMIT_AS, (used + 220 * 2**20,) * 2)
+def convolve(x):
+    return prunekit.masked_conv2d(x, weight, weight > 0, None, 1, 1)
+for call in (lambda: fast(x), lambda: convolve(wide), lambda: convolve(strip)):
     try:
         call()
         print("no error")
@@ -204,9 +206,10 @@ def test_out_of_memory_is_an_error_and_not_the_end() -> None:
         [sys.executable, "-c", OUT_OF_MEMORY], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    first, second, last = done.stdout.splitlines()
+    first, *others, last = done.stdout.splitlines()
     assert first.startswith("MemoryError expected 0.")
-    assert "memory" in second
+    assert len(others) == 2
+    assert all("there is no memory for a " in line for line in others), others
     assert last == "torch.Size([1, 1, 7, 7])"
 
 
@@ -370,9 +373,10 @@ def test_steps_that_leave_the_arena_are_refused() -> None:
         (5, 2**40),
         (6, 99),
         (10, 7),
-        (16, 9),
-        (21, 0),
-        (24, 2**40),
+        (13, 2),
+        (17, 9),
+        (22, 0),
+        (25, 2**40),
     ):
         damaged = words.copy()
         damaged[at, field] = value
