@@ -151,7 +151,9 @@ def _layer_outputs(model: nn.Module, trial: Trial, choice: Choice) -> list[tuple
 
         return hook
 
-    names = [name for name in choice.flow.outputs if name not in moved and not list(model.get_submodule(name).children())]
+    names = [
+        name for name in choice.flow.outputs if name not in moved and not list(model.get_submodule(name).children())
+    ]
     hooks = [model.get_submodule(name).register_forward_hook(note(name)) for name in names]
     try:
         model(*trial.inputs)

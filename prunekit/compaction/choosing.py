@@ -149,4 +149,6 @@ class Choice:
     def _round(self, multiple_of: int) -> None:
         for layer in self.flow.layers.values() if multiple_of > 1 else ():
             while (count := int(self.stays(layer.out_labels).sum())) < len(layer.out_labels) and count % multiple_of:
-                self._add(self._candidate(layer.out_labels), f"{layer.name} is rounded up to a multiple of {multiple_of}")
+                self._add(
+                    self._candidate(layer.out_labels), f"{layer.name} is rounded up to a multiple of {multiple_of}"
+                )

@@ -1,8 +1,8 @@
 """compact: structured masks in, a certified smaller model out.
 
-    result = compact(model, example_input, masks)
-    result.model          # of the model's own class, with fewer channels, for any input size
-    print(result.certificate)
+result = compact(model, example_input, masks)
+result.model          # of the model's own class, with fewer channels, for any input size
+print(result.certificate)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.compaction.certificate import Certificate, Difference
 from prunekit.compaction.certifying import (
+    DoesNotRunError,
     Trial,
     difference,
     differences,
@@ -120,7 +121,13 @@ def _cut_at(
     choice = Choice(flow, multiple_of)
     plan = make_plan(flow, choice, multiple_of)
     wide = _cut_copy(original, plan)
-    found = differences(wide, rows)
+    try:
+        found = differences(wide, rows)
+    except DoesNotRunError as error:
+        raise InputError(
+            f"Expected every layer that runs to reach an output in the graph, but once channels were removed layer "
+            f"{error.layer!r} did not run ({error})."
+        ) from error
     for trial, row in zip(rows, found, strict=True):
         if not is_exact([row]):
             raise_first_difference(original, wide, choice, trial)

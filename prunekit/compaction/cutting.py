@@ -20,8 +20,22 @@ def cut(model: nn.Module, plan: Plan) -> None:
         module = model.get_submodule(owner)
         tensor = getattr(module, attribute)
         if len(keep) != tensor.shape[dim]:
-            _replace(module, attribute, tensor.index_select(dim, keep.to(tensor.device)))
+            _replace(module, attribute, select(plan, name, tensor.detach()))
             _note_width(module, len(keep))
+
+
+def select(plan: Plan, name: str, tensor: Tensor) -> Tensor:
+    """Return the part that stays of a tensor that has the shape of the parameter or buffer `name`."""
+    owner, _, attribute = name.rpartition(".")
+    if owner in plan.layers:
+        layer_cut = plan.layers[owner]
+        if attribute == "weight":
+            return select_weight(tensor, layer_cut)
+        return tensor.index_select(0, layer_cut.out_keep.to(tensor.device))
+    if name in plan.tensors:
+        dim, keep = plan.tensors[name]
+        return tensor.index_select(dim, keep.to(tensor.device))
+    return tensor
 
 
 def select_weight(weight: Tensor, layer_cut: LayerCut) -> Tensor:

@@ -73,6 +73,8 @@ def _folded(choice: Choice) -> Counter[int]:
     found: Counter[int] = Counter()
     for layer in choice.flow.layers.values():
         if len(layer.in_labels):
-            moved = choice.reads(layer) & ~choice.stays(layer.in_labels) & (layer.in_constants.nan_to_num() != 0).numpy()
+            moved = (
+                choice.reads(layer) & ~choice.stays(layer.in_labels) & (layer.in_constants.nan_to_num() != 0).numpy()
+            )
             found.update(choice.units(layer.in_labels[moved]).tolist())
     return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from prunekit.compaction.exporting import Traced, layer_name, operator_name
+from prunekit.compaction.tracing import Traced, layer_name, operator_name
 from prunekit.compaction.units import Labels, Units
 from prunekit.compaction.values import Value, channels, unknown
 
@@ -69,7 +69,7 @@ class Layer:
 
     @property
     def masked(self) -> Tensor:
-        """bool [filters]: those without any weight."""
+        """Bool [filters]: those without any weight."""
         return ~self.used.any(dim=1)
 
 

@@ -17,9 +17,9 @@ from prunekit.compaction import layer_rules, movement_rules, pointwise_rules  # 
 from prunekit.compaction.certifying import DoesNotRunError, Trial, differences, is_exact
 from prunekit.compaction.choosing import Choice
 from prunekit.compaction.cutting import cut
-from prunekit.compaction.exporting import trace
 from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.planning import make_plan
+from prunekit.compaction.tracing import trace
 
 
 def follow(masked: nn.Module, original: nn.Module, inputs: Sequence[Tensor], rows: Sequence[Trial]) -> ChannelFlow:

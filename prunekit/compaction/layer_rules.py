@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunekit.compaction.exporting import layer_name
 from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
+from prunekit.compaction.tracing import layer_name
 from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
 
 
@@ -29,8 +29,8 @@ def convolution(flow: ChannelFlow, node: fx.Node) -> Value:
     require(isinstance(module, _ConvNd) and not module.transposed, "is not a convolution's own")
     require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
     require(value.dim in (None, 1), "reads channels from another dimension than the second")
-    pads = a["padding"] == "same" or (not isinstance(a["padding"], str) and any(_as_list(a["padding"])))
-    return _layer(flow, node, name, module, value, 1, pads=bool(pads))
+    own = a["padding"] == "same" or (not isinstance(a["padding"], str) and any(_as_list(a["padding"])))
+    return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed)
 
 
 @rule("linear")
@@ -89,9 +89,7 @@ def mixing_normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
     return flow.give_up(node, "normalises over channels, so all of them stay")
 
 
-def _layer(
-    flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Value, dim: int, pads: bool
-) -> Value:
+def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Value, dim: int, pads: bool) -> Value:
     weight = module.weight.detach().double().cpu()
     weight = weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)  # [filters, channels / groups, taps]
     groups = getattr(module, "groups", 1)
@@ -100,9 +98,12 @@ def _layer(
         labels = flow.units.fresh(len(weight))
         empty = torch.zeros(0, dtype=torch.float64)
         used = (weight != 0).any(dim=2)
-        layer = Layer(name, groups, weight.dim() == 3 and isinstance(module, _ConvNd), labels, labels[:0], empty, pads, used)
+        layer = Layer(
+            name, groups, weight.dim() == 3 and isinstance(module, _ConvNd), labels, labels[:0], empty, pads, used
+        )
         flow.layers[name] = layer
     layer.calls += 1
+    layer.pads |= pads
     layer.norm = None
     result = _unlabelled(node)
     if value.dim is not None:
@@ -164,7 +165,10 @@ def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tu
     owners = {name.rpartition(".")[0] for name in names if name is not None}
     require(None not in names and len(owners) == 1, "computes its weight")
     require(not any(name in flow.traced.shared for name in names), "shares its weight with another layer")
-    require(not any(name in flow.tensors or name in flow.whole for name in names), "uses a weight that is used elsewhere too")
+    require(
+        not any(name in flow.tensors or name in flow.whole for name in names),
+        "uses a weight that is used elsewhere too",
+    )
     owner = owners.pop()
     module = flow.traced.model.get_submodule(owner)
     own = {f"{owner}.weight".lstrip("."), f"{owner}.bias".lstrip(".")}

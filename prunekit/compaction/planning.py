@@ -62,20 +62,6 @@ class Plan:
     tensors: dict[str, tuple[int, Tensor]]
     multiple_of: int = 1
 
-    def kept_entries(self) -> dict[str, tuple[tuple[int, Tensor], ...]]:
-        """Return for every parameter and buffer that is cut which entries of which dimensions stay."""
-        found: dict[str, tuple[tuple[int, Tensor], ...]] = {name: (cut,) for name, cut in self.tensors.items()}
-        for name, cut in self.layers.items():
-            reads = (1, cut.in_keep) if cut.old_groups == 1 else (1, _places_in_group(cut))
-            found[f"{name}.weight".lstrip(".")] = ((0, cut.out_keep), reads)
-            found[f"{name}.bias".lstrip(".")] = ((0, cut.out_keep),)
-        return found
-
-
-def _places_in_group(cut: LayerCut) -> Tensor:
-    """Return -1s: a grouped convolution's input channels stay group by group; `cutting.select_weight` does it."""
-    return torch.full((len(cut.in_keep) // max(cut.groups, 1),), -1)
-
 
 def make_plan(flow: ChannelFlow, choice: Choice, multiple_of: int = 1) -> Plan:
     """Write the choice down."""

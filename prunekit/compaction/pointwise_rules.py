@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from prunekit.compaction.exporting import operator_name
 from prunekit.compaction.flow import ChannelFlow, NotUnderstoodError, arguments, require, rule, shape_of
+from prunekit.compaction.tracing import operator_name
 from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
 
 # fmt: off
@@ -113,9 +114,31 @@ def pad(flow: ChannelFlow, node: fx.Node) -> Value:
     if a.get("mode", "constant") != "constant" or all(width <= 0 for width in widths):
         return result
     fill = float(a.get("value") or 0.0)
-    lost = ~v.isnan() & (v != fill)
+    if fill == 0 and all(_reads_as_padding(user) for user in node.users):
+        return replace(result, framed=True)
+    is_hidden = v >= fill if all(_hides(user, max(widths)) for user in node.users) else v == fill
+    lost = ~v.isnan() & ~is_hidden
     flow.units.note_variation(value.labels[lost.numpy()], f"{flow.describe(node)} puts {fill:g} beside its constant")
     return result.with_constants(torch.where(lost, torch.nan, v))
+
+
+def _reads_as_padding(node: fx.Node) -> bool:
+    """Tell whether a node takes zeros beside the image as its own padding: a convolution does."""
+    return operator_name(node) in ("conv1d", "conv2d", "conv3d")
+
+
+def _hides(node: fx.Node, width: int) -> bool:
+    """Tell whether a node pools the largest of windows that are wider than the padding: the smaller number is lost."""
+    if operator_name(node) not in ("max_pool2d", "max_pool2d_with_indices"):
+        return False
+    a = arguments(node)
+    pixels = [n for key in ("padding", "dilation") for n in _pair(a[key])]
+    return min(_pair(a["kernel_size"])) > width and pixels == [0, 0, 1, 1] and not a["ceil_mode"]
+
+
+def _pair(value: int | list[int]) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
 
 
 @rule("mean", "amax", "amin", "sum")

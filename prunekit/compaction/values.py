@@ -27,6 +27,7 @@ class Value:
     dim: int | None = None
     labels: Labels = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     constants: Tensor = field(default_factory=lambda: torch.tensor(torch.nan, dtype=torch.float64))
+    framed: bool = False
 
     @property
     def has_channels(self) -> bool:
