@@ -46,7 +46,6 @@ class Layer:
     Attributes:
         name: Its name in the model.
         groups: Of a grouped convolution.
-        is_conv: Whether it is a convolution.
         out_labels: One a filter.
         in_labels: One an input channel; empty where the input's channels are not known.
         in_constants: float64, one an input channel: the constant that it is at every call; nan where it varies.
@@ -58,7 +57,6 @@ class Layer:
 
     name: str
     groups: int
-    is_conv: bool
     out_labels: Labels
     in_labels: Labels
     in_constants: Tensor
@@ -69,7 +67,7 @@ class Layer:
 
     @property
     def masked(self) -> Tensor:
-        """Bool [filters]: those without any weight."""
+        """The filters without any weight, bool [filters]."""
         return ~self.used.any(dim=1)
 
 

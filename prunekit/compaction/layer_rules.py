@@ -77,7 +77,8 @@ def _normalised(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bo
         y = torch.where(v.isnan(), torch.nan, bias)
     else:
         mean, var = tensors["running_mean"], tensors["running_var"]
-        assert mean is not None and var is not None
+        assert mean is not None
+        assert var is not None
         y = (v - mean) / (var + a["eps"]).sqrt() * weight + bias
     y = torch.where(weight == 0, bias, y)  # whatever comes in
     return channels(value.shape, 1, value.labels, finite_or_nan(y))
@@ -98,9 +99,7 @@ def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Valu
         labels = flow.units.fresh(len(weight))
         empty = torch.zeros(0, dtype=torch.float64)
         used = (weight != 0).any(dim=2)
-        layer = Layer(
-            name, groups, weight.dim() == 3 and isinstance(module, _ConvNd), labels, labels[:0], empty, pads, used
-        )
+        layer = Layer(name, groups, labels, labels[:0], empty, pads, used)
         flow.layers[name] = layer
     layer.calls += 1
     layer.pads |= pads

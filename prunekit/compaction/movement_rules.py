@@ -126,7 +126,17 @@ def move(flow: ChannelFlow, node: fx.Node) -> Value:
     dim, labels = _one_dimension(flow, _moved(node, _full(torch.from_numpy(value.labels), value)))
     if not _keeps_channels(value, shape):
         note_literal(flow, node, value.labels)
-    return Value(shape, dim, labels, _moved(node, value.constants.expand(value.shape)))
+    result = Value(shape, dim, labels, _moved(node, value.constants.expand(value.shape)))
+    _explain(flow, node, result)
+    return result
+
+
+def _explain(flow: ChannelFlow, node: fx.Node, result: Value) -> None:
+    """Where several constants came together in one channel, say so."""
+    assert result.dim is not None
+    table = result.constants.movedim(result.dim, 0).flatten(1)
+    lost = (result.channel_constants().isnan() & ~table.isnan().any(dim=1)).numpy()
+    flow.units.note_variation(result.labels[lost], f"{flow.describe(node)} lays different constants side by side")
 
 
 def _keeps_channels(value: Value, shape: tuple[int, ...]) -> bool:

@@ -74,6 +74,6 @@ def _carry(result: CompactionResult, name: str, parameter: Tensor, key: str, val
         with torch.no_grad():
             return select(result.plan, name, value).clone()
     raise InputError(
-        f"Expected a state of {name} to be a number or to have its shape {tuple(parameter.shape)}, but {key!r} has shape "
-        f"{tuple(value.shape)}: this optimiser cannot be carried through a cut."
+        f"Expected a state of {name} to be a number or to have its shape {tuple(parameter.shape)}, but {key!r} has "
+        f"shape {tuple(value.shape)}: this optimiser cannot be carried through a cut."
     )

@@ -28,8 +28,8 @@ def masked_copy(model: nn.Module, inputs: Sequence[Tensor], masks: Mapping[str, 
             raise InputError(
                 f"Expected a model in eval mode, but {name or type(model).__name__} is in training mode: call eval()."
             )
+    _check_input(model, inputs)  # without gradients: weights that hooks compute can be copied after that
     plain = _plain_copy(model)
-    _check_input(plain, inputs)
     for name, mask in (masks or {}).items():
         layer = _masked_layer(plain, name)
         layer.weight.masked_fill_(~_weight_mask(name, layer.weight, mask), 0.0)
