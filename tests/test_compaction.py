@@ -228,16 +228,16 @@ def test_a_shufflenet_unit_splits_and_shuffles() -> None:
 
 def test_sizes_that_the_forward_writes_down_keep_channels_whole() -> None:
     def wiring(n: Any, x: Tensor) -> Tensor:
-        y = torch.sigmoid(n.a(x)).view(x.shape[0], 2, 3, x.shape[2], x.shape[3])
+        y = torch.sigmoid(n.a(x)).view(x.shape[0], 2, 4, x.shape[2], x.shape[3])
         return n.c(torch.relu(n.b(y.mean(dim=1))))
 
-    net = net_of(wiring, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2))
-    masks = {"a": drop(6, 1, 4), "b": drop(6, 0, 1)}
+    net = net_of(wiring, a=conv(3, 8), b=conv(4, 6, 1), c=conv(6, 2))
+    masks = {"a": drop(8, 1, 5), "b": drop(6, 0, 1)}
     varies = exactly(net, masks).certificate.reasons()
     assert varies["view lays different constants side by side"] == 2
-    net.get_submodule("a").bias.data[[1, 4]] = 0.5  # type: ignore[union-attr,operator]
+    net.get_submodule("a").bias.data[[1, 5]] = 0.5  # type: ignore[union-attr,operator]
     result = exactly(net, masks)
-    assert widths(result)["a"] == 6
+    assert widths(result)["a"] == 8
     assert widths(result)["b"] <= 5
     assert any("writes the number of channels into the forward" in text for text in result.certificate.kept_whole)
 

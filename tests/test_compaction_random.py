@@ -62,7 +62,7 @@ def is_true(reason: str, count: int, net: nn.Module, layers: tuple[str, ...]) ->
         reader = modules[found[1]]
         return isinstance(reader, nn.Conv2d) and any(reader.padding) and count <= reader.groups * len(layers)  # type: ignore[arg-type]
     if found := re.fullmatch(r"it is tied to a live channel of (\S+)", reason):
-        return found[1] in layers and len(layers) > 1
+        return found[1] in layers and (len(layers) > 1 or modules[found[1]].groups > 1)  # type: ignore[union-attr,operator]
     if found := re.fullmatch(r"the groups of (\S+) stay equally wide", reason):
         return modules[found[1]].groups > 1  # type: ignore[union-attr,operator]
     if found := re.fullmatch(r"(\S+) keeps one channel at least", reason):

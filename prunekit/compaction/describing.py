@@ -63,7 +63,7 @@ def _reason(choice: Choice, layers: list[Layer], layer: Layer, unit: int) -> str
         return reason
     for other in layers:
         units = choice.units(other.out_labels)
-        if other is not layer and bool((~other.masked.numpy() & (units == unit)).any()):
+        if (~other.masked.numpy() & (units == unit)).any():
             return f"it is tied to a live channel of {other.name}"
     return choice.flow.units.varied().get(unit, reason)
 

@@ -91,9 +91,10 @@ def program_document(program: ExportedProgram, example: Sequence[Tensor], is_siz
     where = _tensor_names(program)
     nodes = []
     for node in program.graph.nodes:
-        if node.op == "placeholder":
-            kind = "tensor" if node.name in where else "input"
-            nodes.append({"name": node.name, "op": kind, "target": where.get(node.name, node.name)})
+        if node.op == "placeholder" and node.name in where:
+            nodes.append({"name": node.name, "op": "tensor", "target": where[node.name]})
+        elif node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+            nodes.append({"name": node.name, "op": "input"})
         elif node.op == "call_function" and not _is_check(node):
             nodes.append(
                 {

@@ -1,0 +1,232 @@
+"""How much faster is a net without its masked filters, and is it still the same net?
+
+    python -m bench.compaction speed --model yolov3 --ratios 25,50,75,95 --threads 1
+    python -m bench.compaction torch-pruning --models resnet50,vgg16,mobilenetv2,yolov3 --ratio 50
+
+`speed`: filters are masked group by group, BatchNorm's shifts stay, so that masked filters answer constants. The
+compacted nets run in turn with the fastest dense forms of the unpruned one; nothing is timed before its outputs were
+found equal to the masked net's.
+
+`torch-pruning`: the same filters cut by Torch-Pruning along its own groups (pip install torch-pruning --no-deps), both
+results in the same form, in turn. The outputs' distance from the masked net is a column, not a condition: it is not
+0 for Torch-Pruning where masked filters answer constants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import prunekit
+from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn
+from prunekit.benchmark.peers import PEERS, as_tuple
+from prunekit.benchmark.problems import NETS, random_image
+from prunekit.compaction import CompactionResult, compact
+from prunekit.pipeline.environment import describe_environment
+from prunekit.pipeline.progress import SilentProgress
+from prunekit.prune import ChannelGroups, MaskRule, channel_groups, prunable_layers, score_model
+from prunekit.timing import relative_rms
+
+ACCELERATED = "accelerate"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A net with live BatchNorm shifts, its filters masked by magnitude, and its channel groups."""
+
+    net: nn.Module
+    groups: ChannelGroups
+    masks: dict[str, Tensor]
+
+
+def main() -> None:
+    """Print JSON lines: the environment, then the rows."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
+    rows = measure_speed(arguments) if arguments.question == "speed" else compare(arguments)
+    with torch.inference_mode(False), torch.no_grad():
+        for row in rows:
+            print(json.dumps(row), flush=True)
+
+
+def build(name: str) -> nn.Module:
+    """Build a net of `NETS` whose BatchNorm has statistics that matter, without letting activations grow or fade."""
+    torch.manual_seed(0)
+    net = NETS[name].build().eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.8, 1.2)
+            module.bias.normal_(std=0.3)
+    _calibrate(net, random_image(NETS[name].image_size))
+    return net
+
+
+def _calibrate(net: nn.Module, x: Tensor) -> None:
+    """Set running statistics to those of an image, as training does."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # the plain average, here of one batch
+        norm.reset_running_stats()
+    net(torch.cat([x, x.flip(3)]))
+    for norm in norms:
+        norm.eval()
+        norm.momentum = 0.1
+
+
+def mask(net: nn.Module, image_size: int, ratio: float) -> Masked:
+    """Mask `ratio` percent of each group's filters, lowest magnitudes first; biases and BatchNorm stay."""
+    groups = channel_groups(net, torch.zeros(1, 3, image_size, image_size))
+    masks = MaskRule(ratio, "filter", groups=groups)(score_model(net, "magnitude"))
+    masked = copy.deepcopy(net)
+    for name, conv in prunable_layers(masked).items():
+        conv.weight.masked_fill_(~masks[name], 0.0)
+    return Masked(masked, groups, masks)
+
+
+def measure_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each competitor."""
+    size = arguments.image_size or NETS[arguments.model].image_size
+    x = random_image(size)
+    dense = build(arguments.model)
+    competitors = [_dense(dense, x, peer) for peer in arguments.dense.split(",")]
+    certificates: dict[float, Any] = {}
+    for ratio in map(float, arguments.ratios.split(",")):
+        masked = mask(dense, size, ratio)
+        result = compact(masked.net, x, multiple_of=arguments.multiple_of, latency_runs=3)
+        certificates[ratio] = result.certificate
+        competitors += _compacted(masked, result, x, ratio, arguments.forms.split(","))
+    yield from _timed(competitors, certificates, arguments)
+
+
+def _dense(net: nn.Module, x: Tensor, peer: str) -> Competitor:
+    name = f"dense, {PEERS[peer].name}"
+    return Competitor(name, "peer", 0.0, PEERS[peer].build(net, x), as_tuple(net(x)), 1.0, 0, 0)
+
+
+def _compacted(
+    masked: Masked, result: CompactionResult, x: Tensor, ratio: float, forms: Sequence[str]
+) -> Iterator[Competitor]:
+    expected = as_tuple(masked.net(x))
+    for form in forms:
+        if form == ACCELERATED:
+            fast = prunekit.accelerate(result.model, x, tuning_seconds=15.0)
+            call: Callable[[], tuple[Tensor, ...]] = lambda fast=fast: as_tuple(fast(x))  # type: ignore[misc] # noqa: E731
+            name = "compacted, prunekit.accelerate"
+        else:
+            call, name = PEERS[form].build(result.model, x), f"compacted, {PEERS[form].name}"
+        yield Competitor(name, "prunekit", ratio, call, expected, 1.0, result.certificate.macs_after, 0)
+
+
+def _timed(
+    competitors: Sequence[Competitor], certificates: dict[float, Any], arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    errors = {}
+    with torch.inference_mode():
+        for competitor in competitors:
+            error = error_of(competitor)
+            if isinstance(error, str):
+                raise RuntimeError(f"{competitor.label}: {error}")
+            errors[competitor.label] = error
+        calls = {competitor.label: competitor.call for competitor in competitors}
+        seconds = seconds_in_turn(calls, arguments.runs, SilentProgress())
+    ms = {label: float(np.median(values)) * 1e3 for label, values in seconds.items()}
+    fastest = min((c.label for c in competitors if c.kind == "peer"), key=lambda label: ms[label])
+    for competitor in competitors:
+        row = {
+            "model": arguments.model,
+            "threads": arguments.threads,
+            "ratio_percent": competitor.ratio,
+            "form": competitor.name,
+            "median_ms": ms[competitor.label],
+            "p90_ms": float(np.percentile(seconds[competitor.label], 90)) * 1e3,
+            "speedup": ms[fastest] / ms[competitor.label],
+            "against": fastest,
+            "relative_rms": errors[competitor.label],
+        }
+        if competitor.ratio in certificates:
+            certificate = certificates[competitor.ratio]
+            row |= {
+                "float64_difference": certificate.max_difference_float64,
+                "parameters": certificate.parameters_after,
+                "macs": certificate.macs_after,
+                "multiple_of": certificate.multiple_of,
+                "carriers": sum(len(group.carriers) for group in certificate.groups),
+            }
+        yield row
+
+
+def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each net: both cuts' latency and distance from the masked net."""
+    for name in arguments.models.split(","):
+        x = random_image(arguments.image_size or NETS[name].image_size)
+        masked = mask(build(name), x.shape[2], arguments.ratio)
+        ours = compact(masked.net, x, multiple_of=1, latency_runs=0)
+        theirs = cut_by_torch_pruning(masked, x)
+        expected = as_tuple(masked.net(x))
+        calls = {
+            "prunekit": PEERS[arguments.form].build(ours.model, x),
+            "torch-pruning": PEERS[arguments.form].build(theirs, x),
+        }
+        with torch.inference_mode():
+            seconds = seconds_in_turn(calls, arguments.runs, SilentProgress())
+        outputs = {"prunekit": as_tuple(ours.model(x)), "torch-pruning": as_tuple(theirs(x))}
+        row: dict[str, Any] = {"model": name, "ratio_percent": arguments.ratio, "form": PEERS[arguments.form].name}
+        for label, net in (("prunekit", ours.model), ("torch-pruning", theirs)):
+            row[f"{label} ms"] = float(np.median(seconds[label])) * 1e3
+            row[f"{label} filters"] = sum(len(conv.weight) for conv in prunable_layers(net).values())
+            row[f"{label} parameters"] = sum(parameter.numel() for parameter in net.parameters())
+            pairs = zip(expected, outputs[label], strict=True)
+            row[f"{label} relative_rms"] = max(relative_rms(a, b) for a, b in pairs)
+        yield row
+
+
+def cut_by_torch_pruning(masked: Masked, x: Tensor) -> nn.Module:
+    """Cut the masked filters along Torch-Pruning's own groups."""
+    import torch_pruning
+
+    net = copy.deepcopy(masked.net).requires_grad_(True)
+    layers = prunable_layers(net)
+    with torch.enable_grad(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        graph = torch_pruning.DependencyGraph().build_dependency(net, example_inputs=x)
+        for group in masked.groups.groups:
+            dropped = (~masked.masks[group[0]].flatten(1).any(dim=1)).nonzero().flatten().tolist()
+            if dropped and group[0] not in masked.groups.heads:
+                graph.get_pruning_group(layers[group[0]], torch_pruning.prune_conv_out_channels, idxs=dropped).prune()
+    return net.eval().requires_grad_(False)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    questions = parser.add_subparsers(dest="question", required=True)
+    speed = questions.add_parser("speed")
+    speed.add_argument("--model", default="yolov3", choices=NETS)
+    speed.add_argument("--ratios", default="25,50,65,75,85,90,95")
+    speed.add_argument("--dense", default="eager,folded,compile", help=f"forms of the dense net: {', '.join(PEERS)}")
+    speed.add_argument("--forms", default=f"folded,{ACCELERATED}", help="forms of the compacted net")
+    speed.add_argument("--multiple-of", type=int, default=None)
+    peer = questions.add_parser("torch-pruning")
+    peer.add_argument("--models", default="resnet50,vgg16,mobilenetv2,yolov3")
+    peer.add_argument("--ratio", type=float, default=50.0)
+    peer.add_argument("--form", default="folded", choices=PEERS)
+    for question in (speed, peer):
+        question.add_argument("--image-size", type=int, default=None)
+        question.add_argument("--threads", type=int, default=1)
+        question.add_argument("--runs", type=int, default=10)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
