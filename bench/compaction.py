@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ import prunekit
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn
 from prunekit.benchmark.peers import PEERS, as_tuple
 from prunekit.benchmark.problems import NETS, random_image
-from prunekit.compaction import CompactionResult, compact
+from prunekit.compaction import Certificate, compact
 from prunekit.pipeline.environment import describe_environment
 from prunekit.pipeline.progress import SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, prunable_layers, score_model
@@ -100,13 +101,15 @@ def measure_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     size = arguments.image_size or NETS[arguments.model].image_size
     x = random_image(size)
     dense = build(arguments.model)
-    competitors = [_dense(dense, x, peer) for peer in arguments.dense.split(",")]
+    competitors = [] if arguments.only_compact else [_dense(dense, x, peer) for peer in arguments.dense.split(",")]
     certificates: dict[float, Any] = {}
     for ratio in map(float, arguments.ratios.split(",")):
         masked = mask(dense, size, ratio)
-        result = compact(masked.net, x, multiple_of=arguments.multiple_of, latency_runs=3)
-        certificates[ratio] = result.certificate
-        competitors += _compacted(masked, result, x, ratio, arguments.forms.split(","))
+        small, certificates[ratio] = _compact(masked, x, ratio, arguments)
+        if not arguments.only_compact:
+            competitors += _compacted(masked, small, x, ratio, arguments.forms.split(","))
+    if arguments.only_compact:
+        return
     yield from _timed(competitors, certificates, arguments)
 
 
@@ -115,18 +118,30 @@ def _dense(net: nn.Module, x: Tensor, peer: str) -> Competitor:
     return Competitor(name, "peer", 0.0, PEERS[peer].build(net, x), as_tuple(net(x)), 1.0, 0, 0)
 
 
-def _compacted(
-    masked: Masked, result: CompactionResult, x: Tensor, ratio: float, forms: Sequence[str]
-) -> Iterator[Competitor]:
+def _compact(masked: Masked, x: Tensor, ratio: float, arguments: argparse.Namespace) -> tuple[nn.Module, Certificate]:
+    """Compact a net, or read what an earlier run kept in the folder."""
+    rounding = arguments.multiple_of or "measured"
+    file = arguments.folder and arguments.folder / f"{arguments.model}-{x.shape[2]}-{ratio:g}-{rounding}.prunekit"
+    if file and file.is_file():
+        small = prunekit.load(file)
+        assert isinstance(small.certificate, Certificate)
+        return small.requires_grad_(False), small.certificate
+    result = compact(masked.net, x, multiple_of=arguments.multiple_of, latency_runs=3)
+    if file:
+        prunekit.save(result, file)
+    return result.model, result.certificate
+
+
+def _compacted(masked: Masked, small: nn.Module, x: Tensor, ratio: float, forms: Sequence[str]) -> Iterator[Competitor]:
     expected = as_tuple(masked.net(x))
     for form in forms:
         if form == ACCELERATED:
-            fast = prunekit.accelerate(result.model, x, tuning_seconds=15.0)
+            fast = prunekit.accelerate(small, x, tuning_seconds=15.0)
             call: Callable[[], tuple[Tensor, ...]] = lambda fast=fast: as_tuple(fast(x))  # type: ignore[misc] # noqa: E731
             name = "compacted, prunekit.accelerate"
         else:
-            call, name = PEERS[form].build(result.model, x), f"compacted, {PEERS[form].name}"
-        yield Competitor(name, "prunekit", ratio, call, expected, 1.0, result.certificate.macs_after, 0)
+            call, name = PEERS[form].build(small, x), f"compacted, {PEERS[form].name}"
+        yield Competitor(name, "prunekit", ratio, call, expected, 1.0, 0, 0)
 
 
 def _timed(
@@ -217,6 +232,8 @@ def parse_arguments() -> argparse.Namespace:
     speed.add_argument("--dense", default="eager,folded,compile", help=f"forms of the dense net: {', '.join(PEERS)}")
     speed.add_argument("--forms", default=f"folded,{ACCELERATED}", help="forms of the compacted net")
     speed.add_argument("--multiple-of", type=int, default=None)
+    speed.add_argument("--folder", type=Path, help="keeps compacted nets for later runs")
+    speed.add_argument("--only-compact", action="store_true", help="fill the folder, time nothing")
     peer = questions.add_parser("torch-pruning")
     peer.add_argument("--models", default="resnet50,vgg16,mobilenetv2,yolov3")
     peer.add_argument("--ratio", type=float, default=50.0)
