@@ -337,6 +337,34 @@ def test_ssd_like_heads_are_outputs_and_stay() -> None:
     assert widths(result)["a"] < 6
 
 
+def test_the_convolutions_of_a_mobilevit_block_are_cut_and_its_attention_is_whole() -> None:
+    """Patches of 2×2 pixels go through a transformer between convolutions."""
+
+    def wiring(n: Any, x: Tensor) -> Tensor:
+        x = functional.silu(n.norm(n.stem(x)))
+        y = n.project(functional.silu(n.local(x)))
+        batch, channels, height, width = y.shape
+        patches = y.reshape(batch * channels, height // 2, 2, width // 2, 2).transpose(2, 3)
+        patches = patches.reshape(batch, channels, -1, 4).permute(0, 3, 2, 1).reshape(batch * 4, -1, channels)
+        patches = n.attention(patches).reshape(batch, 4, -1, channels).permute(0, 3, 2, 1)
+        patches = patches.reshape(batch * channels, height // 2, width // 2, 2, 2).transpose(2, 3)
+        y = functional.silu(n.back(patches.reshape(batch, channels, height, width)))
+        return n.last(functional.silu(n.fuse(torch.cat([x, y], dim=1))))
+
+    attention = nn.TransformerEncoderLayer(8, 2, 12, activation=functional.silu, batch_first=True)
+    net = net_of(
+        wiring, stem=conv(3, 6, bias=False), norm=nn.BatchNorm2d(6), local=conv(6, 7),
+        project=conv(7, 8, 1, bias=False),
+        attention=attention, back=conv(8, 6, 1), fuse=conv(12, 6), last=conv(6, 2, 1),
+    )  # fmt: skip
+    masks = {"stem": drop(6, 1, 2), "local": drop(7, 0, 3), "project": drop(8, 1), "back": drop(6, 2, 4, 5)}
+    result = exactly(net, masks | {"fuse": drop(6, 1)}, ((12, 12), (8, 14)))
+    found = widths(result)
+    assert (found["local"], found["project"], found["fuse"]) == (5, 8, 5)
+    assert found["stem"] + found["back"] <= 4 + 3 + 2  # with carriers
+    assert result.certificate.kept_whole
+
+
 def test_scales_and_frozen_statistics_lose_entries_too() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
