@@ -136,7 +136,7 @@ def _compacted(masked: Masked, small: nn.Module, x: Tensor, ratio: float, forms:
     expected = as_tuple(masked.net(x))
     for form in forms:
         if form == ACCELERATED:
-            fast = prunekit.accelerate(small, x, tuning_seconds=15.0)
+            fast = prunekit.accelerate(small, x, tuning_seconds=10.0)
             call: Callable[[], tuple[Tensor, ...]] = lambda fast=fast: as_tuple(fast(x))  # type: ignore[misc] # noqa: E731
             name = "compacted, prunekit.accelerate"
         else:
