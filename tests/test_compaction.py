@@ -365,6 +365,42 @@ def test_the_convolutions_of_a_mobilevit_block_are_cut_and_its_attention_is_whol
     assert result.certificate.kept_whole
 
 
+def test_a_u_net_with_transposed_convolutions() -> None:
+    def wiring(n: Any, x: Tensor) -> Tensor:
+        fine = torch.sigmoid(n.a(x))
+        coarse = torch.sigmoid(n.b(functional.max_pool2d(fine, 2)))
+        return n.c(torch.cat([fine, torch.relu(n.up(coarse))], dim=1))
+
+    up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
+    net = net_of(wiring, a=conv(3, 6), b=conv(6, 6), up=up, c=conv(10, 2, 1))
+    up.weight.data[:, 2] = 0.0
+    result = exactly(net, {"a": drop(6, 1, 2), "b": drop(6, 0, 3, 4)}, ((12, 12), (10, 14)))
+    assert (up.in_channels, up.out_channels) == (6, 4)
+    small = result.model.get_submodule("up")
+    assert (small.in_channels, small.out_channels, small.weight.shape[:2]) == (4, 3, (4, 3))
+
+
+def test_signals_and_two_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(3, 6, 3, padding=1), nn.Conv1d(2, 6, 1)
+            self.norm, self.c = nn.BatchNorm1d(6), nn.Conv1d(6, 2, 5)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            result: Tensor = self.c(torch.sigmoid(self.norm(self.a(x))) - self.b(y))
+            return result
+
+    torch.manual_seed(0)
+    net = Two().double().eval()
+    inputs = (torch.randn(2, 3, 20, dtype=torch.float64), torch.randn(2, 2, 20, dtype=torch.float64))
+    masks = {"a": drop(6, 1, 2), "b": drop(6, 1, 2, 3)}
+    result = compact(net, inputs, masks, multiple_of=1, latency_runs=1)
+    assert widths(result) == {}
+    assert result.model.a.weight.shape == (4, 3, 3)  # type: ignore[union-attr]
+    assert result.certificate.macs_after < result.certificate.macs_before or result.certificate.macs_before == 0
+
+
 def test_scales_and_frozen_statistics_lose_entries_too() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

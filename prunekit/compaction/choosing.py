@@ -39,7 +39,8 @@ class Choice:
         self._silent = self._silent_units()
         for unit, reason in flow.units.pinned().items():
             self._keep([unit], reason)
-        self._spread()
+        if unit not in self._silent:  # filters without weights need nothing
+            self._spread()
         steps = (self._one_at_least, self._equal_parts, self._carry, lambda: self._round(multiple_of))
         before = -1
         while before != (before := int(self.kept.sum())):

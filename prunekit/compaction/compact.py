@@ -168,7 +168,7 @@ def _certify(
 ) -> Certificate:
     expected, actual = (tree_leaves(net(*inputs)) for net in (masked, chosen.model))
     narrow = difference("example", *(tuple(y for y in ys if isinstance(y, Tensor)) for ys in (expected, actual)))
-    before, after = (count_costs(net, inputs[0] if len(inputs) == 1 else inputs).macs for net in (masked, chosen.model))
+    before, after = (count_costs(_OnInputs(net, inputs), inputs[0]).macs for net in (masked, chosen.model))
     latency: dict[str, float] = {}
     if latency_runs:
         calls = {"before": partial(masked, *inputs), "after": partial(chosen.model, *inputs)}
@@ -188,6 +188,17 @@ def _certify(
         kept_whole=tuple(chosen.choice.flow.kept_whole),
         notes=tuple(notes),
     )
+
+
+class _OnInputs(nn.Module):
+    """A model bound to its inputs, for what calls models with one tensor."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, inputs
+
+    def forward(self, x: Tensor) -> object:
+        return self.model(*self.inputs)
 
 
 def _parameters(model: nn.Module) -> int:

@@ -29,6 +29,8 @@ def select(plan: Plan, name: str, tensor: Tensor) -> Tensor:
     owner, _, attribute = name.rpartition(".")
     if owner in plan.layers:
         layer_cut = plan.layers[owner]
+        if attribute == "weight" and layer_cut.transposed:
+            return select_weight(tensor.transpose(0, 1), layer_cut).transpose(0, 1)
         if attribute == "weight":
             return select_weight(tensor, layer_cut)
         return tensor.index_select(0, layer_cut.out_keep.to(tensor.device))
@@ -55,12 +57,15 @@ def select_weight(weight: Tensor, layer_cut: LayerCut) -> Tensor:
 
 def _cut_layer(model: nn.Module, module: Any, layer_cut: LayerCut) -> None:
     weight = module.weight.detach()
-    wide = weight.double()
+    wide = weight.to(torch.float64, copy=True)
+    wide = wide.transpose(0, 1) if layer_cut.transposed else wide  # [filters, channels / groups, taps]
     for carried in layer_cut.carried:
         _carry(wide, carried.carrier, carried.channels, carried.ratios, layer_cut.old_groups)
-    _replace(module, "weight", select_weight(wide, layer_cut).to(weight.dtype).contiguous())
     out_keep = layer_cut.out_keep.to(weight.device)
-    shift = _shift(weight.double(), layer_cut)[out_keep]
+    shift = _shift(wide, layer_cut)[out_keep]
+    kept = select_weight(wide, layer_cut)
+    kept = kept.transpose(0, 1) if layer_cut.transposed else kept
+    _replace(module, "weight", kept.to(weight.dtype).contiguous())
     if module.bias is not None:
         bias = module.bias.detach()
         _replace(module, "bias", (bias.double()[out_keep] + shift).to(bias.dtype))

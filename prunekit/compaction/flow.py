@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Layer:
         used: bool [filters, input channels / groups]: whether the filter has a weight there.
         calls: How often the graph calls it.
         norm: The running mean of the normalisation that alone reads its output, by name.
+        transposed: Whether it is a transposed convolution, whose weight is [channels, filters, taps].
     """
 
     name: str
@@ -64,8 +66,9 @@ class Layer:
     used: Tensor
     calls: int = 0
     norm: str | None = None
+    transposed: bool = False
 
-    @property
+    @cached_property
     def masked(self) -> Tensor:
         """The filters without any weight, bool [filters]."""
         return ~self.used.any(dim=1)

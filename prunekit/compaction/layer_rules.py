@@ -33,6 +33,19 @@ def convolution(flow: ChannelFlow, node: fx.Node) -> Value:
     return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed)
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(flow: ChannelFlow, node: fx.Node) -> Value:
+    """Read a transposed convolution: how many taps meet at a pixel depends on the place, as with zeros beside it."""
+    a = arguments(node)
+    value = flow.value(a["input"])
+    name, module = _owner(flow, a["weight"], a["bias"], node)
+    require(isinstance(module, _ConvNd) and module.transposed, "is not a convolution's own")
+    require(module.groups == 1, "works in groups")
+    require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
+    require(value.dim in (None, 1), "reads channels from another dimension than the second")
+    return _layer(flow, node, name, module, value, 1, pads=True)
+
+
 @rule("linear")
 def linear(flow: ChannelFlow, node: fx.Node) -> Value:
     """Read a linear layer, whose channels lie along the last dimension."""
@@ -92,6 +105,7 @@ def mixing_normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
 
 def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Value, dim: int, pads: bool) -> Value:
     weight = module.weight.detach().double().cpu()
+    weight = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
     weight = weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)  # [filters, channels / groups, taps]
     groups = getattr(module, "groups", 1)
     layer = flow.layers.get(name)
@@ -100,6 +114,7 @@ def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Valu
         empty = torch.zeros(0, dtype=torch.float64)
         used = (weight != 0).any(dim=2)
         layer = Layer(name, groups, labels, labels[:0], empty, pads, used)
+        layer.transposed = bool(getattr(module, "transposed", False))
         flow.layers[name] = layer
     layer.calls += 1
     layer.pads |= pads
@@ -180,7 +195,7 @@ def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tu
 
 def _bias(module: Any) -> Tensor:
     if module.bias is None:
-        return torch.zeros(len(module.weight), dtype=torch.float64)
+        return torch.zeros(getattr(module, "out_channels", len(module.weight)), dtype=torch.float64)
     found: Tensor = module.bias.detach().double().cpu()
     return found
 

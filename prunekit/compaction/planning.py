@@ -34,6 +34,7 @@ class LayerCut:
         carried: Constants that go on inside a carrier.
         folded: Input channels whose constants go into the bias.
         constants: Those constants, float64.
+        transposed: Whether the weight's first two dimensions are swapped, as in transposed convolutions.
         norm: The running mean that takes the bias in, by name, where the layer has none of its own.
     """
 
@@ -46,6 +47,7 @@ class LayerCut:
     folded: Tensor
     constants: Tensor
     norm: str | None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,16 @@ def _cut_layer(choice: Choice, layer: Layer) -> LayerCut:
         everything, nothing = torch.arange(width), torch.zeros(0, dtype=torch.int64)
         groups = layer.groups
         return LayerCut(
-            layer.name, torch.from_numpy(out_keep), everything, groups, groups, (), nothing, nothing.double(), None
+            layer.name,
+            torch.from_numpy(out_keep),
+            everything,
+            groups,
+            groups,
+            (),
+            nothing,
+            nothing.double(),
+            None,
+            layer.transposed,
         )
     stays = choice.stays(layer.in_labels)
     width = len(stays) // layer.groups
@@ -103,6 +114,7 @@ def _cut_layer(choice: Choice, layer: Layer) -> LayerCut:
         folded,
         constants[folded],
         layer.norm,
+        layer.transposed,
     )
 
 
