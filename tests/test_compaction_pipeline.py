@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 import prunekit
 from prunekit import cli
+from prunekit.console import compacted_table
 from prunekit.detection import save_darknet_weights, yolov3_tiny
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
 from prunekit.report import write_report
@@ -66,6 +67,10 @@ def test_the_table_has_the_compacted_model_beside_the_control(filter_run: RunFol
     fastest = min(float(half["latency_ms_compacted"]), float(half["latency_ms_compacted_accelerated"]))
     assert float(half["compacted_speedup"]) == pytest.approx(float(half["latency_ms_control"]) / fastest)
     assert "compacted" in write_report(filter_run).read_text()
+    table = compacted_table(read_rows(filter_run.results))
+    assert table is not None
+    assert table.row_count == 1
+    assert compacted_table([dense]) is None
 
 
 def test_the_compacted_model_of_a_unit_answers_as_the_masked_one(filter_run: RunFolder, config: RunConfig) -> None:
