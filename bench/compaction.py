@@ -209,7 +209,7 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def cut_by_torch_pruning(masked: Masked, x: Tensor) -> nn.Module:
     """Cut the masked filters along Torch-Pruning's own groups."""
-    import torch_pruning
+    import torch_pruning  # type: ignore[import-untyped]
 
     net = copy.deepcopy(masked.net).requires_grad_(True)
     layers = prunable_layers(net)

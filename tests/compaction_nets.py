@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class _Builder:
         padding = dilation * (kernel_size // 2) if keep_size else draw.randint(0, 3)
         out_channels = out_channels or draw.choice((4, 6, 8, 12))
         groups = draw.choice((1, 1, 1, 2)) if in_channels % 2 == 0 and out_channels % 2 == 0 else 1
-        mode = draw.choice(("zeros", "zeros", "zeros", "reflect", "replicate", "circular"))
+        mode: Any = draw.choice(("zeros", "zeros", "zeros", "reflect", "replicate", "circular"))
         if min(x.shape[2:]) < 8:
             mode, kernel_size, padding, dilation = "zeros", 1 if not keep_size else kernel_size, padding, dilation
         conv = nn.Conv2d(

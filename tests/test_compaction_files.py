@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,15 +190,15 @@ def test_a_compacted_model_accelerates(small_detector: CompactionResult) -> None
     ],
     ids=["sgd", "adamw"],
 )
-def test_training_goes_on_as_if_nothing_had_been_cut(make: object) -> None:
+def test_training_goes_on_as_if_nothing_had_been_cut(make: Callable[..., torch.optim.Optimizer]) -> None:
     """Masked filters that are silent get no gradient: both nets take the same steps, with the state carried."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).double()
+    net: Any = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).double()
     with torch.no_grad():
         net[0].weight[[1, 4, 5]] = 0.0
-        net[0].bias[[1, 4, 5]] = -1.0  # type: ignore[index]
+        net[0].bias[[1, 4, 5]] = -1.0
         net[2].weight[:, [1, 4, 5]] = 0.0
-    optimizer = make(net.parameters())  # type: ignore[operator]
+    optimizer = make(net.parameters())
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

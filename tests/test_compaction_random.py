@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -57,14 +58,14 @@ def weight_of(net: nn.Module, name: str) -> Tensor:
 
 def is_true(reason: str, count: int, net: nn.Module, layers: tuple[str, ...]) -> bool:
     """Check a reason against the net's wiring, as far as the reason's words go."""
-    modules = dict(net.named_modules())
+    modules: dict[str, Any] = dict(net.named_modules())
     if found := re.fullmatch(r"it carries the constants of removed channels into (\S+)", reason):
         reader = modules[found[1]]
-        return isinstance(reader, nn.Conv2d) and any(reader.padding) and count <= reader.groups * len(layers)  # type: ignore[arg-type]
+        return isinstance(reader, nn.Conv2d) and any(reader.padding) and count <= reader.groups * len(layers)
     if found := re.fullmatch(r"it is tied to a live channel of (\S+)", reason):
-        return found[1] in layers and (len(layers) > 1 or modules[found[1]].groups > 1)  # type: ignore[union-attr,operator]
+        return found[1] in layers and (len(layers) > 1 or modules[found[1]].groups > 1)
     if found := re.fullmatch(r"the groups of (\S+) stay equally wide", reason):
-        return modules[found[1]].groups > 1  # type: ignore[union-attr,operator]
+        return bool(modules[found[1]].groups > 1)
     if found := re.fullmatch(r"(\S+) keeps one channel at least", reason):
         return found[1] in modules
     if found := re.fullmatch(r"(\S+) reads it", reason):

@@ -199,7 +199,8 @@ def _random(inputs: Sequence[Tensor], seed: int) -> tuple[Tensor, ...]:
 
 def _other_sizes(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Yield inputs of a smaller and a larger size, not square, in steps of the power of two in the example's size."""
-    for scale in (lambda n: max(1, n // 2), lambda n: n + 1):
+    scales: tuple[Callable[[int], int], ...] = (lambda n: max(1, n // 2), lambda n: n + 1)
+    for scale in scales:
         resized = []
         for x in inputs:
             shape = list(x.shape)

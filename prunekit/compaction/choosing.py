@@ -92,7 +92,7 @@ class Choice:
 
     def _candidate(self, labels: Labels) -> int:
         """Return a unit among `labels` that does not stay: one without weights if there is any."""
-        free = self.units(labels[~self.stays(labels)]).tolist()
+        free: list[int] = self.units(labels[~self.stays(labels)]).tolist()
         return next((unit for unit in free if unit in self._silent), free[0])
 
     def _one_at_least(self) -> None:

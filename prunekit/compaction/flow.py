@@ -159,7 +159,7 @@ class ChannelFlow:
         """
         if arg is None:
             return None
-        name = self.traced.tensors.get(arg) if isinstance(arg, fx.Node) else None  # type: ignore[arg-type]
+        name = self.traced.tensors.get(arg) if isinstance(arg, fx.Node) else None
         if name is None or name in self.traced.shared or name in self.whole:
             raise NotUnderstoodError("computes its parameters or shares them with another layer")
         tensor = self.traced.tensor(name)

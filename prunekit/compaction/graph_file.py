@@ -143,7 +143,7 @@ def _target_name(target: object) -> str:
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
     if target in _NAMES:
-        return _NAMES[target]  # type: ignore[index]
+        return _NAMES[target]
     raise InputError(f"Expected a model of torch's own operators, because files hold no code, but it calls {target}.")
 
 

@@ -19,6 +19,7 @@ from prunekit.compaction.flow import (
     rule,
     shape_of,
 )
+from prunekit.compaction.units import Labels
 from prunekit.compaction.values import Value, along, channels, squeezed, unknown
 
 
@@ -29,6 +30,7 @@ def getitem(flow: ChannelFlow, node: fx.Node) -> Value:
     assert isinstance(source, fx.Node)
     several = flow.values(source)
     require(isinstance(several, (list, tuple)) and isinstance(index, int), "takes a part that is not known")
+    assert isinstance(index, int)
     if index >= len(several):  # what a normalisation returns beside its output
         return unknown(shape_of(node))
     found: Value = several[index]
@@ -164,7 +166,8 @@ def _one_dimension(flow: ChannelFlow, labels: Tensor) -> tuple[int, Any]:
         raise NotUnderstoodError("joins all channels in one")
     distinct = {dim: len(labels.movedim(dim, 0).flatten(1)[:, 0].unique()) for dim in wide}
     dim = max(wide, key=lambda d: distinct[d])
-    table = np.unique(labels.movedim(dim, 0).flatten(1).numpy(), axis=1)
+    rows = labels.movedim(dim, 0).flatten(1).numpy()
+    table: Labels = np.unique(rows, axis=1)  # type: ignore[no-untyped-call]
     for column in range(1, table.shape[1]):
         flow.units.tie(table[:, 0].copy(), table[:, column].copy())
     return dim, table[:, 0].copy()

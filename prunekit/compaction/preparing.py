@@ -48,12 +48,12 @@ def _plain_copy(model: nn.Module) -> nn.Module:
             plain.set_submodule(name, module.to_dense().train(module.training))
             continue
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):  # type: ignore[union-attr,arg-type]
+            for tensor in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, str(tensor))
         if prune.is_pruned(module):
             for tensor in [key.removesuffix("_orig") for key in module._parameters if key.endswith("_orig")]:
                 if f"{tensor}_mask" in module._buffers:
-                    prune.remove(module, tensor)
+                    prune.remove(module, tensor)  # type: ignore[no-untyped-call]
     return plain
 
 
