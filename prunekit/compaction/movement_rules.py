@@ -159,15 +159,14 @@ def _moved(node: fx.Node, tensor: Tensor) -> Tensor:
     return squeezed(moved)
 
 
-def _one_dimension(flow: ChannelFlow, labels: Tensor) -> tuple[int, Any]:
+def _one_dimension(flow: ChannelFlow, labels: Tensor) -> tuple[int, Labels]:
     """Tie channels until they lie along one dimension: of [groups, channels of a group], those of the same place."""
     wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
     if not wide:
         raise NotUnderstoodError("joins all channels in one")
-    distinct = {dim: len(labels.movedim(dim, 0).flatten(1)[:, 0].unique()) for dim in wide}
-    dim = max(wide, key=lambda d: distinct[d])
-    rows = labels.movedim(dim, 0).flatten(1).numpy()
-    table: Labels = np.unique(rows, axis=1)  # type: ignore[no-untyped-call]
-    for column in range(1, table.shape[1]):
-        flow.units.tie(table[:, 0].copy(), table[:, column].copy())
-    return dim, table[:, 0].copy()
+    rows = {dim: labels.movedim(dim, 0).flatten(1) for dim in wide}
+    dim = max(wide, key=lambda d: len(set(rows[d][:, 0].tolist())))
+    columns = [column.numpy().copy() for column in rows[dim].unique(dim=1).unbind(dim=1)]
+    for column in columns[1:]:
+        flow.units.tie(columns[0], column)
+    return dim, columns[0]
