@@ -166,7 +166,7 @@ def _one_dimension(flow: ChannelFlow, labels: Tensor) -> tuple[int, Labels]:
         raise NotUnderstoodError("joins all channels in one")
     rows = {dim: labels.movedim(dim, 0).flatten(1) for dim in wide}
     dim = max(wide, key=lambda d: len(set(rows[d][:, 0].tolist())))
-    columns = [column.numpy().copy() for column in rows[dim].unique(dim=1).unbind(dim=1)]
+    columns = [column.numpy().copy() for column in torch.unique(rows[dim], dim=1).unbind(dim=1)]
     for column in columns[1:]:
         flow.units.tie(columns[0], column)
     return dim, columns[0]
