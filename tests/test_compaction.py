@@ -491,10 +491,12 @@ def test_masks_that_do_not_fit_are_refused(masks: dict[str, Tensor], sentence: s
 
 
 def test_a_model_in_training_mode_is_refused() -> None:
-    net = net_of(lambda n, x: n.a(x), a=conv(3, 6))
-    net.get_submodule("a").train()
-    with pytest.raises(InputError, match=r"eval mode, but a is in training mode"):
+    net = net_of(lambda n, x: n.norm(n.a(x)), a=conv(3, 6), norm=nn.BatchNorm2d(6))
+    net.get_submodule("norm").train()
+    with pytest.raises(InputError, match=r"eval mode, but norm is in training mode"):
         compact(net, X)
+    with pytest.raises(InputError, match=r"eval mode, but Net is in training mode"):
+        compact(net.train(), X)
 
 
 def test_control_flow_on_pixels_is_refused() -> None:

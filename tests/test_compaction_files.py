@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,19 @@ def test_a_detector_comes_back_as_its_class(small_detector: CompactionResult, tm
             assert torch.equal(a, b)
     assert loaded.certificate == small_detector.certificate
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@torch.no_grad()
+def test_a_detector_that_someone_changed_comes_back_as_a_program(detector: Detector, tmp_path: Path) -> None:
+    changed = copy.deepcopy(detector)
+    changed.set_submodule("stage16.0.activation", nn.SiLU())
+    result = compact(changed, torch.rand(1, 3, 64, 64), multiple_of=1, latency_runs=0)
+    prunekit.save(result, tmp_path / "small.prunekit")
+    loaded = prunekit.load(tmp_path / "small.prunekit")
+    assert not isinstance(loaded, Detector)
+    x = torch.rand(1, 3, 96, 64)
+    for a, b in zip(result.model(x), loaded(x), strict=True):
+        assert relative_rms(a, b) <= MAX_RELATIVE_RMS
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize, prune
 
 from prunekit.errors import InputError
@@ -24,7 +26,7 @@ def masked_copy(model: nn.Module, inputs: Sequence[Tensor], masks: Mapping[str, 
             another shape, or takes all filters of a layer.
     """
     for name, module in model.named_modules():
-        if module.training:
+        if module.training and (module is model or isinstance(module, (_NormBase, _DropoutNd))):
             raise InputError(
                 f"Expected a model in eval mode, but {name or type(model).__name__} is in training mode: call eval()."
             )

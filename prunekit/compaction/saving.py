@@ -88,18 +88,25 @@ def load(path: str | Path) -> nn.Module:
 
 def _describe(result: CompactionResult) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model = result.model
-    if isinstance(model, Detector) and type(model) is type(_on_meta(model.name, model.num_classes)):
-        return model.state_dict(), {
-            "kind": "detector",
-            "model": model.name,
-            "num_classes": model.num_classes,
-            "layers": _edits(model),
-        }
     if isinstance(model, ProgramModel):
         raise InputError("save: expected a model that was compacted now, found one that was loaded from a file.")
+    if isinstance(model, Detector) and model.name in MODELS:
+        spec = {"kind": "detector", "model": model.name, "num_classes": model.num_classes, "layers": _edits(model)}
+        if _is_built_alike(model, spec):
+            return model.state_dict(), spec
     program, is_size_free = export_any_size(model, result.example)
     document = program_document(program, result.example, is_size_free)
     return program_tensors(program), {"kind": "program", "program": document}
+
+
+def _is_built_alike(model: nn.Module, spec: Mapping[str, Any]) -> bool:
+    """Tell whether the description gives the model back, module for module: someone may have changed the detector."""
+    try:
+        built = _build(spec, model.state_dict())
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+    theirs = {name: type(module) for name, module in built.named_modules()}
+    return theirs == {name: type(module) for name, module in model.named_modules()}
 
 
 def _edits(model: nn.Module) -> dict[str, dict[str, int | bool]]:
