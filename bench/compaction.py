@@ -9,7 +9,8 @@ found equal to the masked net's.
 
 `torch-pruning`: the same filters cut by Torch-Pruning along its own groups (pip install torch-pruning --no-deps), both
 results in the same form, in turn. The outputs' distance from the masked net is a column, not a condition: it is not
-0 for Torch-Pruning where masked filters answer constants.
+0 for Torch-Pruning where masked filters answer constants ("live": only weights are masked). Where they are silent
+("zero": biases and BatchNorm are masked with them), both cuts keep the same channels; else prunekit keeps carriers too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from prunekit.benchmark.problems import NETS, random_image
 from prunekit.compaction import Certificate, compact
 from prunekit.pipeline.environment import describe_environment
 from prunekit.pipeline.progress import SilentProgress
-from prunekit.prune import ChannelGroups, MaskRule, channel_groups, prunable_layers, score_model
+from prunekit.prune import ChannelGroups, MaskRule, apply_masks, channel_groups, prunable_layers, score_model
 from prunekit.timing import relative_rms
 
 ACCELERATED = "accelerate"
@@ -86,13 +87,12 @@ def _calibrate(net: nn.Module, x: Tensor) -> None:
         norm.momentum = 0.1
 
 
-def mask(net: nn.Module, image_size: int, ratio: float) -> Masked:
-    """Mask `ratio` percent of each group's filters, lowest magnitudes first; biases and BatchNorm stay."""
+def mask(net: nn.Module, image_size: int, ratio: float, is_silent: bool = False) -> Masked:
+    """Mask `ratio` percent of each group's filters, lowest magnitudes first; silent ones with bias and BatchNorm."""
     groups = channel_groups(net, torch.zeros(1, 3, image_size, image_size))
     masks = MaskRule(ratio, "filter", groups=groups)(score_model(net, "magnitude"))
     masked = copy.deepcopy(net)
-    for name, conv in prunable_layers(masked).items():
-        conv.weight.masked_fill_(~masks[name], 0.0)
+    apply_masks(masked, masks, groups if is_silent else None)
     return Masked(masked, groups, masks)
 
 
@@ -183,28 +183,33 @@ def _timed(
 
 
 def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for each net: both cuts' latency and distance from the masked net."""
+    """Yield a row for each net and kind of constants: both cuts' latency and distance from the masked net."""
     for name in arguments.models.split(","):
         x = random_image(arguments.image_size or NETS[name].image_size)
-        masked = mask(build(name), x.shape[2], arguments.ratio)
-        ours = compact(masked.net, x, multiple_of=1, latency_runs=0)
-        theirs = cut_by_torch_pruning(masked, x)
-        expected = as_tuple(masked.net(x))
-        calls = {
-            "prunekit": PEERS[arguments.form].build(ours.model, x),
-            "torch-pruning": PEERS[arguments.form].build(theirs, x),
+        net = build(name)
+        for constants in arguments.constants.split(","):
+            masked = mask(net, x.shape[2], arguments.ratio, is_silent=constants == "zero")
+            row = {"model": name, "ratio_percent": arguments.ratio, "constants": constants}
+            yield row | _compare(masked, x, arguments)
+
+
+def _compare(masked: Masked, x: Tensor, arguments: argparse.Namespace) -> dict[str, Any]:
+    ours = compact(masked.net, x, multiple_of=1, latency_runs=0).model
+    nets = {"prunekit": ours, "torch-pruning": cut_by_torch_pruning(masked, x)}
+    expected = as_tuple(masked.net(x))
+    calls = {label: PEERS[arguments.form].build(net, x) for label, net in nets.items()}
+    with torch.inference_mode():
+        seconds = seconds_in_turn(calls, arguments.runs, SilentProgress())
+    row: dict[str, Any] = {"form": PEERS[arguments.form].name, "threads": arguments.threads}
+    for label, net in nets.items():
+        pairs = zip(expected, as_tuple(net(x)), strict=True)
+        row |= {
+            f"{label} ms": float(np.median(seconds[label])) * 1e3,
+            f"{label} filters": sum(len(conv.weight) for conv in prunable_layers(net).values()),
+            f"{label} parameters": sum(parameter.numel() for parameter in net.parameters()),
+            f"{label} relative_rms": max(relative_rms(a, b) for a, b in pairs),
         }
-        with torch.inference_mode():
-            seconds = seconds_in_turn(calls, arguments.runs, SilentProgress())
-        outputs = {"prunekit": as_tuple(ours.model(x)), "torch-pruning": as_tuple(theirs(x))}
-        row: dict[str, Any] = {"model": name, "ratio_percent": arguments.ratio, "form": PEERS[arguments.form].name}
-        for label, net in (("prunekit", ours.model), ("torch-pruning", theirs)):
-            row[f"{label} ms"] = float(np.median(seconds[label])) * 1e3
-            row[f"{label} filters"] = sum(len(conv.weight) for conv in prunable_layers(net).values())
-            row[f"{label} parameters"] = sum(parameter.numel() for parameter in net.parameters())
-            pairs = zip(expected, outputs[label], strict=True)
-            row[f"{label} relative_rms"] = max(relative_rms(a, b) for a, b in pairs)
-        yield row
+    return row
 
 
 def cut_by_torch_pruning(masked: Masked, x: Tensor) -> nn.Module:
@@ -237,6 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     peer = questions.add_parser("torch-pruning")
     peer.add_argument("--models", default="resnet50,vgg16,mobilenetv2,yolov3")
     peer.add_argument("--ratio", type=float, default=50.0)
+    peer.add_argument("--constants", default="live,zero")
     peer.add_argument("--form", default="folded", choices=PEERS)
     for question in (speed, peer):
         question.add_argument("--image-size", type=int, default=None)
