@@ -152,6 +152,28 @@ def test_what_a_negative_pad_cuts_off_is_gone(sides: tuple[int, int, int, int], 
         check_equal(run(net, [x]), on_engine(net, [x])(x), f"{size}")
 
 
+@pytest.mark.parametrize("size", [(33, 70), (64, 100), (47, 129), (5, 300), (130, 3)])
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_rows_of_many_vectors_are_picked_as_short_ones_are(name: str, size: tuple[int, int]) -> None:
+    near, triple = nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=3)
+    nets = {
+        "stride of the input": dense_layers(nn.Conv2d(3, 4, 3, 2, 1)),
+        "stride inside": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, 2, 2), nn.ReLU()),
+        "stride of three": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 3, 1)),
+        "pool": dense_layers(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling": dense_layers(nn.Conv2d(3, 4, 1), near, nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling by three": dense_layers(nn.Conv2d(3, 4, 1), triple, nn.Conv2d(4, 4, 3, 2, 1)),
+    }
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for what, net in nets.items():
+            x = torch.randn(2, 3, *size)
+            check_equal(run(net, [x]), on_engine(net, [x])(x), what)
+    finally:
+        native.use_instruction_set(str(before))
+
+
 def forward_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -212,6 +234,22 @@ def test_batch_norm_behind_an_in_place_operator_is_folded() -> None:
     fast = on_engine(net, [x])
     assert [node.op for node in fast.graph.nodes] == ["conv2d", "conv2d"]
     check_equal(run(net, [x]), fast(x), "in-place")
+
+
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for case, fast in captured(range(7100, 7106)):
+            narrow = AcceleratedModel(fast.graph.with_weights(torch.bfloat16), {}, fast.example)
+            rounded = AcceleratedModel(narrow.graph.with_weights(torch.float32), {}, fast.example)
+            weights = [weight.values for weight in narrow.graph.weights.values()]
+            assert all(values.dtype == torch.bfloat16 for values in weights)
+            for a, b in zip(tree_leaves(rounded(*case.inputs)), tree_leaves(narrow(*case.inputs)), strict=True):
+                assert torch.equal(a, b), case.seed  # the same sums in the same order
+    finally:
+        native.use_instruction_set(str(before))
 
 
 def test_torchs_defaults_do_not_matter() -> None:

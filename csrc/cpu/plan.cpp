@@ -96,6 +96,7 @@ class Conv : public Step {
     row_choice_ = f.rows == 1 ? 0 : f.rows == 2 ? 1 : 2;
     require(s.tile_vectors >= 1 && s.tile_vectors <= kernels.max_vectors[row_choice_], "tile too long");
     require(s.row_parts >= 1 && s.reading >= STEP1_OFFSETS16 && s.reading <= STEP2_OFFSETS32, "row parts or reading");
+    require(s.weights == FLOAT32_WEIGHTS || s.weights == BFLOAT16_WEIGHTS, "the type of its weights");
     require_aligned(s.mask);
     require(s.x_row >= 0 && s.row_vectors >= 0 && (s.row_vectors == 0) == (s.reading != STEP2_OFFSETS32), "a row's vectors");
     bounds.contain_planes(s.y, s.y_channel, f.out_channels, s.vectors, "the output of a convolution");
@@ -166,7 +167,7 @@ class Conv : public Step {
       tile.accumulators = scratch<float>(1, scratch_elements(kernels.lanes));
       tile.y = memory.arena + s_.y + first_row * s_.y_channel + first * kernels.lanes;
       tile.y_channel = s_.y_channel;
-      const LaneConvKernel* kernel = kernels.conv[row_choice_][s_.reading];
+      const LaneConvKernel* kernel = kernels.conv[s_.weights][row_choice_][s_.reading];
       tile.repeats = vectors / s_.tile_vectors;
       if (tile.repeats > 0) {
         kernel[s_.tile_vectors - 1](tile);
@@ -264,28 +265,70 @@ class Halo : public ChannelStep {
   const HaloStep s_;
 };
 
+// The longest runs of `columns`, and one behind them that begins at `count`.
+std::vector<ColumnRun> column_runs(const int32_t* columns, int64_t count) {
+  std::vector<ColumnRun> runs;
+  const auto size = static_cast<int32_t>(count);
+  for (int32_t begin = 0, end; begin < size; begin = end) {
+    const int32_t first = columns[begin];
+    for (end = begin + 1; end < size && columns[end] == first; ++end) {
+    }
+    const int32_t repeat = first < 0 ? 1 : end - begin, step = end < size ? std::max(columns[end] - first, 1) : 1;
+    while (first >= 0 && end < size && columns[end] == first + (end - begin) / repeat * step) {
+      ++end;
+    }
+    runs.push_back({begin, end, first, step, repeat});
+  }
+  runs.push_back({size, size, -1, 1, 1});
+  return runs;
+}
+
 class Remap : public ChannelStep {
  public:
   Remap(const RemapStep& s, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads)
-      : ChannelStep(s.channels, 8 * s.count, threads), s_(s) {
-    require(s.channels > 0 && s.count > 0 && s.x_channel >= 0 && s.y_channel >= 0, "a remap's size");
+      : ChannelStep(s.channels, 8 * s.planes * s.length, threads), s_(s) {
+    require(s.channels > 0 && s.planes > 0 && s.num_rows > 0 && s.length > 0, "a remap's size");
+    require(s.x_channel >= 0 && s.y_channel >= 0 && s.plane >= 0 && s.x_pitch > 0 && s.y_pitch > 0, "a remap's size");
+    require(s.y_pitch < INT32_MAX && s.num_rows == ceil_div(s.length, s.y_pitch), "a remap's rows");
+    require(s.x_vectors >= 0 && s.y_vectors >= 0 && s.y_back >= 0, "a remap's lanes");
     require(s.input >= IN_ARENA && s.input < num_inputs && s.output >= IN_ARENA && s.output < num_outputs, "a remap");
-    const int64_t largest = *std::max_element(s.table, s.table + s.count);
-    if (s.input == IN_ARENA) {
-      bounds.contain(s.x, s.x + (s.channels - 1) * s.x_channel + largest + 1, "the input of a remap");
+    const int64_t last_row = *std::max_element(s.rows, s.rows + s.planes * s.num_rows);
+    const int64_t last_column = *std::max_element(s.columns, s.columns + s.planes * s.y_pitch);
+    const int64_t x_elements = std::max<int64_t>(0, last_row * s.x_pitch + last_column + 1);
+    if (s.x_vectors) {
+      require(s.input == IN_ARENA && x_elements <= s.x_vectors * bounds.lanes, "the rows and columns of a remap");
+      bounds.contain_planes(s.x, s.x_channel, s.channels, s.x_vectors, "the input of a remap");
+    } else if (s.input == IN_ARENA) {
+      bounds.contain(s.x, s.x + (s.channels - 1) * s.x_channel + x_elements, "the input of a remap");
     }
+    const int64_t y_elements = s.y_vectors ? (s.y_vectors + s.y_back) * bounds.lanes : s.length;
+    require(!s.y_vectors || s.length == s.y_vectors * bounds.lanes + s.y_back, "a remap's pixels");
     if (s.output == IN_ARENA) {
-      bounds.contain(s.y, s.y + (s.channels - 1) * s.y_channel + s.count, "the output of a remap");
+      require(!s.y_vectors || (s.y % bounds.lanes | s.y_channel % bounds.lanes | s.plane % bounds.lanes) == 0, "a remap");
+      bounds.contain(
+          s.y, s.y + (s.channels - 1) * s.y_channel + (s.planes - 1) * s.plane + y_elements, "the output of a remap");
+    }
+    for (int64_t plane = 0; plane < s.planes; ++plane) {
+      runs_.push_back(column_runs(s.columns + plane * s.y_pitch, s.y_pitch));
+    }
+    for (const auto& runs : runs_) {
+      run_pointers_.push_back(runs.data());
     }
   }
   void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
-    const float* x = (s_.input == IN_ARENA ? memory.arena : memory.inputs[s_.input]) + s_.x + c * s_.x_channel;
-    float* y = (s_.output == IN_ARENA ? memory.arena : memory.outputs[s_.output]) + s_.y + c * s_.y_channel;
-    kernels.gather(x, s_.table, static_cast<float>(s_.fill), y, s_.count);
+    const int64_t planar = s_.x_vectors * kernels.lanes + REMAP_SPARE;
+    float* buffer = scratch<float>(0, planar + s_.length + REMAP_SPARE);
+    kernels.remap(
+        {(s_.input == IN_ARENA ? memory.arena : memory.inputs[s_.input]) + s_.x + c * s_.x_channel, s_.x_vectors,
+         s_.x_pitch, (s_.output == IN_ARENA ? memory.arena : memory.outputs[s_.output]) + s_.y + c * s_.y_channel,
+         s_.y_vectors, s_.y_pitch, s_.y_back, s_.plane, s_.planes, s_.num_rows, s_.length, s_.rows,
+         run_pointers_.data(), static_cast<float>(s_.fill), buffer, buffer + planar});
   }
 
  private:
   const RemapStep s_;
+  std::vector<std::vector<ColumnRun>> runs_;
+  std::vector<const ColumnRun*> run_pointers_;
 };
 
 class Elementwise : public ChannelStep {

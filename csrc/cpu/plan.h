@@ -30,8 +30,9 @@ struct ConvStep {
   int64_t index_words;
   const void* offsets;           // its ids as offsets in vectors
   int64_t reading;               // LaneReading: offsets are uint16 or uint32
-  const float* values;
+  const void* values;
   int64_t num_values;
+  int64_t weights;               // LaneWeights: what `values` are
   const float* bias;
   int64_t residual, residual_channel;  // residual < 0: none
   EpilogueWords before, after;
@@ -46,14 +47,19 @@ struct HaloStep {
   int64_t y, y_channel, channels, vectors, front, back;
 };
 
-// y[c][i] = table[i] < 0 ? fill : x[c][table[i]]
+// y[plane][c][i][j] = rows[plane][i] < 0 or columns[plane][j] < 0 ? fill : x[c][rows[plane][i]][columns[plane][j]]
 struct RemapStep {
   int64_t input;                 // which input of the plan, or IN_ARENA
   int64_t x, x_channel;
+  int64_t x_vectors, x_pitch;    // of a plane in lanes, or 0: planar; elements from row to row
   int64_t output;                // which output of the plan, or IN_ARENA
   int64_t y, y_channel;
-  int64_t channels, count;
-  const int32_t* table;
+  int64_t y_vectors, y_pitch, y_back;  // likewise; vectors behind that hold the next chunk's pixels
+  int64_t channels;
+  int64_t planes, plane;         // of each channel, one behind the other; elements from plane to plane
+  int64_t num_rows, length;      // of a plane; pixels of all rows, the last of which may be short
+  const int32_t* rows;           // [planes, num_rows]
+  const int32_t* columns;        // [planes, y_pitch]
   double fill;
 };
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,10 +49,24 @@ def is_size_free(model: nn.Module, inputs: Sequence[Tensor], graph: Graph) -> bo
             for x in inputs
         ]
         try:
-            return _is_same(graph, capture(model, others))
+            with _without_torch_logs():
+                other = capture(model, others)
         except CaptureError:
             continue
+        return _is_same(graph, other)
     return False
+
+
+@contextmanager
+def _without_torch_logs() -> Iterator[None]:
+    """Keep torch from logging with a traceback that a model does not run on a size: that is an answer, not a fault."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _is_same(a: Graph, b: Graph) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
+from prunekit.engine.graph import SparseWeight
 from prunekit.engine.lanes import Indices
 
 _HEADER_WORDS, _NUM_IDS = 16, 9
@@ -50,7 +51,7 @@ class LaneFilter:
 
     Attributes:
         index: The packed filter's index, int32 (csrc/sparse_filter.h).
-        values: The kept weights.
+        values: The kept weights, float32 or bfloat16.
         offsets: Per id the tap's offset in vectors from its channel block, uint16 in int16's clothes, or int32.
     """
 
@@ -63,14 +64,20 @@ class LaneFilter:
         """Whether the offsets take 32 bits."""
         return self.offsets.dtype == torch.int32
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the values take 16 bits."""
+        return self.values.dtype == torch.bfloat16
+
 
 def pack_for_lanes(
-    weight: Tensor, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
+    sparse: SparseWeight, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
 ) -> LaneFilter:
-    """Pack `weight` [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
+    """Pack a weight [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
 
     Offsets take 32 bits where 16 are not enough, or where `is_wide` asks for them.
     """
+    weight = sparse.dense()
     mask = weight != 0
     index, values = torch.ops.prunekit.pack_filter(weight, mask, groups, choice.rows, choice.channel_block)
     block = int(index[7])
@@ -81,18 +88,19 @@ def pack_for_lanes(
     is_wide = is_wide or bool(table.max() > _MAX_UINT16)
     offsets = table.astype(np.uint32 if is_wide else np.uint16)[ids]
     clothes = offsets.view(np.int32 if is_wide else np.int16)
-    return LaneFilter(index, values, torch.from_numpy(clothes))
+    return LaneFilter(index, values.to(sparse.values.dtype), torch.from_numpy(clothes))
 
 
 def default_choice(
-    weight: Tensor, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
+    weight: SparseWeight, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
 ) -> ConvChoice:
     """Return a choice by rule of thumb, for layers that were not tuned."""
     out_channels, channels, kernel_h, kernel_w = weight.shape
-    density = float(weight.count_nonzero()) / weight.numel()
     rows = 1 if out_channels // groups < 2 else 2
     longest = max_vectors[{1: 0, 2: 1, 4: 2}[rows]]
-    return cut(rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), density, lanes, threads)
+    return cut(
+        rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), weight.density, lanes, threads
+    )
 
 
 def cut(

@@ -112,6 +112,7 @@ def _key(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts) 
         size=size[1:],
         pitches=(layouts[size[1:]].pitch, layouts[output].pitch),
         density=float(f"{weight.density:.2g}"),
+        weight_bits=8 * weight.values.element_size(),
         threads=torch.get_num_threads(),
         lanes=native.lane_layout()[0],
         work=kept * output[0] * output[1],

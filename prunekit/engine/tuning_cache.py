@@ -14,7 +14,7 @@ from prunekit.files import write_text
 from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TuningKey:
         size: [H, W] of the input.
         pitches: Of the input's and the output's rows.
         density: To two digits.
+        weight_bits: Of a kept weight, 32 or 16.
         threads, lanes: Of the engine.
         work: Multiply-adds of kept weights; for order, no part of the key.
     """
@@ -39,6 +40,7 @@ class TuningKey:
     size: tuple[int, int]
     pitches: tuple[int, int]
     density: float
+    weight_bits: int
     threads: int
     lanes: int
     work: int = field(compare=False)
