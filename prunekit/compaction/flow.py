@@ -22,7 +22,7 @@ from prunekit.compaction.units import Labels, Units
 from prunekit.compaction.values import Value, channels, unknown
 
 Rule = Callable[["ChannelFlow", fx.Node], Any]
-#: By the operator's name; the rooms beside this file fill it.
+#: By the operator's name; `layer_rules`, `pointwise_rules` and `movement_rules` fill it.
 RULES: dict[str, Rule] = {}
 
 
@@ -80,7 +80,7 @@ class Equal:
 
     Attributes:
         parts: The labels of each part.
-        reason: Why, to follow "so that".
+        reason: Why, as a sentence.
         other_side: For a grouped convolution, the labels that each group writes: a group may go with all that it reads
             and writes, and the groups that stay must write equally many as well.
     """
@@ -96,11 +96,12 @@ class ChannelFlow:
 
     Attributes:
         traced: The graph.
+        hold: Places that are kept whole because sizes are written down there, as `describe` names them.
         units: Labels, and which of them are tied or pinned.
         layers: Convolutions and linear layers that may be cut, by name.
         tensors: Other parameters and buffers that are cut: name → (dimension, labels).
         equal: Parts of values that must stay equally wide.
-        literal: Places where a size may be written in the forward: labels and the operator's description.
+        literal: Places where a size may be written down in the forward, as `describe` names them, and their labels.
         outputs: What each layer and normalisation returns, call by call.
         makers: Node → the layer that it is a call of.
         whole: Parameters and buffers that something uses as they are.
