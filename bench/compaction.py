@@ -70,6 +70,8 @@ def build(name: str) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.8, 1.2)
             module.bias.normal_(std=0.3)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.normal_(std=0.3)
     _calibrate(net, random_image(NETS[name].image_size))
     return net
 

@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence(filter_run: RunFolder, tmp_path: Path, option
 
 def test_a_source_that_is_no_detector_is_refused(tmp_path: Path, weights: Path) -> None:
     for source, sentence in (
-        (tmp_path, "to be a run's folder or a stage's"),
+        (tmp_path, "to be a run folder or a stage's"),
         (tmp_path / "none.weights", "is none"),
         (weights, "--model:"),
     ):
