@@ -174,6 +174,20 @@ def test_rows_of_many_vectors_are_picked_as_short_ones_are(name: str, size: tupl
         native.use_instruction_set(str(before))
 
 
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_outputs_larger_than_the_caches_are_there_when_the_next_layer_reads_them(name: str) -> None:
+    net = dense_layers(nn.Conv2d(3, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(16, 3, 3, padding=1))
+    x = torch.randn(1, 3, 530, 520)  # 16 planes of it have more than 16 MiB
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)  # the fixture restores it
+            check_equal(run(net, [x]), planned(net, [x])(x), f"{threads} threads")
+    finally:
+        native.use_instruction_set(str(before))
+
+
 def forward_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
     class Model(nn.Module):
         def __init__(self) -> None:

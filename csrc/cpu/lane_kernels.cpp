@@ -18,7 +18,11 @@ namespace PRUNEKIT_ISA {
 namespace {
 
 // Accumulators beside one loaded vector and the broadcast weights.
+#if defined(PRUNEKIT_SHORT_TILES)  // for builds with sanitizers, whose instrumentation of every length takes minutes
+constexpr int MAX_VECTORS[3] = {6, 3, 2};
+#else
 constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
+#endif
 
 ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
   return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
@@ -132,8 +136,16 @@ ALWAYS_INLINE void add_segment(
   (..., add_pattern<P + 1, STEP>(acc, counts[P], x, offsets, values));
 }
 
-// Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and through memory, so that the loops
-// above have every register to themselves.
+ALWAYS_INLINE void put(float* y, vec value, bool is_streamed) {
+  if (is_streamed) {
+    stream(y, value);
+  } else {
+    store(y, value);
+  }
+}
+
+// Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and
+// through memory, so that the loops above have every register to themselves.
 __attribute__((noinline)) void write_rows(
     const LaneConvTile& tile, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
   rows = first_row + rows < tile.rows_per_group ? rows : tile.rows_per_group - first_row;
@@ -144,7 +156,7 @@ __attribute__((noinline)) void write_rows(
       for (int64_t r = 0; r < rows; ++r, y += tile.y_channel) {
         for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
           const vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
-          store(y + v * LANES, masked(value, mask + v * LANES));
+          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
         }
       }
       return;
@@ -155,7 +167,7 @@ __attribute__((noinline)) void write_rows(
         for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
           vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
           value = activate<decltype(after)::value>(value + load(residual + v * LANES), tile.after.negative_slope);
-          store(y + v * LANES, masked(value, mask + v * LANES));
+          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
         }
       }
     });
@@ -182,8 +194,8 @@ ALWAYS_INLINE void run_row_group(
   } else {
     each([&](vec& a, int r, int v) __attribute__((always_inline)) { a = load(rest + (r * VECTORS + v) * LANES); });
   }
-  add_segment<STEP, Offset, Weight>(
-      acc, tile, segment, tile.x + block * tile.block_stride + first * STEP * LANES, std::make_integer_sequence<int, (1 << ROWS) - 1>{});
+  const float* x = tile.x + block * tile.block_stride + first * STEP * LANES;
+  add_segment<STEP, Offset, Weight>(acc, tile, segment, x, std::make_integer_sequence<int, (1 << ROWS) - 1>{});
   each([&](vec& a, int r, int v) __attribute__((always_inline)) { store(rest + (r * VECTORS + v) * LANES, a); });
   if (block == tile.num_channel_blocks - 1) {
     write_rows(tile, rest, first_row, ROWS, first, VECTORS);

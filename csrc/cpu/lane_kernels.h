@@ -37,6 +37,7 @@ struct LaneConvTile {
   float* accumulators;           // scratch: (row_group_end - row_group_begin) · rows · vectors · lanes
   float* y;                      // the group's first output plane at the first output vector
   int64_t y_channel;
+  bool is_streamed;              // y goes past the caches; the caller fences
 };
 
 // y = activation(x · scale + shift), or of x + other; one channel.

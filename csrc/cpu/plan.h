@@ -91,6 +91,7 @@ struct Result {
 
 struct Step;
 struct Arena;
+struct Memory;
 struct LaneKernels;
 
 class Plan {
@@ -99,19 +100,23 @@ class Plan {
   Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs);
   ~Plan();
   // Run `batch` images one after the other; threads may call at the same time. `step_ends`, when not null, takes
-  // for each step the nanoseconds from the beginning of the last image to the step's end.
+  // for each step the nanoseconds from the beginning of the last image to the step's end. `arena`, when not null, is
+  // the caller's: arena_elements, aligned to cache lines, with whatever is in them.
   void run(
-      const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends) const;
+      const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends,
+      float* arena) const;
   int64_t num_inputs() const { return num_inputs_; }
   int64_t num_outputs() const { return num_outputs_; }
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
 
  private:
   std::unique_ptr<Arena> take_arena() const;
+  void run_image(const Memory& memory, int64_t* step_ends) const;
 
   const LaneKernels& kernels_;
   std::vector<std::unique_ptr<Step>> steps_;
-  int64_t arena_elements_, num_inputs_, num_outputs_, scratch_elements_ = 0;
+  int64_t arena_elements_, num_inputs_, num_outputs_;
+  int64_t scratch_elements_[2] = {0, 0};
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Arena>> free_arenas_;
 };

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
 from prunekit.engine.graph import SparseWeight
 from prunekit.engine.lanes import Indices
+from prunekit.errors import InputError
 
 _HEADER_WORDS, _NUM_IDS = 16, 9
-_MAX_UINT16 = 65535
+_MAX_UINT16, _MAX_UINT32 = 65535, 2**32 - 1
+#: Taps of a channel block: csrc/sparse_filter.h numbers them in 16 bits.
+MAX_BLOCK_TAPS = 65535
 # Bytes of the input that a channel block should touch for one tile: it shares L1 with weights and sums.
 _L1_BYTES = 20 * 1024
 # Kept weights a row and channel block that make the passing of its sums cheap.
@@ -37,6 +40,11 @@ class ConvChoice:
     channel_block: int
     row_parts: int = 1
     repeats: int = 1
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the numbers can be a choice; those of a file may be anything."""
+        return all(type(n) is int and n >= 1 for n in astuple(self)) and self.rows in (1, 2, 4)
 
     def __str__(self) -> str:
         rows = f"{self.rows} row{'s'[: self.rows > 1]}"
@@ -76,6 +84,9 @@ def pack_for_lanes(
     """Pack a weight [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
 
     Offsets take 32 bits where 16 are not enough, or where `is_wide` asks for them.
+
+    Raises:
+        InputError: 32 are not enough either.
     """
     weight = sparse.dense()
     mask = weight != 0
@@ -85,6 +96,8 @@ def pack_for_lanes(
     words = index.numpy()
     ids = words[len(words) - -(-num_ids // 2) :].view(np.uint16)[:num_ids]
     table = (np.arange(block)[:, None] * channel + tap_offsets[None, :]).reshape(-1)
+    if table.max() > _MAX_UINT32:
+        raise InputError(f"a block of {block} channels spans 2^32 vectors or more: use smaller images.")
     is_wide = is_wide or bool(table.max() > _MAX_UINT16)
     offsets = table.astype(np.uint32 if is_wide else np.uint16)[ids]
     clothes = offsets.view(np.int32 if is_wide else np.int16)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.engine.arena import Buffer, View, place
+from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View, place
 from prunekit.engine.filters import ConvChoice, default_choice, pack_for_lanes
 from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
 from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
@@ -110,6 +110,9 @@ class _Planner:
         self.buffers: list[Buffer] = []
         self.views: dict[str, View] = {}
         self.layouts = layouts or layouts_of(graph, nodes, self.sizes)
+        for layout in self.layouts.values():  # before any table of that size is made
+            if layout.vectors * layout.lanes > MAX_PLANE_ELEMENTS:
+                raise InputError(f"a plane of {layout.height}×{layout.width} pixels has 2^31 elements or more.")
         self.masks: dict[LaneLayout, int] = {}
         self.tables: dict[Any, int] = {}
 
@@ -170,6 +173,20 @@ class _Planner:
         if window.stride == (2, 2):  # a long row of the output runs beyond the input's last
             back += max(0, 2 * (self._layout(node.name).pitch - pitch) - 1)
         return front, back
+
+    def _check_reach(
+        self, node: Node, buffer: Buffer, taps: Indices, vectors: int, row_vectors: int, x_row: int
+    ) -> None:
+        """Refuse taps, as vectors of a plane with its halo, that leave the plane: they would read another channel's."""
+        last = vectors - 1
+        if row_vectors:
+            last = (-(-vectors // row_vectors) - 1) * (x_row // self.lanes) + 2 * (row_vectors - 1)
+        first, end = int(taps.min()), int(taps.max()) + last + 1
+        if first < 0 or end > buffer.vectors:
+            raise InputError(
+                f"{node.layer or node.name}: expected a halo around vectors {first} to {end} of a plane, "
+                f"found one of {buffer.vectors} vectors that is too small."
+            )
 
     # Steps.
 
@@ -290,13 +307,15 @@ class _Planner:
             weight, a["groups"], row_vectors or layout.vectors, self.max_vectors, self.lanes, self.threads
         )
         self.choices[node.name] = choice
+        first = 0 if read.extra else read.front - self._reach(node)[0]
+        self._check_reach(node, read, first + offsets, layout.vectors, row_vectors, x_row)
         packed = pack_for_lanes(
             weight, a["groups"], choice, offsets, read.channel // self.lanes, is_wide=reading == _STEP2
         )
         self.keep_alive.append(packed)
         if reading is None:
             reading = _STEP1_WIDE if packed.is_wide else _STEP1
-        bias = 0 if a["bias"] is None else self._pointer(graph.constants[a["bias"]].float())
+        bias = 0 if a["bias"] is None else self._per_channel(a["bias"], weight.shape[0])
         residual = self.views[node.inputs[1]] if len(node.inputs) > 1 else None
         mask = self._mask(layout)
 
@@ -313,17 +332,16 @@ class _Planner:
         self._add(_CONV, node, [read, *([residual.buffer] if residual else [])], [y.buffer], words)
         self._halo(y)
 
-    def _plan_elementwise(self, node: Node, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
+    def _plan_elementwise(self, node: Node, scale: int = 0, shift: int = 0) -> None:
         x, y = self.views[node.inputs[0]], self.views[node.name]
         other = self.views[node.inputs[1]] if node.op == "add" else None
         layout = y.buffer.layout
-        pointers = [self._pointer(t.float()) if t is not None else 0 for t in (scale, shift)]
         mask = self._mask(layout)
 
         def words() -> list[int]:
             rest = [other.at(), other.buffer.channel] if other else [-1, 0]
             return [
-                x.at(), x.buffer.channel, *rest, y.at(), y.buffer.channel, y.channels, layout.vectors, *pointers,
+                x.at(), x.buffer.channel, *rest, y.at(), y.buffer.channel, y.channels, layout.vectors, scale, shift,
                 *_epilogue(node.attributes.get("after", Activation())), mask,
             ]  # fmt: skip
 
@@ -331,8 +349,8 @@ class _Planner:
         self._halo(y)
 
     def _plan_affine(self, node: Node) -> None:
-        scale, shift = (self.graph.constants[node.attributes[key]] for key in ("scale", "shift"))
-        self._plan_elementwise(node, scale, shift)
+        channels = self.sizes[node.name][0]
+        self._plan_elementwise(node, *(self._per_channel(node.attributes[key], channels) for key in ("scale", "shift")))
 
     def _plan_activation(self, node: Node) -> None:
         self._plan_elementwise(node)
@@ -405,6 +423,7 @@ class _Planner:
         taps = torch.from_numpy(offsets.astype(np.int32))
         pointer, y = self._pointer(taps), self.views[node.name]
         layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
+        self._check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
         self._add(
             _POOL, node, [x.buffer], [y.buffer],
             lambda: [
@@ -421,6 +440,12 @@ class _Planner:
         aligned = tensor.clone(memory_format=torch.contiguous_format)
         self.keep_alive.append(aligned)
         return aligned.data_ptr()
+
+    def _per_channel(self, name: str, channels: int) -> int:
+        tensor = self.graph.constants[name]
+        if tensor.shape != (channels,):
+            raise InputError(f"expected [{channels}] as the shape of {name}, got {list(tensor.shape)}.")
+        return self._pointer(tensor.float())
 
     def _mask(self, layout: LaneLayout) -> int:
         if layout not in self.masks:

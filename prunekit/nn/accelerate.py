@@ -72,21 +72,22 @@ def accelerate(
         progress: called with (convolution shapes tuned, all of them).
 
     Raises:
-        InputError: the model is not on the CPU, or does not run on the example, or `weight_dtype` is another one.
+        InputError: the model is not on the CPU, does not run on the example, or its output there is not finite, or
+            `weight_dtype` is another one.
         WrongOutputError: the result's outputs differ by more than 1e-4 relative RMS from the model's, or from those of
             the rounded weights.
     """
     if weight_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    _check_devices(model, inputs)
+    inputs = _inputs_of(model, example_input)
     with torch.no_grad(), _evaluating(model):
         expected = _run(model, inputs)
+        _check_finite(model, expected)
         modules_notes = [] if weight_dtype == torch.float32 else ["weights stay float32 outside the engine"]
         if not whole_graph:
             return _accelerate_modules(model, inputs, expected, modules_notes)
         peak = native.fma_peak_gflops() if native.is_available() else 0.0
-        cache = TuningCache.default() if tuning_cache == "default" else TuningCache(tuning_cache)
+        cache = TuningCache.default() if tuning_cache == "default" else TuningCache(tuning_cache and Path(tuning_cache))
         try:
             plain = _inference_copy(model) if _has_derived_weights(model) else model
             built = build_whole_graph(
@@ -166,14 +167,37 @@ def _check_equal(expected: object, actual: object) -> None:
     if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
         raise WrongOutputError(
             f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS:g}. Not-a-number means that an output is not finite on this example input."
+            f"{MAX_RELATIVE_RMS:g}."
         )
 
 
-def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    if not all(isinstance(x, Tensor) for x in inputs):
+def _inputs_of(model: object, example_input: object) -> tuple[Tensor, ...]:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"accelerate expects model to be a torch.nn.Module; got {type(model).__name__}.")
+    if isinstance(example_input, Tensor):
+        inputs: tuple[object, ...] = (example_input,)
+    else:
+        inputs = tuple(example_input) if isinstance(example_input, Sequence) else (example_input,)
+    tensors = tuple(x for x in inputs if isinstance(x, Tensor))
+    if len(tensors) < len(inputs):
         found = ", ".join(type(x).__name__ for x in inputs)
         raise InputError(f"accelerate expects example_input to be a tensor or a sequence of tensors; got {found}.")
+    _check_devices(model, tensors)
+    return tensors
+
+
+def _check_finite(model: nn.Module, expected: object) -> None:
+    if all(bool(leaf.isfinite().all()) for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)):
+        return
+    named = [*model.named_parameters(), *model.named_buffers()]
+    cause = next((f", and neither is its {name}" for name, t in named if not bool(t.isfinite().all())), "")
+    raise InputError(
+        "accelerate compares its result with the model's output on example_input, "
+        f"and that is not finite (nan or inf){cause}."
+    )
+
+
+def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     devices = {str(t.device) for t in [*model.parameters(), *model.buffers(), *inputs]}
     if devices - {"cpu"}:
         raise InputError(f"accelerate runs on the CPU; model and example_input are on {', '.join(sorted(devices))}.")

@@ -34,9 +34,9 @@ from prunekit.pipeline.inputs import data_digest, open_data
 from prunekit.pipeline.latency import accelerate_and_time
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.stage_config import EvaluateStage
+from prunekit.pipeline.stage_inputs import Artefact
 from prunekit.pipeline.stage_store import StageFolder, Store, sha256
 from prunekit.pipeline.stage_work import opened, prepared, read_groups
-from prunekit.pipeline.stages import Artefact
 from prunekit.pipeline.unit_work import latency_columns, size_columns
 from prunekit.processor import processor
 from prunekit.prune import count_costs, prunable_layers, sparsity

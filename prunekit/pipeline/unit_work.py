@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunekit.attacks import PRESETS
 from prunekit.compaction import CompactionResult, save
@@ -27,18 +29,20 @@ from prunekit.pipeline.examples import save_example
 from prunekit.pipeline.latency import Latency, accelerate_and_time
 from prunekit.pipeline.results import RatioResult, finite_or_none
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.stages import (
-    Artefact,
-    Bench,
-    Training,
-    finetune,
-    prune_one_shot,
-    prune_optimised,
-    score,
-)
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
+from prunekit.pipeline.stages import finetune, optimise_scores, prune_one_shot, prune_optimised, score
 from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
 from prunekit.processor import processor
-from prunekit.prune import ChannelGroups, MaskRule, ModelCost, count_costs, save_masks, sparsity
+from prunekit.prune import (
+    ChannelGroups,
+    MaskRule,
+    ModelCost,
+    churn_between,
+    count_costs,
+    initial_scores,
+    save_masks,
+    sparsity,
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     churn = None
     if variant.pruning == "one-shot" or training is None:
         pruned = prune_one_shot(job.bench, job.start, scores, scores_sha256, rule)
+    elif config.share_scores_at is not None:
+        pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
         pruned, churn = prune_optimised(
             job.bench, job.start, scores, scores_sha256, rule, training, score_optimisation(config)
@@ -125,6 +131,19 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     if training is not None and config.finetune_epochs > 0:
         pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
     return pruned, churn
+
+
+def _prune_by_shared_scores(
+    job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
+) -> tuple[Artefact, float]:
+    """Prune by scores that were optimised once, by the masks of `ratio`; return the churn at the rule's own too."""
+    shared = replace(rule, ratio_percent=ratio)
+    knobs = score_optimisation(job.config)
+    start, optimised, sha = optimise_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
+    pruned = prune_one_shot(job.bench, start, optimised, sha, rule)
+    assert pruned.masks is not None
+    scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
+    return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
 
 
 def _attacks(config: RunConfig) -> list[str]:
