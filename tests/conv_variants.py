@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -113,9 +113,10 @@ def activated(y: Tensor, activation: Activation) -> Tensor:
     """Apply an activation with torch."""
     if activation.kind == "leaky_relu":
         return F.leaky_relu(y, activation.negative_slope)
-    return {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}[
-        activation.kind
-    ](y)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
+    }  # fmt: skip
+    return functions[activation.kind](y)
 
 
 def every_cut(conv: EngineConv, seed: int) -> list[ConvChoice]:

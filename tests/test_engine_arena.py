@@ -17,6 +17,7 @@ from prunekit.engine import arena, planning
 from prunekit.engine.capture import CaptureError, capture
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.fusing import fuse
+from prunekit.engine.graph import Node
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
 from prunekit.ops.native import native_status
@@ -101,7 +102,7 @@ def test_a_walk_sees_what_is_read_behind_a_plane(monkeypatch: pytest.MonkeyPatch
     """The check itself: one vector of halo too few, unseen by the planner."""
     reach = planning._Planner._reach
 
-    def less(self: planning._Planner, node: planning.Node) -> tuple[int, int]:
+    def less(self: planning._Planner, node: Node) -> tuple[int, int]:
         front, back = reach(self, node)
         return front, back - 1
 

@@ -51,7 +51,7 @@ def test_threads_that_call_one_model_get_what_one_alone_gets(threads: int) -> No
             barrier.wait(timeout=60)
             with torch.inference_mode():
                 order = [(worker * 5 + i) % 12 for i in range(36)]
-                return sum(torch.equal(fast(images[i]), expected[i]) for i in order)  # type: ignore[arg-type]
+                return sum(torch.equal(fast(images[i]), expected[i]) for i in order)
 
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(call, range(4))) == [36] * 4

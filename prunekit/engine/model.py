@@ -89,7 +89,7 @@ class AcceleratedModel(nn.Module):
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, inputs: Sequence[Tensor], times: list[StepTime] | None) -> object:
         self._check(inputs)
         with torch.no_grad():
