@@ -266,6 +266,43 @@ def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
         native.use_instruction_set(str(before))
 
 
+class Classifier(nn.Module):
+    """Linear layers behind convolutions, in the ways that classifiers are written."""
+
+    def __init__(self, pool: nn.Module, features: int) -> None:
+        super().__init__()
+        self.body, self.pool = nn.Conv2d(3, 6, 3, padding=1), pool
+        self.first, self.second = nn.Linear(features, 20), nn.Linear(20, 7, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.flatten(self.pool(self.body(x)), 1)
+        hidden = F.dropout(F.relu(self.first(pixels)), training=self.training)
+        return self.second(hidden), torch.cat([pixels, hidden], 1)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
+def test_linear_layers_with_few_weights_run_natively(density: float) -> None:
+    grids = {"grid": nn.MaxPool2d(4), "same size": nn.AdaptiveAvgPool2d(12), "one pixel": nn.AdaptiveAvgPool2d(1)}
+    for (name, pool), pixels in zip(grids.items(), (9, 144, 1), strict=True):
+        net = Classifier(pool, 6 * pixels).eval().requires_grad_(False)
+        randomise(net, torch.Generator().manual_seed(1), 0.7)
+        for linear in (net.first, net.second):
+            linear.weight.mul_(torch.rand(linear.weight.shape, generator=torch.Generator().manual_seed(2)) < density)
+        x = torch.randn(3, 3, 12, 12)
+        fast = on_engine(net, [x])
+        assert sum(node.op == "conv2d" for node in fast.graph.nodes) == (3 if density < 0.5 else 1), name
+        check_equal(run(net, [x]), fast(x), name)
+
+
+@pytest.mark.parametrize("size", [(2, 1), (7, 7), (5, 40), (33, 3)])
+def test_means_of_all_pixels(size: tuple[int, int]) -> None:
+    net = dense_layers(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1))
+    x = torch.randn(2, 3, *size)
+    fast = on_engine(net, [x])
+    assert [node.op for node in fast.graph.nodes] == ["conv2d", "global_mean", "conv2d"]
+    check_equal(run(net, [x]), fast(x), f"{size}")
+
+
 def test_torchs_defaults_do_not_matter() -> None:
     net = dense_layers(nn.Conv2d(3, 4, 3))
     x = torch.randn(1, 3, 9, 9)

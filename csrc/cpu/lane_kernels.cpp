@@ -113,15 +113,41 @@ ALWAYS_INLINE void add_tap(
   (..., feed(std::integral_constant<int, V>{}));
 }
 
+// A multiply-add takes a few cycles; with fewer sums than that in a pattern, neighbouring taps add to sums of their own.
+constexpr int MIN_CHAINS = 4;
+
 template <int PATTERN, int STEP, typename Offset, typename Weight, int ROWS, int VECTORS>
 ALWAYS_INLINE void add_pattern(
     Accumulators<ROWS, VECTORS>& acc, int count, const float* x, const Offset*& offsets, const Weight*& values) {
-  for (int i = 0; i < count; ++i) {
+  auto add = [&](Accumulators<ROWS, VECTORS>& sums, int i) __attribute__((always_inline)) {
     const float* pixels = reinterpret_cast<const float*>(
         reinterpret_cast<const char*>(x) + static_cast<uint64_t>(offsets[i]) * (LANES * sizeof(float)));
     asm("" : "+r"(pixels));  // one address for all vectors; else the compiler computes one for each
     add_tap<PATTERN, STEP>(
-        acc, pixels, values, std::make_integer_sequence<int, VECTORS>{}, std::make_integer_sequence<int, ROWS>{});
+        sums, pixels, values, std::make_integer_sequence<int, VECTORS>{}, std::make_integer_sequence<int, ROWS>{});
+  };
+  constexpr int SUMS = VECTORS * __builtin_popcount(PATTERN);
+  int i = 0;
+  if constexpr (SUMS < MIN_CHAINS) {
+    constexpr int CHAINS = (MIN_CHAINS + SUMS - 1) / SUMS;
+    Accumulators<ROWS, VECTORS> more[CHAINS - 1] = {};
+    for (; i + CHAINS <= count; i += CHAINS) {
+      add(acc, i);
+#pragma GCC unroll 4
+      for (int c = 1; c < CHAINS; ++c) {
+        add(more[c - 1], i + c);
+      }
+    }
+    for (const Accumulators<ROWS, VECTORS>& sums : more) {
+      for (int r = 0; r < ROWS; ++r) {
+        for (int v = 0; v < VECTORS; ++v) {
+          acc.row[r][v] += sums.row[r][v];
+        }
+      }
+    }
+  }
+  for (; i < count; ++i) {
+    add(acc, i);
   }
   offsets += count;
 }
@@ -218,6 +244,22 @@ void run_conv_tile(const LaneConvTile& tile) {
   }
 }
 
+// The mean of a plane, whose lanes that are no pixels are zero, as the one pixel of another plane.
+void run_mean(const float* x, int64_t vectors, float scale, float* y) {
+  vec sums[4] = {};
+  for (int64_t v = 0; v < vectors; ++v) {
+    sums[v % 4] += load(x + v * LANES);
+  }
+  const vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float total = 0.0f;
+  for (int l = 0; l < LANES; ++l) {
+    total += sum[l];
+  }
+  vec pixel = {};
+  pixel[0] = total * scale;
+  store(y, pixel);
+}
+
 void run_elementwise(const LaneElementwise& e) {
   with_activation(e.epilogue.activation, [&](auto activation) __attribute__((always_inline)) {
     for (int64_t v = 0; v < e.vectors; ++v) {
@@ -311,6 +353,7 @@ const LaneKernels lane_kernels = {
     {ROW_COUNTS(float), ROW_COUNTS(uint16_t)},
     run_elementwise,
     run_pool,
+    run_mean,
     fill_halo,
     multiply_add,
     run_remap};

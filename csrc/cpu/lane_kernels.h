@@ -103,6 +103,7 @@ struct LaneKernels {
   const LaneConvKernel* conv[2][3][3];
   void (*elementwise)(const LaneElementwise&);
   void (*pool)(const LanePool&);
+  void (*mean)(const float* x, int64_t vectors, float scale, float* y);
   // Repeat the neighbours' pixels around a plane of m vectors.
   void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.

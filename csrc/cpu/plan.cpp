@@ -413,6 +413,23 @@ class Pool : public ChannelStep {
   const PoolStep s_;
 };
 
+class Mean : public ChannelStep {
+ public:
+  Mean(const MeanStep& s, const Bounds& bounds, int64_t threads)
+      : ChannelStep(s.channels, s.vectors * bounds.lanes, threads), s_(s) {
+    bounds.contain_planes(s.x, s.x_channel, s.channels, s.vectors, "the input of a mean");
+    bounds.contain_planes(s.y, s.y_channel, s.channels, 1, "the output of a mean");
+  }
+  void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
+    kernels.mean(
+        memory.arena + s_.x + c * s_.x_channel, s_.vectors, static_cast<float>(s_.scale),
+        memory.arena + s_.y + c * s_.y_channel);
+  }
+
+ private:
+  const MeanStep s_;
+};
+
 template <typename T>
 T read_words(const int64_t* words) {
   static_assert(sizeof(T) <= (STEP_WORDS - 1) * sizeof(int64_t), "a step has too many fields");
@@ -492,6 +509,9 @@ Plan::Plan(
         break;
       case POOL:
         steps_.push_back(std::make_unique<Pool>(read_words<PoolStep>(step), bounds, threads));
+        break;
+      case MEAN:
+        steps_.push_back(std::make_unique<Mean>(read_words<MeanStep>(step), bounds, threads));
         break;
       default:
         require(false, "unknown kind");

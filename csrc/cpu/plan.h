@@ -14,7 +14,7 @@ namespace prunekit {
 constexpr int64_t STEP_WORDS = 32;
 constexpr int64_t IN_ARENA = -1;
 
-enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL };
+enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN };
 
 struct EpilogueWords {
   int64_t activation;
@@ -78,6 +78,12 @@ struct PoolStep {
   double scale;
   const int32_t* mask;
   int64_t row_vectors, x_row;    // as in ConvStep; the stride is 2
+};
+
+// y[c] = scale · sum of x[c], a plane of one pixel.
+struct MeanStep {
+  int64_t x, x_channel, y, y_channel, channels, vectors;
+  double scale;
 };
 
 struct Image {

@@ -28,8 +28,8 @@ class Node:
 
     Attributes:
         name: Of the value it makes, unique in the graph.
-        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "pad", or "torch"
-            for one that torch runs.
+        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "global_mean",
+            "pad", or "torch" for one that torch runs.
         inputs: Names of the values it reads.
         attributes: The rest: sizes, names of constants, activations; what is in them depends on the op.
         layer: The module it came from, for people.

@@ -26,7 +26,7 @@ from prunekit.errors import InputError
 from prunekit.ops import native
 
 _STEP_WORDS = 32
-_CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL = range(5)
+_CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL, _MEAN = range(6)
 _IN_ARENA = -1
 _STEP1, _STEP1_WIDE, _STEP2 = range(3)
 
@@ -49,7 +49,7 @@ class SegmentPlan:
     Attributes:
         words: int64 [steps, 24].
         labels: Per step the node it belongs to, or None.
-        kinds: Per step "conv", "halo", "remap", "elementwise" or "pool".
+        kinds: Per step "conv", "halo", "remap", "elementwise", "pool" or "mean".
         arena_elements: Size of the arena.
         keep_alive: Whatever the words point to.
         output_sizes: [C, H, W] of each output.
@@ -151,7 +151,7 @@ class _Planner:
             return True
         readers = [node for node in self.nodes if name in node.inputs]
         return any(
-            node.op in ("activation", "affine", "add", "concat")
+            node.op in ("activation", "affine", "add", "concat", "global_mean")
             or is_direct(node, self.graph, self.sizes, self.lanes)
             or name in node.inputs[1:]
             for node in readers
@@ -207,7 +207,7 @@ class _Planner:
             words = [step.kind, *step.words()]
             rows.append(words + [0] * (_STEP_WORDS - len(words)))
         arena = max((b.offset + b.elements for b in self.buffers), default=0)
-        kinds = ("conv", "halo", "remap", "elementwise", "pool")
+        kinds = ("conv", "halo", "remap", "elementwise", "pool", "mean")
         return SegmentPlan(
             np.array(rows, np.int64).tobytes(),
             [step.node.name if step.node else None for step in self.steps],
@@ -429,6 +429,18 @@ class _Planner:
             lambda: [
                 x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, layout.vectors, pointer,
                 taps.numel(), int(is_max), _bits(1 / taps.numel()), mask, row_vectors, x_row,
+            ],
+        )  # fmt: skip
+        self._halo(y)
+
+    def _plan_global_mean(self, node: Node) -> None:
+        x, y = self.views[node.inputs[0]], self.views[node.name]
+        _, height, width = self.sizes[node.inputs[0]]
+        self._add(
+            _MEAN, node, [x.buffer], [y.buffer],
+            lambda: [
+                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, x.buffer.layout.vectors,
+                _bits(1 / (height * width)),
             ],
         )  # fmt: skip
         self._halo(y)

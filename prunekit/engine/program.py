@@ -62,7 +62,7 @@ class StepTime:
 
     Attributes:
         node: The node that the step works for, or None for what lies between nodes.
-        kind: "conv", "halo", "remap", "elementwise", "pool" or "torch".
+        kind: "conv", "halo", "remap", "elementwise", "pool", "mean" or "torch".
         ms: Milliseconds.
     """
 

@@ -131,6 +131,10 @@ def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) 
     """Return the cuts worth trying for a convolution whose rows (or plane) have `vectors` vectors."""
     shape = (key.weight[0] // key.groups, *key.weight[1:])
     choices: dict[ConvChoice, None] = {}
+    if vectors == 1:  # a linear layer: packing it for each of many cuts takes longer than they differ by
+        wide = cut(1, 1, 1, shape, 1.0, key.lanes, key.threads)  # type: ignore[arg-type]
+        blocked = cut(min(2, shape[0]), 1, 1, shape, 1.0, key.lanes, key.threads, 40 * 1024)  # type: ignore[arg-type]
+        return [replace(wide, channel_block=shape[1]), blocked]
     for rows, longest in zip((1, 2, 4), max_vectors, strict=True):
         if rows > max(1, shape[0]) or (rows == 4 and longest < 4):
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.attacks import PRESETS
+from prunekit.compaction import CompactionResult, save
 from prunekit.detection import (
     AveragePrecision,
     Batch,
@@ -20,6 +21,7 @@ from prunekit.detection import (
     write_detections_json,
 )
 from prunekit.nn import AccelerationReport, native_status
+from prunekit.pipeline.compaction_work import compacted, compaction_columns
 from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
 from prunekit.pipeline.detection_rates import attack_success
 from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
@@ -81,7 +83,9 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         files += _write_detections(job, folder, unit, evaluation, attacked=attack != "none")
 
     model = model.cpu()
-    latency, acceleration = _accelerate_and_time(job, model, unit)
+    compaction = _compact(job, folder, artefact, unit)
+    files += [folder.compacted(unit)] if compaction is not None else []
+    latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
     costs = count_costs(model, x, artefact.masks, job.groups)
@@ -92,6 +96,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         churn=churn,
         **size_columns(model, costs, sparsity(artefact.masks)),
         **latency_columns(latency),
+        **compaction_columns(latency, compaction),
         sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
         layers=len(acceleration.rows),
         images=len(job.dataset),
@@ -161,10 +166,21 @@ def _transfer(job: Job, model: Detector, unit: Unit) -> Evaluation:
     return evaluate(model, job.dataset, job.config, attack, job.bench.progress, description, source=source)
 
 
-def _accelerate_and_time(job: Job, model: Detector, unit: Unit) -> tuple[Latency, AccelerationReport]:
+def _compact(job: Job, folder: RunFolder, artefact: Artefact, unit: Unit) -> CompactionResult | None:
+    """Remove the dropped filters of a unit, and write the smaller model down."""
+    for _ in job.bench.progress.track(range(1), f"{unit.label}: compacting", 1):
+        result = compacted(artefact, job.dataset[0].image[None], job.bench.progress)
+    if result is not None:
+        save(result, folder.compacted(unit))
+    return result
+
+
+def _accelerate_and_time(
+    job: Job, model: Detector, unit: Unit, compaction: CompactionResult | None
+) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
     for _ in job.bench.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-        timed = accelerate_and_time(model, x, job.config.latency_runs, nms_options(job.config))
+        timed = accelerate_and_time(model, x, job.config.latency_runs, nms_options(job.config), compaction)
     return timed
 
 
