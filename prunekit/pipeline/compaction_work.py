@@ -15,7 +15,8 @@ from prunekit.pipeline.detector_file import PrunedDetector, architecture_of, ope
 from prunekit.pipeline.latency import ACCELERATED, EAGER, Latency
 from prunekit.pipeline.progress import Progress
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.stages import MODEL, Artefact
+from prunekit.pipeline.stage_inputs import Artefact
+from prunekit.pipeline.stages import MODEL
 from prunekit.prune.tensor_files import load_tensors
 
 
