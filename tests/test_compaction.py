@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compaction_nets import Shuffle, SqueezeExcite, masked, randomise
+from pruning_nets import Net
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,19 +17,6 @@ from prunekit.compaction import CompactionResult, certifying, compact, cutting, 
 from prunekit.errors import InputError, WrongOutputError
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-class Net(nn.Module):
-    """Layers wired by a function."""
-
-    def __init__(self, wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.wiring = wiring
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.wiring(self, x)
 
 
 def net_of(wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> Any:
