@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/instruction_sets.h"
+#include "cpu/machine.h"
 #include "cpu/plan.h"
 
 namespace {
@@ -137,6 +138,12 @@ PyObject* fma_peak_gflops(PyObject*, PyObject*) {
   return call_without_gil(measure) ? PyFloat_FromDouble(peak) : nullptr;
 }
 
+PyObject* shared_write_ns(PyObject*, PyObject*) {
+  double cost = 0;
+  const auto measure = [&] { cost = prunekit::shared_write_ns(); };
+  return call_without_gil(measure) ? PyFloat_FromDouble(cost) : nullptr;
+}
+
 PyObject* lane_layout(PyObject*, PyObject*) {
   const prunekit::LaneKernels& kernels = prunekit::lane_kernels();
   return Py_BuildValue(
@@ -149,6 +156,8 @@ PyMethodDef METHODS[] = {
     {"run_plan", run_plan, METH_VARARGS, "Run a plan on a batch of images."},
     {"fma_peak_gflops", fma_peak_gflops, METH_NOARGS,
      "10^9 float32 operations a second that torch's threads do in registers, multiply-adds counted as two."},
+    {"shared_write_ns", shared_write_ns, METH_NOARGS,
+     "Nanoseconds a cache line to write what another thread has read."},
     {"lane_layout", lane_layout, METH_NOARGS,
      "Lanes of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the instruction set in use."},
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set in use."},

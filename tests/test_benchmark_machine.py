@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 
@@ -15,8 +16,15 @@ def test_rates_are_positive_and_the_best_of_two_is_kept(one_thread: None) -> Non
     peak = Peak.measure()
     assert peak.dense_gemm_gflops > 0.1
     assert peak.stream_gb_per_s > 0.1
-    better = Peak(peak.gflops * 2, peak.kind, peak.dense_gemm_gflops / 2, peak.stream_gb_per_s / 2)
-    assert peak.best(better) == Peak(peak.gflops * 2, peak.kind, peak.dense_gemm_gflops, peak.stream_gb_per_s)
+    assert peak.shared_write_ns is None  # of one thread
+    better = Peak(peak.gflops * 2, peak.kind, peak.dense_gemm_gflops / 2, peak.stream_gb_per_s / 2, 7.5)
+    assert peak.best(better) == Peak(peak.gflops * 2, peak.kind, peak.dense_gemm_gflops, peak.stream_gb_per_s, 7.5)
+    assert better.best(replace(better, shared_write_ns=28.0)).shared_write_ns == 28.0
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the compiled extension is not there")
+def test_writing_what_another_core_has_read_takes_nanoseconds() -> None:
+    assert 0 < native.shared_write_ns() < 1e5
 
 
 @pytest.mark.skipif(not native.is_available(), reason="the compiled extension is not there")

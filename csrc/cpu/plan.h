@@ -127,7 +127,4 @@ class Plan {
   mutable std::vector<std::unique_ptr<Arena>> free_arenas_;
 };
 
-// 10^9 float32 operations a second that torch's threads do in registers, the best of a few tries.
-double fma_peak_gflops();
-
 }  // namespace prunekit

@@ -35,6 +35,8 @@ from prunekit.timing import Timing
 # Interquartile range over median. With nothing else running, a net of 4 ms spread by 4 to 8 % in most engines; where
 # five processes shared two cores, one of 100 ms spread by 25 to 40 %.
 _QUIET_SPREAD = 0.15
+# Two virtual cores of a Zen 4 took 4 to 5 ns on one cache of the third level and 15 on two.
+_NEAR_NS = 9.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,12 @@ def _judge_quiet(rows: Sequence[Row], progress: Progress) -> None:
             f"the machine was not quiet: {len(restless)} of {len(rows)} timings spread by more than "
             f"{_QUIET_SPREAD:.0%}, one by {max(row.spread for row in restless):.0%}"
         )
+    shared = max((row.shared_write_ns for row in rows if row.shared_write_ns is not None), default=0.0)
+    if shared > _NEAR_NS:
+        progress.message(
+            f"the cores did not share a cache all the time: writing what another core has read took {shared:.0f} ns a "
+            f"cache line, where cores that do take up to {_NEAR_NS:.0f}; timings of several threads depend on it"
+        )
 
 
 def _groups(settings: Settings, machine: Machine) -> list[Group]:
@@ -201,6 +209,7 @@ def _rows(
         "peak_kind": peak.kind,
         "dense_gemm_gflops": peak.dense_gemm_gflops,
         "stream_gb_per_s": peak.stream_gb_per_s,
+        "shared_write_ns": peak.shared_write_ns,
     }
     rows = []
     for c in competitors:

@@ -66,6 +66,7 @@ class Row(BaseModel):
     peak_kind: str
     dense_gemm_gflops: float
     stream_gb_per_s: float
+    shared_write_ns: float | None = None  # with more than one thread
     bound_ms: float
     # MiB, of a fresh process each; None where it was not asked for.
     imports_mib: float | None = None

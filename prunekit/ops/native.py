@@ -83,6 +83,11 @@ def fma_peak_gflops() -> float:
     return float(_require().fma_peak_gflops())
 
 
+def shared_write_ns() -> float:
+    """Measure the nanoseconds a cache line takes to be written after another thread has read it."""
+    return float(_require().shared_write_ns())
+
+
 def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: int) -> object:
     """Check a plan's steps (csrc/cpu/plan.h) and return the plan; whatever they point to must outlive it.
 

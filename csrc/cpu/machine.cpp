@@ -1,0 +1,73 @@
+#include "machine.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "instruction_sets.h"
+#include "scratch.h"
+
+namespace prunekit {
+
+double fma_peak_gflops() {
+  constexpr int TRIES = 5;
+  constexpr int64_t ITERATIONS = 2'000'000;
+  const LaneKernels& kernels = lane_kernels();
+  const int64_t threads = torch::stable::get_num_threads();
+  double best = 0;
+  for (int i = 0; i < TRIES; ++i) {
+    std::atomic<int64_t> operations{0};
+    const int64_t begin = nanoseconds();
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t) {
+        operations += kernels.multiply_add(ITERATIONS);
+      }
+    });
+    best = std::max(best, static_cast<double>(operations) / (nanoseconds() - begin));
+  }
+  return best;
+}
+
+double shared_write_ns() {
+  constexpr int TRIES = 21;
+  constexpr int64_t LINES = 4096;  // 256 KiB, which a core's own cache holds
+  struct alignas(CACHE_LINE) Line {
+    std::atomic<int64_t> word{0};
+  };
+  const std::unique_ptr<Line[]> lines(new Line[LINES]);
+  std::atomic<int> turn{0};  // odd: the reader's
+  std::thread reader([&] {
+    for (int i = 0; i < TRIES; ++i) {
+      while (turn.load(std::memory_order_acquire) != 2 * i + 1) {  // a yield would let both stay on one core
+      }
+      for (int64_t line = 0; line < LINES; ++line) {
+        lines[line].word.load(std::memory_order_relaxed);
+      }
+      turn.store(2 * i + 2, std::memory_order_release);
+    }
+  });
+  const auto write = [&](int64_t value) {
+    for (int64_t line = 0; line < LINES; ++line) {
+      lines[line].word.store(value, std::memory_order_relaxed);
+    }
+  };
+  std::vector<double> costs;
+  write(-1);
+  for (int i = 0; i < TRIES; ++i) {
+    turn.store(2 * i + 1, std::memory_order_release);
+    while (turn.load(std::memory_order_acquire) != 2 * i + 2) {
+    }
+    const int64_t begin = nanoseconds();
+    write(i);
+    costs.push_back(static_cast<double>(nanoseconds() - begin) / LINES);
+  }
+  reader.join();
+  std::nth_element(costs.begin(), costs.begin() + TRIES / 2, costs.end());
+  return costs[TRIES / 2];
+}
+
+}  // namespace prunekit
