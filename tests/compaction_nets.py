@@ -1,4 +1,4 @@
-"""Random small networks for compaction's tests: a seed gives layers, their wiring and filter masks."""
+"""Random small networks for compaction's tests: layers, their wiring and filter masks."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Case:
     example: Tensor
 
 
-def random_case(seed: int) -> Case:
-    """Build the network of a seed."""
+def random_case(draw: random.Random) -> Case:
+    """Build a network, its wiring and masks drawn from `draw`."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return _Builder(random.Random(seed)).build()
+        torch.manual_seed(draw.randrange(2**32))
+        return _Builder(draw).build()
 
 
 class _Builder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,7 +245,7 @@ def test_an_optimiser_of_other_parameters_is_refused(small_classifier: Compactio
 @torch.no_grad()
 def test_random_nets_come_back_from_their_files(tmp_path: Path) -> None:
     for seed in range(3):
-        case = random_case(seed)
+        case = random_case(random.Random(seed))
         result = compact(case.net, case.example, case.masks, multiple_of=1, latency_runs=0)
         prunekit.save(result, tmp_path / "net.prunekit")
         loaded = prunekit.load(tmp_path / "net.prunekit")

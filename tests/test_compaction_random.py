@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import re
 from typing import Any
 
-import pytest
 import torch
 from compaction_nets import Case, masked, random_case
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.compaction import Certificate, compact
 
-NETS = int(os.environ.get("PRUNEKIT_NETS", "40"))
-_BATCH = 20
+#: PRUNEKIT_NETS=1000 tries more.
+NUM_NETS = int(os.environ.get("PRUNEKIT_NETS", "40"))
 SIZES = ((24, 24), (31, 26))
 
 
-@pytest.mark.parametrize("first", range(0, NETS, _BATCH))
-def test_random_nets_come_out_exact_and_as_small_as_they_can_be(first: int) -> None:
-    for seed in range(first, min(first + _BATCH, NETS)):
-        case = random_case(seed)
-        result = compact(case.net, case.example, case.masks, multiple_of=1, latency_runs=0)
-        expected = masked(copy.deepcopy(case.net), case.masks)
-        check_exact(expected, result.model, case, f"seed {seed}")
-        check_reasons(expected, result.model, result.certificate, f"seed {seed}")
+@settings(max_examples=NUM_NETS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(draw=st.randoms(use_true_random=False))
+def test_random_nets_come_out_exact_and_as_small_as_they_can_be(draw: random.Random) -> None:
+    case = random_case(draw)
+    note(f"{case.net}, wired {case.net.wiring}, outputs {case.net.outputs}")
+    result = compact(case.net, case.example, case.masks, multiple_of=1, latency_runs=0)
+    expected = masked(copy.deepcopy(case.net), case.masks)
+    check_exact(expected, result.model, case)
+    check_reasons(expected, result.model, result.certificate)
 
 
 @torch.no_grad()
-def check_exact(expected: nn.Module, actual: nn.Module, case: Case, where: str) -> None:
+def check_exact(expected: nn.Module, actual: nn.Module, case: Case) -> None:
     runs = 0
     for size in SIZES:
         x = torch.randn(2, case.example.shape[1], *size, dtype=torch.float64)
         for a, b in zip(expected(x), actual(x), strict=True):
-            assert float((a - b).abs().max()) <= 1e-10 * float(a.abs().max()) + 1e-300, where
+            assert float((a - b).abs().max()) <= 1e-10 * float(a.abs().max()) + 1e-300
         runs += 1
     assert runs == len(SIZES)
 
 
-def check_reasons(expected: nn.Module, actual: nn.Module, certificate: Certificate, where: str) -> None:
+def check_reasons(expected: nn.Module, actual: nn.Module, certificate: Certificate) -> None:
     """A masked filter is gone, or its reason holds against the net itself."""
     for group in certificate.groups:
         stays = {name: len(weight_of(actual, name)) for name in group.layers}
         live = {name: int(weight_of(expected, name).flatten(1).any(dim=1).sum()) for name in group.layers}
-        assert sum(stays.values()) <= sum(live.values()) + sum(group.reasons.values()), (where, group)
+        assert sum(stays.values()) <= sum(live.values()) + sum(group.reasons.values()), group
         for reason, count in group.reasons.items():
-            assert is_true(reason, count, expected, group.layers), (where, reason)
+            assert is_true(reason, count, expected, group.layers), reason
 
 
 def weight_of(net: nn.Module, name: str) -> Tensor:
