@@ -1,4 +1,4 @@
-"""What goes wrong around the engine ends in one clear sentence: inputs, sizes, memory, caches, files."""
+"""What goes wrong around the engine ends in one clear sentence: inputs, sizes, memory, caches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from conv_variants import conv_of_reading
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import prunekit
@@ -315,43 +313,6 @@ def test_convolutions_of_more_taps_than_one_block_numbers_are_tuned() -> None:
     fast = on_engine(model, [x], TuningCache(None))
     with torch.no_grad():
         assert torch.allclose(fast(x), model(x), atol=1e-4)
-
-
-# Files.
-
-
-def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, object]]:
-    path = tmp_path / "model.safetensors"
-    on_engine(net(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.BatchNorm2d(4)), cache=TuningCache(None)).save(path)
-    with safe_open(path, framework="pt") as file:
-        return path, {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prunekit"])  # noqa: SIM118
-
-
-@pytest.mark.parametrize("damage", [
-    lambda d: next(iter(d["choices"].values())).update(rows=3),
-    lambda d: next(iter(d["choices"].values())).update(tile_vectors="long"),
-    lambda d: d["nodes"][1]["attributes"].update(target="aten.no_such_operator.default"),
-    lambda d: d["nodes"][1]["attributes"].update(target="tanh"),
-    lambda d: d["nodes"][0].update(inputs=["nobody"]),
-    lambda d: d.update(output_spec="{"),
-    lambda d: d.pop("nodes"),
-])  # fmt: skip
-def test_damaged_models_are_refused(damage: Callable[[dict[str, object]], object], tmp_path: Path) -> None:
-    path, tensors, document = saved(tmp_path)
-    assert prunekit.load(path)(X).shape == (2, 4, 7, 5)
-    damage(document)
-    save_file(tensors, path, metadata={"prunekit": json.dumps(document)})
-    with pytest.raises(InputError, match="is damaged"):
-        prunekit.load(path)
-
-
-def test_a_model_whose_constants_are_too_short_is_refused(tmp_path: Path) -> None:
-    path, tensors, document = saved(tmp_path)
-    for name in [name for name in tensors if name.startswith("constant/")]:
-        shorter = {**tensors, name: tensors[name][:-1].clone()}
-        save_file(shorter, path, metadata={"prunekit": json.dumps(document)})
-        with pytest.raises(InputError, match=r"expected \[4\] as the shape of .*, got \[3\]"):
-            prunekit.load(path)(X)
 
 
 # The plan itself.

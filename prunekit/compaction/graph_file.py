@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
 
 from prunekit.errors import InputError
+from prunekit.operators import operator_named
 
 #: What sizes are computed with.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -202,10 +203,4 @@ def _function(name: str) -> Callable[..., Any]:
     """Return an operator of torch, or one of the functions for sizes; nothing else can be called."""
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
-    namespace, packet, overload = name.split(".")
-    if namespace != "aten":
-        raise ValueError(f"{name} is none of torch's own operators")
-    found = getattr(getattr(torch.ops.aten, packet), overload)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(f"{name} is no operator")
-    return found
+    return operator_named(name)

@@ -85,6 +85,8 @@ class AcceleratedModel(nn.Module):
                 if not node.is_native:
                     operator_of(node.attributes["target"])
             return cls(graph, choices if are_ours else {}, example)
+        except InputError as error:
+            raise InputError(f"the model in {path} cannot run: {error}") from error
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 import threading
@@ -19,6 +18,7 @@ from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import SegmentPlan, plan_segment
 from prunekit.errors import InputError
+from prunekit.operators import operator_named
 from prunekit.ops import native
 
 # Planned sizes of each native part that a program keeps; the oldest goes first.
@@ -145,15 +145,12 @@ class Program:
 
 
 def operator_of(target: str) -> Callable[..., Any]:
-    """Return the operator that a "torch" node names, such as "aten.flatten.using_ints"."""
-    if target == "getitem":
-        return operator.getitem
-    namespace, name, overload = target.split(".")
-    if namespace == "prunekit":
-        importlib.import_module("prunekit.ops")
-    packet = getattr(getattr(torch.ops, namespace), name)
-    function: Callable[..., Any] = getattr(packet, overload)
-    return function
+    """Return what a "torch" node calls: an operator such as "aten.flatten.using_ints", or "getitem".
+
+    Raises:
+        InputError: it is none that a model's file may call.
+    """
+    return operator.getitem if target == "getitem" else operator_named(target)
 
 
 def _by_level(graph: Graph) -> list[list[Node]]:

@@ -1,0 +1,75 @@
+"""Accelerated models as files: damaged ones, and such as would call what no model calls, are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import prunekit
+from prunekit.engine.tuning_cache import TuningCache
+from prunekit.errors import InputError
+from prunekit.nn.whole_graph import build_whole_graph
+from prunekit.operators import operator_named
+from prunekit.ops.native import native_status
+
+pytestmark = [
+    pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}"),
+    pytest.mark.usefixtures("one_thread"),
+]
+X = torch.randn(2, 3, 9, 7)
+
+
+def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, object]]:
+    path = tmp_path / "model.safetensors"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.BatchNorm2d(4)).eval()
+    build_whole_graph(model, (X,), 60.0, TuningCache(None), lambda done, total: None).model.save(path)
+    with safe_open(path, framework="pt") as file:
+        return path, {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prunekit"])  # noqa: SIM118
+
+
+@pytest.mark.parametrize("damage", [
+    lambda d: next(iter(d["choices"].values())).update(rows=3),
+    lambda d: next(iter(d["choices"].values())).update(tile_vectors="long"),
+    lambda d: d["nodes"][1]["attributes"].update(target="aten.no_such_operator.default"),
+    lambda d: d["nodes"][1]["attributes"].update(target="tanh"),
+    lambda d: d["nodes"][1]["attributes"].update(target="os.system.default"),
+    lambda d: d["nodes"][1]["attributes"].update(target="aten.from_file.default"),
+    lambda d: d["nodes"][0].update(inputs=["nobody"]),
+    lambda d: d.update(output_spec="{"),
+    lambda d: d.pop("nodes"),
+])  # fmt: skip
+def test_damaged_models_are_refused(damage: Callable[[dict[str, object]], object], tmp_path: Path) -> None:
+    path, tensors, document = saved(tmp_path)
+    assert prunekit.load(path)(X).shape == (2, 4, 7, 5)
+    damage(document)
+    save_file(tensors, path, metadata={"prunekit": json.dumps(document)})
+    with pytest.raises(InputError, match=r"is damaged|cannot run: expected an operator"):
+        prunekit.load(path)
+
+
+def test_a_model_whose_constants_are_too_short_is_refused(tmp_path: Path) -> None:
+    path, tensors, document = saved(tmp_path)
+    for name in [name for name in tensors if name.startswith("constant/")]:
+        shorter = {**tensors, name: tensors[name][:-1].clone()}
+        save_file(shorter, path, metadata={"prunekit": json.dumps(document)})
+        with pytest.raises(InputError, match=r"expected \[4\] as the shape of .*, got \[3\]"):
+            prunekit.load(path)(X)
+
+
+def test_operators_of_files_are_refused_by_name() -> None:
+    assert operator_named("aten.relu.default") is torch.ops.aten.relu.default
+    for name, found in (
+        ("aten.from_file.default", "reads or writes files"),
+        ("aten.save.default", "expected an operator"),
+        ("builtins.eval.default", "expected an operator of aten, prunekit, torchvision"),
+        ("aten", "expected an operator of torch"),
+    ):
+        with pytest.raises(InputError, match=found):
+            operator_named(name)
