@@ -30,11 +30,11 @@ class Competitor:
     Attributes:
         name: for people, without a version.
         kind: a dense peer, the control (pruned weights on the dense path), or prunekit.
-        ratio: percent of the convolutions' weights that are zero.
+        ratio: percent of each layer's weights that are zero.
         call: runs it.
         expected: what it must return.
-        density: share of the convolutions' weights that are not zero.
-        kept_macs: multiply-adds of the weights that are not zero, linear layers included.
+        density: share of the weights that are not zero.
+        kept_macs: multiply-adds of the weights that are not zero.
         weight_bytes: the weights that must be read, at least.
         choices: for prunekit, how many convolutions run on which implementation.
     """

@@ -15,7 +15,6 @@ from prunekit.benchmark.problems import Problem
 from prunekit.benchmark.settings import Settings
 from prunekit.nn import AccelerationReport, WrongOutputError
 from prunekit.pipeline.progress import Progress
-from prunekit.prune import prunable_layers
 from prunekit.prune.costs import count_costs
 
 PRUNEKIT, CONTROL = "prunekit", "torch eager, pruned"
@@ -97,11 +96,10 @@ def _choices(fast: nn.Module) -> dict[str, int]:
 
 
 def _describe(net: nn.Module, x: Tensor, ratio: float, **how: Any) -> Competitor:
-    convolutions = {name: conv.weight for name, conv in prunable_layers(net).items()}
-    num_kept = sum(int(weight.count_nonzero()) for weight in convolutions.values())
-    num_weights = sum(weight.numel() for weight in convolutions.values())
-    cost = count_costs(net, x, {name: weight != 0 for name, weight in convolutions.items()})
-    other_bytes = _DENSE_BYTES * (sum(row.weights for row in cost.layers) - num_weights)
+    layers = count_costs(net, x).layers
+    weights = [net.get_submodule(row.name).weight for row in layers]
+    kept = [int(weight.count_nonzero()) for weight in weights if isinstance(weight, Tensor)]
+    num_weights, num_kept = sum(row.weights for row in layers), sum(kept)
     dense_bytes = _DENSE_BYTES * num_weights
     packed_bytes = min(_PACKED_BYTES * num_kept, dense_bytes)
     return Competitor(
@@ -109,6 +107,6 @@ def _describe(net: nn.Module, x: Tensor, ratio: float, **how: Any) -> Competitor
         ratio=ratio,
         expected=as_tuple(net(x)),
         density=num_kept / num_weights,
-        kept_macs=cost.kept_macs,
-        weight_bytes=other_bytes + (packed_bytes if how["kind"] == "prunekit" else dense_bytes),
+        kept_macs=sum(row.macs // row.weights * count for row, count in zip(layers, kept, strict=True)),
+        weight_bytes=packed_bytes if how["kind"] == "prunekit" else dense_bytes,
     )

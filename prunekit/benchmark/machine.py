@@ -81,7 +81,7 @@ class Peak:
     kind: str
     dense_gemm_gflops: float
     stream_gb_per_s: float
-    shared_write_ns: float | None
+    shared_write_ns: float | None = None
 
     @classmethod
     def measure(cls) -> Peak:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.benchmark.classifiers import mobilenetv2, resnet50, vgg16
 from prunekit.detection import MODELS
-from prunekit.prune import apply_masks, masks_from_scores, prunable_layers, score_model
+from prunekit.prune import masks_from_scores, prunable_layers
 
 #: Pruning ratios in percent.
 RATIOS = (0.0, 25.0, 50.0, 65.0, 75.0, 85.0, 90.0, 95.0, 99.0)
@@ -45,7 +45,7 @@ class Problem:
 
     Attributes:
         x: The input, [1, C, H, W].
-        build: Makes the module with so many percent of each convolution's weights zero.
+        build: Makes the module with so many percent of each layer's weights zero.
         layer: What the layer is, in words; None for a whole net.
         count: How many layers of the net have this shape.
     """
@@ -57,22 +57,23 @@ class Problem:
 
 
 def pruned_net(name: str, ratio: float, width: float = 1.0, seed: int = 0) -> nn.Module:
-    """Build a net of `NETS` with random weights, in eval mode, `ratio` percent of each convolution's weights zero."""
+    """Build a net of `NETS` with random weights, in eval mode, `ratio` percent of each layer's weights zero."""
     torch.manual_seed(seed)
     return prune_by_magnitude(NETS[name].build(width=width).eval().requires_grad_(False), ratio)
 
 
 @torch.no_grad()
 def prune_by_magnitude(net: nn.Module, ratio: float) -> nn.Module:
-    """Zero the smallest `ratio` percent of each convolution's weights, and scale the others up to the old norm.
+    """Zero the smallest `ratio` percent of each convolution's and linear layer's weights, and scale the rest up.
 
     Without the scaling, activations at 99 % would shrink from layer to layer into denormal numbers, which processors
-    handle slowly: a trained net's do not.
+    handle slowly: a trained net's do not. Linear layers are pruned too, since they hold most of a VGG's weights.
     """
-    norms = {name: conv.weight.norm() for name, conv in prunable_layers(net).items()}
-    apply_masks(net, masks_from_scores(score_model(net, "magnitude"), ratio))
-    for name, conv in prunable_layers(net).items():
-        conv.weight.mul_(norms[name] / conv.weight.norm().clamp(min=1e-30))
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    masks = masks_from_scores({name: layer.weight for name, layer in layers.items()}, ratio)
+    for name, layer in layers.items():
+        norm = layer.weight.norm()
+        layer.weight.masked_fill_(~masks[name], 0.0).mul_(norm / layer.weight.norm().clamp(min=1e-30))
     return net
 
 

@@ -28,7 +28,7 @@ class Settings:
         question: "layers" or "end-to-end".
         models: names in `NETS`.
         threads: numbers of threads, each a measurement of its own.
-        ratios: percent of the convolutions' weights to remove.
+        ratios: percent of each layer's weights to remove.
         peers: names in `PEERS`; torch eager always takes part.
         runs: timed calls of each competitor.
         width: share of the nets' channels.

@@ -15,7 +15,7 @@ class Point:
     """A net at one pruning ratio.
 
     Attributes:
-        ratio: percent of the convolutions' weights that are zero.
+        ratio: percent of each layer's weights that are zero.
         ms: prunekit's median; of layers, the sum over all of them.
         dense_ms: the fastest dense peer's; of layers, the sum of each layer's own fastest peer.
         eager_ms: torch eager's, likewise.
