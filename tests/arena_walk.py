@@ -22,6 +22,7 @@ from prunekit.engine.filters import ConvChoice
 from prunekit.engine.geometry import Size
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.places import Places
 from prunekit.engine.planning import _STEP_WORDS, StepRecord, _Planner
 from prunekit.engine.program import _borders, _by_level
 from prunekit.ops import native
@@ -58,14 +59,14 @@ class ArenaWalk:
         outputs: Sequence[str],
         choices: Mapping[str, ConvChoice],
     ) -> None:
-        self.planner = _Planner(graph, nodes, inputs, outputs, choices, None)
+        self.planner = _Planner(Places(graph, nodes, inputs, None), outputs, choices)
         self.plan = self.planner.plan()
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.sanitizer = _sanitizer()
 
     def check_places(self) -> None:
         """Assert that buffers which live at the same time do not overlap, and that all lie in the arena."""
-        buffers = [b for b in self.planner.buffers if b.first_step >= 0]
+        buffers = [b for b in self.planner.places.buffers if b.first_step >= 0]
         for i, a in enumerate(buffers):
             assert a.offset >= 0
             assert a.offset + a.elements <= self.plan.arena_elements
@@ -89,7 +90,7 @@ class ArenaWalk:
     def _kill(self, arena: Elements, i: int) -> None:
         """Make nan of what no buffer that step i or a later one reads holds."""
         is_alive = np.zeros(len(arena), np.bool_)
-        for buffer in self.planner.buffers:
+        for buffer in self.planner.places.buffers:
             if buffer.first_step < i <= buffer.last_step:
                 is_alive[buffer.offset : buffer.offset + buffer.elements] |= planes(buffer)
         arena[~is_alive] = np.nan

@@ -19,6 +19,7 @@ from prunekit.engine.filters import ConvChoice
 from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import Node
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.places import Places
 from prunekit.errors import InputError
 from prunekit.ops.native import native_status
 
@@ -100,21 +101,21 @@ def test_random_convolutions_read_and_write_their_own_planes(name: str) -> None:
 
 def test_a_walk_sees_what_is_read_behind_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself: one vector of halo too few, unseen by the planner."""
-    reach = planning._Planner._reach
+    reach = Places.reach
 
-    def less(self: planning._Planner, node: Node) -> tuple[int, int]:
+    def less(self: Places, node: Node) -> tuple[int, int]:
         front, back = reach(self, node)
         return front, back - 1
 
-    monkeypatch.setattr(planning._Planner, "_reach", less)
-    monkeypatch.setattr(planning._Planner, "_check_reach", lambda *_: None)
+    monkeypatch.setattr(Places, "reach", less)
+    monkeypatch.setattr(Places, "check_reach", lambda *_: None)
     with pytest.raises(AssertionError):
         walk_every_cut("16 bits")
 
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_halo_that_is_too_small_is_refused(reading: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning._Planner, "_assign_halos", lambda _: None)
+    monkeypatch.setattr(Places, "_assign_halos", lambda _: None)
     with pytest.raises(
         InputError, match=r"y0: expected a halo around vectors .* found one of \d+ vectors that is too small"
     ):

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View, place
+from prunekit.engine.arena import Buffer, View, place
 from prunekit.engine.filters import ConvChoice, default_choice, pack_for_lanes
-from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
+from prunekit.engine.geometry import Layouts, Size, is_direct, window_of
 from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
 from prunekit.engine.lanes import (
     Indices,
@@ -22,8 +21,8 @@ from prunekit.engine.lanes import (
     Picks,
     PlanarLayout,
 )
+from prunekit.engine.places import Places
 from prunekit.errors import InputError
-from prunekit.ops import native
 
 _STEP_WORDS = 32
 _CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL, _MEAN = range(6)
@@ -86,135 +85,39 @@ def plan_segment(
     Raises:
         InputError: sizes do not fit, or a plane has 2^31 elements or more.
     """
-    return _Planner(graph, nodes, inputs, outputs, choices, layouts).plan()
+    return _Planner(Places(graph, nodes, inputs, layouts), outputs, choices).plan()
 
 
 class _Planner:
-    def __init__(
-        self,
-        graph: Graph,
-        nodes: Sequence[Node],
-        inputs: Mapping[str, Size],
-        outputs: Sequence[str],
-        choices: Mapping[str, ConvChoice],
-        layouts: Layouts | None,
-    ) -> None:
-        self.graph, self.nodes, self.outputs = graph, nodes, list(outputs)
-        self.input_names = list(inputs)
-        self.sizes = sizes_of(graph, nodes, inputs)
-        self.lanes, self.max_vectors = native.lane_layout()
+    def __init__(self, places: Places, outputs: Sequence[str], choices: Mapping[str, ConvChoice]) -> None:
+        self.places, self.outputs = places, list(outputs)
         self.threads = torch.get_num_threads()
         self.given_choices, self.choices = choices, dict[str, ConvChoice]()
-        self.keep_alive: list[Any] = []
         self.steps: list[StepRecord] = []
-        self.buffers: list[Buffer] = []
-        self.views: dict[str, View] = {}
-        self.layouts = layouts or layouts_of(graph, nodes, self.sizes)
-        for layout in self.layouts.values():  # before any table of that size is made
-            if layout.vectors * layout.lanes > MAX_PLANE_ELEMENTS:
-                raise InputError(f"a plane of {layout.height}×{layout.width} pixels has 2^31 elements or more.")
-        self.masks: dict[LaneLayout, int] = {}
-        self.tables: dict[Any, int] = {}
-
-    # Layouts and buffers.
-
-    def _layout(self, name: str) -> LaneLayout:
-        return self.layouts[self.sizes[name][1:]]
-
-    def _new_buffer(self, layout: LaneLayout, channels: int, **sizes: int) -> Buffer:
-        buffer = Buffer(layout, channels, **sizes)
-        self.buffers.append(buffer)
-        return buffer
-
-    def _assign_views(self) -> None:
-        """Give every value a place; what is concatenated is written into the concat's buffer where it can."""
-        for node in reversed(self.nodes):
-            if node.op != "concat":
-                continue
-            if node.name not in self.views:
-                self.views[node.name] = View(
-                    self._new_buffer(self._layout(node.name), self.sizes[node.name][0]), 0, self.sizes[node.name][0]
-                )
-            view, first = self.views[node.name], self.views[node.name].first
-            for name in node.inputs:
-                channels = self.sizes[name][0]
-                if name not in self.views and name not in self.input_names:
-                    self.views[name] = View(view.buffer, first, channels)
-                first += channels
-        for name, size in self.sizes.items():
-            if name not in self.views and self._needs_lanes(name):
-                self.views[name] = View(self._new_buffer(self._layout(name), size[0]), 0, size[0])
-
-    def _needs_lanes(self, name: str) -> bool:
-        """Tell whether a value is read in lanes; an input that is only remapped is read where it is."""
-        if name not in self.input_names:
-            return True
-        readers = [node for node in self.nodes if name in node.inputs]
-        return any(
-            node.op in ("activation", "affine", "add", "concat", "global_mean")
-            or is_direct(node, self.graph, self.sizes, self.lanes)
-            or name in node.inputs[1:]
-            for node in readers
-        )
-
-    def _assign_halos(self) -> None:
-        for node in self.nodes:
-            if not is_direct(node, self.graph, self.sizes, self.lanes):
-                continue
-            buffer = self.views[node.inputs[0]].buffer
-            front, back = self._reach(node)
-            buffer.front, buffer.back = max(buffer.front, front), max(buffer.back, back)
-
-    def _reach(self, node: Node) -> tuple[int, int]:
-        """Return the vectors that a direct convolution's taps reach before and after a pixel."""
-        window, pitch = window_of(node, self.graph), self._layout(node.inputs[0]).pitch
-        front = window.padding[0] * pitch + window.padding[1]
-        back = window.reach[0] * pitch + window.reach[1] - front
-        if window.stride == (2, 2):  # a long row of the output runs beyond the input's last
-            back += max(0, 2 * (self._layout(node.name).pitch - pitch) - 1)
-        return front, back
-
-    def _check_reach(
-        self, node: Node, buffer: Buffer, taps: Indices, vectors: int, row_vectors: int, x_row: int
-    ) -> None:
-        """Refuse taps, as vectors of a plane with its halo, that leave the plane: they would read another channel's."""
-        last = vectors - 1
-        if row_vectors:
-            last = (-(-vectors // row_vectors) - 1) * (x_row // self.lanes) + 2 * (row_vectors - 1)
-        first, end = int(taps.min()), int(taps.max()) + last + 1
-        if first < 0 or end > buffer.vectors:
-            raise InputError(
-                f"{node.layer or node.name}: expected a halo around vectors {first} to {end} of a plane, "
-                f"found one of {buffer.vectors} vectors that is too small."
-            )
-
-    # Steps.
 
     def plan(self) -> SegmentPlan:
-        self._assign_views()
-        self._assign_halos()
-        for i, name in enumerate(self.input_names):
-            if name in self.views:
-                self._remap(None, name, self.views[name], _all_pixels(self._layout(name)), source=i)
-                self._halo(self.views[name])
-        for node in self.nodes:
+        for i, name in enumerate(self.places.input_names):
+            if name in self.places.views:
+                self._remap(None, name, self.places.views[name], _all_pixels(self.places.layout_of(name)), source=i)
+                self._halo(self.places.views[name])
+        for node in self.places.nodes:
             getattr(self, f"_plan_{node.op}")(node)
         for i, name in enumerate(self.outputs):
             self._unpack(name, i)
-        place(self.buffers, [(*step.reads, *step.writes) for step in self.steps])
+        place(self.places.buffers, [(*step.reads, *step.writes) for step in self.steps])
         rows = []
         for step in self.steps:
             words = [step.kind, *step.words()]
             rows.append(words + [0] * (_STEP_WORDS - len(words)))
-        arena = max((b.offset + b.elements for b in self.buffers), default=0)
+        arena = max((b.offset + b.elements for b in self.places.buffers), default=0)
         kinds = ("conv", "halo", "remap", "elementwise", "pool", "mean")
         return SegmentPlan(
             np.array(rows, np.int64).tobytes(),
             [step.node.name if step.node else None for step in self.steps],
             [kinds[step.kind] for step in self.steps],
             arena,
-            self.keep_alive,
-            [self.sizes[name] for name in self.outputs],
+            self.places.keep_alive,
+            [self.places.sizes[name] for name in self.outputs],
             self.choices,
         )
 
@@ -240,13 +143,14 @@ class _Planner:
 
         Each of a channel's planes has `back` vectors more than the layout, with the next chunk's pixels.
         """
-        if source is None and name not in self.views:
-            source = self.input_names.index(name)
-        channels, height, width = self.sizes[name]
-        read = None if source is not None else self.views[name]
+        if source is None and name not in self.places.views:
+            source = self.places.input_names.index(name)
+        channels, height, width = self.places.sizes[name]
+        read = None if source is not None else self.places.views[name]
         x = PlanarLayout(height, width) if read is None else read.buffer.layout
         tables = [
-            self._table((key, table.tobytes()), table) for key, table in (("r", picks.rows), ("c", picks.columns))
+            self.places.table_of((key, table.tobytes()), table)
+            for key, table in (("r", picks.rows), ("c", picks.columns))
         ]
         planes, num_rows = picks.rows.shape
 
@@ -255,7 +159,7 @@ class _Planner:
             if isinstance(target, View):
                 y = target.buffer.layout
                 written = [_IN_ARENA, target.at(), target.buffer.channel, y.vectors, y.pitch, back]
-                length, plane = y.vectors * self.lanes + back, (y.vectors + back) * self.lanes
+                length, plane = y.vectors * self.places.lanes + back, (y.vectors + back) * self.places.lanes
             else:
                 length = num_rows * picks.columns.shape[1]
                 written, plane = [target, 0, length, 0, picks.columns.shape[1], 0], length
@@ -267,57 +171,57 @@ class _Planner:
         self._add(_REMAP, node, reads, writes, words)
 
     def _unpack(self, name: str, output: int) -> None:
-        _, height, width = self.sizes[name]
-        if name in self.input_names and name not in self.views:
+        _, height, width = self.places.sizes[name]
+        if name in self.places.input_names and name not in self.places.views:
             raise InputError(f"value {name} passes through unchanged.")
         self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
 
     def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
         """Lay the input out so that the node's window has stride 1; return where and how."""
         name = node.inputs[0]
-        channels, height, width = self.sizes[name]
-        phases = Phases(window_of(node, self.graph), self._layout(node.name))
-        buffer = self._new_buffer(phases.output, channels, extra=len(phases.used) * phases.plane)
+        channels, height, width = self.places.sizes[name]
+        phases = Phases(window_of(node, self.places.graph), self.places.layout_of(node.name))
+        buffer = self.places.new_buffer(phases.output, channels, extra=len(phases.used) * phases.plane)
         picks = phases.picks(height, width)
         self._remap(node, name, View(buffer, 0, channels), picks, fill=fill, back=phases.back)
         return buffer, phases
 
     def _plan_conv2d(self, node: Node) -> None:
-        a, graph = node.attributes, self.graph
-        weight, y = graph.weights[a["weight"]], self.views[node.name]
+        a, graph = node.attributes, self.places.graph
+        weight, y = graph.weights[a["weight"]], self.places.views[node.name]
         layout = y.buffer.layout
         reading: int | None = None
         row_vectors, x_row = 0, 0
         start: Callable[[], int]
-        if is_direct(node, self.graph, self.sizes, self.lanes):
+        if is_direct(node, self.places.graph, self.places.sizes, self.places.lanes):
             window = window_of(node, graph)
-            x = self.views[node.inputs[0]]
-            front, _ = self._reach(node)
+            x = self.places.views[node.inputs[0]]
+            front, _ = self.places.reach(node)
             rows, columns = window.taps()
             offsets = rows * x.buffer.layout.pitch + columns
             read, start = x.buffer, lambda: x.at(-front)
             if window.stride != (1, 1):
-                reading, row_vectors, x_row = _STEP2, layout.pitch, 2 * x.buffer.layout.pitch * self.lanes
+                reading, row_vectors, x_row = _STEP2, layout.pitch, 2 * x.buffer.layout.pitch * self.places.lanes
         else:
             read, phases = self._phases(node, 0.0)
             offsets = phases.tap_offsets()
             temporary = View(read, 0, read.channels)
             start = temporary.at
         choice = self.given_choices.get(node.name) or default_choice(
-            weight, a["groups"], row_vectors or layout.vectors, self.max_vectors, self.lanes, self.threads
+            weight, a["groups"], row_vectors or layout.vectors, self.places.max_vectors, self.places.lanes, self.threads
         )
         self.choices[node.name] = choice
-        first = 0 if read.extra else read.front - self._reach(node)[0]
-        self._check_reach(node, read, first + offsets, layout.vectors, row_vectors, x_row)
+        first = 0 if read.extra else read.front - self.places.reach(node)[0]
+        self.places.check_reach(node, read, first + offsets, layout.vectors, row_vectors, x_row)
         packed = pack_for_lanes(
-            weight, a["groups"], choice, offsets, read.channel // self.lanes, is_wide=reading == _STEP2
+            weight, a["groups"], choice, offsets, read.channel // self.places.lanes, is_wide=reading == _STEP2
         )
-        self.keep_alive.append(packed)
+        self.places.keep_alive.append(packed)
         if reading is None:
             reading = _STEP1_WIDE if packed.is_wide else _STEP1
-        bias = 0 if a["bias"] is None else self._per_channel(a["bias"], weight.shape[0])
-        residual = self.views[node.inputs[1]] if len(node.inputs) > 1 else None
-        mask = self._mask(layout)
+        bias = 0 if a["bias"] is None else self.places.per_channel(a["bias"], weight.shape[0])
+        residual = self.places.views[node.inputs[1]] if len(node.inputs) > 1 else None
+        mask = self.places.mask_of(layout)
 
         def words() -> list[int]:
             rest = [residual.at(), residual.buffer.channel] if residual else [-1, 0]
@@ -333,10 +237,10 @@ class _Planner:
         self._halo(y)
 
     def _plan_elementwise(self, node: Node, scale: int = 0, shift: int = 0) -> None:
-        x, y = self.views[node.inputs[0]], self.views[node.name]
-        other = self.views[node.inputs[1]] if node.op == "add" else None
+        x, y = self.places.views[node.inputs[0]], self.places.views[node.name]
+        other = self.places.views[node.inputs[1]] if node.op == "add" else None
         layout = y.buffer.layout
-        mask = self._mask(layout)
+        mask = self.places.mask_of(layout)
 
         def words() -> list[int]:
             rest = [other.at(), other.buffer.channel] if other else [-1, 0]
@@ -349,8 +253,10 @@ class _Planner:
         self._halo(y)
 
     def _plan_affine(self, node: Node) -> None:
-        channels = self.sizes[node.name][0]
-        self._plan_elementwise(node, *(self._per_channel(node.attributes[key], channels) for key in ("scale", "shift")))
+        channels = self.places.sizes[node.name][0]
+        self._plan_elementwise(
+            node, *(self.places.per_channel(node.attributes[key], channels) for key in ("scale", "shift"))
+        )
 
     def _plan_activation(self, node: Node) -> None:
         self._plan_elementwise(node)
@@ -359,10 +265,10 @@ class _Planner:
         self._plan_elementwise(node)
 
     def _plan_concat(self, node: Node) -> None:
-        target, first = self.views[node.name], self.views[node.name].first
+        target, first = self.places.views[node.name], self.places.views[node.name].first
         for name in node.inputs:
-            part = View(target.buffer, first, self.sizes[name][0])
-            view = self.views[name]
+            part = View(target.buffer, first, self.places.sizes[name][0])
+            view = self.places.views[name]
             first += part.channels
             if view.buffer is not part.buffer or view.first != part.first:
                 self._copy(node, view, part)
@@ -385,19 +291,19 @@ class _Planner:
 
     def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: float) -> None:
         """Make a value of rows and columns of another."""
-        name, y = node.inputs[0], self.views[node.name]
+        name, y = node.inputs[0], self.places.views[node.name]
         layout = y.buffer.layout
         row, column = layout.rows(), np.arange(layout.pitch)
         rows, columns = source_of(row, column)
         # What was cropped must not come back where the image ends.
         rows, columns = np.where(row < layout.height, rows, -1), np.where(column < layout.width, columns, -1)
-        self._remap(node, name, y, Picks.within(rows, columns, *self.sizes[name][1:]), fill=fill)
+        self._remap(node, name, y, Picks.within(rows, columns, *self.places.sizes[name][1:]), fill=fill)
         if fill != 0.0:  # what is no pixel must be zero
             self._copy_masked(node, y)
         self._halo(y)
 
     def _copy_masked(self, node: Node, y: View) -> None:
-        layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
+        layout, mask = y.buffer.layout, self.places.mask_of(y.buffer.layout)
         self._add(
             _ELEMENTWISE, node, [y.buffer], [y.buffer],
             lambda: [
@@ -413,17 +319,17 @@ class _Planner:
 
     def _plan_pool(self, node: Node, is_max: bool) -> None:
         row_vectors, x_row = 0, 0
-        if is_direct(node, self.graph, self.sizes, self.lanes):
-            x, row_vectors = self.views[node.inputs[0]], self._layout(node.name).pitch
-            rows, columns = window_of(node, self.graph).taps()
-            offsets, x_row = rows * x.buffer.layout.pitch + columns, 2 * x.buffer.layout.pitch * self.lanes
+        if is_direct(node, self.places.graph, self.places.sizes, self.places.lanes):
+            x, row_vectors = self.places.views[node.inputs[0]], self.places.layout_of(node.name).pitch
+            rows, columns = window_of(node, self.places.graph).taps()
+            offsets, x_row = rows * x.buffer.layout.pitch + columns, 2 * x.buffer.layout.pitch * self.places.lanes
         else:
             buffer, phases = self._phases(node, float("-inf") if is_max else 0.0)
             x, offsets = View(buffer, 0, buffer.channels), phases.tap_offsets()
         taps = torch.from_numpy(offsets.astype(np.int32))
-        pointer, y = self._pointer(taps), self.views[node.name]
-        layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
-        self._check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
+        pointer, y = self.places.pointer_to(taps), self.places.views[node.name]
+        layout, mask = y.buffer.layout, self.places.mask_of(y.buffer.layout)
+        self.places.check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
         self._add(
             _POOL, node, [x.buffer], [y.buffer],
             lambda: [
@@ -434,8 +340,8 @@ class _Planner:
         self._halo(y)
 
     def _plan_global_mean(self, node: Node) -> None:
-        x, y = self.views[node.inputs[0]], self.views[node.name]
-        _, height, width = self.sizes[node.inputs[0]]
+        x, y = self.places.views[node.inputs[0]], self.places.views[node.name]
+        _, height, width = self.places.sizes[node.inputs[0]]
         self._add(
             _MEAN, node, [x.buffer], [y.buffer],
             lambda: [
@@ -444,30 +350,6 @@ class _Planner:
             ],
         )  # fmt: skip
         self._halo(y)
-
-    # What steps point to.
-
-    def _pointer(self, tensor: Tensor) -> int:
-        """Keep a copy, aligned to cache lines as torch allocates, and return its address."""
-        aligned = tensor.clone(memory_format=torch.contiguous_format)
-        self.keep_alive.append(aligned)
-        return aligned.data_ptr()
-
-    def _per_channel(self, name: str, channels: int) -> int:
-        tensor = self.graph.constants[name]
-        if tensor.shape != (channels,):
-            raise InputError(f"expected [{channels}] as the shape of {name}, got {list(tensor.shape)}.")
-        return self._pointer(tensor.float())
-
-    def _mask(self, layout: LaneLayout) -> int:
-        if layout not in self.masks:
-            self.masks[layout] = self._pointer(torch.from_numpy(layout.mask))
-        return self.masks[layout]
-
-    def _table(self, key: Any, table: Any) -> int:
-        if key not in self.tables:
-            self.tables[key] = self._pointer(torch.from_numpy(np.ascontiguousarray(table)))
-        return self.tables[key]
 
 
 def _all_pixels(layout: LaneLayout) -> Picks:

@@ -1,0 +1,137 @@
+"""Where a native part's values lie: layouts, buffers and halos, and the tables that its steps point to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View
+from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
+from prunekit.engine.graph import Graph, Node
+from prunekit.engine.lanes import Indices, LaneLayout
+from prunekit.errors import InputError
+from prunekit.ops import native
+
+
+class Places:
+    """The buffers and views of some nodes for one input size, and what must outlive the plan."""
+
+    def __init__(
+        self, graph: Graph, nodes: Sequence[Node], inputs: Mapping[str, Size], layouts: Layouts | None
+    ) -> None:
+        """Lay out `nodes`, whose outside `inputs` have sizes [C, H, W].
+
+        Raises:
+            InputError: sizes do not fit, or a plane has 2^31 elements or more.
+        """
+        self.graph, self.nodes = graph, nodes
+        self.input_names = list(inputs)
+        self.sizes = sizes_of(graph, nodes, inputs)
+        self.lanes, self.max_vectors = native.lane_layout()
+        self.keep_alive: list[Any] = []
+        self.buffers: list[Buffer] = []
+        self.views: dict[str, View] = {}
+        self.layouts = layouts or layouts_of(graph, nodes, self.sizes)
+        for layout in self.layouts.values():  # before any table of that size is made
+            if layout.vectors * layout.lanes > MAX_PLANE_ELEMENTS:
+                raise InputError(f"a plane of {layout.height}×{layout.width} pixels has 2^31 elements or more.")
+        self._masks: dict[LaneLayout, int] = {}
+        self._tables: dict[Any, int] = {}
+        self._assign_views()
+        self._assign_halos()
+
+    def layout_of(self, name: str) -> LaneLayout:
+        return self.layouts[self.sizes[name][1:]]
+
+    def new_buffer(self, layout: LaneLayout, channels: int, **sizes: int) -> Buffer:
+        buffer = Buffer(layout, channels, **sizes)
+        self.buffers.append(buffer)
+        return buffer
+
+    def _assign_views(self) -> None:
+        """Give every value a place; what is concatenated is written into the concat's buffer where it can."""
+        for node in reversed(self.nodes):
+            if node.op != "concat":
+                continue
+            if node.name not in self.views:
+                self.views[node.name] = View(
+                    self.new_buffer(self.layout_of(node.name), self.sizes[node.name][0]), 0, self.sizes[node.name][0]
+                )
+            view, first = self.views[node.name], self.views[node.name].first
+            for name in node.inputs:
+                channels = self.sizes[name][0]
+                if name not in self.views and name not in self.input_names:
+                    self.views[name] = View(view.buffer, first, channels)
+                first += channels
+        for name, size in self.sizes.items():
+            if name not in self.views and self._needs_lanes(name):
+                self.views[name] = View(self.new_buffer(self.layout_of(name), size[0]), 0, size[0])
+
+    def _needs_lanes(self, name: str) -> bool:
+        """Tell whether a value is read in lanes; an input that is only remapped is read where it is."""
+        if name not in self.input_names:
+            return True
+        readers = [node for node in self.nodes if name in node.inputs]
+        return any(
+            node.op in ("activation", "affine", "add", "concat", "global_mean")
+            or is_direct(node, self.graph, self.sizes, self.lanes)
+            or name in node.inputs[1:]
+            for node in readers
+        )
+
+    def _assign_halos(self) -> None:
+        for node in self.nodes:
+            if not is_direct(node, self.graph, self.sizes, self.lanes):
+                continue
+            buffer = self.views[node.inputs[0]].buffer
+            front, back = self.reach(node)
+            buffer.front, buffer.back = max(buffer.front, front), max(buffer.back, back)
+
+    def reach(self, node: Node) -> tuple[int, int]:
+        """Return the vectors that a direct convolution's taps reach before and after a pixel."""
+        window, pitch = window_of(node, self.graph), self.layout_of(node.inputs[0]).pitch
+        front = window.padding[0] * pitch + window.padding[1]
+        back = window.reach[0] * pitch + window.reach[1] - front
+        if window.stride == (2, 2):  # a long row of the output runs beyond the input's last
+            back += max(0, 2 * (self.layout_of(node.name).pitch - pitch) - 1)
+        return front, back
+
+    def check_reach(
+        self, node: Node, buffer: Buffer, taps: Indices, vectors: int, row_vectors: int, x_row: int
+    ) -> None:
+        """Refuse taps, as vectors of a plane with its halo, that leave the plane: they would read another channel's."""
+        last = vectors - 1
+        if row_vectors:
+            last = (-(-vectors // row_vectors) - 1) * (x_row // self.lanes) + 2 * (row_vectors - 1)
+        first, end = int(taps.min()), int(taps.max()) + last + 1
+        if first < 0 or end > buffer.vectors:
+            raise InputError(
+                f"{node.layer or node.name}: expected a halo around vectors {first} to {end} of a plane, "
+                f"found one of {buffer.vectors} vectors that is too small."
+            )
+
+    def pointer_to(self, tensor: Tensor) -> int:
+        """Keep a copy, aligned to cache lines as torch allocates, and return its address."""
+        aligned = tensor.clone(memory_format=torch.contiguous_format)
+        self.keep_alive.append(aligned)
+        return aligned.data_ptr()
+
+    def per_channel(self, name: str, channels: int) -> int:
+        tensor = self.graph.constants[name]
+        if tensor.shape != (channels,):
+            raise InputError(f"expected [{channels}] as the shape of {name}, got {list(tensor.shape)}.")
+        return self.pointer_to(tensor.float())
+
+    def mask_of(self, layout: LaneLayout) -> int:
+        if layout not in self._masks:
+            self._masks[layout] = self.pointer_to(torch.from_numpy(layout.mask))
+        return self._masks[layout]
+
+    def table_of(self, key: Any, table: Any) -> int:
+        if key not in self._tables:
+            self._tables[key] = self.pointer_to(torch.from_numpy(np.ascontiguousarray(table)))
+        return self._tables[key]
