@@ -45,9 +45,11 @@ class Places:
         self._assign_halos()
 
     def layout_of(self, name: str) -> LaneLayout:
+        """Return the layout of a value's planes."""
         return self.layouts[self.sizes[name][1:]]
 
     def new_buffer(self, layout: LaneLayout, channels: int, **sizes: int) -> Buffer:
+        """Add a buffer of `channels` planes; `sizes` are further ones of `Buffer`'s."""
         buffer = Buffer(layout, channels, **sizes)
         self.buffers.append(buffer)
         return buffer
@@ -121,17 +123,20 @@ class Places:
         return aligned.data_ptr()
 
     def per_channel(self, name: str, channels: int) -> int:
+        """Return the address of a constant [channels] in float32."""
         tensor = self.graph.constants[name]
         if tensor.shape != (channels,):
             raise InputError(f"expected [{channels}] as the shape of {name}, got {list(tensor.shape)}.")
         return self.pointer_to(tensor.float())
 
     def mask_of(self, layout: LaneLayout) -> int:
+        """Return the address of a layout's mask, made once."""
         if layout not in self._masks:
             self._masks[layout] = self.pointer_to(torch.from_numpy(layout.mask))
         return self._masks[layout]
 
     def table_of(self, key: Any, table: Any) -> int:
+        """Return the address of a table, made once for each key."""
         if key not in self._tables:
             self._tables[key] = self.pointer_to(torch.from_numpy(np.ascontiguousarray(table)))
         return self._tables[key]
