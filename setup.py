@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 from torch.utils.cpp_extension import include_paths, library_paths
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
-import toolkit as cuda  # noqa: E402
+import toolkit as cuda
 
 # The kernels are compiled once per set, best first; the loader picks the first that the processor supports.
 X86_SETS = {

@@ -64,7 +64,8 @@ def short_name(mangled: str) -> str:
     """record_conv2d<8,3,3,3,1> for its mangled name."""
     name = re.search(r"\d(record_conv2d)I((?:Li\d+E)+)E", mangled)
     assert name is not None, mangled
-    return f"{name[1]}<{','.join(re.findall(r'Li(\d+)E', name[2]))}>"
+    numbers = ",".join(re.findall(r"Li(\d+)E", name[2]))
+    return f"{name[1]}<{numbers}>"
 
 
 def compile_for(architecture: str) -> dict[str, Compiled]:

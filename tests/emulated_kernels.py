@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.record_filter import RecordHeader
+from prunekit.ops.record_filter import RecordFilter
 
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++") or ""
@@ -85,9 +85,7 @@ class RecordProblemCase:
     """Everything that one run of the kernel reads."""
 
     x: Tensor  # any strides
-    header: RecordHeader
-    starts: Tensor
-    records: Tensor
+    packed: RecordFilter
     bias: Tensor | None
     residual: Tensor | None  # of the output's shape and strides
     stride: tuple[int, int]
@@ -99,17 +97,18 @@ class RecordProblemCase:
     is_channels_last: bool = False
 
     def output(self) -> Tensor:
-        size = conv_output_size(self.x.shape, self.header.shape, self.stride, self.padding, self.dilation)
-        y = torch.full((self.x.shape[0], self.header.out_channels, *size), torch.nan)
+        size = conv_output_size(self.x.shape, self.packed.header.shape, self.stride, self.padding, self.dilation)
+        y = torch.full((self.x.shape[0], self.packed.header.out_channels, *size), torch.nan)
         return y.to(memory_format=torch.channels_last) if self.is_channels_last else y
 
     def arguments(self) -> tuple[object, ...]:
         """The op's arguments, for the reference."""
         return (
             self.x,
-            self.header.words(),
-            self.starts,
-            self.records,
+            self.packed.header.words(),
+            self.packed.starts,
+            self.packed.records,
+            self.packed.rows,
             self.bias,
             self.residual,
             list(self.stride),
@@ -160,9 +159,10 @@ def _problem(case: RecordProblemCase, y: Tensor) -> bytes:
     parts = [
         np.array(words, np.int64),
         np.array([case.negative_slope], np.float32),
-        np.array(case.header.words(), np.int64),
-        case.starts.numpy(),
-        case.records.numpy().ravel(),
+        np.array(case.packed.header.words(), np.int64),
+        case.packed.starts.numpy(),
+        case.packed.records.numpy().ravel(),
+        case.packed.rows.numpy(),
         x.numpy(),
         np.zeros(0, np.float32) if case.bias is None else case.bias.numpy(),
         np.zeros(0, np.float32) if case.residual is None else _flat(case.residual),

@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import random
 
+import prunekit_kernels as kernels
 import pytest
 import torch
 from conv_cases import ConvCase, random_cases
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
-
-import prunekit_kernels as kernels
 from triton_interpreter import install_checks, only, poisoned
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "60"))
@@ -85,7 +84,10 @@ def test_the_interpreted_kernel_agrees_with_the_oracle(dtype: torch.dtype) -> No
 def test_the_guard_sees_reads_outside() -> None:
     case = next(random_cases(1, seed=33)).to(torch.float32)
     filter = _filter(case)
-    with pytest.raises(Exception, match="active pointers lie outside"), only(filter.rows, filter.starts, filter.columns, filter.values):
+    with (
+        pytest.raises(Exception, match="active pointers lie outside"),
+        only(filter.rows, filter.starts, filter.columns, filter.values),
+    ):
         kernels.condensed_conv2d(case.x, filter, None, None, case.stride, case.padding, case.dilation)
 
 

@@ -40,9 +40,6 @@ def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple
         x = torch.randn(n, groups * c, h, w, generator=generator)
         bias = torch.randn(groups * k, generator=generator) if draw.random() < 0.5 else None
         activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
-        header, starts, records = pack_records(
-            weight, mask, groups, window_taps((r, s), stride, dilation), draw.choice((0, 0, 1, 3))
-        )
         x_here = x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else x
         is_channels_last = output_format(x_here) == torch.channels_last
         expected = masked_conv2d_oracle(x, weight, mask, bias, stride, padding, dilation, groups)
@@ -51,25 +48,23 @@ def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple
         if residual is not None:
             expected = expected + residual
             residual = residual.to(memory_format=torch.channels_last) if is_channels_last else residual
-        problem = RecordProblem(header, n, (expected.shape[2], expected.shape[3]), stride, dilation)
+        problem = RecordProblem(
+            groups * k, c, (r, s), groups, float(mask.float().mean()), n, _size(expected), stride, dilation
+        )
+        launch = _draw_launch(problem, draw)
+        taps = window_taps((r, s), stride, dilation)
+        packed = pack_records(weight, mask, groups, taps, launch.chunk_channels, launch.slices)
+        geometry = stride, padding, dilation
         yield (
             RecordProblemCase(
-                x_here,
-                header,
-                starts,
-                records,
-                bias,
-                residual,
-                stride,
-                padding,
-                dilation,
-                activation,
-                slope,
-                _draw_launch(problem, draw).words(),
-                is_channels_last,
+                x_here, packed, bias, residual, *geometry, activation, slope, launch.words(), is_channels_last
             ),
             expected,
         )
+
+
+def _size(y: Tensor) -> tuple[int, int]:
+    return y.shape[2], y.shape[3]
 
 
 def _draw_launch(problem: RecordProblem, draw: random.Random) -> RecordLaunch:

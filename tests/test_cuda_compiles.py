@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for every architecture: no spills, registers within budgets, the instruction mix promised."""
+"""The CUDA kernels compiled for every architecture: no spills, registers in budget, the instruction mix promised."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _mix(architecture: str, name: str, header: RecordHeader) -> tuple[Counter[st
     assert len(slots) <= 2, "slots differ in what they cost"
     slot, load = max((Counter(dict(s)) for s in slots), key=Counter.total), rounds[-1]
     assert load is not None
-    num_loads = header.num_records - header.nnz - header.num_segments
+    num_loads = header.num_records - header.nnz - header.num_runs * header.slices
     total: Counter[str] = Counter()
     for counts, times in ((slot, header.nnz), (load, num_loads)):
         for instruction, count in counts.items():
@@ -54,7 +54,7 @@ def header() -> RecordHeader:
     """YOLOv3's 3×3 layer of 256 → 512 channels at 90 % zeros."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(512, 256, 3, 3, generator=generator)
-    return pack_records(weight, torch.rand(weight.shape, generator=generator) < 0.1, 1, 9)[0]
+    return pack_records(weight, torch.rand(weight.shape, generator=generator) < 0.1, 1, 9, 8, 3).header
 
 
 @pytest.mark.parametrize("architecture", ["75", "86"])
@@ -70,7 +70,7 @@ def test_at_least_40_percent_of_the_inner_loop_multiplies(architecture: str, hea
 def test_the_cost_model_counts_the_compiled_instructions(architecture: str) -> None:
     for (taps, stride, tile_h), cost in RECORD_COSTS.items():
         weight = torch.ones(8, 1, 3, 3) if taps == 9 else torch.ones(8, 1, 1, 1)
-        header = pack_records(weight, weight > 0, 1, taps)[0]
+        header = pack_records(weight, weight > 0, 1, taps, 1, 1).header
         side = 3 if taps == 9 else 1
         _, rounds = _mix(architecture, f"record_conv2d<8,{tile_h},{side},{side},{stride}>", header)
         pixels = tile_h * TILE_W

@@ -43,18 +43,25 @@ MUTANTS = {
         "(first)",
         "",
     ),
-    "the last channel block is taken for a full one": (
+    "the last chunk is taken for a full one": (
         KERNEL,
-        "min(conv.slices * conv.channel_block, conv.group_channels - first)",
-        "conv.slices * conv.channel_block",
+        "min(conv.chunk_channels, conv.group_channels - first)",
+        "conv.chunk_channels",
         "address,undefined",
     ),
     "the last records of a chunk are not copied": (KERNEL, "at < count;", "at < count - 2;", ""),
-    "segments past the last are read": (
+    "row groups past the last are copied": (
         KERNEL,
-        "has_rows && segment < conv.num_channel_blocks",
-        "has_rows",
+        "min(conv.block_row_groups, conv.num_row_groups - block.first_row_group)",
+        "conv.block_row_groups",
         "address,undefined",
+    ),
+    "every slice reads the first one's records": (KERNEL, "run + starts[slice] - starts[0]", "run", ""),
+    "rows are stored where they stand": (
+        KERNEL,
+        "__ldg(conv.rows + block.group * conv.rows_per_group + first_row + row)",
+        "block.group * conv.rows_per_group + first_row + row",
+        "",
     ),
     "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
     "rows past the last are stored": (KERNEL, "first_row + row >= conv.rows_per_group", "false", "address,undefined"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,13 +24,25 @@ def test_packing_and_reading_back_gives_the_weight() -> None:
     for case in random_cases(60, seed=3, max_size=12):
         weight = case.weight.float()
         taps = window_taps(weight.shape[2:], case.stride, case.dilation)
-        header, starts, records = pack_records(weight, case.mask, case.groups, taps)
-        unpacked, mask = unpack_records(header, starts, records)
-        assert torch.equal(mask, case.mask)
-        assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
-        assert header.nnz == int(case.mask.sum())
-        assert RecordHeader.read(header.words()) == header
-        assert bool((starts % 2 == 0).all())
+        for chunk_channels, slices in ((1, 1), (3, 2), (100, 5)):
+            packed = pack_records(weight, case.mask, case.groups, taps, chunk_channels, slices)
+            unpacked, mask = unpack_records(packed)
+            assert torch.equal(mask, case.mask)
+            assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
+            assert packed.header.nnz == int(case.mask.sum())
+            assert RecordHeader.read(packed.header.words()) == packed.header
+            assert bool((packed.starts % 2 == 0).all())
+
+
+def test_slices_share_a_run_evenly_and_full_rows_come_first() -> None:
+    weight = torch.randn(32, 16, 3, 3)
+    mask = torch.rand(weight.shape) < 0.4
+    mask[16:] &= torch.rand(16, 16, 3, 3) < 0.2
+    packed = pack_records(weight, mask, 1, 9, 8, 4)
+    lengths = packed.starts.diff().view(-1, 4)
+    assert bool((lengths.amax(1) - lengths.amin(1) <= 4).all())  # one load, one weight and the padding
+    kept = mask.flatten(1).sum(1)[packed.rows]
+    assert torch.equal(kept, kept.sort(descending=True).values)
 
 
 def test_the_reference_agrees_with_the_oracle() -> None:
@@ -67,26 +80,27 @@ def test_the_emulated_kernel_is_clean_under_sanitizers(sanitizer: str, architect
 @needs_compiler
 def test_a_launch_that_the_kernel_does_not_know_is_refused() -> None:
     case, _ = next(record_problems(1, seed=8))
-    for launch in ([1, 1, 1, 1, 1], [2, 1, 1, 13, 1], [2, 1, 1, 1, 3], [2, 0, 1, 1, 1]):
-        refused = type(case)(**{**case.__dict__, "launch": launch})
+    for launch in ([1, 1, 1, 1], [2, 1, 1, 17], [2, 0, 1, 1], [2, 33, 33, 1]):
         with pytest.raises(EmulationError, match="none that the kernel knows"):
-            emulate([refused], Build())
+            emulate([replace(case, launch=launch)], Build())
 
 
 def test_wrong_filters_are_refused() -> None:
     weight = torch.randn(6, 5, 3, 3)
     mask = weight > 0
     for arguments, words in (
-        ((weight.double(), mask, 1, 1), "float32 weight"),
-        ((weight, mask[:5], 1, 1), "bool mask"),
-        ((weight, mask, 4, 1), "not divisible by groups 4"),
-        ((weight[..., :2], mask[..., :2], 1, 9), "window_taps must be 1"),
-        ((torch.zeros(1, 1, 257, 1), torch.ones(1, 1, 257, 1) > 0, 1, 1), "up to 256×256"),
+        ((weight.double(), mask, 1, 1, 1, 1), "float32 weight"),
+        ((weight, mask[:5], 1, 1, 1, 1), "bool mask"),
+        ((weight, mask, 4, 1, 1, 1), "not divisible by groups 4"),
+        ((weight[..., :2], mask[..., :2], 1, 9, 1, 1), "window_taps must be 1"),
+        ((torch.zeros(1, 1, 257, 1), torch.ones(1, 1, 257, 1) > 0, 1, 1, 1, 1), "up to 256×256"),
+        ((weight, mask, 1, 9, 0, 1), "chunk_channels must be"),
+        ((weight, mask, 1, 9, 1, 17), "slices 1 to 16"),
     ):
         with pytest.raises(InputError, match=words):
             pack_records(*arguments)
-    header, starts, records = pack_records(weight, mask, 1, 9)
-    with pytest.raises(InputError, match="the header tells of"):
-        unpack_records(header, starts, records[2:])
-    with pytest.raises(InputError, match="13 numbers"):
+    packed = pack_records(weight, mask, 1, 9, 2, 1)
+    with pytest.raises(InputError, match="header tells of"):
+        unpack_records(replace(packed, records=packed.records[2:]))
+    with pytest.raises(InputError, match="11 numbers"):
         RecordHeader.read([1, 2, 3])

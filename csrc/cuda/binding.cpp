@@ -52,7 +52,7 @@ ConvShape read_shape(
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(header.size() == RECORD_HEADER_WORDS, "the record filter's header has a wrong length");
   for (const int word : {RECORD_OUT_CHANNELS, RECORD_GROUP_CHANNELS, RECORD_KERNEL_H, RECORD_KERNEL_W, RECORD_GROUPS,
-                         RECORD_CHANNEL_BLOCK, RECORD_WINDOW_TAPS}) {
+                         RECORD_CHUNK_CHANNELS, RECORD_SLICES, RECORD_WINDOW_TAPS}) {
     STD_TORCH_CHECK(header[word] > 0 && header[word] < (1 << 29), "the record filter's header is damaged");
   }
   const int64_t groups = header[RECORD_GROUPS];
@@ -75,15 +75,18 @@ ConvShape read_shape(
   return shape;
 }
 
-void check_filter(const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records) {
+void check_filter(const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
+    const Tensor& rows) {
   check_on_device(x, starts, "starts", ScalarType::Int);
   check_on_device(x, records, "records", ScalarType::Int);
+  check_on_device(x, rows, "rows", ScalarType::Int);
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t segments = header[RECORD_GROUPS] *
       ceil_div(header[RECORD_OUT_CHANNELS] / header[RECORD_GROUPS], RECORD_ROWS) *
-      ceil_div(header[RECORD_GROUP_CHANNELS], header[RECORD_CHANNEL_BLOCK]);
+      ceil_div(header[RECORD_GROUP_CHANNELS], header[RECORD_CHUNK_CHANNELS]) * header[RECORD_SLICES];
   STD_TORCH_CHECK(
-      starts.is_contiguous() && records.is_contiguous() && starts.numel() == segments + 1 &&
+      starts.is_contiguous() && records.is_contiguous() && rows.is_contiguous() &&
+          rows.numel() == header[RECORD_OUT_CHANNELS] && starts.numel() == segments + 1 &&
           records.numel() == 2 * header[RECORD_COUNT],
       "the record filter is damaged: its header does not fit its ", starts.numel(), " starts and ", records.numel() / 2,
       " records");
@@ -91,17 +94,17 @@ void check_filter(const Tensor& x, const std::vector<int64_t>& header, const Ten
 
 Tensor record_conv2d(
     const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
+    const Tensor& rows, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, const std::string& activation,
     double negative_slope, const std::vector<int64_t>& launch) {
   check_on_device(x, x, "x", ScalarType::Float);
   const ConvShape shape = read_shape(x, header, stride, padding, dilation);
-  check_filter(x, header, starts, records);
+  check_filter(x, header, starts, records, rows);
   STD_TORCH_CHECK(
       activation == "none" || activation == "leaky_relu", "activation must be none or leaky_relu, got ", activation);
-  STD_TORCH_CHECK(launch.size() == 5, "launch must be five numbers");
+  STD_TORCH_CHECK(launch.size() == 4, "launch must be four numbers");
   for (const int64_t number : launch) {
-    STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be five numbers of up to 4096");
+    STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be four numbers of up to 4096");
   }
   Tensor y = empty_output(x, shape);
   if (bias) {
@@ -126,6 +129,7 @@ Tensor record_conv2d(
   RecordConv conv{};
   conv.x = x.const_data_ptr<float>(), conv.y = y.mutable_data_ptr<float>();
   conv.starts = starts.const_data_ptr<int32_t>(), conv.records = records.const_data_ptr<int32_t>();
+  conv.rows = rows.const_data_ptr<int32_t>();
   conv.bias = bias ? dense_bias.const_data_ptr<float>() : nullptr;
   conv.residual = residual ? dense_residual.const_data_ptr<float>() : nullptr;
   conv.x_stride_n = x.stride(0), conv.x_stride_c = x.stride(1), conv.x_stride_h = x.stride(2);
@@ -136,7 +140,7 @@ Tensor record_conv2d(
   conv.dilation_h = dilation[0], conv.dilation_w = dilation[1];
   conv.has_activation = activation != "none", conv.negative_slope = static_cast<float>(negative_slope);
   conv.tile_h = launch[0], conv.lanes_h = launch[1], conv.lanes_w = launch[2];
-  conv.block_row_groups = launch[3], conv.slices = launch[4];
+  conv.block_row_groups = launch[3];
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const std::string problem = launch_record_conv2d(conv, header.data(), current_stream(x.get_device_index()));
   STD_TORCH_CHECK(problem.empty(), "record_conv2d did not run: ", problem);

@@ -8,9 +8,9 @@
 // a table of ROWS · taps cases. So an input that was loaded once serves every kept weight of ROWS output channels and of
 // all its taps, which is what lets the kernel pass the one load a cycle that shared memory gives.
 //
-// A block stages a haloed tile of `slices` · channel_block channels and its row groups' records, two buffers in turn.
-// Its warps share the tile: pixel warps × row groups × slices, a slice being every slices-th channel block; slices are
-// added at the end in a fixed order. No atomics: the same bits on every run.
+// A block stages the haloed tile of one chunk of input channels and its row groups' records, two buffers in turn. Its
+// warps share the tile: pixel warps × row groups × slices, a slice being a share of each run of records; slices are added
+// at the end in a fixed order. No atomics: the same bits on every run.
 #pragma once
 
 #include "device.cuh"
@@ -134,21 +134,21 @@ __device__ __forceinline__ void run_segment(
 // What a block works on.
 struct RecordBlock {
   int image, group, first_row_group, first_p, first_q;
-
-  static __device__ __forceinline__ RecordBlock of(const RecordConv& conv, int tile_h) {
-    const int tiles_w = (conv.q + conv.lanes_w * TILE_W - 1) / (conv.lanes_w * TILE_W);
-    const int tiles_h = (conv.p + conv.lanes_h * tile_h - 1) / (conv.lanes_h * tile_h);
-    const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
-    const int tile = blockIdx.x, block = blockIdx.y;
-    return {tile / (tiles_w * tiles_h), block / row_blocks, block % row_blocks * conv.block_row_groups,
-            tile / tiles_w % tiles_h * conv.lanes_h * tile_h, tile % tiles_w * conv.lanes_w * TILE_W};
-  }
 };
 
-// Copy the haloed tile of `slices` channel blocks; outside the image it is zero.
+__device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, int tile_h) {
+  const int tiles_w = (conv.q + conv.lanes_w * TILE_W - 1) / (conv.lanes_w * TILE_W);
+  const int tiles_h = (conv.p + conv.lanes_h * tile_h - 1) / (conv.lanes_h * tile_h);
+  const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
+  const int tile = blockIdx.x, rows = blockIdx.y;
+  return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
+          tile / tiles_w % tiles_h * conv.lanes_h * tile_h, tile % tiles_w * conv.lanes_w * TILE_W};
+}
+
+// Copy the haloed tile of a chunk; outside the image it is zero.
 __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
-  const int first = chunk * conv.slices * conv.channel_block;
-  const int channels = min(conv.slices * conv.channel_block, conv.group_channels - first);
+  const int first = chunk * conv.chunk_channels;
+  const int channels = min(conv.chunk_channels, conv.group_channels - first);
   const float* image =
       conv.x + block.image * conv.x_stride_n + (block.group * conv.group_channels + first) * conv.x_stride_c;
   const int top = block.first_p * conv.stride_h - conv.padding_h;
@@ -164,15 +164,20 @@ __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordB
   }
 }
 
-// Copy the records of `slices` segments for each of the block's row groups.
+// A row group's first record of a chunk.
+__device__ __forceinline__ const int32_t* run_starts(
+    const RecordConv& conv, const RecordBlock& block, int row_group, int chunk) {
+  const int run = (block.group * conv.num_row_groups + block.first_row_group + row_group) * conv.num_chunks + chunk;
+  return conv.starts + run * conv.slices;
+}
+
+// Copy the chunk's run of records for each of the block's row groups.
 __device__ __forceinline__ void stage_records(
     const RecordConv& conv, const RecordBlock& block, int chunk, int2* records) {
   const int row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);
-  const int first = chunk * conv.slices, last = min(first + conv.slices, conv.num_channel_blocks);
   for (int g = 0; g < row_groups; ++g) {
-    const int row_group = block.group * conv.num_row_groups + block.first_row_group + g;
-    const int32_t* starts = conv.starts + row_group * conv.num_channel_blocks;
-    const int begin = starts[first], count = starts[last] - begin;
+    const int32_t* starts = run_starts(conv, block, g, chunk);
+    const int begin = starts[0], count = starts[conv.slices] - begin;
     for (int at = 2 * threadIdx.x; at < count; at += 2 * blockDim.x) {
       device::copy_async<16>(records + g * conv.max_records + at, conv.records + 2 * (begin + at), true);
     }
@@ -223,7 +228,7 @@ __device__ __forceinline__ void store(
     if (first_row + row >= conv.rows_per_group) {
       return;
     }
-    const int k = block.group * conv.rows_per_group + first_row + row;
+    const int k = __ldg(conv.rows + block.group * conv.rows_per_group + first_row + row);
     const float bias = conv.bias ? __ldg(conv.bias + k) : 0.0f;
     const int64_t image = block.image * conv.y_stride_n + k * conv.y_stride_k;
 #pragma unroll
@@ -239,7 +244,7 @@ __device__ __forceinline__ void store(
 }
 
 template <int ROWS, int TILE_H, int R, int S, int STRIDE>
-__global__ void __launch_bounds__(32 * MAX_RECORD_WARPS) record_conv2d(const RecordConv conv) {
+__global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S, STRIDE)) record_conv2d(const RecordConv conv) {
   PRUNEKIT_DYNAMIC_SHARED(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int pixel = warp % conv.pixel_warps * 32 + lane;
@@ -247,36 +252,33 @@ __global__ void __launch_bounds__(32 * MAX_RECORD_WARPS) record_conv2d(const Rec
   const int slice = warp / conv.pixel_warps / conv.block_row_groups;
   const bool has_pixels = pixel < conv.lanes_h * conv.lanes_w;
   const int lane_h = has_pixels ? pixel / conv.lanes_w : 0, lane_w = has_pixels ? pixel % conv.lanes_w : 0;
-  const RecordBlock block = RecordBlock::of(conv, TILE_H);
+  const RecordBlock block = find_block(conv, TILE_H);
   const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
 
-  const int tile_floats = conv.slices * conv.channel_block * conv.plane;
+  const int tile_floats = conv.chunk_channels * conv.plane;
   float* tiles = reinterpret_cast<float*>(shared);
   int2* records = reinterpret_cast<int2*>(tiles + 2 * tile_floats);
   const int block_records = conv.block_row_groups * conv.max_records;
-  const int32_t* starts = conv.starts +
-      (block.group * conv.num_row_groups + block.first_row_group + row_group) * conv.num_channel_blocks;
   const int lane_input = lane_h * TILE_H * conv.stride_h * conv.pitch + lane_w * TILE_W * conv.stride_w;
 
   float sum[ROWS][TILE_H * TILE_W] = {};
-  const int chunks = (conv.num_channel_blocks + conv.slices - 1) / conv.slices;
   stage_tile(conv, block, 0, tiles);
   stage_records(conv, block, 0, records);
   device::commit_copies();
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const int buffer = chunk % 2, segment = chunk * conv.slices + slice;
-    if (chunk + 1 < chunks) {
+  for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
+    const int buffer = chunk % 2;
+    if (chunk + 1 < conv.num_chunks) {
       stage_tile(conv, block, chunk + 1, tiles + (1 - buffer) * tile_floats);
       stage_records(conv, block, chunk + 1, records + (1 - buffer) * block_records);
     }
     device::commit_copies();
     device::wait_for_copies<1>();
     __syncthreads();
-    if (has_rows && segment < conv.num_channel_blocks) {
-      const int at = starts[segment] - starts[chunk * conv.slices];
-      const float* tile = tiles + buffer * tile_floats + slice * conv.channel_block * conv.plane;
+    if (has_rows) {
+      const int32_t* starts = run_starts(conv, block, row_group, chunk);
+      const int2* run = records + buffer * block_records + row_group * conv.max_records;
       run_segment<ROWS, TILE_H, R, S, STRIDE>(
-          conv, records + buffer * block_records + row_group * conv.max_records + at, tile + lane_input, sum);
+          conv, run + starts[slice] - starts[0], tiles + buffer * tile_floats + lane_input, sum);
     }
     __syncthreads();
   }

@@ -58,7 +58,7 @@ def find_toolkit() -> Toolkit | None:
 
 
 def _home_of(nvcc: Path) -> Path:
-    """nvcc on PATH may be a link or a script in another folder; its dry run tells where it lives."""
+    """Nvcc on PATH may be a link or a script in another folder; its dry run tells where it lives."""
     dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
     top = re.search(r"^#\$ TOP=(.*)$", dry, re.MULTILINE)
     return Path(top[1]).resolve() if top else nvcc.resolve().parent.parent
@@ -91,8 +91,8 @@ def usable_toolkit() -> Toolkit:
     if torch.version.cuda is not None and int(torch.version.cuda.split(".")[0]) != toolkit.version[0]:
         raise CudaBuildError(
             f"torch is built for CUDA {torch.version.cuda}, but {toolkit.nvcc} is of "
-            f"{toolkit.version[0]}.{toolkit.version[1]}; install a toolkit of torch's major version and name its folder "
-            "in CUDA_HOME"
+            f"{toolkit.version[0]}.{toolkit.version[1]}; install a toolkit of torch's major version and name its "
+            "folder in CUDA_HOME"
         )
     return toolkit
 

@@ -1,6 +1,7 @@
 """Masked convolution on a condensed filter: gathered inputs times dense columns on tensor cores.
 
-    y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+    y[n, k, p, q] = residual + activation(
+        bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
 
 Sums are float32. A weight that is not kept contributes nothing, not even where the input is inf or nan: a tile that
 holds such inputs adds them one by one, over kept weights only.
@@ -21,6 +22,15 @@ from prunekit_kernels.condensed_filter import GROUP_ROWS, CondensedFilter, uncon
 Pair = tuple[int, int]
 #: The bits that inf and nan, and no other values, all have set.
 EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+
+
+@triton.jit
+def _special_products(weights, inputs):
+    """Multiply kept weights [M] by those inputs [N] that are inf or nan; all else gives 0."""
+    # -0.0 is the one value whose inverse is -inf: it marks weights that are not kept.
+    is_kept = (weights != 0.0) | (1.0 / weights > 0.0)
+    is_special = ((inputs.to(tl.int32, bitcast=True) & 0x7F800000) == 0x7F800000)[None, :]
+    return tl.where(is_kept[:, None] & is_special, weights[:, None] * inputs[None, :], 0.0)
 
 
 @triton.jit
@@ -91,14 +101,14 @@ def _condensed_conv2d_kernel(
         finite = tl.where(is_finite, bits, 0).to(inputs.dtype, bitcast=True)
         sums = tl.dot(weights, finite, sums, input_precision=PRECISION)
         if tl.min(is_finite.to(tl.int32)) == 0:
-            # -0.0 is the one value whose inverse is -inf: it marks weights that are not kept.
-            wide = weights.to(tl.float32)
-            is_kept = (wide != 0.0) | (1.0 / wide > 0.0)
-            special = tl.where(is_finite, 0.0, inputs.to(tl.float32))
-            product = tl.where(
-                is_kept[:, :, None] & (is_finite[None, :, :] == 0), wide[:, :, None] * special[None, :, :], 0.0
-            )
-            sums += tl.sum(product, axis=1)
+            for step in range(min(BLOCK_K, last - first)):
+                tap = tl.load(columns_ptr + first + step)
+                tap_line, tap_place = top + (tap >> 8 & 255) * DILATION_H, left + (tap & 255) * DILATION_W
+                is_inside = (tap_line >= 0) & (tap_line < h) & (tap_place >= 0) & (tap_place < w) & is_pixel
+                tap_at = (tap >> 16).to(tl.int64) * x_stride_c + tap_line * x_stride_h + tap_place * x_stride_w
+                tap_inputs = tl.load(x_image + tap_at, mask=is_inside, other=0.0).to(tl.float32)
+                tap_weights = tl.load(values_ptr + (first + step) * BLOCK_M + lane_m).to(tl.float32)
+                sums += _special_products(tap_weights, tap_inputs)
     row = tl.load(rows_ptr + group * BLOCK_M + lane_m)
     is_row = row >= 0
     if HAS_BIAS:

@@ -80,10 +80,14 @@ def condense(weight: Tensor, mask: Tensor, groups: int = 1, permute: bool = True
             rows.append(row)
             block = torch.full((len(columns) + padded, GROUP_ROWS), -0.0, dtype=weight.dtype)
             is_kept = torch.from_numpy(members[chosen][:, columns].T)
-            block[: len(columns), : len(chosen)] = torch.where(is_kept, _plain(flat[row[: len(chosen)]][:, columns].T), -0.0)
+            block[: len(columns), : len(chosen)] = torch.where(
+                is_kept, _plain(flat[row[: len(chosen)]][:, columns].T), -0.0
+            )
             values.append(block)
             # Padding repeats the last tap: its inputs are at hand, and its weights count for nothing.
-            taps.append(_encode(np.pad(columns, (0, padded), mode="edge") if len(columns) else columns, group * c, r, s))
+            taps.append(
+                _encode(np.pad(columns, (0, padded), mode="edge") if len(columns) else columns, group * c, r, s)
+            )
             starts.append(starts[-1] + len(columns) + padded)
     device = weight.device
     return CondensedFilter(
@@ -124,7 +128,9 @@ def _check(weight: Tensor, mask: Tensor, groups: int) -> None:
         )
 
 
-def _encode(columns: np.ndarray[tuple[int], np.dtype[np.int64]], first_channel: int, r: int, s: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _encode(
+    columns: np.ndarray[tuple[int], np.dtype[np.int64]], first_channel: int, r: int, s: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     channel, tap = np.divmod(columns, r * s)
     tap_h, tap_w = np.divmod(tap, s)
     return (channel + first_channel) << 16 | tap_h << 8 | tap_w

@@ -1,7 +1,7 @@
 """Masked convolution on a record filter: the float32 op of NVIDIA GPUs.
 
-    header, starts, records = pack_records(weight, mask, groups, window_taps(kernel_size, stride, dilation))
-    y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = record_conv2d(x, header, starts, records, …)
+    packed = pack_records(weight, mask, groups, window_taps(kernel_size, stride, dilation), chunk_channels, slices)
+    y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = record_conv2d(x, packed's parts, bias, …)
 
 csrc/cuda/record_conv2d.cuh is the kernel. Elsewhere the reference unpacks the filter: slow, for judging. The op has no
 gradients: a module that trains uses `masked_conv2d`.
@@ -16,11 +16,12 @@ from prunekit.ops.conv_arguments import conv_output_size
 from prunekit.ops.library import define, fake, fallback
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
 from prunekit.ops.packed_conv2d import activate
-from prunekit.ops.record_filter import RecordHeader, unpack_records
+from prunekit.ops.record_filter import RecordFilter, RecordHeader, unpack_records
 
 define(
-    "record_conv2d(Tensor x, int[] header, Tensor starts, Tensor records, Tensor? bias, Tensor? residual, "
-    "int[2] stride, int[2] padding, int[2] dilation, str activation, float negative_slope, int[] launch) -> Tensor"
+    "record_conv2d(Tensor x, int[] header, Tensor starts, Tensor records, Tensor rows, Tensor? bias, "
+    "Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, float negative_slope, "
+    "int[] launch) -> Tensor"
 )
 
 
@@ -36,6 +37,7 @@ def record_conv2d_reference(
     header: list[int],
     starts: Tensor,
     records: Tensor,
+    rows: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     stride: list[int],
@@ -47,7 +49,7 @@ def record_conv2d_reference(
 ) -> Tensor:
     """Unpack and run the masked reference; `launch` cuts the kernel's work and has no part in the result."""
     read = RecordHeader.read(header)
-    weight, mask = unpack_records(read, starts, records)
+    weight, mask = unpack_records(RecordFilter(read, starts, records, rows))
     y = masked_conv2d_reference(x, weight, mask, bias, stride, padding, dilation, read.groups)
     y = activate(y, activation, negative_slope)
     y = y if residual is None else y + residual
@@ -60,6 +62,7 @@ def _(
     header: list[int],
     starts: Tensor,
     records: Tensor,
+    rows: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     stride: list[int],

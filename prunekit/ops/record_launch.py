@@ -1,7 +1,7 @@
 """How the record kernel is cut into blocks, and what a cut is expected to cost: the documented model behind the choice.
 
 A block is `lanes_h × lanes_w` lanes of `tile_h × 4` pixels, for `row_groups` groups of 8 output channels, and `slices`
-shares of the input channels (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
+shares of each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
 stand in the compiled code; nothing in it was measured on a GPU.
 """
 
@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prunekit.ops.record_filter import ROWS, SLICE_CHOICES, RecordHeader
+from prunekit.ops.record_filter import ROWS, window_taps
 
 TILE_W = 4
-MAX_WARPS = 12
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,27 @@ GPUS = {
 
 @dataclass(frozen=True)
 class RecordLaunch:
-    """One cut into blocks."""
+    """One cut: of the filter into chunks and slices, of the output into blocks.
 
+    Attributes:
+        chunk_channels: input channels that a block stages at once.
+        slices: warps that share a row group.
+        tile_h: rows of a lane's tile of pixels, which is 4 wide.
+        lanes_h: lanes one above the other.
+        lanes_w: lanes side by side.
+        row_groups: groups of 8 output channels in a block.
+    """
+
+    chunk_channels: int
+    slices: int
     tile_h: int
     lanes_h: int
     lanes_w: int
     row_groups: int
-    slices: int
 
     def words(self) -> list[int]:
-        """Flatten for the op."""
-        return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups, self.slices]
+        """What the op is told; the rest is packed into the filter."""
+        return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups]
 
     @property
     def pixel_warps(self) -> int:
@@ -89,159 +98,211 @@ class RecordLaunch:
 
 @dataclass(frozen=True)
 class RecordProblem:
-    """A convolution as the model sees it."""
+    """A convolution as the model sees it: its sizes, and its mask by the density alone."""
 
-    header: RecordHeader
+    out_channels: int
+    group_channels: int
+    kernel_size: tuple[int, int]
+    groups: int
+    density: float
     batch: int
     size: tuple[int, int]  # P, Q
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def window_taps(self) -> int:
+        """Taps that one load brings."""
+        return window_taps(self.kernel_size, self.stride, self.dilation)
 
     @property
     def kernel(self) -> tuple[int, int]:
         """(taps of a window, the stride that its kernel is compiled for; 0 is any): see csrc/cuda/record_launch.h."""
-        header = self.header
-        if header.window_taps == 9:
+        if self.window_taps == 9:
             return 9, self.stride[0]
-        return 1, int((header.kernel_h, header.kernel_w) == (1, 1) and self.stride == (1, 1))
+        return 1, int(self.kernel_size == (1, 1) and self.stride == (1, 1))
 
     @property
     def tile_heights(self) -> tuple[int, ...]:
         """Rows of pixels that a lane may keep."""
         return (3, 2) if self.kernel[1] == 1 else (2,)
 
+    @property
+    def num_row_groups(self) -> int:
+        """Row groups of one conv group."""
+        return -(-(self.out_channels // self.groups) // ROWS)
+
+    @property
+    def slots(self) -> float:
+        """Kept weights of a row group and input channel."""
+        rows = self.out_channels / self.groups / self.num_row_groups
+        return rows * math.prod(self.kernel_size) * self.density
+
+    @property
+    def loads(self) -> float:
+        """Windows that a row group loads in an input channel, where the mask is random."""
+        windows = math.prod(self.kernel_size) // self.window_taps
+        return windows * (1 - (1 - self.density) ** (ROWS * self.window_taps))
+
 
 @dataclass(frozen=True)
 class RecordCost:
-    """Instructions of one record, as counted in the compiled kernels by tests/test_cuda_compiles.py.
+    """Instructions of one record, as tests/test_cuda_compiles.py counts them in the compiled kernels.
 
     Attributes:
         dispatch: around a slot's multiply-adds.
         load: of one LOAD_WINDOW, loads included.
         load_cycles: of shared memory, for one LOAD_WINDOW of a warp.
-        latency: cycles from one record to the next of the same warp, without the multiply-adds: an assumption.
+        max_warps: of a multiprocessor, by the kernel's registers.
     """
 
     dispatch: int
     load: int
     load_cycles: int
-    latency: int = 75
+    max_warps: int
 
 
 #: By (window taps, stride, tile_h).
 RECORD_COSTS = {
-    (9, 1, 3): RecordCost(12, 30, 40),
-    (9, 1, 2): RecordCost(12, 27, 32),
-    (9, 2, 2): RecordCost(12, 35, 80),
-    (1, 1, 3): RecordCost(12, 20, 12),
-    (1, 1, 2): RecordCost(12, 19, 8),
-    (1, 0, 2): RecordCost(12, 37, 16),
+    (9, 1, 3): RecordCost(12, 30, 40, 12),
+    (9, 1, 2): RecordCost(12, 27, 32, 16),
+    (9, 2, 2): RecordCost(12, 35, 80, 12),
+    (1, 1, 3): RecordCost(12, 21, 12, 12),
+    (1, 1, 2): RecordCost(12, 19, 8, 16),
+    (1, 0, 2): RecordCost(12, 38, 16, 16),
 }
+# From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
+# synchronisation 33, arithmetic 10. An assumption, from published latencies of Turing.
+RECORD_LATENCY = 95
 _STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
 _STORE_INSTRUCTIONS = 12  # a pixel of a row
-_CHUNK_CYCLES = 60  # two barriers and the wait for a chunk's copies, where other warps do not fill it
+_CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
+_LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
-def shared_bytes(problem: RecordProblem, launch: RecordLaunch) -> int:
-    """Return a block's shared memory in bytes, as csrc/cuda/record_launch.h computes it."""
-    header = problem.header
-    plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (header.kernel_h - 1) + 1
-    plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (header.kernel_w - 1) + 1
-    tile = 4 * plane_h * (-(-plane_w // 4) * 4) * header.channel_block * launch.slices
-    records = 8 * launch.row_groups * header.longest[SLICE_CHOICES.index(launch.slices)]
+def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | None = None) -> int:
+    """Return a block's shared memory in bytes, as csrc/cuda/record_launch.h computes it.
+
+    Args:
+        problem: the convolution.
+        launch: its cut.
+        longest: records of the longest run of the packed filter; None expects four standard deviations above the mean.
+    """
+    taps_h, taps_w = problem.kernel_size
+    plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
+    plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
+    tile = 4 * plane_h * (-(-plane_w // 4) * 4) * launch.chunk_channels
+    if longest is None:
+        mean = (problem.slots + problem.loads) * launch.chunk_channels
+        longest = math.ceil((mean + 4 * math.sqrt(mean)) / 2 + 2 * launch.slices) * 2
     sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    return max(2 * (tile + records), sums)
+    return int(max(2 * (tile + 8 * launch.row_groups * longest), sums))
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
-    """Return the modelled time of one convolution: the slowest of issue, multiply-adds, shared memory and latency.
+    """Return the modelled time of one convolution.
 
-    Bytes that memory must give are a floor of their own.
+    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
+    memory, and the latency of a warp's records one after the other; the memory's bytes are a floor below it all.
     """
-    header, cost = problem.header, RECORD_COSTS[(*problem.kernel, launch.tile_h)]
+    cost = RECORD_COSTS[(*problem.kernel, launch.tile_h)]
     pixels = launch.tile_h * TILE_W
     p, q = problem.size
     tiles = problem.batch * -(-p // (launch.lanes_h * launch.tile_h)) * -(-q // (launch.lanes_w * TILE_W))
-    blocks = tiles * header.groups * -(-header.num_row_groups // launch.row_groups)
-    # Of an average warp: its slots, loads and ends.
-    warp_share = header.groups * header.num_row_groups * launch.slices
-    slots = header.nnz / warp_share
-    others = (header.num_records - header.nnz) / warp_share
+    blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
     bytes_shared = shared_bytes(problem, launch)
-    chunks = math.ceil(header.num_channel_blocks / launch.slices)
-    staged = bytes_shared / 8 / (32 * launch.warps) * chunks
-    store = ROWS * pixels * (_STORE_INSTRUCTIONS + 3 * (launch.slices > 1)) / launch.slices
-    issue = (
-        slots * (cost.dispatch + pixels)
-        + others * cost.load
-        + staged * _STAGE_INSTRUCTIONS
-        + store
-        + _BLOCK_INSTRUCTIONS
-    )
-    fma = slots * pixels * 32 / gpu.fma_lanes  # cycles of the multiprocessor
-    shared = others * cost.load_cycles + slots + 2 * staged
-    latency = (slots + others) * cost.latency + slots * pixels * 128 / gpu.fma_lanes + chunks * _CHUNK_CYCLES
     resident = min(
         gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
-        MAX_WARPS // launch.warps,
-        gpu.max_warps // launch.warps,
+        min(cost.max_warps, gpu.max_warps) // launch.warps,
     )
     if resident < 1 or bytes_shared > gpu.shared_bytes:
         return math.inf
+    chunks = math.ceil(problem.group_channels / launch.chunk_channels)
+    # A warp's share of a chunk, and how much more the slowest warp of the block has: runs of row groups differ.
+    slots = problem.slots * launch.chunk_channels / launch.slices
+    loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
+    run = (problem.slots + problem.loads) * launch.chunk_channels
+    slowest = 1 + _EXPECTED_MAXIMUM[launch.row_groups] / math.sqrt(run) + launch.slices / (2 * run)
+    staged = bytes_shared / 8 / (32 * launch.warps)
+    store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
+    issue = slots * (cost.dispatch + pixels) + (loads + 1.5) * cost.load + staged * _STAGE_INSTRUCTIONS
+    shared = loads * cost.load_cycles + slots + 2 * staged
+    latency = (slots + loads + 1.5) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes
     seconds = 0.0
     full, rest = divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (1 if rest else 0, -(-rest // gpu.multiprocessors))):
+    for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
-        # Four schedulers issue one instruction a cycle each; the largest share of warps decides.
-        busiest = -(-warps // 4)
-        cycles = max(issue * busiest, fma * warps, shared * warps, latency + store)
+        busiest = -(-warps // 4)  # warps of a scheduler
+        throughput = max(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps, shared * warps)
+        cycles = chunks * (max(throughput, latency * slowest) + _CHUNK_CYCLES)
+        cycles += (store + _BLOCK_INSTRUCTIONS) * busiest
         seconds += waves * cycles / (gpu.clock_ghz * 1e9)
-    return max(seconds, memory_seconds(problem, gpu))
+    return max(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS
+
+
+#: Of so many normal deviates, the expected largest: row groups of a block.
+_EXPECTED_MAXIMUM = {
+    1: 0.0,
+    2: 0.56,
+    3: 0.85,
+    4: 1.03,
+    5: 1.16,
+    6: 1.27,
+    8: 1.42,
+    10: 1.54,
+    12: 1.63,
+    16: 1.77,
+    20: 1.87,
+}
 
 
 def memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
     """Return the time that the records, the input and the output take at the memory's full bandwidth."""
     p, q = problem.size
-    header = problem.header
-    inputs = problem.batch * header.groups * header.group_channels * p * problem.stride[0] * q * problem.stride[1]
-    outputs = problem.batch * header.out_channels * p * q
-    return (8 * header.num_records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
+    records = problem.groups * problem.num_row_groups * problem.group_channels * (problem.slots + problem.loads)
+    channels = problem.groups * problem.group_channels
+    inputs = problem.batch * channels * p * problem.stride[0] * q * problem.stride[1]
+    outputs = problem.batch * problem.out_channels * p * q
+    return (8 * records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
 
 
 def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLaunch]:
     """Yield the cuts worth comparing."""
     p, q = problem.size
+    chunk_choices = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(1, problem.group_channels)]
     for tile_h in problem.tile_heights:
-        tiles_h, tiles_w = -(-p // tile_h), -(-q // TILE_W)
+        max_warps = RECORD_COSTS[(*problem.kernel, tile_h)].max_warps
         for pixel_warps in (1, 2, 3, 4, 6):
-            for lanes_h, lanes_w in _lane_grids(tiles_h, tiles_w, 32 * pixel_warps):
-                for slices in SLICE_CHOICES:
-                    for row_groups in (1, 2, 3, 4, 6, 8, 12):
-                        launch = RecordLaunch(tile_h, lanes_h, lanes_w, row_groups, slices)
-                        is_filled = slices <= problem.header.num_channel_blocks and (
-                            row_groups == 1 or row_groups <= problem.header.num_row_groups
-                        )
-                        fits = launch.warps <= MAX_WARPS and shared_bytes(problem, launch) <= max_shared_bytes
-                        if is_filled and fits:
+            for lanes_h, lanes_w in _lane_grids(-(-p // tile_h), -(-q // TILE_W), 32 * pixel_warps):
+                for row_groups, slices in _WARPS:
+                    if row_groups > problem.num_row_groups or pixel_warps * row_groups * slices > max_warps:
+                        continue
+                    for chunk_channels in chunk_choices:
+                        launch = RecordLaunch(chunk_channels, slices, tile_h, lanes_h, lanes_w, row_groups)
+                        if shared_bytes(problem, launch) <= max_shared_bytes:
                             yield launch
 
 
-def _lane_grids(tiles_h: int, tiles_w: int, lanes: int) -> Iterator[tuple[int, int]]:
-    """Yield grids of at most `lanes` lanes that cut the tiles evenly; the last ones are small, for narrow memories."""
-    seen = set()
+_WARPS = [(row_groups, slices) for row_groups in (1, 2, 3, 4, 5, 6, 8, 12, 16) for slices in (1, 2, 3, 4, 5, 6, 8, 12)]
+
+
+def _lane_grids(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, int]]:
+    """Return grids of at most `lanes` lanes that cut the tiles evenly, small ones too, for narrow memories."""
+    grids = {(1, 1), (2, 2)}
     for cuts in (1, 2, 3, 4, 6, 8, 16, 32):
         lanes_w = min(-(-tiles_w // cuts), lanes)
         rows = min(max(1, lanes // lanes_w), tiles_h)
-        even = -(-tiles_h // -(-tiles_h // rows))
-        seen.add((even, lanes_w))
-    seen |= {(1, 1), (2, 2)}
-    yield from sorted(seen, reverse=True)
+        grids.add((-(-tiles_h // -(-tiles_h // rows)), lanes_w))
+    return sorted(grids, reverse=True)
 
 
 @lru_cache(maxsize=4096)
 def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float] | None:
     """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
-    costs = [(modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes)]
-    best = min(costs, key=lambda pair: pair[0], default=(math.inf, None))
-    return None if best[1] is None or math.isinf(best[0]) else (best[1], best[0])
+    best: tuple[RecordLaunch, float] | None = None
+    for launch in launches(problem, gpu.shared_bytes):
+        seconds = modelled_seconds(problem, launch, gpu)
+        if math.isfinite(seconds) and (best is None or seconds < best[1]):
+            best = launch, seconds
+    return best

@@ -47,7 +47,7 @@ int main(int count, char** arguments) {
     int64_t at = 0;
     for (int* size : {&conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w, &conv.padding_h,
                       &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.has_activation, &conv.tile_h,
-                      &conv.lanes_h, &conv.lanes_w, &conv.block_row_groups, &conv.slices}) {
+                      &conv.lanes_h, &conv.lanes_w, &conv.block_row_groups}) {
       *size = static_cast<int>(words[at++]);
     }
     for (int64_t* stride : {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n,
@@ -57,11 +57,11 @@ int main(int count, char** arguments) {
     const auto slope = read<float>(length);
     conv.negative_slope = slope[0];
     const auto header = read<int64_t>(length);
-    const auto starts = read<int32_t>(length), records = read<int32_t>(length);
+    const auto starts = read<int32_t>(length), records = read<int32_t>(length), rows = read<int32_t>(length);
     int64_t x_size = 0, bias_size = 0, residual_size = 0, y_size = 0;
     const auto x = read<float>(x_size), bias = read<float>(bias_size), residual = read<float>(residual_size);
     const auto y = read<float>(y_size);  // poisoned by the caller
-    conv.starts = starts.get(), conv.records = records.get(), conv.x = x.get(), conv.y = y.get();
+    conv.starts = starts.get(), conv.records = records.get(), conv.rows = rows.get(), conv.x = x.get(), conv.y = y.get();
     conv.bias = bias_size ? bias.get() : nullptr;
     conv.residual = residual_size ? residual.get() : nullptr;
     run(conv, header.get(), static_cast<unsigned>(std::atoi(arguments[3])));
