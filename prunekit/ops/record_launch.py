@@ -7,10 +7,12 @@ stand in the compiled code; nothing in it was measured on a GPU.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from prunekit.ops.record_filter import ROWS, window_taps
 
@@ -59,6 +61,30 @@ GPUS = {
     "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64),
     "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64),
 }
+
+
+def gpu_of(properties: Any) -> Gpu:
+    """Return what the model needs of a device, from `torch.cuda.get_device_properties`.
+
+    A device of the table keeps the table's figures; of others, what torch does not tell is taken to be modest.
+    """
+    for known in GPUS.values():
+        if known.name in properties.name:
+            return replace(known, multiprocessors=properties.multi_processor_count)
+    capability = 10 * properties.major + properties.minor
+    width, rate = getattr(properties, "memory_bus_width", 256), getattr(properties, "memory_clock_rate", 7_000_000)
+    return Gpu(
+        name=properties.name,
+        capability=capability,
+        multiprocessors=properties.multi_processor_count,
+        clock_ghz=getattr(properties, "clock_rate", 1_500_000) / 1e6,
+        fma_lanes=64 if capability in (75, 80) else 128,
+        memory_gb_per_s=2 * rate * 1e3 * width / 8 / 1e9,
+        l2_bytes=properties.L2_cache_size,
+        shared_bytes=properties.shared_memory_per_block_optin,
+        shared_bytes_multiprocessor=properties.shared_memory_per_multiprocessor,
+        max_warps=properties.max_threads_per_multi_processor // 32,
+    )
 
 
 @dataclass(frozen=True)
@@ -297,12 +323,15 @@ def _lane_grids(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, int]]
     return sorted(grids, reverse=True)
 
 
-@lru_cache(maxsize=4096)
 def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float] | None:
     """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
-    best: tuple[RecordLaunch, float] | None = None
-    for launch in launches(problem, gpu.shared_bytes):
-        seconds = modelled_seconds(problem, launch, gpu)
-        if math.isfinite(seconds) and (best is None or seconds < best[1]):
-            best = launch, seconds
-    return best
+    best = best_launches(problem, gpu, 1)
+    return (best[0], modelled_seconds(problem, best[0], gpu)) if best else None
+
+
+@lru_cache(maxsize=4096)
+def best_launches(problem: RecordProblem, gpu: Gpu, count: int) -> tuple[RecordLaunch, ...]:
+    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    timed = ((modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes))
+    best = heapq.nsmallest(count, (pair for pair in timed if math.isfinite(pair[0])), key=lambda pair: pair[0])
+    return tuple(launch for _, launch in best)
