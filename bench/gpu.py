@@ -3,10 +3,10 @@
     python -m bench.gpu --out runs/gpu/rows.jsonl [--minutes 6] [--device cuda]
 
 For each layer shape and ratio, the record kernel's best cuts by the model are compared with a float64 convolution and
-timed beside cuDNN (float32, tf32, float16; contiguous and channels-last): each as a replayed CUDA graph, with a warm and
-with a cold second-level cache. The fastest cut stays; one whose output is wrong is an error, never a timing. Rows are
-JSON lines; the last lines printed are the verdict. On a processor (--device cpu) the same code runs on the reference,
-which tests it and measures nothing.
+timed beside cuDNN (float32, tf32, float16; contiguous and channels-last): each as a replayed CUDA graph, with a warm
+and with a cold second-level cache. The fastest cut stays; one whose output is wrong is an error, never a timing. Rows
+are JSON lines; the last lines printed are the verdict. On a processor (--device cpu) the same code runs on the
+reference, which tests it and measures nothing.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _cubin(architecture: str) -> tuple[Path, str]:
 
 
 def short_name(mangled: str) -> str:
-    """record_conv2d<8,3,3,3,1> for its mangled name."""
+    """record_conv2d<8,3,3,3,1,1> for its mangled name."""
     name = re.search(r"\d(record_conv2d)I((?:Li\d+E)+)E", mangled)
     assert name is not None, mangled
     numbers = ",".join(re.findall(r"Li(\d+)E", name[2]))

@@ -135,7 +135,7 @@ LAUNCH = """
 int main() {
   prunekit::RecordConv conv{};
   conv.n = conv.h = conv.w = conv.p = conv.q = conv.stride_h = conv.stride_w = conv.dilation_h = conv.dilation_w = 1;
-  conv.tile_h = 2, conv.lanes_h = conv.lanes_w = conv.block_row_groups = 1;
+  conv.tile_h = 2, conv.lanes_h = conv.lanes_w = conv.block_row_groups = conv.buffers = 1;
   const int64_t header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
   std::puts(prunekit::launch_record_conv2d(conv, header, nullptr).c_str());
 }
@@ -165,7 +165,7 @@ def test_fake_cuda_tensors_give_shapes() -> None:
             torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in (packed.starts, packed.records, packed.rows)
         ]
         y = torch.ops.prunekit.record_conv2d(
-            x, packed.header.words(), *tensors, None, None, [2, 2], [1, 1], [1, 1], "none", 0.0, [2, 1, 1, 1]
+            x, packed.header.words(), *tensors, None, None, [2, 2], [1, 1], [1, 1], "none", 0.0, [2, 1, 1, 1, 1]
         )
     assert y.shape == (2, 6, 10, 15)
     assert y.device.type == "cuda"

@@ -60,7 +60,7 @@ def header() -> RecordHeader:
 @pytest.mark.parametrize("architecture", ["75", "86"])
 @needs_disassembler
 def test_at_least_40_percent_of_the_inner_loop_multiplies(architecture: str, header: RecordHeader) -> None:
-    mix, _ = _mix(architecture, "record_conv2d<8,3,3,3,1>", header)
+    mix, _ = _mix(architecture, "record_conv2d<8,3,3,3,1,1>", header)
     assert mix["FFMA"] >= 0.4 * mix.total(), {k: round(v / mix.total(), 3) for k, v in mix.most_common()}
     assert mix["SHFL"] == 0
 
@@ -69,10 +69,11 @@ def test_at_least_40_percent_of_the_inner_loop_multiplies(architecture: str, hea
 @needs_disassembler
 def test_the_cost_model_counts_the_compiled_instructions(architecture: str) -> None:
     for (taps, stride, tile_h), cost in RECORD_COSTS.items():
-        weight = torch.ones(8, 1, 3, 3) if taps == 9 else torch.ones(8, 1, 1, 1)
-        header = pack_records(weight, weight > 0, 1, taps, 1, 1).header
-        side = 3 if taps == 9 else 1
-        _, rounds = _mix(architecture, f"record_conv2d<8,{tile_h},{side},{side},{stride}>", header)
+        side, channels = (3, 1) if taps == 9 else (1, taps)
+        weight = torch.ones(8, channels, side, side)
+        header = pack_records(weight, weight > 0, 1, taps, channels, 1).header
+        name = f"record_conv2d<8,{tile_h},{side},{side},{stride},{channels}>"
+        _, rounds = _mix(architecture, name, header)
         pixels = tile_h * TILE_W
         assert rounds["slot"]["FFMA"] == pixels
         # Architectures differ by one; the model takes the larger.

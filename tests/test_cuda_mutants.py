@@ -16,8 +16,8 @@ KERNEL, LAUNCH = "record_conv2d.cuh", "record_launch.h"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,
-        "device::wait_for_copies<1>();\n    __syncthreads();",
-        "device::wait_for_copies<1>();",
+        "    }\n    __syncthreads();\n    if (has_rows) {",
+        "    }\n    if (has_rows) {",
         "thread",
     ),
     "no barrier before a buffer is written again": (
@@ -33,7 +33,8 @@ MUTANTS = {
         "thread",
     ),
     "copies are not waited for": (KERNEL, "wait_for_copies<1>", "wait_for_copies<2>", ""),
-    "a copy into the buffer in use": (KERNEL, "tiles + (1 - buffer) * tile_floats", "tiles + buffer * tile_floats", ""),
+    "one buffer is read while it is copied": (KERNEL, "wait_for_copies<0>", "wait_for_copies<1>", ""),
+    "a copy into the buffer in use": (KERNEL, "chunk, tiles + buffer * tile_floats);", "chunk, tiles);", ""),
     "padding off by one": (KERNEL, "stride_h - conv.padding_h;", "stride_h - conv.padding_h + 1;", ""),
     "a column right of the image": (KERNEL, "x < conv.w;", "x <= conv.w;", ""),
     "the first line is left out": (KERNEL, "y >= 0 && y < conv.h", "y > 0 && y < conv.h", ""),
@@ -69,10 +70,11 @@ MUTANTS = {
     "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
     "taps are transposed": (
         KERNEL,
-        "TAP_H = SLOT % TAPS / S, TAP_W = SLOT % TAPS % S",
-        "TAP_W = SLOT % TAPS / S, TAP_H = SLOT % TAPS % S",
+        "TAP_H = TAP / S % R, TAP_W = TAP % S, CHANNEL",
+        "TAP_W = TAP / S % R, TAP_H = TAP % S, CHANNEL",
         "",
     ),
+    "a window's channels are those of its first": (KERNEL, "at + c * conv.plane + ", "at + ", ""),
     "the stride of a lane is forgotten": (KERNEL, "lane_w * TILE_W * conv.stride_w", "lane_w * TILE_W", ""),
     "the dilation is forgotten": (KERNEL, "tap_w * conv.dilation_w", "tap_w", ""),
     "the residual is activated": (
@@ -84,10 +86,10 @@ MUTANTS = {
     ),
     "the slope is applied to positive values": (KERNEL, "value >= 0.0f", "value <= 0.0f", ""),
     "the halo is one column short": (LAUNCH, "conv.stride_w + reach_w + 1;", "conv.stride_w + reach_w - 3;", ""),
-    "shared memory for one buffer only": (
+    "shared memory for one record buffer only": (
         LAUNCH,
-        "2 * tile + 2 * records > sums ? 2 * tile + 2 * records",
-        "2 * tile + records > sums ? 2 * tile + records",
+        "sums ? conv.buffers * (tile + records)",
+        "sums ? conv.buffers * tile + records",
         "address,undefined",
     ),
 }

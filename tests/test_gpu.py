@@ -71,7 +71,7 @@ def test_graphs_streams_and_devices() -> None:
 def test_refusals_are_sentences() -> None:
     case = _on(next(record_problems(1, seed=43))[0], "cuda")
     with pytest.raises(RuntimeError, match="none that the kernel knows"):
-        _run(replace(case, launch=[1, 1, 1, 1]))
+        _run(replace(case, launch=[1, 1, 1, 1, 1]))
     with pytest.raises(RuntimeError, match="record_conv2d expects"):
         _run(replace(case, x=case.x.double()))
 

@@ -102,9 +102,9 @@ Tensor record_conv2d(
   check_filter(x, header, starts, records, rows);
   STD_TORCH_CHECK(
       activation == "none" || activation == "leaky_relu", "activation must be none or leaky_relu, got ", activation);
-  STD_TORCH_CHECK(launch.size() == 4, "launch must be four numbers");
+  STD_TORCH_CHECK(launch.size() == 5, "launch must be five numbers");
   for (const int64_t number : launch) {
-    STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be four numbers of up to 4096");
+    STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be five numbers of up to 4096");
   }
   Tensor y = empty_output(x, shape);
   if (bias) {
@@ -140,7 +140,7 @@ Tensor record_conv2d(
   conv.dilation_h = dilation[0], conv.dilation_w = dilation[1];
   conv.has_activation = activation != "none", conv.negative_slope = static_cast<float>(negative_slope);
   conv.tile_h = launch[0], conv.lanes_h = launch[1], conv.lanes_w = launch[2];
-  conv.block_row_groups = launch[3];
+  conv.block_row_groups = launch[3], conv.buffers = launch[4];
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const std::string problem = launch_record_conv2d(conv, header.data(), current_stream(x.get_device_index()));
   STD_TORCH_CHECK(problem.empty(), "record_conv2d did not run: ", problem);

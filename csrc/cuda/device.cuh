@@ -42,6 +42,50 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_i
   }
 }
 
+// Copy `count` floats, of MOST at the most, as copy_async<4> does; before sm_80 all loads are under way before the first
+// store.
+template <int MOST>
+__device__ __forceinline__ void copy_column_async(
+    float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
+  if constexpr (HAS_ASYNC_COPY) {
+    for (int i = 0; i < count; ++i) {
+      copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
+    }
+  } else {
+    float value[MOST];
+#pragma unroll
+    for (int i = 0; i < MOST; ++i) {
+      value[i] = is_inside && i < count ? __ldg(from + i * from_stride) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < MOST; ++i) {
+      if (i < count) {
+        to[i * to_stride] = value[i];
+      }
+    }
+  }
+}
+
+// Reads pairs from shared memory one after the other. Load and step are one piece for the compiler, which otherwise keeps
+// two pointers and moves one into the other at every step.
+class SharedStream {
+ public:
+  __device__ __forceinline__ explicit SharedStream(const int2* first)
+      : address_(static_cast<unsigned>(__cvta_generic_to_shared(first))) {}
+
+  __device__ __forceinline__ int2 next() {
+    int2 value;
+    asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];\n\tadd.u32 %2, %2, 8;"
+                 : "=r"(value.x), "=r"(value.y), "+r"(address_)
+                 :
+                 : "memory");
+    return value;
+  }
+
+ private:
+  unsigned address_;
+};
+
 __device__ __forceinline__ void commit_copies() {
   if constexpr (HAS_ASYNC_COPY) {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -18,14 +18,15 @@
 
 namespace prunekit {
 
-// The registers that one LOAD_WINDOW fills. STRIDE 0 is any stride, for windows of one tap.
-template <int TILE_H, int R, int S, int STRIDE>
+// The registers that one LOAD_WINDOW fills: CHANNELS planes around the lane's pixels. STRIDE 0 is any stride, for windows
+// of one tap.
+template <int TILE_H, int R, int S, int STRIDE, int CHANNELS>
 struct Window {
-  static constexpr int TAPS = R * S;
+  static constexpr int TAPS = R * S * CHANNELS;
   static constexpr int STEP = STRIDE ? STRIDE : 1;
   static constexpr int H = STRIDE ? (TILE_H - 1) * STEP + R : TILE_H;
   static constexpr int W = STRIDE ? (TILE_W - 1) * STEP + S : TILE_W;
-  float value[H][W];
+  float value[CHANNELS][H][W];
 
   // `from`: the lane's first input in the tile.
   __device__ __forceinline__ void load(const float* from, const RecordConv& conv, int argument) {
@@ -35,15 +36,18 @@ struct Window {
       at += tap_h * conv.dilation_h * conv.pitch + tap_w * conv.dilation_w;
     }
 #pragma unroll
-    for (int i = 0; i < H; ++i) {
-      const float* line = at + (STRIDE ? i : i * conv.stride_h) * conv.pitch;
-      if constexpr (STRIDE == 0) {
+    for (int c = 0; c < CHANNELS; ++c) {
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-          value[i][j] = line[j * conv.stride_w];
+      for (int i = 0; i < H; ++i) {
+        const float* line = at + c * conv.plane + (STRIDE ? i : i * conv.stride_h) * conv.pitch;
+        if constexpr (STRIDE == 0) {
+#pragma unroll
+          for (int j = 0; j < W; ++j) {
+            value[c][i][j] = line[j * conv.stride_w];
+          }
+        } else {
+          load_line(value[c][i], line);
         }
-      } else {
-        load_line(value[i], line);
       }
     }
   }
@@ -63,39 +67,38 @@ struct Window {
       to[W - 1] = line[W - 1];
     }
   }
-};
 
-template <int SLOT, int ROWS, int TILE_H, int R, int S, int STRIDE>
-__device__ __forceinline__ void multiply_add(
-    float (&sum)[ROWS][TILE_H * TILE_W], const Window<TILE_H, R, S, STRIDE>& window, float weight) {
-  constexpr int TAPS = R * S, STEP = Window<TILE_H, R, S, STRIDE>::STEP;
-  constexpr int ROW = SLOT / TAPS, TAP_H = SLOT % TAPS / S, TAP_W = SLOT % TAPS % S;
+  // Add weight · input of tap TAP to the tile's sums.
+  template <int TAP>
+  __device__ __forceinline__ void multiply_add(float (&sum)[TILE_H * TILE_W], float weight) const {
+    constexpr int TAP_H = TAP / S % R, TAP_W = TAP % S, CHANNEL = TAP / (R * S);
 #pragma unroll
-  for (int i = 0; i < TILE_H; ++i) {
+    for (int i = 0; i < TILE_H; ++i) {
 #pragma unroll
-    for (int j = 0; j < TILE_W; ++j) {
-      sum[ROW][i * TILE_W + j] += weight * window.value[i * STEP + TAP_H][j * STEP + TAP_W];
+      for (int j = 0; j < TILE_W; ++j) {
+        sum[i * TILE_W + j] += weight * value[CHANNEL][i * STEP + TAP_H][j * STEP + TAP_W];
+      }
     }
   }
-}
+};
 
 #define PRUNEKIT_SLOT(i) \
   case i: \
-    multiply_add<i>(sum, window, weight); \
+    window.template multiply_add<(i) % Window::TAPS>(sum[(i) / Window::TAPS], weight); \
     break;
 #define PRUNEKIT_SLOTS_4(i) PRUNEKIT_SLOT(i) PRUNEKIT_SLOT(i + 1) PRUNEKIT_SLOT(i + 2) PRUNEKIT_SLOT(i + 3)
 #define PRUNEKIT_SLOTS_8(i) PRUNEKIT_SLOTS_4(i) PRUNEKIT_SLOTS_4(i + 4)
 
-// Read one segment's records up to its END_SEGMENT. The switch is dense, so that it becomes one jump through a table;
-// a segment is padded to an even number of records, and the last read goes no further.
-template <int ROWS, int TILE_H, int R, int S, int STRIDE>
+// Read one segment's records up to its END_SEGMENT. The switch is dense, so that it becomes one jump through a table.
+template <typename Window, int ROWS, int TILE>
 __device__ __forceinline__ void run_segment(
-    const RecordConv& conv, const int2* stream, const float* from, float (&sum)[ROWS][TILE_H * TILE_W]) {
-  constexpr int SLOTS = ROWS * R * S;
-  static_assert(SLOTS == 8 || SLOTS == 72, "the cases below are for these");
-  Window<TILE_H, R, S, STRIDE> window;
+    const RecordConv& conv, const int2* segment, const float* from, float (&sum)[ROWS][TILE]) {
+  constexpr int SLOTS = ROWS * Window::TAPS;
+  static_assert(SLOTS == 8 || SLOTS == 16 || SLOTS == 72, "the cases below are for these");
+  Window window;
+  device::SharedStream stream(segment);
   while (true) {
-    const int2 record = *stream++;
+    const int2 record = stream.next();
     const float weight = __int_as_float(record.y);
     if constexpr (SLOTS == 8) {
       switch (record.x) {
@@ -104,6 +107,16 @@ __device__ __forceinline__ void run_segment(
           window.load(from, conv, record.y);
           break;
         case 9:
+          return;
+      }
+    } else if constexpr (SLOTS == 16) {
+      switch (record.x) {
+        PRUNEKIT_SLOTS_8(0)
+        PRUNEKIT_SLOTS_8(8)
+        case 16:
+          window.load(from, conv, record.y);
+          break;
+        case 17:
           return;
       }
     } else {
@@ -145,6 +158,8 @@ __device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, int ti
           tile / tiles_w % tiles_h * conv.lanes_h * tile_h, tile % tiles_w * conv.lanes_w * TILE_W};
 }
 
+constexpr int COPY_BATCH = 8;
+
 // Copy the haloed tile of a chunk; outside the image it is zero.
 __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
   const int first = chunk * conv.chunk_channels;
@@ -157,9 +172,10 @@ __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordB
     const int y = top + at / conv.pitch, x = left + at % conv.pitch;
     const bool is_inside = y >= 0 && y < conv.h && x >= 0 && x < conv.w;
     const float* from = is_inside ? image + y * conv.x_stride_h + x * conv.x_stride_w : image;
-    for (int c = 0; c < channels; ++c) {
-      device::copy_async<4>(tile + c * conv.plane + at, from, is_inside);
-      from += conv.x_stride_c;
+    for (int c = 0; c < channels; c += COPY_BATCH) {
+      device::copy_column_async<COPY_BATCH>(
+          tile + c * conv.plane + at, conv.plane, from + c * conv.x_stride_c, conv.x_stride_c,
+          min(COPY_BATCH, channels - c), is_inside);
     }
   }
 }
@@ -243,8 +259,9 @@ __device__ __forceinline__ void store(
   }
 }
 
-template <int ROWS, int TILE_H, int R, int S, int STRIDE>
-__global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S, STRIDE)) record_conv2d(const RecordConv conv) {
+template <int ROWS, int TILE_H, int R, int S, int STRIDE, int CHANNELS>
+__global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS, STRIDE))
+    record_conv2d(const RecordConv conv) {
   PRUNEKIT_DYNAMIC_SHARED(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int pixel = warp % conv.pixel_warps * 32 + lane;
@@ -257,27 +274,35 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S, STRIDE)) 
 
   const int tile_floats = conv.chunk_channels * conv.plane;
   float* tiles = reinterpret_cast<float*>(shared);
-  int2* records = reinterpret_cast<int2*>(tiles + 2 * tile_floats);
+  int2* records = reinterpret_cast<int2*>(tiles + conv.buffers * tile_floats);
   const int block_records = conv.block_row_groups * conv.max_records;
   const int lane_input = lane_h * TILE_H * conv.stride_h * conv.pitch + lane_w * TILE_W * conv.stride_w;
 
   float sum[ROWS][TILE_H * TILE_W] = {};
-  stage_tile(conv, block, 0, tiles);
-  stage_records(conv, block, 0, records);
-  device::commit_copies();
-  for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
-    const int buffer = chunk % 2;
-    if (chunk + 1 < conv.num_chunks) {
-      stage_tile(conv, block, chunk + 1, tiles + (1 - buffer) * tile_floats);
-      stage_records(conv, block, chunk + 1, records + (1 - buffer) * block_records);
-    }
+  const auto stage = [&](int chunk) {
+    const int buffer = chunk % conv.buffers;
+    stage_tile(conv, block, chunk, tiles + buffer * tile_floats);
+    stage_records(conv, block, chunk, records + buffer * block_records);
     device::commit_copies();
-    device::wait_for_copies<1>();
+  };
+  if (conv.buffers == 2) {
+    stage(0);
+  }
+  for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
+    const int buffer = chunk % conv.buffers, ahead = chunk + conv.buffers - 1;
+    if (ahead < conv.num_chunks) {
+      stage(ahead);
+    }
+    if (ahead > chunk && ahead < conv.num_chunks) {
+      device::wait_for_copies<1>();
+    } else {
+      device::wait_for_copies<0>();
+    }
     __syncthreads();
     if (has_rows) {
       const int32_t* starts = run_starts(conv, block, row_group, chunk);
       const int2* run = records + buffer * block_records + row_group * conv.max_records;
-      run_segment<ROWS, TILE_H, R, S, STRIDE>(
+      run_segment<Window<TILE_H, R, S, STRIDE, CHANNELS>>(
           conv, run + starts[slice] - starts[0], tiles + buffer * tile_floats + lane_input, sum);
     }
     __syncthreads();
@@ -295,13 +320,14 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S, STRIDE)) 
 template <typename Visit>
 void visit_record_kernel(RecordWindow window, int tile_h, const Visit& visit) {
   if (window.taps == 9 && window.stride == 1) {
-    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 3, 3, 1>) : visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 1>);
+    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 3, 3, 1, 1>) : visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 1, 1>);
   } else if (window.taps == 9) {
-    visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 2>);
-  } else if (window.stride == 1) {
-    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 1, 1, 1>) : visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 1>);
+    visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 2, 1>);
+  } else if (window.taps == WINDOW_CHANNELS) {
+    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 1, 1, 1, WINDOW_CHANNELS>)
+                : visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 1, WINDOW_CHANNELS>);
   } else {
-    visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 0>);
+    visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 0, 1>);
   }
 }
 

@@ -33,20 +33,26 @@ struct RecordConv {
   // A lane's tile is tile_h × TILE_W pixels; a block is lanes_h × lanes_w lanes over pixel_warps warps, times
   // block_row_groups, times slices.
   int tile_h, lanes_h, lanes_w, pixel_warps, block_row_groups;
+  int buffers;                // 2: the next chunk is copied while one is read
   int plane_h, pitch, plane;  // of the haloed tile of one channel
   int max_records;            // of one run
 };
 
-// The taps that one LOAD_WINDOW brings, and the stride that its kernel is compiled for (0: any).
+// The taps that one LOAD_WINDOW brings (a 3×3 kernel's, or those of WINDOW_CHANNELS channels of a 1×1 kernel), and the
+// stride that its kernel is compiled for (0: any; -1: none).
 struct RecordWindow {
   int taps, stride;
 
   static RecordWindow of(const RecordConv& conv, int kernel_h, int kernel_w, int window_taps) {
     const bool is_plain = conv.dilation_h == 1 && conv.dilation_w == 1 && conv.stride_h == conv.stride_w;
+    const bool is_point = kernel_h == 1 && kernel_w == 1 && conv.stride_h == 1 && conv.stride_w == 1;
     if (window_taps == 9) {
       return {9, kernel_h == 3 && kernel_w == 3 && is_plain && conv.stride_h <= 2 ? conv.stride_h : -1};
     }
-    return {1, kernel_h == 1 && kernel_w == 1 && conv.stride_h == 1 && conv.stride_w == 1 ? 1 : 0};
+    if (window_taps == WINDOW_CHANNELS) {
+      return {WINDOW_CHANNELS, is_point ? 1 : -1};
+    }
+    return {1, window_taps == 1 ? 0 : -1};
   }
 };
 
@@ -75,7 +81,8 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   const bool has_tall_kernel = window.stride == 1;
   const bool is_choice =
       (conv.tile_h == 2 || (conv.tile_h == 3 && has_tall_kernel)) && conv.lanes_h > 0 && conv.lanes_w > 0 &&
-      conv.block_row_groups > 0 && conv.slices > 0;
+      conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
+      conv.chunk_channels % (window.taps == WINDOW_CHANNELS ? WINDOW_CHANNELS : 1) == 0;
   conv.pixel_warps = is_choice ? ceil_div(int64_t{conv.lanes_h} * conv.lanes_w, 32) : 1;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > max_record_warps(conv.tile_h, window.taps, window.stride)) {
@@ -89,7 +96,7 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   // Slices are added through the tiles' memory, RECORD_ROWS · tile pixels at a time per row.
   const int64_t sums = int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
   const int64_t records = int64_t{8} * conv.block_row_groups * conv.max_records;
-  const int64_t shared_bytes = 2 * tile + 2 * records > sums ? 2 * tile + 2 * records : sums;
+  const int64_t shared_bytes = conv.buffers * (tile + records) > sums ? conv.buffers * (tile + records) : sums;
   if (shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};
   }

@@ -19,6 +19,8 @@ from prunekit.errors import InputError
 
 #: Output channels of a row group: what a lane sums in registers (csrc/record_filter.h).
 ROWS = 8
+#: Input channels that one load brings for a 1×1 kernel.
+WINDOW_CHANNELS = 2
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -31,7 +33,7 @@ class RecordHeader:
         out_channels, group_channels, kernel_h, kernel_w, groups: the convolution's.
         chunk_channels: input channels that a block stages at once.
         slices: warps that share a row group.
-        window_taps: taps that one load brings, 1 or 9.
+        window_taps: taps that one load brings, 1, 2 or 9.
         nnz: kept weights.
         num_records: all records, loads and ends included.
         longest: records of the longest run, one row group's in one chunk.
@@ -114,7 +116,9 @@ class RecordFilter:
 
 
 def window_taps(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
-    """Return how many taps one load brings: all of a 3×3 kernel of stride 1 or 2, else one."""
+    """Return how many taps one load brings: a 3×3 kernel's of stride 1 or 2, those of 2 channels of a 1×1, else 1."""
+    if tuple(kernel_size) == (1, 1) and tuple(stride) == (1, 1):
+        return WINDOW_CHANNELS
     is_plain = tuple(dilation) == (1, 1) and tuple(stride) in ((1, 1), (2, 2))
     return 9 if tuple(kernel_size) == (3, 3) and is_plain else 1
 
@@ -141,7 +145,8 @@ def pack_records(
             f"chunk_channels must be at least 1 and slices 1 to {_MAX_SLICES}; got {chunk_channels} and {slices}."
         )
     k, c, r, s = weight.shape
-    chunk_channels = min(chunk_channels, c)
+    if window_taps == WINDOW_CHANNELS and chunk_channels % WINDOW_CHANNELS:
+        raise InputError(f"chunk_channels must be a multiple of {WINDOW_CHANNELS} here; got {chunk_channels}.")
     kept = mask.cpu().numpy().reshape(k, c, r * s)
     header = RecordHeader(k, c, r, s, groups, chunk_channels, slices, window_taps, int(kept.sum()), 0, 0)
     rows = _row_order(kept.sum((1, 2)), groups)
@@ -216,8 +221,9 @@ def _check(weight: Tensor, mask: Tensor, groups: int, window_taps: int) -> None:
         )
     if groups < 1 or weight.shape[0] % groups:
         raise InputError(f"output channels {weight.shape[0]} are not divisible by groups {groups}.")
-    if window_taps not in (1, 9) or (window_taps == 9 and tuple(weight.shape[2:]) != (3, 3)):
-        raise InputError(f"window_taps must be 1, or 9 for a 3×3 kernel; got {window_taps}.")
+    kernels = {9: (3, 3), WINDOW_CHANNELS: (1, 1), 1: tuple(weight.shape[2:])}
+    if kernels.get(window_taps) != tuple(weight.shape[2:]):
+        raise InputError(f"window_taps must be 1, 9 for a 3×3 or 2 for a 1×1 kernel; got {window_taps}.")
     if max(weight.shape[2:]) > 256:
         raise InputError(f"record filters hold kernels of up to 256×256; got {tuple(weight.shape[2:])}.")
 
@@ -228,6 +234,9 @@ def _places(header: RecordHeader, row: _Array, channel: _Array, tap: _Array) -> 
     row_group, row_in_tile = np.divmod(row_in_group, ROWS)
     chunk, channel_in_chunk = np.divmod(channel, header.chunk_channels)
     run = (group * header.num_row_groups + row_group) * header.num_chunks + chunk
+    if header.window_taps == WINDOW_CHANNELS:
+        quad, place = np.divmod(channel_in_chunk, WINDOW_CHANNELS)
+        return run, quad, quad * WINDOW_CHANNELS << 16, row_in_tile * WINDOW_CHANNELS + place
     if header.window_taps > 1:
         return run, channel_in_chunk, channel_in_chunk << 16, row_in_tile * header.window_taps + tap
     tap_h, tap_w = np.divmod(tap, header.kernel_w)
@@ -263,7 +272,11 @@ def unpack_records(packed: RecordFilter) -> tuple[Tensor, Tensor]:
     row_in_tile, window_tap = np.divmod(operation[is_slot], header.window_taps)
     row = packed.rows.cpu().numpy()[group * header.rows_per_group + row_group * ROWS + row_in_tile]
     channel = chunk * header.chunk_channels + (window >> 16)
-    tap = window_tap + (window >> 8 & 255) * header.kernel_w + (window & 255)
+    tap = (window >> 8 & 255) * header.kernel_w + (window & 255)
+    if header.window_taps == WINDOW_CHANNELS:
+        channel += window_tap
+    else:
+        tap += window_tap
     weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.float32)
     mask = np.zeros(weight.shape, bool)
     weight[row, channel, tap] = argument[is_slot].view(np.float32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from prunekit.ops.record_filter import ROWS, window_taps
+from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
 TILE_W = 4
 
@@ -98,6 +98,7 @@ class RecordLaunch:
         lanes_h: lanes one above the other.
         lanes_w: lanes side by side.
         row_groups: groups of 8 output channels in a block.
+        buffers: 2 copies the next chunk while one is read.
     """
 
     chunk_channels: int
@@ -106,10 +107,11 @@ class RecordLaunch:
     lanes_h: int
     lanes_w: int
     row_groups: int
+    buffers: int
 
     def words(self) -> list[int]:
         """What the op is told; the rest is packed into the filter."""
-        return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups]
+        return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups, self.buffers]
 
     @property
     def pixel_warps(self) -> int:
@@ -144,9 +146,7 @@ class RecordProblem:
     @property
     def kernel(self) -> tuple[int, int]:
         """(taps of a window, the stride that its kernel is compiled for; 0 is any): see csrc/cuda/record_launch.h."""
-        if self.window_taps == 9:
-            return 9, self.stride[0]
-        return 1, int(self.kernel_size == (1, 1) and self.stride == (1, 1))
+        return self.window_taps, {9: self.stride[0], WINDOW_CHANNELS: 1, 1: 0}[self.window_taps]
 
     @property
     def tile_heights(self) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ class RecordProblem:
     @property
     def loads(self) -> float:
         """Windows that a row group loads in an input channel, where the mask is random."""
-        windows = math.prod(self.kernel_size) // self.window_taps
+        windows = math.prod(self.kernel_size) / self.window_taps
         return windows * (1 - (1 - self.density) ** (ROWS * self.window_taps))
 
 
@@ -193,8 +193,8 @@ RECORD_COSTS = {
     (9, 1, 3): RecordCost(12, 30, 40, 12),
     (9, 1, 2): RecordCost(12, 27, 32, 16),
     (9, 2, 2): RecordCost(12, 35, 80, 12),
-    (1, 1, 3): RecordCost(12, 21, 12, 12),
-    (1, 1, 2): RecordCost(12, 19, 8, 16),
+    (2, 1, 3): RecordCost(12, 27, 24, 12),
+    (2, 1, 2): RecordCost(12, 23, 16, 16),
     (1, 0, 2): RecordCost(12, 38, 16, 16),
 }
 # From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
@@ -204,6 +204,8 @@ _STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
 _STORE_INSTRUCTIONS = 12  # a pixel of a row
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
+_COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
+_COPY_BATCH = 8  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
@@ -223,7 +225,7 @@ def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | 
         mean = (problem.slots + problem.loads) * launch.chunk_channels
         longest = math.ceil((mean + 4 * math.sqrt(mean)) / 2 + 2 * launch.slices) * 2
     sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    return int(max(2 * (tile + 8 * launch.row_groups * longest), sums))
+    return int(max(launch.buffers * (tile + 8 * launch.row_groups * longest), sums))
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
@@ -250,18 +252,22 @@ def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> 
     loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
     run = (problem.slots + problem.loads) * launch.chunk_channels
     slowest = 1 + _EXPECTED_MAXIMUM[launch.row_groups] / math.sqrt(run) + launch.slices / (2 * run)
-    staged = bytes_shared / 8 / (32 * launch.warps)
+    staged = bytes_shared / launch.buffers / 4 / (32 * launch.warps)
     store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
     issue = slots * (cost.dispatch + pixels) + (loads + 1.5) * cost.load + staged * _STAGE_INSTRUCTIONS
     shared = loads * cost.load_cycles + slots + 2 * staged
     latency = (slots + loads + 1.5) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes
+    # Copies that no buffer hides: before architecture 8.0 a thread waits for each batch of its loads.
+    exposed = 0.0 if launch.buffers == 2 else _COPY_LATENCY
+    if gpu.capability < 80:
+        exposed = _COPY_LATENCY * math.ceil(staged / _COPY_BATCH)
     seconds = 0.0
     full, rest = divmod(blocks, gpu.multiprocessors * resident)
     for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
         busiest = -(-warps // 4)  # warps of a scheduler
         throughput = max(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps, shared * warps)
-        cycles = chunks * (max(throughput, latency * slowest) + _CHUNK_CYCLES)
+        cycles = chunks * (max(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
         cycles += (store + _BLOCK_INSTRUCTIONS) * busiest
         seconds += waves * cycles / (gpu.clock_ghz * 1e9)
     return max(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS
@@ -296,7 +302,9 @@ def memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
 def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLaunch]:
     """Yield the cuts worth comparing."""
     p, q = problem.size
-    chunk_choices = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(1, problem.group_channels)]
+    least = WINDOW_CHANNELS if problem.window_taps == WINDOW_CHANNELS else 1
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and n <= max(least, problem.group_channels)]
+    chunk_choices = [(n, buffers) for n in sizes for buffers in (1, 2)]
     for tile_h in problem.tile_heights:
         max_warps = RECORD_COSTS[(*problem.kernel, tile_h)].max_warps
         for pixel_warps in (1, 2, 3, 4, 6):
@@ -304,8 +312,8 @@ def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLa
                 for row_groups, slices in _WARPS:
                     if row_groups > problem.num_row_groups or pixel_warps * row_groups * slices > max_warps:
                         continue
-                    for chunk_channels in chunk_choices:
-                        launch = RecordLaunch(chunk_channels, slices, tile_h, lanes_h, lanes_w, row_groups)
+                    for chunk_channels, buffers in chunk_choices:
+                        launch = RecordLaunch(chunk_channels, slices, tile_h, lanes_h, lanes_w, row_groups, buffers)
                         if shared_bytes(problem, launch) <= max_shared_bytes:
                             yield launch
 

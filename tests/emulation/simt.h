@@ -351,6 +351,25 @@ void copy_async(void* to, const void* from, bool is_inside) {
   }
 }
 
+template <int MOST>
+void copy_column_async(float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
+  if (count > MOST) {
+    simt::stop("a column longer than its batch");
+  }
+  for (int i = 0; i < count; ++i) {
+    copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
+  }
+}
+
+class SharedStream {
+ public:
+  explicit SharedStream(const int2* first) : at_(first) {}
+  int2 next() { return *at_++; }
+
+ private:
+  const int2* at_;
+};
+
 inline void commit_copies() {
   simt::Unwatched unwatched;
   simt::current()->groups.push_back(std::move(simt::current()->open_group));
