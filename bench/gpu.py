@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     layers = sorted(yolov3_layers(options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
     deadline = time.monotonic() + 60 * options.minutes
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with options.out.open("a") as out:
         for layer, count in layers[: options.max_shapes]:
             if time.monotonic() > deadline:
@@ -174,7 +174,7 @@ def timed(call: Callable[[], Tensor], device: torch.device) -> dict[str, float]:
         call()
         elapsed = 1e3 * (time.perf_counter() - begin)
         return {"warm_ms": elapsed, "cold_ms": elapsed}
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
@@ -190,9 +190,9 @@ def timed(call: Callable[[], Tensor], device: torch.device) -> dict[str, float]:
 
 
 def _median_ms(replay: Callable[[], None], device: torch.device, flush: Tensor | None) -> float:
-    times = []
+    times: list[float] = []
     for _ in range(_REPLAYS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         if flush is not None:
             flush.zero_()
         begin.record()

@@ -30,7 +30,14 @@ def compile_kernel(architecture: int, mode: str, cut: dict[str, int], warps: int
     """Compile a 3×3 convolution with everything fused."""
     kernel = MODULE._condensed_conv2d_kernel
     element, exponent = TYPES[mode]
-    constants = {"STRIDE_H": 1, "STRIDE_W": 1, "PADDING_H": 1, "PADDING_W": 1, "DILATION_H": 1, "DILATION_W": 1}
+    constants: dict[str, Any] = {
+        "STRIDE_H": 1,
+        "STRIDE_W": 1,
+        "PADDING_H": 1,
+        "PADDING_W": 1,
+        "DILATION_H": 1,
+        "DILATION_W": 1,
+    }
     constants |= {"HAS_BIAS": True, "HAS_RESIDUAL": True, "HAS_ACTIVATION": True, "EXPONENT": exponent, "BLOCK_M": 16}
     constants |= {"PRECISION": "tf32" if mode == "tf32" else "ieee", **cut}
     signature = {}
@@ -67,7 +74,7 @@ def examine(cubin: bytes) -> dict[str, Any]:
         code = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
     used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
-    wanted = ("HMMA", "HGMMA", "UTCHMMA", "FFMA", "LDGSTS", "LDL", "STL")
+    wanted = ("HMMA", "HGMMA", "UTCHMMA", "FFMA", "FFMA2", "LDGSTS", "LDL", "STL")
     return {"registers": used["REG"], "stack": used["STACK"], **{name: names.count(name) for name in wanted}}
 
 
@@ -76,7 +83,8 @@ def main() -> None:
     for word in sys.argv[1:]:
         architecture = int(word)
         for mode in TYPES if architecture >= 80 else ("float32",):
-            row = compile_kernel(architecture, mode, {"BLOCK_N": 64, "BLOCK_K": 32}, 4, 3)
+            cut = {"BLOCK_N": 64, "BLOCK_K": 32 if mode in ("float16", "bfloat16") else 16}
+            row = compile_kernel(architecture, mode, cut, 4, 3)
             sys.stdout.write(json.dumps(row) + "\n")
 
 

@@ -6,17 +6,15 @@ import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import toolkit
 from sass import Function, read_functions
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
-import toolkit  # noqa: E402
 
 ARCHITECTURES = ("75", "80", "86", "89", "90")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ def emulate(cases: Sequence[RecordProblemCase], build: Build, seed: int = 0) -> 
             raise EmulationError(f"exit code {done.returncode}: {done.stderr[:2000]}")
         values = torch.from_numpy(np.fromfile(result, np.float32))
     assert values.numel() == sum(y.numel() for y in outputs)
-    for y, flat in zip(outputs, values.split([y.numel() for y in outputs]), strict=True):
+    for y, flat in zip(outputs, torch.split(values, [y.numel() for y in outputs]), strict=True):
         torch.as_strided(y, (y.numel(),), (1,)).copy_(flat)
     return outputs
 
@@ -156,7 +157,7 @@ def _problem(case: RecordProblemCase, y: Tensor) -> bytes:
     x = torch.as_strided(
         case.x, (1 + sum((s - 1) * d for s, d in zip(case.x.shape, case.x.stride(), strict=True)),), (1,)
     )
-    parts = [
+    parts: list[np.ndarray[Any, Any]] = [
         np.array(words, np.int64),
         np.array([case.negative_slope], np.float32),
         np.array(case.packed.header.words(), np.int64),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import prunekit_kernels as kernels
 import pytest
@@ -60,6 +61,7 @@ def test_the_interpreted_kernel_agrees_with_the_oracle(dtype: torch.dtype) -> No
         x = typed.x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else typed.x
         x = poisoned(x)
         filter = _filter(typed)
+        activation: Any
         activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
         expected = masked_conv2d_oracle(typed.x, typed.weight, case.mask, typed.bias, *case.geometry)
         expected = expected if activation == "none" else torch.nn.functional.leaky_relu(expected, slope)

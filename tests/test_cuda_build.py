@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import toolkit
 import torch
-from cuda_compiler import nvcc, toolkit
+from cuda_compiler import nvcc
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunekit.ops.record_filter import pack_records

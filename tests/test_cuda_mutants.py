@@ -57,7 +57,12 @@ MUTANTS = {
         "conv.block_row_groups",
         "address,undefined",
     ),
-    "every slice reads the first one's records": (KERNEL, "run + starts[slice] - starts[0]", "run", ""),
+    "every slice reads the first one's records": (
+        KERNEL,
+        "run + starts[slice] - starts[0]",
+        "run + 0 * starts[slice]",
+        "",
+    ),
     "rows are stored where they stand": (
         KERNEL,
         "__ldg(conv.rows + block.group * conv.rows_per_group + first_row + row)",

@@ -26,8 +26,8 @@ def _on(case: RecordProblemCase, device: str) -> RecordProblemCase:
 
     x = move(case.x)
     assert x is not None
-    tensors = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
-    packed = replace(case.packed, **dict(zip(("starts", "records", "rows"), tensors, strict=True)))
+    starts, records, rows = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
+    packed = replace(case.packed, starts=starts, records=records, rows=rows)
     return replace(case, x=x, packed=packed, bias=move(case.bias), residual=move(case.residual))
 
 
@@ -50,7 +50,7 @@ def test_graphs_streams_and_devices() -> None:
     case, expected = next(record_problems(1, seed=42))
     here = _on(case, "cuda")
     y = _run(here)
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         on_stream = _run(here)
     stream.synchronize()

@@ -148,8 +148,8 @@ def compile_kernels(toolkit: Toolkit, folder: Path) -> list[str]:
         raise CudaBuildError(f"MAX_JOBS: expected a number from 1, found {jobs!r}")
     for kernel in KERNELS:
         target = folder / (Path(kernel).stem + "_cuda.o")
-        command = [toolkit.nvcc, *FLAGS, *architecture_flags(architectures()), "--threads", jobs, "-c", kernel]
-        done = subprocess.run([*command, "-o", target], capture_output=True, text=True, check=False)
+        command = [str(toolkit.nvcc), *FLAGS, *architecture_flags(architectures()), "--threads", jobs, "-c", kernel]
+        done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
             raise CudaBuildError(f"{toolkit.nvcc} failed on {kernel}: {last[0]}")

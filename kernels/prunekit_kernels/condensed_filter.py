@@ -43,8 +43,8 @@ class CondensedFilter:
 
     def to(self, device: torch.device | str) -> CondensedFilter:
         """Move the tensors to `device`."""
-        moved = (t.to(device) for t in (self.rows, self.starts, self.columns, self.values))
-        return CondensedFilter(self.shape, self.groups, *moved, self.nnz)
+        rows, starts, columns, values = (t.to(device) for t in (self.rows, self.starts, self.columns, self.values))
+        return CondensedFilter(self.shape, self.groups, rows, starts, columns, values, self.nnz)
 
     @property
     def num_row_groups(self) -> int:

@@ -152,7 +152,7 @@ def pack_records(
     rows = _row_order(kept.sum((1, 2)), groups)
     row, channel, tap = (a.astype(np.int64) for a in kept[rows].nonzero())
     flat = weight.detach().cpu().contiguous().numpy().reshape(k, c, r * s)
-    bits = flat.view(np.int32)[rows[row], channel, tap]
+    bits = flat.view(np.int32)[rows[row], channel, tap].astype(np.int64)
     starts, records = _stream(header, *_places(header, row, channel, tap), bits)
     runs = starts[::slices]
     header = replace(header, num_records=len(records), longest=int(np.diff(runs).max()))
@@ -205,7 +205,8 @@ def _cut_runs(header: RecordHeader, run: _Array, window: _Array) -> _Array:
     done = np.cumsum(1 + is_new_window)  # records up to and with this weight's
     length = np.bincount(run, weights=1 + is_new_window, minlength=header.num_runs).astype(np.int64)
     before_run = np.concatenate([[0], np.cumsum(length)])[run]
-    return run * header.slices + (done - 1 - before_run) * header.slices // length[run]
+    segment: _Array = run * header.slices + (done - 1 - before_run) * header.slices // length[run]
+    return segment
 
 
 def _check(weight: Tensor, mask: Tensor, groups: int, window_taps: int) -> None:

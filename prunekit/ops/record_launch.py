@@ -195,7 +195,7 @@ RECORD_COSTS = {
     (9, 2, 2): RecordCost(12, 35, 80, 12),
     (2, 1, 3): RecordCost(12, 27, 24, 12),
     (2, 1, 2): RecordCost(12, 23, 16, 16),
-    (1, 0, 2): RecordCost(12, 38, 16, 16),
+    (1, 0, 2): RecordCost(12, 37, 16, 16),
 }
 # From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
 # synchronisation 33, arithmetic 10. An assumption, from published latencies of Turing.
@@ -207,6 +207,12 @@ _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do
 _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 _COPY_BATCH = 8  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
+
+
+def record_cost(problem: RecordProblem, tile_h: int) -> RecordCost:
+    """Return what a record costs in the kernel that runs the problem with this tile."""
+    taps, stride = problem.kernel
+    return RECORD_COSTS[taps, stride, tile_h]
 
 
 def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | None = None) -> int:
@@ -234,7 +240,7 @@ def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
     memory, and the latency of a warp's records one after the other; the memory's bytes are a floor below it all.
     """
-    cost = RECORD_COSTS[(*problem.kernel, launch.tile_h)]
+    cost = record_cost(problem, launch.tile_h)
     pixels = launch.tile_h * TILE_W
     p, q = problem.size
     tiles = problem.batch * -(-p // (launch.lanes_h * launch.tile_h)) * -(-q // (launch.lanes_w * TILE_W))
@@ -306,7 +312,7 @@ def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLa
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and n <= max(least, problem.group_channels)]
     chunk_choices = [(n, buffers) for n in sizes for buffers in (1, 2)]
     for tile_h in problem.tile_heights:
-        max_warps = RECORD_COSTS[(*problem.kernel, tile_h)].max_warps
+        max_warps = record_cost(problem, tile_h).max_warps
         for pixel_warps in (1, 2, 3, 4, 6):
             for lanes_h, lanes_w in _lane_grids(-(-p // tile_h), -(-q // TILE_W), 32 * pixel_warps):
                 for row_groups, slices in _WARPS:
