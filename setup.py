@@ -31,7 +31,7 @@ WANTED_SETS = os.environ.get("PRUNEKIT_SETS", ",".join(ALL_SETS)).split(",")
 if not set(WANTED_SETS) <= set(ALL_SETS):
     sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, found {os.environ['PRUNEKIT_SETS']!r}.")
 INSTRUCTION_SETS = {name: flags for name, flags in ALL_SETS.items() if name in WANTED_SETS or name == "baseline"}
-KERNELS = ["csrc/cpu/tile_kernel.cpp", "csrc/cpu/lane_kernels.cpp"]
+KERNELS = ["csrc/cpu/tile_kernel.cpp", "csrc/cpu/lane_kernels.cpp", "csrc/cpu/lane_remap.cpp"]
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -42,6 +42,13 @@ FLAGS = [
     "-Wextra",
     "-Wno-unused-parameter",
 ]
+# PRUNEKIT_SANITIZE=1, for tests: the checks stop the process. Calls instead of inlined checks compile faster, and so
+# does leaving out what no kernel does (virtual calls, references that may be null).
+if os.environ.get("PRUNEKIT_SANITIZE") == "1":
+    undefined = "alignment,bounds,shift,signed-integer-overflow,float-cast-overflow,integer-divide-by-zero,return"
+    FLAGS += ["-O1", "-g1", f"-fsanitize=address,{undefined}", "-fno-sanitize-recover=all"]
+    FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0", "-DPRUNEKIT_SHORT_TILES"]
+LINK_FLAGS = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest whose stable ABI has parallel_for
 IS_REQUIRED = os.environ.get("PRUNEKIT_REQUIRE_NATIVE") == "1"
 
@@ -107,6 +114,7 @@ native = Extension(
         ("PRUNEKIT_COMPILED_SETS", " ".join(f"X({name})" for name in INSTRUCTION_SETS)),
     ],
     extra_compile_args=FLAGS,
+    extra_link_args=LINK_FLAGS,
     py_limited_api=True,
     optional=not IS_REQUIRED,
 )

@@ -36,17 +36,9 @@ from prunekit.pipeline.detector_file import open_detector
 from prunekit.pipeline.environment import describe_environment
 from prunekit.pipeline.evaluation_cases import evaluate_cases
 from prunekit.pipeline.inputs import data_digest
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
 from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import (
-    Artefact,
-    Bench,
-    Training,
-    finetune,
-    pretrain,
-    prune_one_shot,
-    prune_optimised,
-    score,
-)
+from prunekit.pipeline.stages import finetune, pretrain, prune_one_shot, prune_optimised, score
 from prunekit.pipeline.threads import thread_count
 from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimisation
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <exception>
 #include <string>
 
 namespace prunekit {
@@ -23,6 +24,16 @@ inline std::string shape_of(const Tensor& t) {
 
 inline void check_cpu(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu(), "prunekit expects ", name, " on the CPU");
+}
+
+// What `make` returns. Torch's own sentence about a lack of memory does not come through the stable ABI.
+template <typename F>
+Tensor allocated(const Tensor& like, const F& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "prunekit: there is no memory for a convolution of x ", shape_of(like));
+  }
 }
 
 inline void check_bias(const Tensor& bias, int64_t out_channels, ScalarType dtype) {

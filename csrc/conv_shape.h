@@ -15,6 +15,11 @@ struct ConvShape {
   int64_t p, q;                 // output
 
   void set_output_size() {
+    // So that no product below overflows before it is checked.
+    for (const int64_t size : {h, w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, r, s}) {
+      STD_TORCH_CHECK(
+          size < int64_t{1} << 31, "prunekit expects sizes, strides, paddings and dilations below 2^31, got ", size);
+    }
     const int64_t span_h = h + 2 * padding_h - dilation_h * (r - 1) - 1;
     const int64_t span_w = w + 2 * padding_w - dilation_w * (s - 1) - 1;
     STD_TORCH_CHECK(
@@ -38,11 +43,13 @@ struct PaddedPlanes {
     const int64_t reach_h = shape.dilation_h * (shape.r - 1), reach_w = shape.dilation_w * (shape.s - 1);
     rows = shape.p + reach_h / shape.stride_h;
     pitch = shape.q + reach_w / shape.stride_w;
-    plane = rows * pitch;
-    channel = plane * shape.stride_h * shape.stride_w;
+    const int64_t phases = shape.stride_h * shape.stride_w;
+    const double elements = 1.0 * rows * pitch * phases * (shape.channels_per_group() + 1);  // may pass 2^63
     STD_TORCH_CHECK(
-        channel * (shape.channels_per_group() + 1) < INT32_MAX,
+        elements < INT32_MAX,
         "the padded input of one group has over 2^31 elements: use smaller images or more groups");
+    plane = rows * pitch;
+    channel = plane * phases;
     is_phase_used.assign(shape.stride_h * shape.stride_w, false);
     tap_offset.reserve(shape.channels_per_group() * shape.r * shape.s);
     for (int64_t c = 0; c < shape.channels_per_group(); ++c) {

@@ -97,12 +97,13 @@ PyObject* make_plan(PyObject*, PyObject* arguments) {
 }
 
 // run_plan(plan, tensors: bytes of (address, batch stride) of each input, then of each output, batch, address of
-// int64 [steps] for the steps' ends in nanoseconds, or 0)
+// int64 [steps] for the steps' ends in nanoseconds, or 0, address of an arena, or 0)
 PyObject* run_plan(PyObject*, PyObject* arguments) {
   PyObject *capsule = nullptr, *bytes = nullptr;
-  long long batch = 0, step_ends = 0;
+  long long batch = 0, step_ends = 0, arena = 0;
   std::vector<int64_t> words;
-  if (!PyArg_ParseTuple(arguments, "OOLL", &capsule, &bytes, &batch, &step_ends) || !read_words(bytes, words)) {
+  if (!PyArg_ParseTuple(arguments, "OOLLL", &capsule, &bytes, &batch, &step_ends, &arena) ||
+      !read_words(bytes, words)) {
     return nullptr;
   }
   const auto* plan = static_cast<const prunekit::Plan*>(PyCapsule_GetPointer(capsule, PLAN));
@@ -121,7 +122,9 @@ PyObject* run_plan(PyObject*, PyObject* arguments) {
       outputs.push_back({reinterpret_cast<float*>(words[i]), words[i + 1]});
     }
   }
-  const auto run = [&] { plan->run(inputs, outputs, batch, reinterpret_cast<int64_t*>(step_ends)); };
+  const auto run = [&] {
+    plan->run(inputs, outputs, batch, reinterpret_cast<int64_t*>(step_ends), reinterpret_cast<float*>(arena));
+  };
   if (!call_without_gil(run)) {
     return nullptr;
   }

@@ -46,7 +46,9 @@ struct FilterLayout {
         index[GROUPS], index[ROWS], index[CHANNEL_BLOCK]};
     STD_TORCH_CHECK(
         (layout.rows == 1 || layout.rows == 2 || layout.rows == 4) && layout.groups > 0 && layout.channel_block > 0 &&
-            words == layout.index_words(index[NUM_IDS]) && num_values == index[NNZ],
+            layout.out_channels > 0 && layout.out_channels % layout.groups == 0 && layout.group_channels > 0 &&
+            layout.kernel_h > 0 && layout.kernel_w > 0 && index[NUM_IDS] >= 0 && layout.channel_block <= MAX_BLOCK_TAPS &&
+            layout.channel_block * layout.taps() <= MAX_BLOCK_TAPS && words == layout.index_words(index[NUM_IDS]) && num_values == index[NNZ],
         "the packed filter is damaged: its header does not fit its ", words, " words and ", num_values, " values");
     return layout;
   }

@@ -30,6 +30,17 @@ _COLUMNS = (
     ("\nspeed-up", "speedup", "{:.2f}×"),
 )
 
+# Of models whose filters were dropped: heading, column, format.
+_COMPACTED = (
+    ("ratio", "ratio", "{:g} %"),
+    ("\nparameters", "compacted_parameters", "{:,.0f}"),
+    ("\nMACs", "compacted_macs", "{:,.0f}"),
+    ("dense\nms", "latency_ms_control", "{:.2f}"),
+    ("compacted\nms", "latency_ms_compacted", "{:.2f}"),
+    ("accelerated\nms", "latency_ms_compacted_accelerated", "{:.2f}"),
+    ("\nspeed-up", "compacted_speedup", "{:.2f}×"),
+)
+
 # Heading, figure of a case.
 _FIGURES = (
     ("\nAP", "ap"),
@@ -93,6 +104,19 @@ def results_table(rows: Sequence[Row]) -> Table:
         for row in group:
             cells = [_cell(row[column], form) for _, column, form in columns]
             table.add_row(*([name] if len(groups) > 1 else []), *cells, end_section=row is group[-1])
+    return table
+
+
+def compacted_table(rows: Sequence[Row]) -> Table | None:
+    """Return a short table of the models that could be compacted; None where no filters were dropped."""
+    compacted = [row for row in rows if row.get("latency_ms_compacted")]
+    if not compacted:
+        return None
+    table = Table(title="Dropped filters removed for good", title_justify="left")
+    for heading, _, _ in _COMPACTED:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in compacted:
+        table.add_row(*(_cell(row[column], form) for _, column, form in _COMPACTED))
     return table
 
 

@@ -26,6 +26,7 @@ from prunekit.detection import (
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
+from prunekit.pipeline.claimed_folder import check_folder
 from prunekit.pipeline.objectives import Clean
 from prunekit.pipeline.tasks import Task, detector_task
 from prunekit.pipeline.train_config import TrainConfig
@@ -202,16 +203,12 @@ def _claim(config: DemoConfig) -> None:
     """Make the folder this demo's, or raise InputError."""
     path = config.out / "demo.json"
     settings = json.loads(json.dumps({name: v for name, v in asdict(config).items() if name != "out"}))
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out: expected a folder, but {config.out} is a file.")
-    if path.is_file():
+    if check_folder(config.out, path.name, "a demo's"):
         if json.loads(path.read_text()) != settings:
             raise InputError(
                 f"--out: {config.out} holds a demo with other settings; choose another folder, "
                 f"such as --out {config.out}-{config.seed}."
             )
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise InputError(f"--out: {config.out} holds other files; choose a new folder.")
     else:
         write_text(path, json.dumps(settings, indent=2) + "\n")
 

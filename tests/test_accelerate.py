@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import prunekit
+from prunekit.engine.graph import Graph
+from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
 from prunekit.nn import AccelerationReport, MaskedConv2d, WrongOutputError
 from prunekit.nn.tuning import tune_layer
@@ -226,11 +229,52 @@ def test_outputs_that_are_not_finite_are_not_trusted() -> None:
     assert "not finite" in row_and_winner[0].reason
 
 
+def test_bfloat16_weights_halve_the_values_and_cost_what_rounding_costs(tmp_path: Path) -> None:
+    layers = nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 16, 1)
+    model = sparsify(nn.Sequential(*layers), 0.7).eval()
+    wide, fast = (
+        prunekit.accelerate(model, X, weight_dtype=dtype, tuning_cache=None)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert isinstance(fast, AcceleratedModel)
+    assert isinstance(wide, AcceleratedModel)
+    rounded = [weight.to(torch.bfloat16).values for weight in wide.graph.weights.values()]
+    assert all(map(torch.equal, rounded, (weight.values for weight in fast.graph.weights.values())))
+    difference = relative_difference(model(X), fast(X))
+    assert 1e-4 < difference < TOLERANCE[torch.bfloat16]
+    narrow_report, wide_report = fast.report, wide.report
+    assert isinstance(narrow_report, AccelerationReport)
+    assert isinstance(wide_report, AccelerationReport)
+    assert narrow_report.relative_rms == pytest.approx(difference, rel=0.1)
+    for row, other in zip(narrow_report.rows, wide_report.rows, strict=True):
+        assert 0 < (row.num_bytes or 0) < (other.num_bytes or 0)
+    prunekit.save(fast, tmp_path / "fast")
+    assert torch.equal(prunekit.load(tmp_path / "fast")(X), fast(X))
+
+
+def test_a_kernel_that_is_wrong_on_rounded_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparsify(nn.Sequential(Block()), 0.7).eval()
+    right = Graph.with_weights
+
+    def wrong(graph: Graph, dtype: torch.dtype) -> Graph:
+        other = right(graph, dtype)
+        for weight in other.weights.values():
+            if dtype == torch.float32:
+                weight.values.mul_(1.01)
+        return other
+
+    monkeypatch.setattr(Graph, "with_weights", wrong)
+    with pytest.raises(WrongOutputError, match="differs from the original"):
+        prunekit.accelerate(model, X, weight_dtype=torch.bfloat16, tuning_cache=None)
+
+
 def test_bad_input() -> None:
     model = nn.Sequential(nn.Conv2d(32, 8, 3))
     with pytest.raises(InputError, match=r"does not run on example_input of shape \(1, 3, 8, 8\)"):
         prunekit.accelerate(model, torch.zeros(1, 3, 8, 8))
     with pytest.raises(InputError, match="tensor or a sequence of tensors; got str"):
         prunekit.accelerate(model, ["x"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"weight_dtype torch.float32 or torch.bfloat16; got torch.float16"):
+        prunekit.accelerate(model, X, weight_dtype=torch.float16)
     with pytest.raises(InputError, match="on the CPU; model and example_input are on cpu, meta"):
         prunekit.accelerate(model, X.to("meta"))

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prunekit import cli, doctor
-from prunekit.demo import DemoConfig, run_demo
+from prunekit.attacks import GradientError
+from prunekit.demo import DemoConfig, prepare_demo, run_demo
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, read_rows
 from prunekit.pipeline.threads import thread_count
@@ -146,6 +147,7 @@ def test_verbose_shows_the_traceback(options: Options) -> None:
     [
         (KeyboardInterrupt(), 130, "same command again"),
         (RuntimeError("[odd] thing"), 1, "RuntimeError: [odd] thing"),
+        (GradientError("no slope"), 1, "Error: no slope."),
         (InputError("expected more"), 2, "Error: expected more."),
     ],
 )
@@ -223,6 +225,12 @@ def test_the_demo_goes_on_where_it_stopped(small_demo: DemoConfig) -> None:
     before = times()
     run_demo(small_demo, SilentProgress())
     assert times() == before
+
+
+def test_a_demo_that_was_killed_while_it_claimed_its_folder_can_be_given_again(tmp_path: Path) -> None:
+    (tmp_path / ".demo.01234567.json").write_text("{")
+    prepare_demo(DemoConfig(tmp_path, num_train=4, num_val=4, image_size=64, width=0.02, epochs=1), SilentProgress())
+    assert (tmp_path / "demo.json").is_file()
 
 
 def test_the_demo_refuses_a_folder_of_another(small_demo: DemoConfig, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from commands import Options, succeed, tree
+from commands import Options, invoke, succeed, tree
 from safetensors.torch import load_file
 from stage_commands import COMMANDS, SIZE, prune_filters, train_for_a_moment, working_options
 
@@ -122,6 +123,20 @@ def test_scores_from_a_file_prune_as_scores_by_name_do(options: dict[str, Option
     succeed("prune", options["prune"] | images | {"out": tmp_path / "by-name"})
     models = [load_file(tmp_path / out / "model.safetensors") for out in ("by-file", "by-name")]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_pruning_interrupted_while_scores_are_made_goes_on(
+    options: dict[str, Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options["prune"] | {"data": options["train"]["data"], "scores": "deeplift"}
+    succeed("prune", chosen | {"out": tmp_path / "undisturbed"})
+    with monkeypatch.context() as patch:
+        patch.setattr("prunekit.pipeline.scoring.deeplift_scores", Mock(side_effect=KeyboardInterrupt))
+        assert invoke("prune", chosen).exit_code == 130
+    other = invoke("prune", chosen | {"score-images": 2})
+    assert (other.exit_code, "config.images: 256 there, 2 now" in other.stderr) == (2, True)
+    succeed("prune", chosen)
+    assert tree(Path(chosen["out"])) == tree(tmp_path / "undisturbed")
 
 
 def test_deeplifts_choices_change_the_scores(options: dict[str, Options], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 from commands import Options, invoke, succeed, tree
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from stage_commands import COMMANDS, prune_filters, train_for_a_moment, working_options
 
 from prunekit import cli
@@ -58,10 +61,22 @@ def _weights_as_scores(options: Options) -> None:
     options["scores-file"] = options["weights"]
 
 
-def _no_images(options: Options) -> None:
-    file = Path(options["data"]) / "annotations" / "instances_train.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"images": [], "annotations": []}))
+def _annotations(**changes: Any) -> Callable[[Options], None]:
+    def change(options: Options) -> None:
+        options.setdefault("data", Path(options["weights"]).with_name("data"))
+        file = Path(options["data"]) / "annotations" / "instances_train.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def _weights_that_are_not_finite(options: Options) -> None:
+    path = Path(options["weights"])
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    next(value for name, value in tensors.items() if name.endswith("conv.weight")).view(-1)[-1] = math.nan
+    save_file(tensors, path, metadata)
 
 
 def _two_classes_only(options: Options) -> None:
@@ -102,7 +117,9 @@ def _another_stage(options: Options) -> None:
         *[(command, _other_files, "holds other files; choose another") for command in COMMANDS],
         *[(command, _another_stage, "results of the stage cooking") for command in COMMANDS],
         *[(command, _change(data="nowhere"), "nowhere does not exist") for command in COMMANDS],
-        *[(command, _no_images, "instances_train.json") for command in ("train", "finetune", "evaluate")],
+        *[(command, _annotations(images=[], annotations=[]), "at least one usable image") for command in COMMANDS],
+        *[(command, _annotations(annotations=[]), "expected annotated objects") for command in COMMANDS],
+        *[(command, _weights_that_are_not_finite, "Expected finite weights in") for command in COMMANDS],
         *[(command, _two_classes_only, "of num_classes 2, got 6") for command in ("train", "finetune", "evaluate")],
         *[(command, _change(objective="madry"), "--objective") for command in ("train", "finetune", "prune")],
         *[(command, _change(train_attack="cw"), "--train-attack") for command in ("train", "finetune", "score")],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from prunekit.detection import Detector, save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
@@ -65,6 +67,19 @@ def test_a_darknet_file_says_nothing_of_its_architecture(net: Detector, tmp_path
     found = open_detector(tmp_path / "net.weights", "yolov3-tiny", 2, WIDTH)
     assert found.masks is None
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", ["safetensors", "weights"])
+def test_weights_that_are_not_finite_are_refused(net: Detector, tmp_path: Path, suffix: str, value: float) -> None:
+    broken, path = copy.deepcopy(net), tmp_path / f"broken.{suffix}"
+    next(module for module in broken.modules() if isinstance(module, nn.BatchNorm2d)).running_var[0] = value  # type: ignore[index]
+    if suffix == "weights":
+        save_darknet_weights(broken, path)
+    else:
+        save_detector(path, broken, WIDTH)
+    with pytest.raises(InputError, match="xpected finite weights"):
+        open_detector(path, "yolov3-tiny", 2, WIDTH)
 
 
 @pytest.mark.parametrize(

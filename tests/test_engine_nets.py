@@ -152,6 +152,42 @@ def test_what_a_negative_pad_cuts_off_is_gone(sides: tuple[int, int, int, int], 
         check_equal(run(net, [x]), on_engine(net, [x])(x), f"{size}")
 
 
+@pytest.mark.parametrize("size", [(33, 70), (64, 100), (47, 129), (5, 300), (130, 3)])
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_rows_of_many_vectors_are_picked_as_short_ones_are(name: str, size: tuple[int, int]) -> None:
+    near, triple = nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=3)
+    nets = {
+        "stride of the input": dense_layers(nn.Conv2d(3, 4, 3, 2, 1)),
+        "stride inside": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, 2, 2), nn.ReLU()),
+        "stride of three": dense_layers(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 3, 1)),
+        "pool": dense_layers(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling": dense_layers(nn.Conv2d(3, 4, 1), near, nn.Conv2d(4, 4, 3, padding=1)),
+        "upsampling by three": dense_layers(nn.Conv2d(3, 4, 1), triple, nn.Conv2d(4, 4, 3, 2, 1)),
+    }
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for what, net in nets.items():
+            x = torch.randn(2, 3, *size)
+            check_equal(run(net, [x]), on_engine(net, [x])(x), what)
+    finally:
+        native.use_instruction_set(str(before))
+
+
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_outputs_larger_than_the_caches_are_there_when_the_next_layer_reads_them(name: str) -> None:
+    net = dense_layers(nn.Conv2d(3, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(16, 3, 3, padding=1))
+    x = torch.randn(1, 3, 530, 520)  # 16 planes of it have more than 16 MiB
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)  # the fixture restores it
+            check_equal(run(net, [x]), planned(net, [x])(x), f"{threads} threads")
+    finally:
+        native.use_instruction_set(str(before))
+
+
 def forward_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -212,6 +248,59 @@ def test_batch_norm_behind_an_in_place_operator_is_folded() -> None:
     fast = on_engine(net, [x])
     assert [node.op for node in fast.graph.nodes] == ["conv2d", "conv2d"]
     check_equal(run(net, [x]), fast(x), "in-place")
+
+
+@pytest.mark.parametrize("name", native_status().supported_sets)
+def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
+    before = native_status().instruction_set
+    native.use_instruction_set(name)
+    try:
+        for case, fast in captured(range(7100, 7106)):
+            narrow = AcceleratedModel(fast.graph.with_weights(torch.bfloat16), {}, fast.example)
+            rounded = AcceleratedModel(narrow.graph.with_weights(torch.float32), {}, fast.example)
+            weights = [weight.values for weight in narrow.graph.weights.values()]
+            assert all(values.dtype == torch.bfloat16 for values in weights)
+            for a, b in zip(tree_leaves(rounded(*case.inputs)), tree_leaves(narrow(*case.inputs)), strict=True):
+                assert torch.equal(a, b), case.seed  # the same sums in the same order
+    finally:
+        native.use_instruction_set(str(before))
+
+
+class Classifier(nn.Module):
+    """Linear layers behind convolutions, in the ways that classifiers are written."""
+
+    def __init__(self, pool: nn.Module, features: int) -> None:
+        super().__init__()
+        self.body, self.pool = nn.Conv2d(3, 6, 3, padding=1), pool
+        self.first, self.second = nn.Linear(features, 20), nn.Linear(20, 7, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.flatten(self.pool(self.body(x)), 1)
+        hidden = F.dropout(F.relu(self.first(pixels)), training=self.training)
+        return self.second(hidden), torch.cat([pixels, hidden], 1)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
+def test_linear_layers_with_few_weights_run_natively(density: float) -> None:
+    grids = {"grid": nn.MaxPool2d(4), "same size": nn.AdaptiveAvgPool2d(12), "one pixel": nn.AdaptiveAvgPool2d(1)}
+    for (name, pool), pixels in zip(grids.items(), (9, 144, 1), strict=True):
+        net = Classifier(pool, 6 * pixels).eval().requires_grad_(False)
+        randomise(net, torch.Generator().manual_seed(1), 0.7)
+        for linear in (net.first, net.second):
+            linear.weight.mul_(torch.rand(linear.weight.shape, generator=torch.Generator().manual_seed(2)) < density)
+        x = torch.randn(3, 3, 12, 12)
+        fast = on_engine(net, [x])
+        assert sum(node.op == "conv2d" for node in fast.graph.nodes) == (3 if density < 0.5 else 1), name
+        check_equal(run(net, [x]), fast(x), name)
+
+
+@pytest.mark.parametrize("size", [(2, 1), (7, 7), (5, 40), (33, 3)])
+def test_means_of_all_pixels(size: tuple[int, int]) -> None:
+    net = dense_layers(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1))
+    x = torch.randn(2, 3, *size)
+    fast = on_engine(net, [x])
+    assert [node.op for node in fast.graph.nodes] == ["conv2d", "global_mean", "conv2d"]
+    check_equal(run(net, [x]), fast(x), f"{size}")
 
 
 def test_torchs_defaults_do_not_matter() -> None:

@@ -20,6 +20,7 @@ ROOMS = [
     "prune",
     "attacks",
     "detection",
+    "compaction",
     "pipeline",
     "report",
     "console",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import shutil
 from collections import Counter
@@ -17,6 +18,8 @@ from prunekit.errors import InputError
 from prunekit.pipeline import RunFolder, read_rows
 from prunekit.report import write_report
 from prunekit.report.pictures import LabelledBox, class_colour, draw_boxes
+
+TWO_DIGITS = ("false_positives_per_image", "false_positive_share", "attack_success_rate", "churn")
 
 
 class Page(HTMLParser):
@@ -67,6 +70,24 @@ def test_every_ratio_is_in_the_table_with_its_figures(folder: RunFolder, text: s
         assert f"{float(row['speedup']):.2f}×" in text
 
 
+def test_figures_at_the_threshold_of_the_report_have_a_table_of_their_own(folder: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(folder.root, tmp_path / "known")
+    known = RunFolder(tmp_path / "known")
+    rows = read_rows(known.results)
+    figures = dict.fromkeys(("confident_ap", "confident_ap50", "attacked_confident_ap", "attacked_confident_ap50"))
+    figures |= dict.fromkeys(("false_positives_per_image", "false_positive_share", "attack_success_rate"))
+    figures |= dict.fromkeys(("transfer_ap", "churn"))
+    values = {name: f"0.{11 * number}" for number, name in enumerate(figures, start=1)}
+    with known.results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows([*rows[:-1], rows[-1] | values | {"macs": "8000", "kept_macs": "5000"}])
+    last = write_report(known).read_text().split("At a score of 0.5")[1].split("</tbody>")[0].split("<tr>")[-1]
+    shown = [f"{float(value):.{2 if name in TWO_DIGITS else 3}f}" for name, value in values.items()]
+    cells = [cell.split("</td>")[0] for cell in last.split("<td>")[1:]]
+    assert cells[2:] == [*shown, "0.625"]
+
+
 def test_the_unpruned_model_of_several_variants_is_one_row(folder: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(folder.root, tmp_path / "two")
     two = RunFolder(tmp_path / "two")
@@ -77,9 +98,10 @@ def test_the_unpruned_model_of_several_variants_is_one_row(folder: RunFolder, tm
         _ = shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
     text = write_report(two).read_text()
     ratios = [float(row["ratio"]) for row in read_rows(folder.results)]
-    assert text.count("<td>0 %</td>") == text.count("<td>unpruned</td>") == 1
-    for structure in ("unstructured", "filter"):
-        assert text.count(f"<tr><td>{structure}, ") == len(ratios) - 1
+    for table in text.split("<tbody>")[1:]:
+        assert table.count("<td>0 %</td>") == table.count("<td>unpruned</td>") == 1
+        for structure in ("unstructured", "filter"):
+            assert table.count(f"<tr><td>{structure}, ") == len(ratios) - 1
     assert '<div class="plots wide">' in text
     assert '<div class="plots">' in folder.report.read_text()
 

@@ -57,6 +57,8 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"pruning": "one-shot,twice"}, "--pruning: must be one of one-shot, optimised, got 'twice'"),
         ({"scores": "deeplift"}, "scores deeplift needs images to learn from: add --train-data"),
         ({"pruning": "optimised"}, "optimised pruning needs images to learn from: add --train-data"),
+        ({"share_scores_at": 90}, "--share-scores-at is about optimised scores: add --pruning optimised"),
+        ({"share_scores_at": 100}, "--share-scores-at: .*less than 100, got 100"),
         ({"objective": "madry"}, "--objective: must be one of clean, pgd-at, .*'madry'"),
         ({"train_attack": "cw"}, "--train-attack: must be one of fgsm, paper, .*'cw'"),
         ({"image_size": 100}, "--image-size: .*multiple of 32, got 100"),

@@ -110,6 +110,20 @@ def test_a_commands_own_stage_lies_in_its_folder_and_others_inside(tmp_path: Pat
         assert store.open("prune", CONFIG, INPUTS).result() == {"churn": 0.25}
 
 
+def test_a_command_killed_before_its_own_stage_began_finds_its_folder_again(tmp_path: Path) -> None:
+    with command_store(tmp_path / "out", "prune") as store:
+        store.open("score", {}, INPUTS)  # and killed here
+    with command_store(tmp_path / "out", "prune") as store:
+        _finished(store.open("prune", CONFIG, INPUTS))
+    with pytest.raises(InputError, match=r"config\.ratio"), command_store(tmp_path / "out", "prune") as store:
+        store.open("prune", CONFIG | {"ratio": 60.0}, INPUTS)
+    with (
+        pytest.raises(InputError, match="results of the stage prune, not of score"),
+        command_store(tmp_path / "out", "score"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("config", "inputs", "words"),
     [

@@ -15,8 +15,9 @@ from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress, stages
 from prunekit.pipeline.checkpoints import save_checkpoint, tensors_digest
 from prunekit.pipeline.objectives import ObjectiveConfig
+from prunekit.pipeline.scoring import ScoreChoices
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
 from prunekit.pipeline.stage_store import STATE, StageStore
-from prunekit.pipeline.stages import Artefact, Bench, ScoreChoices, Training
 from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
 from prunekit.pipeline.train_state import TrainState
 from prunekit.pipeline.training_data import ImagesInMemory
@@ -66,7 +67,7 @@ def test_the_same_work_is_computed_once(bench: Bench, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("optimise", "_score", "save_detector", "save_scores"):
+    for name in ("optimise", "make_scores", "save_detector", "save_scores"):
         monkeypatch.setattr(stages, name, fail)
     again = _all_stages(bench, _training())
     assert again.sha256 == first.sha256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -202,51 +201,6 @@ def test_an_attack_between_two_steps_finds_every_buffer_as_it_was() -> None:
                 model, x, lambda outputs: outputs.sum(dim=(1, 2, 3)), PgdConfig(eps=0.1, step_size=0.1, steps=2)
             )
             assert not torch.equal(x_adv, x)
-
-
-def test_optimising_finds_the_weights_that_matter_where_magnitude_misleads() -> None:
-    torch.manual_seed(0)
-    model = nn.Conv2d(8, 1, 1, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([1.0, 1.1, 1.2, 1.3, 0.5, 0.6, 0.7, 0.8]).view(1, 8, 1, 1))
-    x = torch.randn(64, 8, 2, 2)
-    x[:, :4] = 0.01 * x[:, :4]  # the large weights read almost nothing
-    target = model(x).detach()
-    with StraightThrough(model, score_model(model, "scaled"), MaskRule(50)) as pruning:
-        assert pruning.churn().total == 0.0
-        assert pruning.masks()[""].flatten().tolist() == [True] * 4 + [False] * 4
-        optimizer = torch.optim.SGD(pruning.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(50):
-            optimizer.zero_grad()
-            (model(x) - target).square().mean().backward()
-            optimizer.step()
-        churn = pruning.churn()
-        assert pruning.masks()[""].flatten().tolist() == [False] * 4 + [True] * 4
-    assert churn.total == 1.0
-    assert churn.layers == {"": 1.0}
-
-
-@pytest.mark.parametrize("arguments", [{"structure": "filter"}, {"structure": "hybrid", "filter_ratio_percent": 50}])
-def test_optimising_finds_the_filters_that_matter_where_magnitude_misleads(arguments: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    first, last = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(6, 1, 1, bias=False)
-    model = nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU(), last)
-    with torch.no_grad():
-        first.weight[:3] *= 5
-        last.weight.copy_(torch.tensor([0.01, 0.01, 0.01, 1.0, 1.0, 1.0]).view(1, 6, 1, 1))
-    x = torch.randn(64, 3, 2, 2)
-    target = model(x).detach()
-    groups = groups_of(model)
-    rule = MaskRule(50, groups=groups, excluded=groups.heads, **arguments)
-    with StraightThrough(model, score_model(model, "magnitude"), rule) as pruning:
-        assert pruning.masks()["0"].flatten(1).all(dim=1).tolist() == [True] * 3 + [False] * 3
-        scores = [parameter for parameter in pruning.parameters() if parameter.dim() == 4]  # the norm holds still
-        optimizer = torch.optim.SGD(scores, lr=1.0, momentum=0.9)
-        for _ in range(50):
-            optimizer.zero_grad()
-            (model(x) - target).square().mean().backward()
-            optimizer.step()
-        assert pruning.masks()["0"].flatten(1).all(dim=1).tolist() == [False] * 3 + [True] * 3
 
 
 def optimise(

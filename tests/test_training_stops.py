@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,6 +23,14 @@ from prunekit.pipeline.training_data import ImagesInMemory
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
 CLEAN = Clean(classifier_task())
+
+
+@pytest.fixture(autouse=True)
+def _sigint_interrupts() -> Iterator[None]:
+    """Restore Python's handler: a shell's background jobs inherit an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Raises(Objective):

@@ -10,21 +10,20 @@
 
 #include <utility>
 
-#include "vector_width.h"
+#include "lane_remap.h"
+#include "lane_vector.h"
 
 namespace prunekit {
 namespace PRUNEKIT_ISA {
 namespace {
 
-constexpr int LANES = VECTOR_BYTES / 4;
 // Accumulators beside one loaded vector and the broadcast weights.
+#if defined(PRUNEKIT_SHORT_TILES)  // for builds with sanitizers, whose instrumentation of every length takes minutes
+constexpr int MAX_VECTORS[3] = {6, 3, 2};
+#else
 constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
+#endif
 
-typedef float vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES), may_alias));
-
-ALWAYS_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-ALWAYS_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
   return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
 }
@@ -89,12 +88,20 @@ struct Accumulators {
   vec row[ROWS][VECTORS];
 };
 
+ALWAYS_INLINE float widened(float weight) { return weight; }
+ALWAYS_INLINE float widened(uint16_t bfloat16) {
+  const uint32_t bits = static_cast<uint32_t>(bfloat16) << 16;
+  float weight;
+  __builtin_memcpy(&weight, &bits, sizeof weight);
+  return weight;
+}
+
 // One tap: load each pixel vector once, feed the rows in PATTERN.
-template <int PATTERN, int STEP, int ROWS, int VECTORS, int... V, int... R>
+template <int PATTERN, int STEP, typename Weight, int ROWS, int VECTORS, int... V, int... R>
 ALWAYS_INLINE void add_tap(
-    Accumulators<ROWS, VECTORS>& acc, const float* pixels, const float*& values, std::integer_sequence<int, V...>,
+    Accumulators<ROWS, VECTORS>& acc, const float* pixels, const Weight*& values, std::integer_sequence<int, V...>,
     std::integer_sequence<int, R...>) {
-  const float weight[ROWS] = {((PATTERN >> R) & 1 ? *values++ : 0.0f)...};
+  const float weight[ROWS] = {((PATTERN >> R) & 1 ? widened(*values++) : 0.0f)...};
   auto feed = [&](auto v) __attribute__((always_inline)) {
     constexpr int vector = decltype(v)::value;
     vec x = load(pixels + vector * STEP * LANES);
@@ -106,31 +113,65 @@ ALWAYS_INLINE void add_tap(
   (..., feed(std::integral_constant<int, V>{}));
 }
 
-template <int PATTERN, int STEP, typename Offset, int ROWS, int VECTORS>
+// A multiply-add takes a few cycles; with fewer sums than that in a pattern, neighbouring taps add to sums of their own.
+constexpr int MIN_CHAINS = 4;
+
+template <int PATTERN, int STEP, typename Offset, typename Weight, int ROWS, int VECTORS>
 ALWAYS_INLINE void add_pattern(
-    Accumulators<ROWS, VECTORS>& acc, int count, const float* x, const Offset*& offsets, const float*& values) {
-  for (int i = 0; i < count; ++i) {
+    Accumulators<ROWS, VECTORS>& acc, int count, const float* x, const Offset*& offsets, const Weight*& values) {
+  auto add = [&](Accumulators<ROWS, VECTORS>& sums, int i) __attribute__((always_inline)) {
     const float* pixels = reinterpret_cast<const float*>(
         reinterpret_cast<const char*>(x) + static_cast<uint64_t>(offsets[i]) * (LANES * sizeof(float)));
     asm("" : "+r"(pixels));  // one address for all vectors; else the compiler computes one for each
     add_tap<PATTERN, STEP>(
-        acc, pixels, values, std::make_integer_sequence<int, VECTORS>{}, std::make_integer_sequence<int, ROWS>{});
+        sums, pixels, values, std::make_integer_sequence<int, VECTORS>{}, std::make_integer_sequence<int, ROWS>{});
+  };
+  constexpr int SUMS = VECTORS * __builtin_popcount(PATTERN);
+  int i = 0;
+  if constexpr (SUMS < MIN_CHAINS) {
+    constexpr int CHAINS = (MIN_CHAINS + SUMS - 1) / SUMS;
+    Accumulators<ROWS, VECTORS> more[CHAINS - 1] = {};
+    for (; i + CHAINS <= count; i += CHAINS) {
+      add(acc, i);
+#pragma GCC unroll 4
+      for (int c = 1; c < CHAINS; ++c) {
+        add(more[c - 1], i + c);
+      }
+    }
+    for (const Accumulators<ROWS, VECTORS>& sums : more) {
+      for (int r = 0; r < ROWS; ++r) {
+        for (int v = 0; v < VECTORS; ++v) {
+          acc.row[r][v] += sums.row[r][v];
+        }
+      }
+    }
+  }
+  for (; i < count; ++i) {
+    add(acc, i);
   }
   offsets += count;
 }
 
-template <int STEP, typename Offset, int ROWS, int VECTORS, int... P>
+template <int STEP, typename Offset, typename Weight, int ROWS, int VECTORS, int... P>
 ALWAYS_INLINE void add_segment(
     Accumulators<ROWS, VECTORS>& acc, const LaneConvTile& tile, const int32_t* segment, const float* x,
     std::integer_sequence<int, P...>) {
   const Offset* offsets = static_cast<const Offset*>(tile.offsets) + segment[0];
-  const float* values = tile.values + segment[1];
+  const Weight* values = static_cast<const Weight*>(tile.values) + segment[1];
   const uint16_t* counts = reinterpret_cast<const uint16_t*>(segment + 2);
   (..., add_pattern<P + 1, STEP>(acc, counts[P], x, offsets, values));
 }
 
-// Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and through memory, so that the loops
-// above have every register to themselves.
+ALWAYS_INLINE void put(float* y, vec value, bool is_streamed) {
+  if (is_streamed) {
+    stream(y, value);
+  } else {
+    store(y, value);
+  }
+}
+
+// Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and
+// through memory, so that the loops above have every register to themselves.
 __attribute__((noinline)) void write_rows(
     const LaneConvTile& tile, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
   rows = first_row + rows < tile.rows_per_group ? rows : tile.rows_per_group - first_row;
@@ -141,7 +182,7 @@ __attribute__((noinline)) void write_rows(
       for (int64_t r = 0; r < rows; ++r, y += tile.y_channel) {
         for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
           const vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
-          store(y + v * LANES, masked(value, mask + v * LANES));
+          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
         }
       }
       return;
@@ -152,14 +193,14 @@ __attribute__((noinline)) void write_rows(
         for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
           vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
           value = activate<decltype(after)::value>(value + load(residual + v * LANES), tile.after.negative_slope);
-          store(y + v * LANES, masked(value, mask + v * LANES));
+          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
         }
       }
     });
   });
 }
 
-template <int STEP, typename Offset, int ROWS, int VECTORS, int... R, int... V>
+template <int STEP, typename Offset, typename Weight, int ROWS, int VECTORS, int... R, int... V>
 ALWAYS_INLINE void run_row_group(
     const LaneConvTile& tile, int64_t row_group, int64_t block, int64_t first, float* rest,
     std::integer_sequence<int, R...>, std::integer_sequence<int, V...>) {
@@ -179,15 +220,15 @@ ALWAYS_INLINE void run_row_group(
   } else {
     each([&](vec& a, int r, int v) __attribute__((always_inline)) { a = load(rest + (r * VECTORS + v) * LANES); });
   }
-  add_segment<STEP, Offset>(
-      acc, tile, segment, tile.x + block * tile.block_stride + first * STEP * LANES, std::make_integer_sequence<int, (1 << ROWS) - 1>{});
+  const float* x = tile.x + block * tile.block_stride + first * STEP * LANES;
+  add_segment<STEP, Offset, Weight>(acc, tile, segment, x, std::make_integer_sequence<int, (1 << ROWS) - 1>{});
   each([&](vec& a, int r, int v) __attribute__((always_inline)) { store(rest + (r * VECTORS + v) * LANES, a); });
   if (block == tile.num_channel_blocks - 1) {
     write_rows(tile, rest, first_row, ROWS, first, VECTORS);
   }
 }
 
-template <int STEP, typename Offset, int ROWS, int VECTORS>
+template <int STEP, typename Offset, typename Weight, int ROWS, int VECTORS>
 void run_conv_tile(const LaneConvTile& tile) {
   // With one channel block no row's sums are needed again.
   const int64_t rest_step = tile.num_channel_blocks > 1 ? ROWS * VECTORS * LANES : 0;
@@ -195,12 +236,28 @@ void run_conv_tile(const LaneConvTile& tile) {
     float* rest = tile.accumulators;
     for (int64_t row_group = tile.row_group_begin; row_group < tile.row_group_end; ++row_group, rest += rest_step) {
       for (int64_t repeat = 0; repeat < tile.repeats; ++repeat) {
-        run_row_group<STEP, Offset, ROWS, VECTORS>(
+        run_row_group<STEP, Offset, Weight, ROWS, VECTORS>(
             tile, row_group, block, repeat * VECTORS, rest, std::make_integer_sequence<int, ROWS>{},
             std::make_integer_sequence<int, VECTORS>{});
       }
     }
   }
+}
+
+// The mean of a plane, whose lanes that are no pixels are zero, as the one pixel of another plane.
+void run_mean(const float* x, int64_t vectors, float scale, float* y) {
+  vec sums[4] = {};
+  for (int64_t v = 0; v < vectors; ++v) {
+    sums[v % 4] += load(x + v * LANES);
+  }
+  const vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float total = 0.0f;
+  for (int l = 0; l < LANES; ++l) {
+    total += sum[l];
+  }
+  vec pixel = {};
+  pixel[0] = total * scale;
+  store(y, pixel);
 }
 
 void run_elementwise(const LaneElementwise& e) {
@@ -230,23 +287,13 @@ void run_pool(const LanePool& pool) {
 // The vectors [begin, end) of a plane whose pixels are those of `source`, `distance` lanes further on; 0 beyond the
 // last and before the first lane.
 ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance) {
-#if defined(__clang__)
-  for (int64_t j = 0; j < count; ++j) {
-    float result[LANES];
-    for (int l = 0; l < LANES; ++l) {
-      result[l] = l + distance >= 0 && l + distance < LANES ? source[j * LANES + l + distance] : 0.0f;
-    }
-    __builtin_memcpy(target + j * LANES, result, sizeof result);
-  }
-#else
   ivec index;
   for (int l = 0; l < LANES; ++l) {
     index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
   }
   for (int64_t j = 0; j < count; ++j) {
-    store(target + j * LANES, __builtin_shuffle(load(source + j * LANES), vec{}, index));
+    store(target + j * LANES, shuffle(load(source + j * LANES), vec{}, index));
   }
-#endif
 }
 
 void fill_halo(float* plane, int64_t m, int64_t front, int64_t back) {
@@ -280,24 +327,22 @@ int64_t multiply_add(int64_t iterations) {
   return iterations * CHAINS * LANES * 2;
 }
 
-void gather(const float* x, const int32_t* table, float fill, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t at = table[i];
-    y[i] = at < 0 ? fill : x[at];
-  }
-}
-
-template <int STEP, typename Offset, int ROWS, typename Sequence>
+template <int STEP, typename Offset, typename Weight, int ROWS, typename Sequence>
 struct Table;
-template <int STEP, typename Offset, int ROWS, int... V>
-struct Table<STEP, Offset, ROWS, std::integer_sequence<int, V...>> {
-  static constexpr LaneConvKernel kernels[] = {run_conv_tile<STEP, Offset, ROWS, V + 1>...};
+template <int STEP, typename Offset, typename Weight, int ROWS, int... V>
+struct Table<STEP, Offset, Weight, ROWS, std::integer_sequence<int, V...>> {
+  static constexpr LaneConvKernel kernels[] = {run_conv_tile<STEP, Offset, Weight, ROWS, V + 1>...};
 };
 
-template <int STEP, typename Offset, int ROWS>
+template <int STEP, typename Offset, typename Weight, int ROWS>
 constexpr const LaneConvKernel* table() {
-  return Table<STEP, Offset, ROWS, std::make_integer_sequence<int, MAX_VECTORS[ROWS / 2]>>::kernels;
+  return Table<STEP, Offset, Weight, ROWS, std::make_integer_sequence<int, MAX_VECTORS[ROWS / 2]>>::kernels;
 }
+
+// In the order of LaneReading.
+#define READINGS(Weight, rows) \
+  { table<1, uint16_t, Weight, rows>(), table<1, uint32_t, Weight, rows>(), table<2, uint32_t, Weight, rows>() }
+#define ROW_COUNTS(Weight) { READINGS(Weight, 1), READINGS(Weight, 2), READINGS(Weight, 4) }
 
 }  // namespace
 
@@ -305,14 +350,13 @@ extern const LaneKernels lane_kernels;
 const LaneKernels lane_kernels = {
     LANES,
     {MAX_VECTORS[0], MAX_VECTORS[1], MAX_VECTORS[2]},
-    {{table<1, uint16_t, 1>(), table<1, uint32_t, 1>(), table<2, uint32_t, 1>()},
-     {table<1, uint16_t, 2>(), table<1, uint32_t, 2>(), table<2, uint32_t, 2>()},
-     {table<1, uint16_t, 4>(), table<1, uint32_t, 4>(), table<2, uint32_t, 4>()}},
+    {ROW_COUNTS(float), ROW_COUNTS(uint16_t)},
     run_elementwise,
     run_pool,
+    run_mean,
     fill_halo,
     multiply_add,
-    gather};
+    run_remap};
 
 }  // namespace PRUNEKIT_ISA
 }  // namespace prunekit

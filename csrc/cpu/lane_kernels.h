@@ -23,7 +23,7 @@ struct LaneConvTile {
   const float* x;                // the group's first channel at the first tap of the first output vector
   const int32_t* segments;       // the group's, see lane_filter.h
   const void* offsets;           // of the whole filter: uint16 or uint32, in vectors
-  const float* values;           // of the whole filter
+  const void* values;            // of the whole filter: float or, in uint16, bfloat16
   int64_t segment_words, num_row_groups, num_channel_blocks, block_stride;  // elements between channel blocks
   int64_t row_group_begin, row_group_end, rows_per_group;
   // With one channel block: neighbouring tiles that a row group does before the next one begins. Its few weights stay
@@ -37,6 +37,7 @@ struct LaneConvTile {
   float* accumulators;           // scratch: (row_group_end - row_group_begin) · rows · vectors · lanes
   float* y;                      // the group's first output plane at the first output vector
   int64_t y_channel;
+  bool is_streamed;              // y goes past the caches; the caller fences
 };
 
 // y = activation(x · scale + shift), or of x + other; one channel.
@@ -62,24 +63,52 @@ struct LanePool {
   const int32_t* mask;
 };
 
+// Columns [begin, end) of a row: column j comes from column source + (j - begin) / repeat · step.
+struct ColumnRun {
+  int32_t begin, end;
+  int32_t source;                // or -1: from nowhere, take `fill`
+  int32_t step, repeat;
+};
+
+// A plane of another's pixels: row i and column j are row rows[i] and column columns(j) of the source. One channel;
+// several planes may take from one source.
+struct LaneRemap {
+  const float* x;
+  int64_t x_vectors, x_pitch;    // vectors of a plane in lanes, or 0 where x is planar; elements from row to row
+  float* y;
+  int64_t y_vectors, y_pitch;    // likewise
+  int64_t y_back;                // vectors behind y_vectors that hold the next chunk's pixels
+  int64_t y_plane;               // elements from plane to plane
+  int64_t num_planes, num_rows, length;  // rows, and pixels of all of them: the last row may be short
+  const int32_t* rows;           // [num_planes][num_rows], -1: `fill`
+  const ColumnRun* const* runs;  // [num_planes], each ends with a run that begins at the pitch
+  float fill;
+  float* x_planar;               // scratch: x_vectors · lanes, and REMAP_SPARE elements behind
+  float* y_planar;               // scratch: length, likewise
+};
+constexpr int64_t REMAP_SPARE = 64;
+
 using LaneConvKernel = void (*)(const LaneConvTile&);
 
 // How a convolution reads: neighbouring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
 enum LaneReading { STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32 };
 
+// The kept weights' type; sums are float32 in any case.
+enum LaneWeights { FLOAT32_WEIGHTS, BFLOAT16_WEIGHTS };
+
 struct LaneKernels {
   int64_t lanes;
   int64_t max_vectors[3];        // for 1, 2 and 4 rows
-  // [rows: 1, 2, 4][LaneReading] → table by vectors - 1
-  const LaneConvKernel* conv[3][3];
+  // [LaneWeights][rows: 1, 2, 4][LaneReading] → table by vectors - 1
+  const LaneConvKernel* conv[2][3][3];
   void (*elementwise)(const LaneElementwise&);
   void (*pool)(const LanePool&);
+  void (*mean)(const float* x, int64_t vectors, float scale, float* y);
   // Repeat the neighbours' pixels around a plane of m vectors.
   void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.
   int64_t (*multiply_add)(int64_t iterations);
-  // y[i] = table[i] < 0 ? fill : x[table[i]]
-  void (*gather)(const float* x, const int32_t* table, float fill, float* y, int64_t count);
+  void (*remap)(const LaneRemap&);
 };
 
 }  // namespace prunekit

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -170,7 +171,12 @@ void convolve(
   const int64_t last_vectors = blocks.vectors - blocks.first_vector(blocks.count - 1);
   const bool is_in_place = is_unpadded(shape) && last_vectors * blocks.lanes <= blocks.flat_pixels;
   const int64_t slack = blocks.lanes * (blocks.vectors + 1) - blocks.flat_pixels;
-  T* padded = is_in_place ? nullptr : scratch<T>(0, shape.c * planes.channel + slack);
+  T* padded = nullptr;
+  try {
+    padded = is_in_place ? nullptr : scratch<T>(0, shape.c * planes.channel + slack);
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, "prunekit: there is no memory for a padded image of ", shape.c * planes.channel, " elements");
+  }
   for (int64_t n = 0; n < shape.n; ++n) {
     const T* image = x + n * shape.c * shape.h * shape.w;
     if (!is_in_place) {
@@ -230,9 +236,9 @@ Tensor packed_conv2d(
   if (bias) {
     check_bias(*bias, filter.out_channels, x.scalar_type());
   }
-  const Tensor dense_x = torch::stable::contiguous(x);
+  const Tensor dense_x = allocated(x, [&] { return torch::stable::contiguous(x); });
   const Tensor dense_bias = bias ? torch::stable::contiguous(*bias) : values;
-  Tensor y = torch::stable::new_empty(x, {shape.n, shape.k, shape.p, shape.q});
+  Tensor y = allocated(x, [&] { return torch::stable::new_empty(x, {shape.n, shape.k, shape.p, shape.q}); });
   auto launch = [&](auto zero, const auto& kernels) {
     using T = decltype(zero);
     convolve<T>(

@@ -27,6 +27,9 @@ namespace prunekit {
 struct Arena {
   explicit Arena(int64_t elements) {
     constexpr size_t HUGE_PAGE = size_t{1} << 21;
+    if (elements > INT64_MAX / 8) {
+      throw std::bad_alloc();
+    }
     const size_t bytes = ceil_div(std::max<int64_t>(elements, 1) * sizeof(float), HUGE_PAGE) * HUGE_PAGE;
     data = static_cast<float*>(std::aligned_alloc(HUGE_PAGE, bytes));
     if (!data) {
@@ -53,6 +56,9 @@ struct Memory {
 struct Step {
   virtual ~Step() = default;
   virtual int64_t num_tasks() const = 0;
+  // What a task takes from a slot of scratch memory: a thread has it before it begins, because a task that ran out of
+  // memory would be waited for.
+  virtual int64_t scratch_elements(int slot, int64_t lanes) const { return 0; }
   virtual void run(const LaneKernels& kernels, const Memory& memory, int64_t task) const = 0;
 };
 
@@ -62,6 +68,18 @@ constexpr int64_t TASKS_PER_THREAD = 4;
 // About what a task of a memory-bound step should move at least; smaller ones cost more to hand out than to do.
 constexpr int64_t MIN_TASK_ELEMENTS = 16 * 1024;
 constexpr int SPINS_BEFORE_YIELD = 4096;
+// Outputs of so many bytes do not wait in a cache for who reads them: YOLOv3's first, of 22 MiB, is written in half the
+// time past a cache of 32 MiB, while the next of 11 MiB gain as much as their readers lose.
+constexpr int64_t STREAMED_BYTES = int64_t{16} << 20;
+
+// Before another thread may be told of what was streamed.
+void fence_streams() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+// Of scratch memory.
+constexpr int PLANAR_SLOT = 0, SUMS_SLOT = 1;
 
 void require(bool is_good, const char* what) { STD_TORCH_CHECK(is_good, "a plan's step is damaged: ", what); }
 
@@ -95,7 +113,9 @@ class Conv : public Step {
     const FilterLayout& f = filter_;
     row_choice_ = f.rows == 1 ? 0 : f.rows == 2 ? 1 : 2;
     require(s.tile_vectors >= 1 && s.tile_vectors <= kernels.max_vectors[row_choice_], "tile too long");
+    require(s.row_parts <= f.out_channels && s.repeats <= INT32_MAX, "row parts or repeats");
     require(s.row_parts >= 1 && s.reading >= STEP1_OFFSETS16 && s.reading <= STEP2_OFFSETS32, "row parts or reading");
+    require(s.weights == FLOAT32_WEIGHTS || s.weights == BFLOAT16_WEIGHTS, "the type of its weights");
     require_aligned(s.mask);
     require(s.x_row >= 0 && s.row_vectors >= 0 && (s.row_vectors == 0) == (s.reading != STEP2_OFFSETS32), "a row's vectors");
     bounds.contain_planes(s.y, s.y_channel, f.out_channels, s.vectors, "the output of a convolution");
@@ -121,13 +141,14 @@ class Conv : public Step {
         longest_part_ = std::max(longest_part_, parts_.back().end - parts_.back().begin);
       }
     }
+    is_streamed_ = f.out_channels * s.vectors * bounds.lanes * int64_t{sizeof(float)} >= STREAMED_BYTES;
     units_ = static_cast<int64_t>(parts_.size()) * tiles_;
     units_per_task_ = std::max<int64_t>(1, units_ / (TASKS_PER_THREAD * 4 * threads_));
   }
 
   // Sums rest in scratch memory between channel blocks; with one block a row group's sums are enough.
-  int64_t scratch_elements(int64_t lanes) const {
-    return (filter_.num_channel_blocks() > 1 ? longest_part_ : 1) * filter_.rows * s_.tile_vectors * lanes;
+  int64_t scratch_elements(int slot, int64_t lanes) const override {
+    return slot != SUMS_SLOT ? 0 : (filter_.num_channel_blocks() > 1 ? longest_part_ : 1) * filter_.rows * s_.tile_vectors * lanes;
   }
   int64_t num_tasks() const override { return ceil_div(units_, units_per_task_); }
 
@@ -163,10 +184,11 @@ class Conv : public Step {
       tile.before = before_;
       tile.after = after_;
       tile.mask = s_.mask + first * kernels.lanes;
-      tile.accumulators = scratch<float>(1, scratch_elements(kernels.lanes));
+      tile.accumulators = scratch<float>(SUMS_SLOT, scratch_elements(SUMS_SLOT, kernels.lanes));
       tile.y = memory.arena + s_.y + first_row * s_.y_channel + first * kernels.lanes;
       tile.y_channel = s_.y_channel;
-      const LaneConvKernel* kernel = kernels.conv[row_choice_][s_.reading];
+      tile.is_streamed = is_streamed_;
+      const LaneConvKernel* kernel = kernels.conv[s_.weights][row_choice_][s_.reading];
       tile.repeats = vectors / s_.tile_vectors;
       if (tile.repeats > 0) {
         kernel[s_.tile_vectors - 1](tile);
@@ -180,6 +202,9 @@ class Conv : public Step {
         tile.residual += tile.residual ? done * kernels.lanes : 0;
         kernel[vectors - done - 1](tile);
       }
+    }
+    if (is_streamed_) {
+      fence_streams();
     }
   }
 
@@ -218,6 +243,7 @@ class Conv : public Step {
   const FilterLayout filter_;
   const int64_t threads_;
   int row_choice_;
+  bool is_streamed_;
   const int32_t* segments_;
   int64_t group_words_, tiles_a_row_, tiles_, units_, units_per_task_, longest_part_ = 0;
   LaneEpilogue before_, after_;
@@ -264,28 +290,73 @@ class Halo : public ChannelStep {
   const HaloStep s_;
 };
 
+// The longest runs of `columns`, and one behind them that begins at `count`.
+std::vector<ColumnRun> column_runs(const int32_t* columns, int64_t count) {
+  std::vector<ColumnRun> runs;
+  const auto size = static_cast<int32_t>(count);
+  for (int32_t begin = 0, end; begin < size; begin = end) {
+    const int32_t first = columns[begin];
+    for (end = begin + 1; end < size && columns[end] == first; ++end) {
+    }
+    const int32_t repeat = first < 0 ? 1 : end - begin, step = end < size ? std::max(columns[end] - first, 1) : 1;
+    while (first >= 0 && end < size && columns[end] == first + (end - begin) / repeat * step) {
+      ++end;
+    }
+    runs.push_back({begin, end, first, step, repeat});
+  }
+  runs.push_back({size, size, -1, 1, 1});
+  return runs;
+}
+
 class Remap : public ChannelStep {
  public:
   Remap(const RemapStep& s, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads)
-      : ChannelStep(s.channels, 8 * s.count, threads), s_(s) {
-    require(s.channels > 0 && s.count > 0 && s.x_channel >= 0 && s.y_channel >= 0, "a remap's size");
+      : ChannelStep(s.channels, 8 * s.planes * s.length, threads), s_(s) {
+    require(s.channels > 0 && s.planes > 0 && s.num_rows > 0 && s.length > 0, "a remap's size");
+    require(s.x_channel >= 0 && s.y_channel >= 0 && s.plane >= 0 && s.x_pitch > 0 && s.y_pitch > 0, "a remap's size");
+    require(s.y_pitch < INT32_MAX && s.num_rows == ceil_div(s.length, s.y_pitch), "a remap's rows");
+    require(s.x_vectors >= 0 && s.y_vectors >= 0 && s.y_back >= 0, "a remap's lanes");
     require(s.input >= IN_ARENA && s.input < num_inputs && s.output >= IN_ARENA && s.output < num_outputs, "a remap");
-    const int64_t largest = *std::max_element(s.table, s.table + s.count);
-    if (s.input == IN_ARENA) {
-      bounds.contain(s.x, s.x + (s.channels - 1) * s.x_channel + largest + 1, "the input of a remap");
+    const int64_t last_row = *std::max_element(s.rows, s.rows + s.planes * s.num_rows);
+    const int64_t last_column = *std::max_element(s.columns, s.columns + s.planes * s.y_pitch);
+    const int64_t x_elements = std::max<int64_t>(0, last_row * s.x_pitch + last_column + 1);
+    if (s.x_vectors) {
+      require(s.input == IN_ARENA && x_elements <= s.x_vectors * bounds.lanes, "the rows and columns of a remap");
+      bounds.contain_planes(s.x, s.x_channel, s.channels, s.x_vectors, "the input of a remap");
+    } else if (s.input == IN_ARENA) {
+      bounds.contain(s.x, s.x + (s.channels - 1) * s.x_channel + x_elements, "the input of a remap");
     }
+    const int64_t y_elements = s.y_vectors ? (s.y_vectors + s.y_back) * bounds.lanes : s.length;
+    require(!s.y_vectors || s.length == s.y_vectors * bounds.lanes + s.y_back, "a remap's pixels");
     if (s.output == IN_ARENA) {
-      bounds.contain(s.y, s.y + (s.channels - 1) * s.y_channel + s.count, "the output of a remap");
+      require(!s.y_vectors || (s.y % bounds.lanes | s.y_channel % bounds.lanes | s.plane % bounds.lanes) == 0, "a remap");
+      bounds.contain(
+          s.y, s.y + (s.channels - 1) * s.y_channel + (s.planes - 1) * s.plane + y_elements, "the output of a remap");
+    }
+    for (int64_t plane = 0; plane < s.planes; ++plane) {
+      runs_.push_back(column_runs(s.columns + plane * s.y_pitch, s.y_pitch));
+    }
+    for (const auto& runs : runs_) {
+      run_pointers_.push_back(runs.data());
     }
   }
+  int64_t scratch_elements(int slot, int64_t lanes) const override {
+    return slot != PLANAR_SLOT ? 0 : s_.x_vectors * lanes + s_.length + 2 * REMAP_SPARE;
+  }
   void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
-    const float* x = (s_.input == IN_ARENA ? memory.arena : memory.inputs[s_.input]) + s_.x + c * s_.x_channel;
-    float* y = (s_.output == IN_ARENA ? memory.arena : memory.outputs[s_.output]) + s_.y + c * s_.y_channel;
-    kernels.gather(x, s_.table, static_cast<float>(s_.fill), y, s_.count);
+    const int64_t planar = s_.x_vectors * kernels.lanes + REMAP_SPARE;
+    float* buffer = scratch<float>(PLANAR_SLOT, scratch_elements(PLANAR_SLOT, kernels.lanes));
+    kernels.remap(
+        {(s_.input == IN_ARENA ? memory.arena : memory.inputs[s_.input]) + s_.x + c * s_.x_channel, s_.x_vectors,
+         s_.x_pitch, (s_.output == IN_ARENA ? memory.arena : memory.outputs[s_.output]) + s_.y + c * s_.y_channel,
+         s_.y_vectors, s_.y_pitch, s_.y_back, s_.plane, s_.planes, s_.num_rows, s_.length, s_.rows,
+         run_pointers_.data(), static_cast<float>(s_.fill), buffer, buffer + planar});
   }
 
  private:
   const RemapStep s_;
+  std::vector<std::vector<ColumnRun>> runs_;
+  std::vector<const ColumnRun*> run_pointers_;
 };
 
 class Elementwise : public ChannelStep {
@@ -340,6 +411,23 @@ class Pool : public ChannelStep {
   int64_t step() const { return s_.row_vectors ? 2 : 1; }
 
   const PoolStep s_;
+};
+
+class Mean : public ChannelStep {
+ public:
+  Mean(const MeanStep& s, const Bounds& bounds, int64_t threads)
+      : ChannelStep(s.channels, s.vectors * bounds.lanes, threads), s_(s) {
+    bounds.contain_planes(s.x, s.x_channel, s.channels, s.vectors, "the input of a mean");
+    bounds.contain_planes(s.y, s.y_channel, s.channels, 1, "the output of a mean");
+  }
+  void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
+    kernels.mean(
+        memory.arena + s_.x + c * s_.x_channel, s_.vectors, static_cast<float>(s_.scale),
+        memory.arena + s_.y + c * s_.y_channel);
+  }
+
+ private:
+  const MeanStep s_;
 };
 
 template <typename T>
@@ -406,12 +494,9 @@ Plan::Plan(
   const int64_t threads = torch::stable::get_num_threads();
   for (const int64_t* step = words; step < words + num_words; step += STEP_WORDS) {
     switch (*step) {
-      case CONV: {
-        auto conv = std::make_unique<Conv>(read_words<ConvStep>(step), kernels_, bounds, threads);
-        scratch_elements_ = std::max(scratch_elements_, conv->scratch_elements(kernels_.lanes));
-        steps_.push_back(std::move(conv));
+      case CONV:
+        steps_.push_back(std::make_unique<Conv>(read_words<ConvStep>(step), kernels_, bounds, threads));
         break;
-      }
       case HALO:
         steps_.push_back(std::make_unique<Halo>(read_words<HaloStep>(step), bounds, threads));
         break;
@@ -425,8 +510,14 @@ Plan::Plan(
       case POOL:
         steps_.push_back(std::make_unique<Pool>(read_words<PoolStep>(step), bounds, threads));
         break;
+      case MEAN:
+        steps_.push_back(std::make_unique<Mean>(read_words<MeanStep>(step), bounds, threads));
+        break;
       default:
         require(false, "unknown kind");
+    }
+    for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
+      scratch_elements_[slot] = std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));
     }
   }
 }
@@ -445,28 +536,46 @@ std::unique_ptr<Arena> Plan::take_arena() const {
   return std::make_unique<Arena>(arena_elements_);
 }
 
+void Plan::run_image(const Memory& memory, int64_t* step_ends) const {
+  const std::unique_ptr<Progress[]> progress(new Progress[steps_.size()]);
+  const int64_t begin = nanoseconds();
+  std::atomic<bool> has_memory{true};  // what a thread throws would lose its type on the way
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    const FlushDenormals flush;
+    try {
+      for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
+        scratch<float>(slot, scratch_elements_[slot]);
+      }
+    } catch (const std::bad_alloc&) {
+      has_memory = false;
+      return;
+    }
+    participate(steps_, kernels_, memory, progress.get(), begin, step_ends);
+  });
+  if (!has_memory) {
+    throw std::bad_alloc();
+  }
+}
+
 void Plan::run(
-    const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends) const {
-  std::unique_ptr<Arena> arena = take_arena();
-  const int64_t threads = torch::stable::get_num_threads();
+    const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends,
+    float* callers_arena) const {
+  require(reinterpret_cast<uintptr_t>(callers_arena) % CACHE_LINE == 0, "an arena that is not aligned");
+  std::unique_ptr<Arena> arena = callers_arena ? nullptr : take_arena();
   for (int64_t n = 0; n < batch; ++n) {
-    Memory memory{arena->data, {}, {}};
+    Memory memory{callers_arena ? callers_arena : arena->data, {}, {}};
     for (const Image& input : inputs) {
       memory.inputs.push_back(input.data + n * input.batch_stride);
     }
     for (const Result& output : outputs) {
       memory.outputs.push_back(output.data + n * output.batch_stride);
     }
-    const std::unique_ptr<Progress[]> progress(new Progress[steps_.size()]);
-    const int64_t begin = nanoseconds();
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      const FlushDenormals flush;
-      scratch<float>(1, scratch_elements_);
-      participate(steps_, kernels_, memory, progress.get(), begin, step_ends);
-    });
+    run_image(memory, step_ends);
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
-  free_arenas_.push_back(std::move(arena));
+  if (arena) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_arenas_.push_back(std::move(arena));
+  }
 }
 
 double fma_peak_gflops() {

@@ -14,7 +14,7 @@ namespace prunekit {
 constexpr int64_t STEP_WORDS = 32;
 constexpr int64_t IN_ARENA = -1;
 
-enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL };
+enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN };
 
 struct EpilogueWords {
   int64_t activation;
@@ -30,8 +30,9 @@ struct ConvStep {
   int64_t index_words;
   const void* offsets;           // its ids as offsets in vectors
   int64_t reading;               // LaneReading: offsets are uint16 or uint32
-  const float* values;
+  const void* values;
   int64_t num_values;
+  int64_t weights;               // LaneWeights: what `values` are
   const float* bias;
   int64_t residual, residual_channel;  // residual < 0: none
   EpilogueWords before, after;
@@ -46,14 +47,19 @@ struct HaloStep {
   int64_t y, y_channel, channels, vectors, front, back;
 };
 
-// y[c][i] = table[i] < 0 ? fill : x[c][table[i]]
+// y[plane][c][i][j] = rows[plane][i] < 0 or columns[plane][j] < 0 ? fill : x[c][rows[plane][i]][columns[plane][j]]
 struct RemapStep {
   int64_t input;                 // which input of the plan, or IN_ARENA
   int64_t x, x_channel;
+  int64_t x_vectors, x_pitch;    // of a plane in lanes, or 0: planar; elements from row to row
   int64_t output;                // which output of the plan, or IN_ARENA
   int64_t y, y_channel;
-  int64_t channels, count;
-  const int32_t* table;
+  int64_t y_vectors, y_pitch, y_back;  // likewise; vectors behind that hold the next chunk's pixels
+  int64_t channels;
+  int64_t planes, plane;         // of each channel, one behind the other; elements from plane to plane
+  int64_t num_rows, length;      // of a plane; pixels of all rows, the last of which may be short
+  const int32_t* rows;           // [planes, num_rows]
+  const int32_t* columns;        // [planes, y_pitch]
   double fill;
 };
 
@@ -74,6 +80,12 @@ struct PoolStep {
   int64_t row_vectors, x_row;    // as in ConvStep; the stride is 2
 };
 
+// y[c] = scale · sum of x[c], a plane of one pixel.
+struct MeanStep {
+  int64_t x, x_channel, y, y_channel, channels, vectors;
+  double scale;
+};
+
 struct Image {
   const float* data;
   int64_t batch_stride;          // elements
@@ -85,6 +97,7 @@ struct Result {
 
 struct Step;
 struct Arena;
+struct Memory;
 struct LaneKernels;
 
 class Plan {
@@ -93,19 +106,23 @@ class Plan {
   Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs);
   ~Plan();
   // Run `batch` images one after the other; threads may call at the same time. `step_ends`, when not null, takes
-  // for each step the nanoseconds from the beginning of the last image to the step's end.
+  // for each step the nanoseconds from the beginning of the last image to the step's end. `arena`, when not null, is
+  // the caller's: arena_elements, aligned to cache lines, with whatever is in them.
   void run(
-      const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends) const;
+      const std::vector<Image>& inputs, const std::vector<Result>& outputs, int64_t batch, int64_t* step_ends,
+      float* arena) const;
   int64_t num_inputs() const { return num_inputs_; }
   int64_t num_outputs() const { return num_outputs_; }
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
 
  private:
   std::unique_ptr<Arena> take_arena() const;
+  void run_image(const Memory& memory, int64_t* step_ends) const;
 
   const LaneKernels& kernels_;
   std::vector<std::unique_ptr<Step>> steps_;
-  int64_t arena_elements_, num_inputs_, num_outputs_, scratch_elements_ = 0;
+  int64_t arena_elements_, num_inputs_, num_outputs_;
+  int64_t scratch_elements_[2] = {0, 0};
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Arena>> free_arenas_;
 };

@@ -1,4 +1,4 @@
-"""Classifiers with the layer shapes of torchvision's ResNet-50 and VGG-16, in plain torch, for timing."""
+"""Classifiers with the layer shapes of torchvision's ResNet-50, VGG-16 and MobileNetV2, in plain torch, for timing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ _EXPANSION = 4
 # Channels of the convolutions between two poolings.
 _VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _VGG_HIDDEN, _VGG_GRID = 4096, 7
+# Expansion, channels, blocks, stride of the first block.
+_MOBILENETV2_STAGES = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+)  # fmt: skip
+_MOBILENETV2_STEM, _MOBILENETV2_LAST = 32, 1280
 
 
 def resnet50(num_classes: int = 1000, width: float = 1.0) -> nn.Module:
@@ -21,6 +26,11 @@ def resnet50(num_classes: int = 1000, width: float = 1.0) -> nn.Module:
 def vgg16(num_classes: int = 1000, width: float = 1.0) -> nn.Module:
     """Build VGG-16 without BatchNorm, with random weights: 13 convolutions, then three linear layers."""
     return VGG16(num_classes, width)
+
+
+def mobilenetv2(num_classes: int = 1000, width: float = 1.0) -> nn.Module:
+    """Build MobileNetV2 with random weights: 17 inverted residuals, each around a depthwise 3×3 convolution."""
+    return MobileNetV2(num_classes, width)
 
 
 class ResNet50(nn.Module):
@@ -102,8 +112,57 @@ class VGG16(nn.Module):
         return logits
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+class MobileNetV2(nn.Module):
+    """Stem, inverted residuals, a 1×1 convolution, mean over the image, one linear layer."""
+
+    def __init__(self, num_classes: int, width: float) -> None:
+        super().__init__()
+        channels = _scaled(_MOBILENETV2_STEM, width)
+        self.stem = nn.Sequential(*_convolution(3, channels, 3, 2), nn.ReLU6())
+        blocks = []
+        for expansion, out_channels, count, first_stride in _MOBILENETV2_STAGES:
+            for block in range(count):
+                stride = first_stride if block == 0 else 1
+                blocks.append(InvertedResidual(channels, _scaled(out_channels, width), expansion, stride))
+                channels = _scaled(out_channels, width)
+        self.blocks = nn.Sequential(*blocks)
+        last = _scaled(_MOBILENETV2_LAST, width)
+        self.last = nn.Sequential(*_convolution(channels, last, 1, 1), nn.ReLU6())
+        self.head = nn.Linear(last, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [N, num_classes] of images [N, 3, H, W]."""
+        features: Tensor = self.last(self.blocks(self.stem(x)))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        return logits
+
+
+class InvertedResidual(nn.Module):
+    """A 1×1 convolution to more channels, a depthwise 3×3 one, a 1×1 one back; added to the input where shapes fit."""
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        wide = (*_convolution(in_channels, hidden, 1, 1), nn.ReLU6()) if expansion > 1 else ()
+        self.body = nn.Sequential(
+            *wide, *_convolution(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(),
+            *_convolution(hidden, out_channels, 1, 1),
+        )  # fmt: skip
+        self.is_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output [N, out_channels, H / stride, W / stride]."""
+        y: Tensor = self.body(x)
+        return x + y if self.is_residual else y
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1
+) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+    )
     return conv, nn.BatchNorm2d(out_channels)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prunekit.attacks import GradientError
 from prunekit.errors import InputError
 from prunekit.pipeline.attack_check_rules import MeaninglessEvaluationError
 from prunekit.pipeline.training import TrainingDivergedError
@@ -17,7 +18,7 @@ from prunekit.prune import CompletenessError
 
 EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What can come of sound input and a sound program; their messages say all there is to say.
-_EXPECTED_FAILURES = (MeaninglessEvaluationError, TrainingDivergedError, CompletenessError)
+_EXPECTED_FAILURES = (MeaninglessEvaluationError, TrainingDivergedError, CompletenessError, GradientError)
 
 out_console = Console()
 error_console = Console(stderr=True)

@@ -10,7 +10,7 @@ import typer
 from prunekit import doctor as doctor_report
 from prunekit.cli.ending import EXIT_FAILURE, error_console, out_console, user_errors
 from prunekit.cli.options import takes
-from prunekit.console import ConsoleProgress, results_table
+from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
 from prunekit.pipeline import RunConfig, make_config, parse_ratios, read_rows, run
 from prunekit.report import write_report
@@ -37,7 +37,10 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
         with ConsoleProgress(error_console) as progress:
             folder = run(config, progress)
             report = write_report(folder)
-        out_console.print(results_table(read_rows(folder.results)))
+        rows = read_rows(folder.results)
+        out_console.print(results_table(rows))
+        if (compacted := compacted_table(rows)) is not None:
+            out_console.print(compacted)
         out_console.print(f"Report: {report}\nTable:  {folder.results}", highlight=False, soft_wrap=True)
 
 

@@ -113,6 +113,9 @@ def _show(outcome: EvaluationOutcome) -> None:
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)
+        if (small := outcome.timing["latency_ms_compacted"]) is not None:
+            both = outcome.timing["latency_ms_compacted_accelerated"]
+            out_console.print(f"Compacted: {small:.2f} ms, {both:.2f} ms accelerated", highlight=False)
     if outcome.checks is not None:
         out_console.print(checks_table(outcome.checks))
     done = "Finished earlier" if outcome.was_finished else "Written"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from prunekit.engine.lanes import CACHE_LINE_ELEMENTS, LaneLayout
 from prunekit.errors import InputError
 
-_MAX_PLANE_ELEMENTS = 2**31 - 1
+#: Of a plane with its halo or phases: the kernels count pixels of a plane in 32 bits.
+MAX_PLANE_ELEMENTS = 2**31 - 1
 
 
 @dataclass
@@ -25,10 +26,14 @@ class Buffer:
     offset: int = -1  # elements
 
     @property
+    def vectors(self) -> int:
+        """Vectors of a plane with its halo, or of its phases."""
+        return self.extra or self.front + self.layout.vectors + self.back
+
+    @property
     def channel(self) -> int:
         """Elements from plane to plane: an odd number of cache lines, so that planes spread over the cache's sets."""
-        vectors = self.extra or self.front + self.layout.vectors + self.back
-        lines = -(-vectors * self.layout.lanes // CACHE_LINE_ELEMENTS)
+        lines = -(-self.vectors * self.layout.lanes // CACHE_LINE_ELEMENTS)
         return (lines | 1) * CACHE_LINE_ELEMENTS
 
     @property
@@ -67,7 +72,7 @@ def place(buffers: Sequence[Buffer], steps: Sequence[Sequence[Buffer]]) -> None:
             buffer.last_step = i
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: -b.elements):
-        if buffer.channel > _MAX_PLANE_ELEMENTS:
+        if buffer.channel > MAX_PLANE_ELEMENTS:
             raise InputError(
                 f"a plane of {buffer.layout.height}×{buffer.layout.width} pixels has 2^31 elements or more."
             )

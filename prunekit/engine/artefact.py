@@ -80,7 +80,7 @@ def load_graph(path: str | Path) -> tuple[Graph, dict[str, ConvChoice], list[lis
             },
             is_size_free=bool(document["is_size_free"]),
         )
-        choices = {name: ConvChoice(**words) for name, words in document["choices"].items()}
+        choices = {name: _choice(words) for name, words in document["choices"].items()}
         return graph, choices, document["example"], int(document["lanes"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
@@ -92,6 +92,13 @@ def _node(entry: dict[str, Any]) -> Node:
         if key in attributes:
             attributes[key] = Activation(**attributes[key])
     return Node(entry["name"], entry["op"], list(entry["inputs"]), attributes, entry["layer"])
+
+
+def _choice(words: dict[str, Any]) -> ConvChoice:
+    choice = ConvChoice(**words)
+    if not choice.is_sound:
+        raise ValueError(f"{words} is no choice")
+    return choice
 
 
 def _weight(shape: tuple[int, ...], bits: Tensor, values: Tensor) -> SparseWeight:

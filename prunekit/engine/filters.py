@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
+from prunekit.engine.graph import SparseWeight
 from prunekit.engine.lanes import Indices
+from prunekit.errors import InputError
 
 _HEADER_WORDS, _NUM_IDS = 16, 9
-_MAX_UINT16 = 65535
+_MAX_UINT16, _MAX_UINT32 = 65535, 2**32 - 1
+#: Taps of a channel block: csrc/sparse_filter.h numbers them in 16 bits.
+MAX_BLOCK_TAPS = 65535
 # Bytes of the input that a channel block should touch for one tile: it shares L1 with weights and sums.
 _L1_BYTES = 20 * 1024
 # Kept weights a row and channel block that make the passing of its sums cheap.
@@ -37,6 +41,11 @@ class ConvChoice:
     row_parts: int = 1
     repeats: int = 1
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the numbers can be a choice; those of a file may be anything."""
+        return all(type(n) is int and n >= 1 for n in astuple(self)) and self.rows in (1, 2, 4)
+
     def __str__(self) -> str:
         rows = f"{self.rows} row{'s'[: self.rows > 1]}"
         tiles = f"{self.repeats} × {self.tile_vectors}" if self.repeats > 1 else f"{self.tile_vectors}"
@@ -50,7 +59,7 @@ class LaneFilter:
 
     Attributes:
         index: The packed filter's index, int32 (csrc/sparse_filter.h).
-        values: The kept weights.
+        values: The kept weights, float32 or bfloat16.
         offsets: Per id the tap's offset in vectors from its channel block, uint16 in int16's clothes, or int32.
     """
 
@@ -63,14 +72,23 @@ class LaneFilter:
         """Whether the offsets take 32 bits."""
         return self.offsets.dtype == torch.int32
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the values take 16 bits."""
+        return self.values.dtype == torch.bfloat16
+
 
 def pack_for_lanes(
-    weight: Tensor, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
+    sparse: SparseWeight, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
 ) -> LaneFilter:
-    """Pack `weight` [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
+    """Pack a weight [K, C / groups, R, S]; `channel` is the vectors from channel to channel.
 
     Offsets take 32 bits where 16 are not enough, or where `is_wide` asks for them.
+
+    Raises:
+        InputError: 32 are not enough either.
     """
+    weight = sparse.dense()
     mask = weight != 0
     index, values = torch.ops.prunekit.pack_filter(weight, mask, groups, choice.rows, choice.channel_block)
     block = int(index[7])
@@ -78,21 +96,24 @@ def pack_for_lanes(
     words = index.numpy()
     ids = words[len(words) - -(-num_ids // 2) :].view(np.uint16)[:num_ids]
     table = (np.arange(block)[:, None] * channel + tap_offsets[None, :]).reshape(-1)
+    if table.max() > _MAX_UINT32:
+        raise InputError(f"a block of {block} channels spans 2^32 vectors or more: use smaller images.")
     is_wide = is_wide or bool(table.max() > _MAX_UINT16)
     offsets = table.astype(np.uint32 if is_wide else np.uint16)[ids]
     clothes = offsets.view(np.int32 if is_wide else np.int16)
-    return LaneFilter(index, values, torch.from_numpy(clothes))
+    return LaneFilter(index, values.to(sparse.values.dtype), torch.from_numpy(clothes))
 
 
 def default_choice(
-    weight: Tensor, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
+    weight: SparseWeight, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
 ) -> ConvChoice:
     """Return a choice by rule of thumb, for layers that were not tuned."""
     out_channels, channels, kernel_h, kernel_w = weight.shape
-    density = float(weight.count_nonzero()) / weight.numel()
     rows = 1 if out_channels // groups < 2 else 2
     longest = max_vectors[{1: 0, 2: 1, 4: 2}[rows]]
-    return cut(rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), density, lanes, threads)
+    return cut(
+        rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), weight.density, lanes, threads
+    )
 
 
 def cut(

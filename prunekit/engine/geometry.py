@@ -33,6 +33,8 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
     elif node.op == "pad":
         left, right, top, bottom = node.attributes["sides"]
         size = (channels, height + top + bottom, width + left + right)
+    elif node.op == "global_mean":
+        size = (channels, 1, 1)
     elif node.op == "concat":
         size = (sum(s[0] for s in sizes), height, width)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ class Node:
 
     Attributes:
         name: Of the value it makes, unique in the graph.
-        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "pad", or "torch"
-            for one that torch runs.
+        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "global_mean",
+            "pad", or "torch" for one that torch runs.
         inputs: Names of the values it reads.
         attributes: The rest: sizes, names of constants, activations; what is in them depends on the op.
         layer: The module it came from, for people.
@@ -54,7 +54,7 @@ class SparseWeight:
     Attributes:
         shape: [K, C / groups, R, S].
         bits: Which weights are kept, eight a byte as numpy.packbits does it, uint8.
-        values: The kept ones in order, float32.
+        values: The kept ones in order, float32 or bfloat16.
     """
 
     shape: tuple[int, ...]
@@ -77,11 +77,15 @@ class SparseWeight:
         """Fraction of kept weights."""
         return self.values.numel() / max(1, self.size)
 
+    def to(self, dtype: torch.dtype) -> SparseWeight:
+        """Return the weight with its values rounded to `dtype`."""
+        return replace(self, values=self.values.to(dtype))
+
     def dense(self) -> Tensor:
-        """Return the weight with its zeros."""
+        """Return the weight with its zeros, float32."""
         kept = torch.from_numpy(np.unpackbits(self.bits.numpy(), count=self.size).view(np.bool_))
         weight = torch.zeros(self.size, dtype=torch.float32, device="cpu")
-        return weight.masked_scatter_(kept, self.values).reshape(self.shape)
+        return weight.masked_scatter_(kept, self.values.float()).reshape(self.shape)
 
 
 @dataclass
@@ -116,6 +120,10 @@ class Graph:
                 self.weights[name] = SparseWeight.of(self.constants[name])
         named = {name for node in self.nodes for name in _constants_of(node)}
         self.constants = {name: tensor for name, tensor in self.constants.items() if name in named}
+
+    def with_weights(self, dtype: torch.dtype) -> Graph:
+        """Return a compressed graph, the same but for the convolutions' weights, which are rounded to `dtype`."""
+        return replace(self, weights={name: weight.to(dtype) for name, weight in self.weights.items()})
 
     def users(self) -> dict[str, int]:
         """Count for each value the nodes that read it, and whether it leaves the graph."""

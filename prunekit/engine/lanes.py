@@ -1,4 +1,4 @@
-"""Where pixels lie: the lane layout of csrc/cpu/lane_kernels.h, and the tables that lead into and out of it.
+"""Where pixels lie: the lane layout of csrc/cpu/lane_kernels.h, and which rows and columns planes are made of.
 
 A plane of `height` rows, `pitch` apart, is flattened and cut into `lanes` chunks of `vectors` pixels; element
 `j · lanes + l` is pixel j of chunk l. A tap at any offset is then a whole vector, and never an unaligned one.
@@ -40,22 +40,16 @@ class LaneLayout:
             return self.height // self.lanes * self.pitch
         return -(-((self.height - 1) * self.pitch + self.width) // self.lanes)
 
-    def positions(self, back: int = 0) -> Indices:
-        """Return the flattened position of every element of a plane, [(vectors + back) · lanes]."""
-        vector = np.arange(self.vectors + back)[:, None]
-        return (np.arange(self.lanes)[None, :] * self.vectors + vector).reshape(-1)
-
     @cached_property
     def mask(self) -> npt.NDArray[np.int32]:
         """All ones (-1) where an element is a pixel, 0 elsewhere; [vectors · lanes]."""
-        position = self.positions()
+        position = (np.arange(self.lanes) * self.vectors + np.arange(self.vectors)[:, None]).reshape(-1)
         is_pixel = (position % self.pitch < self.width) & (position // self.pitch < self.height)
         return -is_pixel.astype(np.int32)
 
-    def elements(self, row: Indices, column: Indices) -> Indices:
-        """Return where pixels lie in a plane, relative to its first element."""
-        position = row * self.pitch + column
-        return position % self.vectors * self.lanes + position // self.vectors
+    def rows(self, back: int = 0) -> Indices:
+        """Return the numbers of all rows, those beyond the image included, that a plane and `back` vectors touch."""
+        return np.arange(-(-(self.vectors * self.lanes + back) // self.pitch))
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,37 @@ class PlanarLayout:
     height: int
     width: int
 
-    def elements(self, row: Indices, column: Indices) -> Indices:
-        """Return where pixels lie in a plane."""
-        return row * self.width + column
+    @property
+    def pitch(self) -> int:
+        """Pixels from row to row."""
+        return self.width
+
+    @property
+    def vectors(self) -> int:
+        """No lanes: the kernels' word for planar."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Planes made of another's pixels.
+
+    Attributes:
+        rows: int32 [planes, rows]: the source's row, or -1 where there is none.
+        columns: int32 [planes, columns], likewise.
+    """
+
+    rows: npt.NDArray[np.int32]
+    columns: npt.NDArray[np.int32]
+
+    @classmethod
+    def within(cls, rows: Indices, columns: Indices, height: int, width: int) -> Picks:
+        """Pick of a source of `height` by `width` pixels; numbers outside of it are none."""
+
+        def inside(numbers: Indices, size: int) -> npt.NDArray[np.int32]:
+            return np.where((numbers >= 0) & (numbers < size), numbers, -1).astype(np.int32)
+
+        return cls(np.atleast_2d(inside(rows, height)), np.atleast_2d(inside(columns, width)))
 
 
 @dataclass(frozen=True)
@@ -145,32 +167,10 @@ class Phases:
         )
         return phase * self.plane + rows // sh * self.output.pitch + columns // sw
 
-    def table(self, source: LaneLayout | PlanarLayout) -> npt.NDArray[np.int32]:
-        """Return for each element of all phases the source's element, or -1 where there is padding."""
-        position = self.output.positions(self.back)
-        i, j = position // self.output.pitch, position % self.output.pitch
-        parts = []
-        for a, b in self.used:
-            row = i * self.window.stride[0] + a - self.window.padding[0]
-            column = j * self.window.stride[1] + b - self.window.padding[1]
-            parts.append(source_table(source, row, column))
-        return np.concatenate(parts)
-
-
-def source_table(source: LaneLayout | PlanarLayout, row: Indices, column: Indices) -> npt.NDArray[np.int32]:
-    """Return the source's element of each pixel, or -1 where the pixel is outside the image."""
-    is_inside = (row >= 0) & (row < source.height) & (column >= 0) & (column < source.width)
-    return np.where(is_inside, source.elements(row, column), -1).astype(np.int32)
-
-
-def pixels_of(layout: LaneLayout) -> tuple[Indices, Indices]:
-    """Return row and column of each element of a plane; rows beyond the image where there is no pixel."""
-    position = layout.positions()
-    row, column = position // layout.pitch, position % layout.pitch
-    return np.where(column < layout.width, row, layout.height), column
-
-
-def unpack_table(source: LaneLayout) -> npt.NDArray[np.int32]:
-    """Return the source's element of each pixel in planar order, [height · width]."""
-    row, column = np.meshgrid(np.arange(source.height), np.arange(source.width), indexing="ij")
-    return source.elements(row.reshape(-1), column.reshape(-1)).astype(np.int32)
+    def picks(self, height: int, width: int) -> Picks:
+        """Return which pixels of an image of `height` by `width` the phases hold, a plane each."""
+        phase = np.array(self.used)
+        (sh, sw), (top, left) = self.window.stride, self.window.padding
+        rows = self.output.rows(self.back) * sh + phase[:, :1] - top
+        columns = np.arange(self.output.pitch) * sw + phase[:, 1:] - left
+        return Picks.within(rows, columns, height, width)

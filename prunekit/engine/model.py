@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from prunekit.engine.artefact import load_graph, save_graph
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph
-from prunekit.engine.program import Program, Segment, StepTime
+from prunekit.engine.program import Program, Segment, StepTime, operator_of
 from prunekit.errors import InputError
 from prunekit.ops import native
 
@@ -81,8 +81,15 @@ class AcceleratedModel(nn.Module):
         graph, choices, example, lanes = load_graph(path)
         width, longest = native.lane_layout()
         are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())
-        return cls(graph, choices if are_ours else {}, example)
+        try:
+            for node in graph.nodes:
+                if not node.is_native:
+                    operator_of(node.attributes["target"])
+            return cls(graph, choices if are_ours else {}, example)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, inputs: Sequence[Tensor], times: list[StepTime] | None) -> object:
         self._check(inputs)
         with torch.no_grad():

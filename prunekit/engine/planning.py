@@ -5,14 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.engine.arena import Buffer, View, place
+from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View, place
 from prunekit.engine.filters import ConvChoice, default_choice, pack_for_lanes
 from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
 from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
@@ -20,16 +19,14 @@ from prunekit.engine.lanes import (
     Indices,
     LaneLayout,
     Phases,
+    Picks,
     PlanarLayout,
-    pixels_of,
-    source_table,
-    unpack_table,
 )
 from prunekit.errors import InputError
 from prunekit.ops import native
 
 _STEP_WORDS = 32
-_CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL = range(5)
+_CONV, _HALO, _REMAP, _ELEMENTWISE, _POOL, _MEAN = range(6)
 _IN_ARENA = -1
 _STEP1, _STEP1_WIDE, _STEP2 = range(3)
 
@@ -52,7 +49,7 @@ class SegmentPlan:
     Attributes:
         words: int64 [steps, 24].
         labels: Per step the node it belongs to, or None.
-        kinds: Per step "conv", "halo", "remap", "elementwise" or "pool".
+        kinds: Per step "conv", "halo", "remap", "elementwise", "pool" or "mean".
         arena_elements: Size of the arena.
         keep_alive: Whatever the words point to.
         output_sizes: [C, H, W] of each output.
@@ -113,6 +110,9 @@ class _Planner:
         self.buffers: list[Buffer] = []
         self.views: dict[str, View] = {}
         self.layouts = layouts or layouts_of(graph, nodes, self.sizes)
+        for layout in self.layouts.values():  # before any table of that size is made
+            if layout.vectors * layout.lanes > MAX_PLANE_ELEMENTS:
+                raise InputError(f"a plane of {layout.height}×{layout.width} pixels has 2^31 elements or more.")
         self.masks: dict[LaneLayout, int] = {}
         self.tables: dict[Any, int] = {}
 
@@ -151,7 +151,7 @@ class _Planner:
             return True
         readers = [node for node in self.nodes if name in node.inputs]
         return any(
-            node.op in ("activation", "affine", "add", "concat")
+            node.op in ("activation", "affine", "add", "concat", "global_mean")
             or is_direct(node, self.graph, self.sizes, self.lanes)
             or name in node.inputs[1:]
             for node in readers
@@ -174,6 +174,20 @@ class _Planner:
             back += max(0, 2 * (self._layout(node.name).pitch - pitch) - 1)
         return front, back
 
+    def _check_reach(
+        self, node: Node, buffer: Buffer, taps: Indices, vectors: int, row_vectors: int, x_row: int
+    ) -> None:
+        """Refuse taps, as vectors of a plane with its halo, that leave the plane: they would read another channel's."""
+        last = vectors - 1
+        if row_vectors:
+            last = (-(-vectors // row_vectors) - 1) * (x_row // self.lanes) + 2 * (row_vectors - 1)
+        first, end = int(taps.min()), int(taps.max()) + last + 1
+        if first < 0 or end > buffer.vectors:
+            raise InputError(
+                f"{node.layer or node.name}: expected a halo around vectors {first} to {end} of a plane, "
+                f"found one of {buffer.vectors} vectors that is too small."
+            )
+
     # Steps.
 
     def plan(self) -> SegmentPlan:
@@ -181,9 +195,7 @@ class _Planner:
         self._assign_halos()
         for i, name in enumerate(self.input_names):
             if name in self.views:
-                layout = self._layout(name)
-                table = self._table(("pack", layout), partial(_pack_table, layout))
-                self._remap(None, name, self.views[name], table, layout.vectors * self.lanes, source=i)
+                self._remap(None, name, self.views[name], _all_pixels(self._layout(name)), source=i)
                 self._halo(self.views[name])
         for node in self.nodes:
             getattr(self, f"_plan_{node.op}")(node)
@@ -195,7 +207,7 @@ class _Planner:
             words = [step.kind, *step.words()]
             rows.append(words + [0] * (_STEP_WORDS - len(words)))
         arena = max((b.offset + b.elements for b in self.buffers), default=0)
-        kinds = ("conv", "halo", "remap", "elementwise", "pool")
+        kinds = ("conv", "halo", "remap", "elementwise", "pool", "mean")
         return SegmentPlan(
             np.array(rows, np.int64).tobytes(),
             [step.node.name if step.node else None for step in self.steps],
@@ -221,57 +233,58 @@ class _Planner:
             )  # fmt: skip
 
     def _remap(
-        self, node: Node | None, name: str, target: View, table: int, count: int, *, source: int | None = None,
-        fill: float = 0.0,
+        self, node: Node | None, name: str, target: View | int, picks: Picks, *, source: int | None = None,
+        fill: float = 0.0, back: int = 0,
     ) -> None:  # fmt: skip
-        """Fill `target` from value `name`, or from input `source` where it is planar."""
+        """Make a view, or an output by its number, of value `name`'s pixels, or of input `source`'s.
+
+        Each of a channel's planes has `back` vectors more than the layout, with the next chunk's pixels.
+        """
         if source is None and name not in self.views:
             source = self.input_names.index(name)
-        _, height, width = self.sizes[name]
+        channels, height, width = self.sizes[name]
         read = None if source is not None else self.views[name]
+        x = PlanarLayout(height, width) if read is None else read.buffer.layout
+        tables = [
+            self._table((key, table.tobytes()), table) for key, table in (("r", picks.rows), ("c", picks.columns))
+        ]
+        planes, num_rows = picks.rows.shape
 
         def words() -> list[int]:
-            if read is None:
-                assert source is not None
-                place = [source, 0, height * width]
+            place = [source, 0, height * width] if read is None else [_IN_ARENA, read.at(), read.buffer.channel]
+            if isinstance(target, View):
+                y = target.buffer.layout
+                written = [_IN_ARENA, target.at(), target.buffer.channel, y.vectors, y.pitch, back]
+                length, plane = y.vectors * self.lanes + back, (y.vectors + back) * self.lanes
             else:
-                place = [_IN_ARENA, read.at(), read.buffer.channel]
-            channels = target.channels
-            return [*place, _IN_ARENA, target.at(), target.buffer.channel, channels, count, table, _bits(fill)]
+                length = num_rows * picks.columns.shape[1]
+                written, plane = [target, 0, length, 0, picks.columns.shape[1], 0], length
+            return [
+                *place, x.vectors, x.pitch, *written, channels, planes, plane, num_rows, length, *tables, _bits(fill),
+            ]  # fmt: skip
 
-        self._add(_REMAP, node, [read.buffer] if read else [], [target.buffer], words)
+        reads, writes = [read.buffer] if read else [], [target.buffer] if isinstance(target, View) else []
+        self._add(_REMAP, node, reads, writes, words)
 
     def _unpack(self, name: str, output: int) -> None:
-        channels, height, width = self.sizes[name]
+        _, height, width = self.sizes[name]
         if name in self.input_names and name not in self.views:
             raise InputError(f"value {name} passes through unchanged.")
-        view = self.views[name]
-        table = self._table(("unpack", view.buffer.layout), lambda: unpack_table(view.buffer.layout))
-        self._add(
-            _REMAP, None, [view.buffer], [],
-            lambda: [
-                _IN_ARENA, view.at(), view.buffer.channel, output, 0, height * width, channels, height * width, table,
-                _bits(0.0),
-            ],
-        )  # fmt: skip
-
-    def _source_layout(self, name: str) -> LaneLayout | PlanarLayout:
-        return self.views[name].buffer.layout if name in self.views else PlanarLayout(*self.sizes[name][1:])
+        self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
 
     def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
         """Lay the input out so that the node's window has stride 1; return where and how."""
         name = node.inputs[0]
+        channels, height, width = self.sizes[name]
         phases = Phases(window_of(node, self.graph), self._layout(node.name))
-        source = self._source_layout(name)
-        buffer = self._new_buffer(phases.output, self.sizes[name][0], extra=len(phases.used) * phases.plane)
-        table = self._table((phases.window, phases.output, source), lambda: phases.table(source))
-        count = len(phases.used) * phases.plane * self.lanes
-        self._remap(node, name, View(buffer, 0, buffer.channels), table, count, fill=fill)
+        buffer = self._new_buffer(phases.output, channels, extra=len(phases.used) * phases.plane)
+        picks = phases.picks(height, width)
+        self._remap(node, name, View(buffer, 0, channels), picks, fill=fill, back=phases.back)
         return buffer, phases
 
     def _plan_conv2d(self, node: Node) -> None:
         a, graph = node.attributes, self.graph
-        weight, y = graph.weights[a["weight"]].dense(), self.views[node.name]
+        weight, y = graph.weights[a["weight"]], self.views[node.name]
         layout = y.buffer.layout
         reading: int | None = None
         row_vectors, x_row = 0, 0
@@ -294,13 +307,15 @@ class _Planner:
             weight, a["groups"], row_vectors or layout.vectors, self.max_vectors, self.lanes, self.threads
         )
         self.choices[node.name] = choice
+        first = 0 if read.extra else read.front - self._reach(node)[0]
+        self._check_reach(node, read, first + offsets, layout.vectors, row_vectors, x_row)
         packed = pack_for_lanes(
             weight, a["groups"], choice, offsets, read.channel // self.lanes, is_wide=reading == _STEP2
         )
         self.keep_alive.append(packed)
         if reading is None:
             reading = _STEP1_WIDE if packed.is_wide else _STEP1
-        bias = 0 if a["bias"] is None else self._pointer(graph.constants[a["bias"]].float())
+        bias = 0 if a["bias"] is None else self._per_channel(a["bias"], weight.shape[0])
         residual = self.views[node.inputs[1]] if len(node.inputs) > 1 else None
         mask = self._mask(layout)
 
@@ -309,7 +324,7 @@ class _Planner:
             return [
                 start(), read.channel, y.at(), y.buffer.channel, layout.vectors, choice.tile_vectors,
                 packed.index.data_ptr(), packed.index.numel(), packed.offsets.data_ptr(), reading,
-                packed.values.data_ptr(), packed.values.numel(), bias, *rest,
+                packed.values.data_ptr(), packed.values.numel(), int(packed.is_narrow), bias, *rest,
                 *_epilogue(a["before"]), *_epilogue(a["after"]), mask, choice.row_parts,
                 row_vectors, x_row, choice.repeats,
             ]  # fmt: skip
@@ -317,17 +332,16 @@ class _Planner:
         self._add(_CONV, node, [read, *([residual.buffer] if residual else [])], [y.buffer], words)
         self._halo(y)
 
-    def _plan_elementwise(self, node: Node, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
+    def _plan_elementwise(self, node: Node, scale: int = 0, shift: int = 0) -> None:
         x, y = self.views[node.inputs[0]], self.views[node.name]
         other = self.views[node.inputs[1]] if node.op == "add" else None
         layout = y.buffer.layout
-        pointers = [self._pointer(t.float()) if t is not None else 0 for t in (scale, shift)]
         mask = self._mask(layout)
 
         def words() -> list[int]:
             rest = [other.at(), other.buffer.channel] if other else [-1, 0]
             return [
-                x.at(), x.buffer.channel, *rest, y.at(), y.buffer.channel, y.channels, layout.vectors, *pointers,
+                x.at(), x.buffer.channel, *rest, y.at(), y.buffer.channel, y.channels, layout.vectors, scale, shift,
                 *_epilogue(node.attributes.get("after", Activation())), mask,
             ]  # fmt: skip
 
@@ -335,8 +349,8 @@ class _Planner:
         self._halo(y)
 
     def _plan_affine(self, node: Node) -> None:
-        scale, shift = (self.graph.constants[node.attributes[key]] for key in ("scale", "shift"))
-        self._plan_elementwise(node, scale, shift)
+        channels = self.sizes[node.name][0]
+        self._plan_elementwise(node, *(self._per_channel(node.attributes[key], channels) for key in ("scale", "shift")))
 
     def _plan_activation(self, node: Node) -> None:
         self._plan_elementwise(node)
@@ -363,28 +377,21 @@ class _Planner:
 
     def _plan_upsample(self, node: Node) -> None:
         factors = node.attributes["factors"]
-        self._gather(node, ("upsample", *factors), lambda row, column: (row // factors[0], column // factors[1]), 0.0)
+        self._pick(node, lambda row, column: (row // factors[0], column // factors[1]), 0.0)
 
     def _plan_pad(self, node: Node) -> None:
         left, _, top, _ = node.attributes["sides"]
-        fill = float(node.attributes["fill"])
-        self._gather(node, ("pad", left, top), lambda row, column: (row - top, column - left), fill)
+        self._pick(node, lambda row, column: (row - top, column - left), float(node.attributes["fill"]))
 
-    def _gather(
-        self, node: Node, kind: tuple[Any, ...], source_of: Callable[[Indices, Indices], tuple[Indices, Indices]],
-        fill: float,
-    ) -> None:  # fmt: skip
-        """Make a value of pixels of another."""
+    def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: float) -> None:
+        """Make a value of rows and columns of another."""
         name, y = node.inputs[0], self.views[node.name]
-        layout, source = y.buffer.layout, self._source_layout(name)
-
-        def table() -> Any:
-            row, column = source_of(*pixels_of(layout))
-            is_pixel = layout.mask != 0  # else a cropped row would stand where none is
-            return source_table(source, np.where(is_pixel, row, -1), column)
-
-        at = self._table((*kind, layout, source), table)
-        self._remap(node, name, y, at, layout.vectors * self.lanes, fill=fill)
+        layout = y.buffer.layout
+        row, column = layout.rows(), np.arange(layout.pitch)
+        rows, columns = source_of(row, column)
+        # What was cropped must not come back where the image ends.
+        rows, columns = np.where(row < layout.height, rows, -1), np.where(column < layout.width, columns, -1)
+        self._remap(node, name, y, Picks.within(rows, columns, *self.sizes[name][1:]), fill=fill)
         if fill != 0.0:  # what is no pixel must be zero
             self._copy_masked(node, y)
         self._halo(y)
@@ -416,11 +423,24 @@ class _Planner:
         taps = torch.from_numpy(offsets.astype(np.int32))
         pointer, y = self._pointer(taps), self.views[node.name]
         layout, mask = y.buffer.layout, self._mask(y.buffer.layout)
+        self._check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
         self._add(
             _POOL, node, [x.buffer], [y.buffer],
             lambda: [
                 x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, layout.vectors, pointer,
                 taps.numel(), int(is_max), _bits(1 / taps.numel()), mask, row_vectors, x_row,
+            ],
+        )  # fmt: skip
+        self._halo(y)
+
+    def _plan_global_mean(self, node: Node) -> None:
+        x, y = self.views[node.inputs[0]], self.views[node.name]
+        _, height, width = self.sizes[node.inputs[0]]
+        self._add(
+            _MEAN, node, [x.buffer], [y.buffer],
+            lambda: [
+                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, x.buffer.layout.vectors,
+                _bits(1 / (height * width)),
             ],
         )  # fmt: skip
         self._halo(y)
@@ -433,20 +453,25 @@ class _Planner:
         self.keep_alive.append(aligned)
         return aligned.data_ptr()
 
+    def _per_channel(self, name: str, channels: int) -> int:
+        tensor = self.graph.constants[name]
+        if tensor.shape != (channels,):
+            raise InputError(f"expected [{channels}] as the shape of {name}, got {list(tensor.shape)}.")
+        return self._pointer(tensor.float())
+
     def _mask(self, layout: LaneLayout) -> int:
         if layout not in self.masks:
             self.masks[layout] = self._pointer(torch.from_numpy(layout.mask))
         return self.masks[layout]
 
-    def _table(self, key: Any, make: Callable[[], Any]) -> int:
+    def _table(self, key: Any, table: Any) -> int:
         if key not in self.tables:
-            self.tables[key] = self._pointer(torch.from_numpy(np.ascontiguousarray(make())))
+            self.tables[key] = self._pointer(torch.from_numpy(np.ascontiguousarray(table)))
         return self.tables[key]
 
 
-def _pack_table(layout: LaneLayout) -> Any:
-    row, column = pixels_of(layout)
-    return source_table(PlanarLayout(layout.height, layout.width), row, column)
+def _all_pixels(layout: LaneLayout) -> Picks:
+    return Picks.within(layout.rows(), np.arange(layout.pitch), layout.height, layout.width)
 
 
 def _bits(value: float) -> int:

@@ -21,8 +21,8 @@ from prunekit.engine.planning import SegmentPlan, plan_segment
 from prunekit.errors import InputError
 from prunekit.ops import native
 
-# Planned sizes that a program keeps; the oldest goes first.
-_MAX_SEGMENTS = 8
+# Planned sizes of each native part that a program keeps; the oldest goes first.
+_MAX_SIZES = 8
 
 
 class Segment:
@@ -33,15 +33,26 @@ class Segment:
         self._native = native.make_plan(plan.words, plan.arena_elements, len(inputs), len(outputs))
 
     def run(self, values: dict[str, Tensor], step_ends: Tensor | None = None) -> None:
-        """Read inputs from `values` and add the outputs; `step_ends` is int64 [steps] for nanoseconds, or None."""
-        inputs = [values[name].contiguous() for name in self.inputs]
+        """Read inputs from `values` and add the outputs; `step_ends` is int64 [steps] for nanoseconds, or None.
+
+        Raises:
+            InputError: the inputs' batches differ.
+            MemoryError: there is no memory for the arena; the message says how much it takes.
+        """
+        inputs = [values[name].resolve_neg().contiguous() for name in self.inputs]
         batch = len(inputs[0])
         if any(len(x) != batch for x in inputs):
             raise InputError(f"expected inputs of one batch, got batches of {[len(x) for x in inputs]}.")
         outputs = [torch.empty(batch, *size, dtype=torch.float32, device="cpu") for size in self.plan.output_sizes]
         tensors = [word for t in (*inputs, *outputs) for word in (t.data_ptr(), math.prod(t.shape[1:]))]
         ends = 0 if step_ends is None else step_ends.data_ptr()
-        native.run_plan(self._native, np.array(tensors, np.int64).tobytes(), batch, ends)
+        try:
+            native.run_plan(self._native, np.array(tensors, np.int64).tobytes(), batch, ends)
+        except MemoryError as error:
+            raise MemoryError(
+                f"expected {self.plan.arena_elements * 4 / 1e9:.3g} GB of memory for the network's values on images of "
+                f"these sizes, but there is less; give it smaller images."
+            ) from error
         values.update(zip(self.outputs, outputs, strict=True))
 
 
@@ -51,7 +62,7 @@ class StepTime:
 
     Attributes:
         node: The node that the step works for, or None for what lies between nodes.
-        kind: "conv", "halo", "remap", "elementwise", "pool" or "torch".
+        kind: "conv", "halo", "remap", "elementwise", "pool", "mean" or "torch".
         ms: Milliseconds.
     """
 
@@ -86,7 +97,8 @@ class Program:
 
     def segments(self) -> list[Segment]:
         """Return the native parts that were planned so far."""
-        return list(self._segments.values())
+        with self._lock:
+            return list(self._segments.values())
 
     def _run_natively(self, level: int, values: dict[str, Tensor], times: list[StepTime] | None) -> None:
         nodes = self._levels[level]
@@ -103,8 +115,9 @@ class Program:
             if segment is None:
                 sizes: Any = {name: tuple(values[name].shape[1:]) for name in inputs}
                 segment = Segment(plan_segment(self._graph, nodes, sizes, outputs, self._choices), inputs, outputs)
-                while len(self._segments) >= _MAX_SEGMENTS:
-                    self._segments.pop(next(iter(self._segments)))
+                alike = [other for other in self._segments if other[0] == level]
+                if len(alike) >= _MAX_SIZES:
+                    del self._segments[alike[0]]
                 self._segments[key] = segment
         ends = None if times is None else torch.zeros(len(segment.plan.kinds), dtype=torch.int64)
         segment.run(values, ends)

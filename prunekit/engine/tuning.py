@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.engine.filters import ConvChoice, cut
+from prunekit.engine.filters import MAX_BLOCK_TAPS, ConvChoice, cut
 from prunekit.engine.geometry import Layouts, Size, layouts_of, row_vectors_of, window_of
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import plan_segment
@@ -93,8 +94,15 @@ def tune(
 
 def _fits(choice: ConvChoice, key: TuningKey) -> bool:
     longest = native.lane_layout()[1][{1: 0, 2: 1, 4: 2}[choice.rows]]
-    is_sound = choice.repeats == 1 or choice.channel_block == key.weight[1]
+    vectors = key.size[0] * max(key.pitches)  # more than there are
+    is_sound = choice.repeats == 1 or (choice.channel_block == key.weight[1] and _fits_one_block(key))
+    is_sound = is_sound and choice.row_parts <= key.weight[0] and choice.repeats <= vectors
     return is_sound and choice.tile_vectors <= longest and choice.channel_block <= key.weight[1]
+
+
+def _fits_one_block(key: TuningKey) -> bool:
+    """Tell whether all channels can be one block: taps in it are numbered in 16 bits."""
+    return math.prod(key.weight[1:]) <= MAX_BLOCK_TAPS
 
 
 def _key(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts) -> TuningKey:
@@ -112,6 +120,7 @@ def _key(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts) 
         size=size[1:],
         pitches=(layouts[size[1:]].pitch, layouts[output].pitch),
         density=float(f"{weight.density:.2g}"),
+        weight_bits=8 * weight.values.element_size(),
         threads=torch.get_num_threads(),
         lanes=native.lane_layout()[0],
         work=kept * output[0] * output[1],
@@ -122,6 +131,10 @@ def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) 
     """Return the cuts worth trying for a convolution whose rows (or plane) have `vectors` vectors."""
     shape = (key.weight[0] // key.groups, *key.weight[1:])
     choices: dict[ConvChoice, None] = {}
+    if vectors == 1:  # a linear layer: packing it for each of many cuts takes longer than they differ by
+        wide = cut(1, 1, 1, shape, 1.0, key.lanes, key.threads)  # type: ignore[arg-type]
+        blocked = cut(min(2, shape[0]), 1, 1, shape, 1.0, key.lanes, key.threads, 40 * 1024)  # type: ignore[arg-type]
+        return [replace(wide, channel_block=shape[1]), blocked]
     for rows, longest in zip((1, 2, 4), max_vectors, strict=True):
         if rows > max(1, shape[0]) or (rows == 4 and longest < 4):
             continue
@@ -129,7 +142,7 @@ def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) 
             for block_bytes in _BLOCK_BYTES:
                 choice = cut(rows, tile, vectors, shape, 1.0, key.lanes, key.threads, block_bytes)  # type: ignore[arg-type]
                 choices[choice] = None
-            for repeats in _REPEATS:
+            for repeats in _REPEATS if _fits_one_block(key) else ():
                 if repeats == 1 or repeats * choice.tile_vectors <= vectors:
                     choices[replace(choice, channel_block=shape[1], repeats=repeats)] = None
     return list(choices)

@@ -14,7 +14,7 @@ from prunekit.files import write_text
 from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TuningKey:
         size: [H, W] of the input.
         pitches: Of the input's and the output's rows.
         density: To two digits.
+        weight_bits: Of a kept weight, 32 or 16.
         threads, lanes: Of the engine.
         work: Multiply-adds of kept weights; for order, no part of the key.
     """
@@ -39,6 +40,7 @@ class TuningKey:
     size: tuple[int, int]
     pitches: tuple[int, int]
     density: float
+    weight_bits: int
     threads: int
     lanes: int
     work: int = field(compare=False)
@@ -67,22 +69,30 @@ class TuningCache:
         self.note: str | None = None
         self._is_changed = False
         self._prefix = f"{native_status().instruction_set}:"
-        if path is None or not path.is_file():
-            return
         try:
+            if path is None or not path.is_file():
+                return
             document = json.loads(path.read_text())
             if document["version"] != _VERSION:
                 raise ValueError(f"it is of version {document['version']}, not {_VERSION}")
             self._choices = {str(key): _checked(value) for key, value in document["choices"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self.note = f"the tuning cache {path} was ignored ({error}); it is written anew"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.note = f"the tuning cache {path} was ignored ({type(error).__name__}: {error}); it is written anew"
 
     @classmethod
     def default(cls) -> TuningCache:
-        """Return the user's: PRUNEKIT_CACHE, or prunekit/ in XDG_CACHE_HOME or ~/.cache."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = os.environ.get("PRUNEKIT_CACHE") or Path(base) / "prunekit"
-        return cls(Path(folder) / "tuning.json")
+        """Return the user's: PRUNEKIT_CACHE, or prunekit/ in XDG_CACHE_HOME or ~/.cache.
+
+        Who has no home folder keeps choices in memory only, with a note.
+        """
+        folder, base = os.environ.get("PRUNEKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+        try:
+            chosen = Path(folder) if folder else (Path(base) if base else Path.home() / ".cache") / "prunekit"
+        except RuntimeError as error:
+            cache = cls(None)
+            cache.note = f"choices of this run are not kept for later ones ({error})"
+            return cache
+        return cls(chosen / "tuning.json")
 
     def get(self, key: TuningKey) -> ConvChoice | None:
         """Return the choice for a key, or None."""
@@ -104,12 +114,12 @@ class TuningCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._path, json.dumps({"version": _VERSION, "choices": self._choices}, indent=1) + "\n")
             self._is_changed = False
-        except OSError as error:
-            self.note = f"the tuning cache {self._path} could not be written ({error})"
+        except (OSError, ValueError) as error:  # a path may be none
+            unread = f"{self.note}; " if self.note else ""
+            self.note = f"{unread}the tuning cache {self._path} could not be written ({error})"
 
 
 def _checked(words: Any) -> list[int]:
-    is_choice = isinstance(words, list) and len(words) == 5 and all(isinstance(w, int) and w >= 1 for w in words)
-    if not is_choice or words[0] not in (1, 2, 4):
+    if not isinstance(words, list) or len(words) != 5 or not ConvChoice(*words).is_sound:
         raise ValueError(f"{words!r} is no choice")
     return [int(w) for w in words]

@@ -47,6 +47,7 @@ def accelerate(
     example_input: Tensor | Sequence[Tensor],
     *,
     whole_graph: bool = True,
+    weight_dtype: torch.dtype = torch.float32,
     tuning_seconds: float = 60.0,
     tuning_cache: Path | Literal["default"] | None = "default",
     progress: Callable[[int, int], None] | None = None,
@@ -63,30 +64,46 @@ def accelerate(
         model: any module on the CPU; its convolutions may have been pruned by anyone, by any means.
         example_input: the forward's tensor, or a sequence of its positional arguments, of the size to be fast at.
         whole_graph: False keeps the model's class and its own forward.
+        weight_dtype: torch.bfloat16 stores kept weights in half the bytes; sums, biases and pixels stay float32. The
+            weights are rounded to 8 bits of significand after BatchNorm is folded, and `report.relative_rms` says what
+            that does to the outputs.
         tuning_seconds: time for choosing; what is not chosen then keeps a rule of thumb.
         tuning_cache: file of choices of earlier runs; None keeps none, "default" is the user's cache folder's.
         progress: called with (convolution shapes tuned, all of them).
 
     Raises:
-        InputError: the model is not on the CPU, or does not run on the example.
-        WrongOutputError: the result's outputs differ from the model's by more than 1e-4 relative RMS.
+        InputError: the model is not on the CPU, does not run on the example, or its output there is not finite, or
+            `weight_dtype` is another one.
+        WrongOutputError: the result's outputs differ by more than 1e-4 relative RMS from the model's, or from those of
+            the rounded weights.
     """
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    _check_devices(model, inputs)
+    if weight_dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")
+    inputs = _inputs_of(model, example_input)
     with torch.no_grad(), _evaluating(model):
         expected = _run(model, inputs)
+        _check_finite(model, expected)
+        modules_notes = [] if weight_dtype == torch.float32 else ["weights stay float32 outside the engine"]
         if not whole_graph:
-            return _accelerate_modules(model, inputs, expected, [])
+            return _accelerate_modules(model, inputs, expected, modules_notes)
         peak = native.fma_peak_gflops() if native.is_available() else 0.0
-        cache = TuningCache.default() if tuning_cache == "default" else TuningCache(tuning_cache)
+        cache = TuningCache.default() if tuning_cache == "default" else TuningCache(tuning_cache and Path(tuning_cache))
         try:
             plain = _inference_copy(model) if _has_derived_weights(model) else model
-            built = build_whole_graph(plain, inputs, tuning_seconds, cache, progress or (lambda done, total: None))
+            built = build_whole_graph(
+                plain, inputs, tuning_seconds, cache, progress or (lambda done, total: None), weight_dtype
+            )
         except CaptureError as error:
-            return _accelerate_modules(model, inputs, expected, [f"not run as a whole graph: {error}"])
-        fast, times = built.model, _compare(model, built.model, inputs, expected)
+            notes = [f"not run as a whole graph: {error}", *modules_notes]
+            return _accelerate_modules(model, inputs, expected, notes)
+        fast = built.model
+        if built.exact is None or built.rounded is None:
+            times = _compare(model, fast, inputs, expected)
+        else:
+            _check_equal(expected, built.exact(*inputs))
+            times = _compare(model, fast, inputs, built.rounded(*inputs))
         if times["before"].median_ms < _CLEARLY_FASTER * times["after"].median_ms:
-            modules = _accelerate_modules(model, inputs, expected, [])
+            modules = _accelerate_modules(model, inputs, expected, modules_notes)
             both = time_in_turn(
                 {"modules": lambda: modules(*inputs), "graph": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS
             )
@@ -141,19 +158,46 @@ def _compare(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], expect
     Raises:
         WrongOutputError: they are not.
     """
-    difference = _largest_difference(expected, fast(*inputs))
-    if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
-        raise WrongOutputError(
-            f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS:g}. Not-a-number means that an output is not finite on this example input."
-        )
+    _check_equal(expected, fast(*inputs))
     return time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
 
 
-def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    if not all(isinstance(x, Tensor) for x in inputs):
+def _check_equal(expected: object, actual: object) -> None:
+    difference = _largest_difference(expected, actual)
+    if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
+        raise WrongOutputError(
+            f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
+            f"{MAX_RELATIVE_RMS:g}."
+        )
+
+
+def _inputs_of(model: object, example_input: object) -> tuple[Tensor, ...]:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"accelerate expects model to be a torch.nn.Module; got {type(model).__name__}.")
+    if isinstance(example_input, Tensor):
+        inputs: tuple[object, ...] = (example_input,)
+    else:
+        inputs = tuple(example_input) if isinstance(example_input, Sequence) else (example_input,)
+    tensors = tuple(x for x in inputs if isinstance(x, Tensor))
+    if len(tensors) < len(inputs):
         found = ", ".join(type(x).__name__ for x in inputs)
         raise InputError(f"accelerate expects example_input to be a tensor or a sequence of tensors; got {found}.")
+    _check_devices(model, tensors)
+    return tensors
+
+
+def _check_finite(model: nn.Module, expected: object) -> None:
+    if all(bool(leaf.isfinite().all()) for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)):
+        return
+    named = [*model.named_parameters(), *model.named_buffers()]
+    cause = next((f", and neither is its {name}" for name, t in named if not bool(t.isfinite().all())), "")
+    raise InputError(
+        "accelerate compares its result with the model's output on example_input, "
+        f"and that is not finite (nan or inf){cause}."
+    )
+
+
+def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     devices = {str(t.device) for t in [*model.parameters(), *model.buffers(), *inputs]}
     if devices - {"cpu"}:
         raise InputError(f"accelerate runs on the CPU; model and example_input are on {', '.join(sorted(devices))}.")

@@ -36,6 +36,8 @@ class WholeGraph:
         tuned: What was chosen for each convolution, by its node's name.
         seconds: The choice took.
         notes: About the tuning cache, and which operators torch runs.
+        exact, rounded: Where weights were rounded, the same graph with float32 weights before and after that, to
+            compare with; else None.
     """
 
     model: AcceleratedModel
@@ -43,12 +45,19 @@ class WholeGraph:
     tuned: dict[str, TunedConv]
     seconds: float
     notes: list[str]
+    exact: AcceleratedModel | None = None
+    rounded: AcceleratedModel | None = None
 
 
 def build_whole_graph(
-    model: nn.Module, inputs: Sequence[Tensor], seconds: float, cache: TuningCache, progress: Callable[[int, int], None]
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    seconds: float,
+    cache: TuningCache,
+    progress: Callable[[int, int], None],
+    weight_dtype: torch.dtype = torch.float32,
 ) -> WholeGraph:
-    """Capture, fuse, tune.
+    """Capture, fuse, round the convolutions' weights to `weight_dtype`, tune.
 
     Raises:
         CaptureError: the model cannot run on the engine; the message is why, without a full stop.
@@ -67,11 +76,17 @@ def build_whole_graph(
     graph.compress()
     if not any(node.op == "conv2d" for node in graph.nodes):
         raise CaptureError("no float32 convolution was found")
+    shapes = [list(x.shape) for x in inputs]
+    exact = rounded = None
+    if weight_dtype != torch.float32:
+        exact, graph = AcceleratedModel(graph, {}, shapes), graph.with_weights(weight_dtype)
+        rounded = AcceleratedModel(graph.with_weights(torch.float32), {}, shapes)
     begin = time.perf_counter()
     tuned = tune(graph, cache, seconds, progress)
     elapsed = time.perf_counter() - begin
-    fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, [list(x.shape) for x in inputs])
-    return WholeGraph(fast, folded, tuned, elapsed, [note for note in (cache.note, _foreign(graph)) if note])
+    fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, shapes)
+    notes = [note for note in (cache.note, _foreign(graph)) if note]
+    return WholeGraph(fast, folded, tuned, elapsed, notes, exact, rounded)
 
 
 def _foreign(graph: Graph) -> str | None:
@@ -106,7 +121,7 @@ def _row(fast: AcceleratedModel, node: Node, ms: float, peak_gflops: float, band
     weight, size, output = graph.weights[node.attributes["weight"]], graph.sizes[node.inputs[0]], graph.sizes[node.name]
     kept_macs = weight.values.numel() * output[1] * output[2]
     elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
-    num_bytes = 6 * weight.values.numel() + 4 * elements
+    num_bytes = (2 + weight.values.element_size()) * weight.values.numel() + 4 * elements
     choice = next((s.plan.choices[node.name] for s in fast.segments() if node.name in s.plan.choices), None)
     floors = {"multiply-adds": 2 * kept_macs / peak_gflops / 1e6, "memory": num_bytes / bandwidth / 1e6}
     blocks = -(-weight.shape[1] // choice.channel_block) if choice else 1

@@ -130,7 +130,7 @@ def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: i
     return _require().make_plan(words, arena_elements, num_inputs, num_outputs)
 
 
-def run_plan(plan: object, tensors: bytes, batch: int, step_ends: int = 0) -> None:
+def run_plan(plan: object, tensors: bytes, batch: int, step_ends: int = 0, arena: int = 0) -> None:
     """Run a plan on `batch` images; `tensors` holds int64 (address, batch stride) of its inputs, then outputs.
 
     Args:
@@ -138,11 +138,12 @@ def run_plan(plan: object, tensors: bytes, batch: int, step_ends: int = 0) -> No
         tensors: as bytes.
         batch: how many images.
         step_ends: address of int64 [steps] for each step's end in nanoseconds since the last image began, or 0.
+        arena: address of float32 [arena elements], aligned to cache lines, to run in; 0 for memory of the plan's own.
 
     Raises:
         MemoryError: there is no memory for the arena.
     """
-    _require().run_plan(plan, tensors, batch, step_ends)
+    _require().run_plan(plan, tensors, batch, step_ends, arena)
 
 
 def _require() -> ModuleType:

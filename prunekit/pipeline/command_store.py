@@ -37,10 +37,11 @@ class CommandStore:
         """
         path = self.root if stage == self.stage else self.root / stage
         description = describe(stage, config, inputs)
-        if (path / CLAIM).is_file():
-            self._require_same(_read_claim(path), description)
+        earlier = _read_claim(path) if (path / CLAIM).is_file() else _first_claim(stage)
+        if earlier == _first_claim(stage):
+            _write_claim(path, description)
         else:
-            write_text(path / CLAIM, json.dumps(description, indent=2) + "\n")
+            self._require_same(earlier, description)
         return StageFolder(path, digest([description]), description)
 
     def _require_same(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -70,6 +71,9 @@ def command_store(root: Path, stage: str) -> Iterator[CommandStore]:
     """Open the folder, new or interrupted, for this process alone."""
     check_command_folder(root, stage)
     with claimed(root):
+        if not (root / CLAIM).is_file():
+            # What is needed beforehand is written first; a process killed meanwhile must find its folder again.
+            _write_claim(root, _first_claim(stage))
         yield CommandStore(root, stage)
 
 
@@ -79,6 +83,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found
+
+
+def _first_claim(stage: str) -> dict[str, Any]:
+    """Return what is known of a stage's work before the results that it starts from are there."""
+    return {"stage": stage}
+
+
+def _write_claim(path: Path, claim: Mapping[str, Any]) -> None:
+    write_text(path / CLAIM, json.dumps(claim, indent=2) + "\n")
 
 
 def _read_claim(path: Path) -> dict[str, Any]:

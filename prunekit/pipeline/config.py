@@ -113,6 +113,12 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     score_optimizer: str = Field(
         "sgd", description="what moves the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
     )
+    share_scores_at: float | None = Field(
+        None,
+        ge=0,
+        lt=100,
+        description="optimise scores once, at this ratio, and prune by them at every one (not given: anew for each)",
+    )
     optimise_learning_rate: float | None = Field(
         None, gt=0, description="peak of the scores' optimisation (not given: 0.1 for sgd, 0.003 for adamw)"
     )
@@ -141,6 +147,12 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
             learns += ["pre-training"] if self.pretrain_epochs else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_scores_are_optimised(self) -> RunConfig:
+        if self.share_scores_at is not None and "optimised" not in self.pruning:
+            raise ValueError("--share-scores-at is about optimised scores: add --pruning optimised")
         return self
 
     @property

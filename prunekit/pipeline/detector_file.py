@@ -75,7 +75,8 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
         width: Channels relative to darknet's.
 
     Raises:
-        InputError: When the file is missing, damaged, or of another architecture; the sentence says which.
+        InputError: When the file is missing, damaged, of another architecture, or holds weights that are not finite;
+            the sentence says which.
     """
     require_weights(path)
     model = MODELS[name](num_classes=num_classes, width=width).eval()
@@ -87,6 +88,8 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
     for field, value in wanted.items():
         if description.get(field) != value:
             raise InputError(f"Expected {path} to hold a detector of {field} {value}, got {description.get(field)}.")
+    if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
     masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
     try:
         model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(_MASK)})

@@ -26,6 +26,7 @@ from prunekit.files import write_text
 from prunekit.pipeline.attack_check_rules import Check, CheckReport
 from prunekit.pipeline.attack_checks import check_evaluation
 from prunekit.pipeline.command_store import command_store
+from prunekit.pipeline.compaction_work import compacted, compaction_columns
 from prunekit.pipeline.detector_file import Architecture, architecture_of, open_detector
 from prunekit.pipeline.evaluate import nms_options
 from prunekit.pipeline.evaluation_cases import CLEAN, EvaluationCase, evaluate_case, evaluation_cases
@@ -33,9 +34,9 @@ from prunekit.pipeline.inputs import data_digest, open_data
 from prunekit.pipeline.latency import accelerate_and_time
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.stage_config import EvaluateStage
+from prunekit.pipeline.stage_inputs import Artefact
 from prunekit.pipeline.stage_store import StageFolder, Store, sha256
 from prunekit.pipeline.stage_work import opened, prepared, read_groups
-from prunekit.pipeline.stages import Artefact
 from prunekit.pipeline.unit_work import latency_columns, size_columns
 from prunekit.processor import processor
 from prunekit.prune import count_costs, prunable_layers, sparsity
@@ -157,9 +158,15 @@ def _time(work: _Work) -> tuple[dict[str, Any], bool]:
     model = work.model.cpu()
     x = work.dataset[0].image[None]
     for _ in work.progress.track(range(1), "accelerating and timing", 1):
-        latency, report = accelerate_and_time(model, x, work.config.latency_runs, nms_options(work.config))
+        compaction = compacted(work.artefact, x, work.progress)
+        latency, report = accelerate_and_time(model, x, work.config.latency_runs, nms_options(work.config), compaction)
     write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
-    timing = {**_sizes(work, model, x), **latency_columns(latency), **machine}
+    timing = {
+        **_sizes(work, model, x),
+        **latency_columns(latency),
+        **compaction_columns(latency, compaction),
+        **machine,
+    }
     folder.finish(timing, "acceleration.json")
     return timing, False
 

@@ -37,6 +37,11 @@ class RatioResult:
         latency_ms_control: The masked dense model.
         latency_ms: The deployed artefact: backbone and heads, without decoding and suppression.
         speedup: latency_ms_control / latency_ms.
+        latency_ms_compacted: Where filters went, the compacted model in torch eager, as the control runs.
+        latency_ms_compacted_accelerated: The compacted model, accelerated like the artefact.
+        compacted_speedup: latency_ms_control over the smaller of these two.
+        compacted_parameters: Those that the compacted model has; compacted_macs: its multiply-accumulates.
+        compacted_difference: Its outputs' largest difference from the masked model's in float64, relative.
         sparse_layers: Convolutions that the artefact runs sparse, of `layers`.
         images: Evaluated images.
     """
@@ -78,6 +83,16 @@ class RatioResult:
     latency_ms_p90: float
     latency_ms_p99: float
     speedup: float
+    latency_ms_compacted: float | None
+    latency_ms_compacted_p90: float | None
+    latency_ms_compacted_p99: float | None
+    latency_ms_compacted_accelerated: float | None
+    latency_ms_compacted_accelerated_p90: float | None
+    latency_ms_compacted_accelerated_p99: float | None
+    compacted_speedup: float | None
+    compacted_parameters: int | None
+    compacted_macs: int | None
+    compacted_difference: float | None
     decode_ms: float
     decode_ms_p90: float
     decode_ms_p99: float

@@ -12,8 +12,9 @@ from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.inputs import Inputs, data_digest, open_data
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
 from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import Artefact, Bench, Training, pretrain
+from prunekit.pipeline.stages import pretrain
 from prunekit.pipeline.threads import thread_count
 from prunekit.pipeline.train_config import require_device
 from prunekit.pipeline.training_plan import make_training, pretraining

@@ -7,6 +7,7 @@ Layout, all files written under a temporary name and renamed:
     units/                                      a finished unit each: its key and its row
     results.csv                                 the finished rows
     masks/ detections/ acceleration/            of each unit
+    compacted/                                  of each unit that lost filters: the smaller model
     examples/ plots/ report.html                to look at
     log.txt                                     appended to
 """
@@ -54,6 +55,10 @@ class RunFolder:
     def masks(self, unit: Unit) -> Path:
         """The unit's masks."""
         return self.root / "masks" / f"{unit.stem}.safetensors"
+
+    def compacted(self, unit: Unit) -> Path:
+        """The unit's compacted model, which `prunekit.load` reads."""
+        return self.root / "compacted" / f"{unit.stem}.prunekit"
 
     def detections(self, stem: str, attacked: bool, suffix: str) -> Path:
         """A unit's detections, `suffix` being csv or json."""

@@ -22,14 +22,12 @@ from prunekit.pipeline.inputs import data_digest, open_data
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.stage_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
 from prunekit.pipeline.stage_store import DONE, sha256
 from prunekit.pipeline.stages import (
     DARKNET_WEIGHTS,
     MODEL,
     SCORES_FILE,
-    Artefact,
-    Bench,
-    Training,
     finetune,
     pretrain,
     prune_one_shot,

@@ -4,37 +4,34 @@
     pretrain    every parameter                                   model, also as darknet's weights
     score       nothing                                           scores
     prune       scores and normalisation, or nothing (one-shot)   masks and model
+    optimise    scores and normalisation, shared by all ratios    scores and model, nothing dropped
     finetune    every parameter, dropped weights held at zero     model
 
-The three that train share one loop, one state file and one log; this table is all that tells them apart.
+Those that train share one loop, one state file and one log; this table is all that tells them apart.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import PgdConfig, pgd
 from prunekit.detection import Detector, save_darknet_weights
-from prunekit.detection.attribution_target import matched_logits
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from prunekit.pipeline.detector_file import open_detector, save_detector
-from prunekit.pipeline.objectives import ObjectiveConfig, make_objective
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.stage_store import STATE, StageFolder, Store
-from prunekit.pipeline.tasks import Task, detector_task
+from prunekit.pipeline.objectives import make_objective
+from prunekit.pipeline.scoring import ScoreChoices, make_scores
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
+from prunekit.pipeline.stage_store import STATE, StageFolder
+from prunekit.pipeline.tasks import detector_task
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.train_state import TrainState, load_averages
 from prunekit.pipeline.training import AfterStep, optimise
-from prunekit.pipeline.training_data import TrainingData
 from prunekit.pipeline.training_log import TrainingLog
 from prunekit.prune import (
     SCORES,
@@ -46,79 +43,11 @@ from prunekit.prune import (
     initial_scores,
     load_scores,
     save_scores,
-    score_model,
-    taylor_scores,
 )
-from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
 
 MODEL, DARKNET_WEIGHTS = "model.safetensors", "model.weights"
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A detector between stages.
-
-    Attributes:
-        model: In eval mode; stages copy it before they change it.
-        width: Channels relative to darknet's.
-        sha256: Of the file that it came from.
-        masks: Layer name → mask where it is pruned.
-        drops_filters: Whether the masks drop whole filters.
-    """
-
-    model: Detector
-    width: float
-    sha256: str
-    masks: dict[str, Tensor] | None = None
-    drops_filters: bool = False
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training stage learns from.
-
-    Attributes:
-        data: The images.
-        sha256: Of the data set.
-        objective: A key of `OBJECTIVES`.
-        objective_config: Its knobs.
-    """
-
-    data: TrainingData
-    sha256: str
-    objective: str
-    objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-
-@dataclass(frozen=True)
-class ScoreChoices:
-    """How scores that look at images do it.
-
-    Attributes:
-        name: A key of `SCORES`.
-        images: How many images, the first of a seeded shuffle.
-        batch_size: Images at once.
-        reference: DeepLIFT's: "zeros", the data's "mean", or "clean", the clean image of an attacked one.
-        rule: DeepLIFT's: "rescale" or "reveal_cancel".
-        seed: Of the choice of images and of random scores.
-    """
-
-    name: str
-    images: int = 256
-    batch_size: int = 8
-    reference: str = "zeros"
-    rule: str = "rescale"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where stages work and who follows them."""
-
-    store: Store
-    progress: Progress
 
 
 def pretrain(bench: Bench, start: Artefact, training: Training, config: TrainConfig) -> Artefact:
@@ -139,7 +68,7 @@ def score(
     bench: Bench, start: Artefact, choices: ScoreChoices, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
-    needs_images = choices.name not in SCORES or SCORES[choices.name].needs_batches
+    needs_images = SCORES[choices.name].needs_batches
     if needs_images and training is None:
         raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
     identity = dict(vars(choices)) if needs_images else {"name": choices.name, "seed": choices.seed}
@@ -148,7 +77,9 @@ def score(
     inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
     folder = bench.store.open("score", identity, inputs)
     if folder.result() is None:
-        save_scores(folder.file(SCORES_FILE), _score(bench, start.model, choices, training))
+        data = training.data if training else None
+        attack = training.objective_config.attack if training else None
+        save_scores(folder.file(SCORES_FILE), make_scores(start.model, choices, data, attack, bench.progress))
         folder.finish({}, SCORES_FILE)
     return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
 
@@ -187,15 +118,8 @@ def prune_optimised(
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
-            parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-            def log_churn(step: int) -> dict[str, float]:
-                return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
-
-            _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
-            churn = pruning.churn()
-            masks = pruning.finish()
+        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+            churn, masks = pruning.churn(), pruning.finish()
         save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
     result = folder.result()
@@ -203,10 +127,61 @@ def prune_optimised(
     return _reopen(folder, start), float(result["churn"])
 
 
+def optimise_scores(
+    bench: Bench,
+    start: Artefact,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> tuple[Artefact, dict[str, Tensor], str]:
+    """Optimise the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
+
+    Returns:
+        The detector with its normalisations trained and nothing dropped, the optimised scores, their file's SHA-256.
+    """
+    folder = bench.store.open(
+        "optimise",
+        rule_identity(rule) | _identity(training, config),
+        {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
+    )
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+            churn, optimised = pruning.churn(), pruning.scores()
+        save_scores(folder.file(SCORES_FILE), optimised)
+        save_detector(folder.file(MODEL), model, start.width)
+        folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, SCORES_FILE, LOG)
+    trained = _reopen(folder, start)
+    return trained, load_scores(folder.file(SCORES_FILE), trained.model), folder.output(SCORES_FILE)
+
+
 def rule_identity(rule: MaskRule) -> dict[str, Any]:
     """Return what a mask rule's masks depend on, beside the model."""
     names = ("ratio_percent", "structure", "scope", "filter_ratio_percent", "excluded")
     return {name: getattr(rule, name) for name in names}
+
+
+@contextmanager
+def _optimised(
+    folder: StageFolder,
+    bench: Bench,
+    model: Detector,
+    scores: Mapping[str, Tensor],
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> Iterator[StraightThrough]:
+    """Train scores; inside the block the model is masked by them, afterwards it has its weights again."""
+    with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+        def log_churn(step: int) -> dict[str, float]:
+            return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
+
+        _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+        yield pruning
 
 
 def _train(
@@ -289,55 +264,3 @@ def _reopen(folder: StageFolder, start: Artefact) -> Artefact:
     model = start.model
     pruned = open_detector(folder.file(MODEL), model.name, model.num_classes, start.width)
     return Artefact(pruned.model, start.width, folder.output(MODEL), pruned.masks, pruned.drops_filters)
-
-
-def _score(bench: Bench, model: Detector, choices: ScoreChoices, training: Training | None) -> dict[str, Tensor]:
-    if not SCORES[choices.name].needs_batches:
-        return score_model(model, choices.name, choices.seed)
-    assert training is not None
-    task = detector_task(model)
-    batches = _score_batches(bench, choices, training)
-    if choices.name == "taylor":
-        return taylor_scores(model, ((x, _loss_of(task, targets)) for x, targets in batches))
-    comparisons = _comparisons(model, batches, choices, training)
-    return deeplift_scores(model, comparisons, rule=choices.rule)  # type: ignore[arg-type]
-
-
-def _score_batches(bench: Bench, choices: ScoreChoices, training: Training) -> Iterator[tuple[Tensor, Any]]:
-    """Yield images, float [N, 3, S, S] in [0, 1], with their targets."""
-    generator = torch.Generator().manual_seed(choices.seed)
-    order = torch.randperm(len(training.data), generator=generator)[: choices.images].tolist()
-    batches = training.data.batches(order, choices.batch_size, workers=0)
-    total = -(-len(order) // choices.batch_size)
-    for x, targets in bench.progress.track(batches, f"{choices.name} scores", total):
-        yield (x.float() / 255 if x.dtype == torch.uint8 else x), targets
-
-
-def _comparisons(
-    model: Detector, batches: Iterator[tuple[Tensor, Any]], choices: ScoreChoices, training: Training
-) -> Iterator[Comparison]:
-    facts = (model.anchors, model.strides, model.num_classes)
-    mean: Tensor | None = None
-    if choices.reference == "mean":
-        listed = list(batches)
-        mean = data_mean(x for x, _ in listed)
-        batches = iter(listed)
-    for x, targets in batches:
-        target = _target(targets, facts)
-        if choices.reference == "clean":
-            yield Comparison(_attacked(model, x, targets, training.objective_config.attack, choices.seed), x, target)
-        else:
-            yield Comparison(x, torch.zeros_like(x[:1]) if mean is None else mean, target)
-
-
-def _loss_of(task: Task, targets: Any) -> Callable[[Any], Tensor]:
-    return lambda outputs: task.loss_per_image(outputs, targets)
-
-
-def _target(targets: Any, facts: tuple[Any, Any, int]) -> Callable[[Any], Tensor]:
-    return lambda outputs: matched_logits(outputs, targets, *facts)
-
-
-def _attacked(model: Detector, x: Tensor, targets: Any, attack: PgdConfig, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return pgd(model, x, _loss_of(detector_task(model), targets), attack, generator)

@@ -12,7 +12,8 @@ from prunekit.pipeline.choices import ScoringChoices, TrainingChoices
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.objectives import ObjectiveConfig
 from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.stages import ScoreChoices, Training
+from prunekit.pipeline.scoring import ScoreChoices
+from prunekit.pipeline.stage_inputs import Training
 from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS, TrainConfig
 from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_into_memory
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunekit.attacks import PRESETS
+from prunekit.compaction import CompactionResult, save
 from prunekit.detection import (
     AveragePrecision,
     Batch,
@@ -18,6 +21,7 @@ from prunekit.detection import (
     write_detections_json,
 )
 from prunekit.nn import AccelerationReport, native_status
+from prunekit.pipeline.compaction_work import compacted, compaction_columns
 from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
 from prunekit.pipeline.detection_rates import attack_success
 from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
@@ -25,18 +29,20 @@ from prunekit.pipeline.examples import save_example
 from prunekit.pipeline.latency import Latency, accelerate_and_time
 from prunekit.pipeline.results import RatioResult, finite_or_none
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.stages import (
-    Artefact,
-    Bench,
-    Training,
-    finetune,
-    prune_one_shot,
-    prune_optimised,
-    score,
-)
+from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
+from prunekit.pipeline.stages import finetune, optimise_scores, prune_one_shot, prune_optimised, score
 from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
 from prunekit.processor import processor
-from prunekit.prune import ChannelGroups, MaskRule, ModelCost, count_costs, save_masks, sparsity
+from prunekit.prune import (
+    ChannelGroups,
+    MaskRule,
+    ModelCost,
+    churn_between,
+    count_costs,
+    initial_scores,
+    save_masks,
+    sparsity,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         files += _write_detections(job, folder, unit, evaluation, attacked=attack != "none")
 
     model = model.cpu()
-    latency, acceleration = _accelerate_and_time(job, model, unit)
+    compaction = _compact(job, folder, artefact, unit)
+    files += [folder.compacted(unit)] if compaction is not None else []
+    latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
     costs = count_costs(model, x, artefact.masks, job.groups)
@@ -88,6 +96,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         churn=churn,
         **size_columns(model, costs, sparsity(artefact.masks)),
         **latency_columns(latency),
+        **compaction_columns(latency, compaction),
         sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
         layers=len(acceleration.rows),
         images=len(job.dataset),
@@ -113,6 +122,8 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     churn = None
     if variant.pruning == "one-shot" or training is None:
         pruned = prune_one_shot(job.bench, job.start, scores, scores_sha256, rule)
+    elif config.share_scores_at is not None:
+        pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
         pruned, churn = prune_optimised(
             job.bench, job.start, scores, scores_sha256, rule, training, score_optimisation(config)
@@ -120,6 +131,19 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     if training is not None and config.finetune_epochs > 0:
         pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
     return pruned, churn
+
+
+def _prune_by_shared_scores(
+    job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
+) -> tuple[Artefact, float]:
+    """Prune by scores that were optimised once, by the masks of `ratio`; return the churn at the rule's own too."""
+    shared = replace(rule, ratio_percent=ratio)
+    knobs = score_optimisation(job.config)
+    start, optimised, sha = optimise_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
+    pruned = prune_one_shot(job.bench, start, optimised, sha, rule)
+    assert pruned.masks is not None
+    scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
+    return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
 
 
 def _attacks(config: RunConfig) -> list[str]:
@@ -142,10 +166,21 @@ def _transfer(job: Job, model: Detector, unit: Unit) -> Evaluation:
     return evaluate(model, job.dataset, job.config, attack, job.bench.progress, description, source=source)
 
 
-def _accelerate_and_time(job: Job, model: Detector, unit: Unit) -> tuple[Latency, AccelerationReport]:
+def _compact(job: Job, folder: RunFolder, artefact: Artefact, unit: Unit) -> CompactionResult | None:
+    """Remove the dropped filters of a unit, and write the smaller model down."""
+    for _ in job.bench.progress.track(range(1), f"{unit.label}: compacting", 1):
+        result = compacted(artefact, job.dataset[0].image[None], job.bench.progress)
+    if result is not None:
+        save(result, folder.compacted(unit))
+    return result
+
+
+def _accelerate_and_time(
+    job: Job, model: Detector, unit: Unit, compaction: CompactionResult | None
+) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
     for _ in job.bench.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-        timed = accelerate_and_time(model, x, job.config.latency_runs, nms_options(job.config))
+        timed = accelerate_and_time(model, x, job.config.latency_runs, nms_options(job.config), compaction)
     return timed
 
 

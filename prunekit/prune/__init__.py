@@ -18,7 +18,7 @@ from prunekit.prune.scores import (
     scaled_scores,
     score_model,
 )
-from prunekit.prune.straight_through import Churn, StraightThrough
+from prunekit.prune.straight_through import Churn, StraightThrough, churn_between
 from prunekit.prune.taylor import taylor_scores
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "StraightThrough",
     "apply_masks",
     "channel_groups",
+    "churn_between",
     "count_costs",
     "data_mean",
     "deeplift_scores",

@@ -108,6 +108,14 @@ class Churn:
     layers: dict[str, float]
 
 
+def churn_between(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Churn:
+    """Compare the layers' masks `now` with those `before`; layers that `now` does not name do not count."""
+    kept = {layer: int(mask.count_nonzero()) for layer, mask in now.items()}
+    new = {layer: int((mask & ~before[layer]).count_nonzero()) for layer, mask in now.items()}
+    layers = {layer: new[layer] / max(kept[layer], 1) for layer in now}
+    return Churn(sum(new.values()) / max(sum(kept.values()), 1), layers)
+
+
 class StraightThrough:
     """Make the scores of a model's convolutions the parameters that train.
 
@@ -167,10 +175,7 @@ class StraightThrough:
     def churn(self) -> Churn:
         """Compare the masks with those of the scores that it all started from."""
         self._refresh()
-        kept = {layer: int(self._masks[layer].count_nonzero()) for layer in self._layers}
-        new = {layer: int((self._masks[layer] & ~self._start[layer]).count_nonzero()) for layer in self._layers}
-        layers = {layer: new[layer] / max(kept[layer], 1) for layer in self._layers}
-        return Churn(sum(new.values()) / max(sum(kept.values()), 1), layers)
+        return churn_between(self._start, {layer: self._masks[layer] for layer in self._layers})
 
     def save(self, path: str | Path) -> None:
         """Write the scores as a safetensors file."""

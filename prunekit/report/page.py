@@ -42,6 +42,7 @@ def write_report(folder: RunFolder) -> Path:
     page = loader.get_template("report.html").render(
         rows=rows,
         table=_table(rows),
+        has_compacted=any(row.get("latency_ms_compacted") for row in rows),
         is_comparison=is_comparison(rows),
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown=shown,

@@ -139,6 +139,11 @@ def draw_latency(rows: Sequence[Row]) -> Figure:
             "latency_ms_control_p90",
         ),
     ]
+    if any(row.get("latency_ms_compacted") for row in rows):
+        look = {"color": BLUE, "marker": "^", "linestyle": "--"}
+        curves.append(Curve("compacted model", "latency_ms_compacted", look, "latency_ms_compacted_p90"))
+        look = {"color": ORANGE, "marker": "v", "linestyle": "--"}
+        curves.append(Curve("compacted and accelerated", "latency_ms_compacted_accelerated", look))
     return _single(rows, curves, "Latency in ms (line: median, band: to p90)", title)
 
 

@@ -1,0 +1,94 @@
+"""`prunekit compact`: remove the filters that pruning dropped, for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
+from prunekit.console import ConsoleProgress
+from prunekit.detection import MODELS
+from prunekit.errors import InputError
+from prunekit.pipeline.compaction_work import example_image, find_detector
+from prunekit.pipeline.threads import thread_count
+
+COMPACT_EXAMPLES = f"""
+Examples:
+
+  prunekit compact runs/first --unit filter-scaled-one-shot-ratio_50 --out small.prunekit
+
+  prunekit compact runs/finetuned --out small.prunekit --multiple-of 8 --export onnx
+
+  prunekit compact pruned.weights --model yolov3-tiny --out small.prunekit
+
+The outputs are compared with the masked model's in float64 at several sizes before anything is written. Without
+--multiple-of, numbers of channels are rounded up to what is measured fastest of {", ".join(map(str, MULTIPLES))}.
+"""
+
+_LARGEST_SIZE = 4096
+
+
+def compact_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT",
+            help="a run folder, a stage's folder, a .safetensors file or a darknet .weights file",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="the file to write, for prunekit.load")],
+    multiple_of: Annotated[
+        int | None, typer.Option(help="round numbers of channels up to it; 1 does not (measured if not given)")
+    ] = None,
+    export_to: Annotated[
+        str | None, typer.Option("--export", help=f"write it for another runtime too: {' or '.join(EXPORTS)}")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="which unit of a run: the stem of its files in units/")] = None,
+    model: Annotated[str | None, typer.Option(help=f"of a darknet file: {', '.join(MODELS)}")] = None,
+    num_classes: Annotated[int, typer.Option(help="of a darknet file's detector")] = 80,
+    width: Annotated[float | None, typer.Option(help="of a darknet file: channels relative to darknet's")] = None,
+    image_size: Annotated[int, typer.Option(help="pixels to measure at; the result runs at any size")] = 416,
+    threads: Annotated[int | None, typer.Option(help="torch's own choice if not given")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Remove dropped filters for good: a smaller detector with the same outputs, and the proof of it."""
+    with user_errors(verbose):
+        _check(out, multiple_of, export_to, model, image_size, threads)
+        with thread_count(threads), ConsoleProgress(error_console) as progress:
+            detector = find_detector(source, unit, model, num_classes, width)
+            for _ in progress.track(range(1), "compacting", 1):
+                result = compact(detector.model, example_image(image_size), multiple_of=multiple_of)
+            save(result, out)
+            written = [out]
+            if export_to is not None:
+                written.append(out.with_suffix(EXPORTS[export_to]))
+                for _ in progress.track(range(1), f"exporting to {export_to}", 1):
+                    export(result.model, result.example, export_to, written[-1])
+        out_console.print(str(result.certificate), highlight=False, soft_wrap=True, markup=False)
+        for file in written:
+            out_console.print(f"Written: {file}", highlight=False, soft_wrap=True)
+
+
+def _check(
+    out: Path,
+    multiple_of: int | None,
+    export_to: str | None,
+    model: str | None,
+    image_size: int,
+    threads: int | None,
+) -> None:
+    if out.is_dir():
+        raise InputError(f"--out: expected a file to write, found a folder: {out}.")
+    if multiple_of is not None and multiple_of < 1:
+        raise InputError(f"--multiple-of: expected a whole number of at least 1, found {multiple_of}.")
+    if export_to is not None and export_to not in EXPORTS:
+        raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, found {export_to!r}.")
+    if model is not None and model not in MODELS:
+        raise InputError(f"--model: expected one of {', '.join(MODELS)}, found {model!r}.")
+    if not 32 <= image_size <= _LARGEST_SIZE or image_size % 32:
+        raise InputError(f"--image-size: expected a multiple of 32 up to {_LARGEST_SIZE}, found {image_size}.")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise InputError(f"--threads: expected a whole number from 1 to 1024, found {threads}.")

@@ -1,0 +1,80 @@
+"""The certificate's groups: which layers lose channels together, what became of each masked channel, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from prunekit.compaction.certificate import ChannelGroup
+from prunekit.compaction.choosing import Choice
+from prunekit.compaction.flow import Layer
+
+
+def describe_groups(choice: Choice) -> tuple[ChannelGroup, ...]:
+    """Return the groups in the model's order."""
+    folded = _folded(choice)
+    return tuple(_describe(choice, layers, folded) for layers in _group_layers(choice))
+
+
+def _group_layers(choice: Choice) -> list[list[Layer]]:
+    """Join layers that share units."""
+    groups: list[tuple[set[int], list[Layer]]] = []
+    for layer in choice.flow.layers.values():
+        units = set(choice.units(layer.out_labels).tolist())
+        joined = [layer]
+        rest = []
+        for others, members in groups:
+            if others & units:
+                units |= others
+                joined = members + joined
+            else:
+                rest.append((others, members))
+        groups = [*rest, (units, joined)]
+    order = list(choice.flow.layers)
+    ordered = [sorted(layers, key=lambda layer: order.index(layer.name)) for _, layers in groups]
+    return sorted(ordered, key=lambda layers: order.index(layers[0].name))
+
+
+def _describe(choice: Choice, layers: list[Layer], folded: Counter[int]) -> ChannelGroup:
+    first = layers[0]
+    units = {unit for layer in layers for unit in choice.units(layer.out_labels).tolist()}
+    reasons: Counter[str] = Counter()
+    for layer in layers:
+        stays = choice.stays(layer.out_labels)
+        for index in np.flatnonzero(stays & layer.masked.numpy()).tolist():
+            reasons[_reason(choice, layers, layer, int(choice.units(layer.out_labels)[index]))] += 1
+    places = {unit: index for index, unit in reversed(list(enumerate(choice.units(first.out_labels).tolist())))}
+    carriers = {places[unit]: names for unit, names in choice.carriers.items() if unit in places}
+    return ChannelGroup(
+        tuple(layer.name for layer in layers),
+        len(first.out_labels),
+        int(choice.stays(first.out_labels).sum()),
+        carriers,
+        sum(count for unit, count in folded.items() if unit in units),
+        dict(reasons),
+    )
+
+
+def _reason(choice: Choice, layers: list[Layer], layer: Layer, unit: int) -> str:
+    """Say why a masked channel stays."""
+    reason = choice.reasons[unit]
+    if not reason.endswith(" reads it"):
+        return reason
+    for other in layers:
+        units = choice.units(other.out_labels)
+        if (~other.masked.numpy() & (units == unit)).any():
+            return f"it is tied to a live channel of {other.name}"
+    return choice.flow.units.varied().get(unit, reason)
+
+
+def _folded(choice: Choice) -> Counter[int]:
+    """Count, by unit, the readers into which a constant other than zero was folded or carried."""
+    found: Counter[int] = Counter()
+    for layer in choice.flow.layers.values():
+        if len(layer.in_labels):
+            moved = (
+                choice.reads(layer) & ~choice.stays(layer.in_labels) & (layer.in_constants.nan_to_num() != 0).numpy()
+            )
+            found.update(choice.units(layer.in_labels[moved]).tolist())
+    return found

@@ -1,0 +1,56 @@
+"""Follow the channels of a model so that its own forward runs on what is left of them.
+
+Sizes in a graph may be written down in the forward, as in x.view(n, 2, 16, h, w), or worked out from the tensor. Only
+running the cut model tells: where it fails, the places with such sizes are kept whole, those of the module that
+failed first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+# Importing the rules fills their table.
+from prunekit.compaction import layer_rules, movement_rules, pointwise_rules  # noqa: F401
+from prunekit.compaction.certifying import DoesNotRunError, Trial, differences, is_exact
+from prunekit.compaction.choosing import Choice
+from prunekit.compaction.cutting import cut
+from prunekit.compaction.flow import ChannelFlow
+from prunekit.compaction.planning import make_plan
+from prunekit.compaction.tracing import trace
+
+
+def follow(masked: nn.Module, original: nn.Module, inputs: Sequence[Tensor], rows: Sequence[Trial]) -> ChannelFlow:
+    """Follow the channels of `masked`; `original` is the same in float64, with its answers in `rows`.
+
+    Raises:
+        InputError: The model cannot be traced.
+    """
+    traced = trace(masked, inputs)
+    hold: frozenset[str] = frozenset()
+    while True:
+        flow = ChannelFlow(traced, hold).run()
+        more = _places_that_fail(flow, original, rows) - hold if flow.literal else frozenset()
+        if not more:
+            return flow
+        hold |= more
+
+
+def _places_that_fail(flow: ChannelFlow, original: nn.Module, rows: Sequence[Trial]) -> frozenset[str]:
+    """Return places whose sizes seem to be written down, or nothing where the cut model runs and is exact."""
+    small = copy.deepcopy(original)
+    cut(small, make_plan(flow, Choice(flow)))
+    places = frozenset(flow.literal)
+    try:
+        found = differences(small, rows[:1])
+    except DoesNotRunError as error:
+        near = {place for place in places if _is_near(place.partition(" of ")[2], error.layer)}
+        return frozenset(near) or places
+    return frozenset() if is_exact(found) else places
+
+
+def _is_near(place: str, layer: str) -> bool:
+    """Tell whether a place lies in a module or in one that holds it."""
+    return place == layer or (place != "" and layer.startswith(f"{place}.")) or place == ""

@@ -1,0 +1,211 @@
+"""A program as JSON: its operators by name, of torch's own alone, so that reading a file runs nobody's code."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
+
+from prunekit.errors import InputError
+
+#: What sizes are computed with.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")},
+    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "pow", "and_", "or_")},
+    **{name: getattr(torch, name) for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not")},
+}
+_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+_CONSTANTS = {
+    "dtype": torch.dtype, "device": torch.device, "memory_format": torch.memory_format, "layout": torch.layout,
+}  # fmt: skip
+
+
+class ProgramModel(nn.Module):
+    """A program that was read from a file, for inference; parameters keep their names in the original.
+
+    Attributes:
+        shapes: The shapes of the inputs that it was exported with.
+        is_size_free: Whether images may have any number, height and width.
+    """
+
+    def __init__(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Build the program that `program_document` described.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: The document describes none.
+        """
+        super().__init__()
+        self.shapes = [list(shape) for shape in document["shapes"]]
+        self.is_size_free = bool(document["is_size_free"])
+        self._spec = treespec_loads(document["output_spec"])
+        self._graph_module = fx.GraphModule(_Holder(tensors), _read_graph(document))
+        self._shown = document
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the program.
+
+        Raises:
+            InputError: The inputs are not of the number or shapes that it takes.
+        """
+        self._check(inputs)
+        return tree_unflatten(list(self._graph_module(*inputs)), self._spec)
+
+    def _check(self, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) != len(self.shapes):
+            raise InputError(f"Expected {len(self.shapes)} inputs, got {len(inputs)}.")
+        for x, shape in zip(inputs, self.shapes, strict=True):
+            found = list(x.shape)
+            is_free = self.is_size_free and len(shape) == 4 == len(found)
+            if found != shape and not (is_free and found[1] == shape[1]):
+                free = "any number, height and width" if self.is_size_free else "no other size"
+                raise InputError(f"Expected an input of shape {shape} ({free}), got {found}.")
+
+
+class _Holder(nn.Module):
+    """The tensors, nested as in the original, so that their names are the same."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, attribute = name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]  # type: ignore[assignment]
+            module.register_buffer(attribute, tensor)
+
+
+def program_document(program: ExportedProgram, example: Sequence[Tensor], is_size_free: bool) -> dict[str, Any]:
+    """Describe a program; `program_tensors` are its numbers.
+
+    Raises:
+        InputError: It calls something that is none of torch's operators.
+    """
+    where = _tensor_names(program)
+    nodes = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in where:
+            nodes.append({"name": node.name, "op": "tensor", "target": where[node.name]})
+        elif node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+            nodes.append({"name": node.name, "op": "input"})
+        elif node.op == "call_function" and not _is_check(node):
+            nodes.append(
+                {
+                    "name": node.name,
+                    "op": "call",
+                    "target": _target_name(node.target),
+                    "args": [_encode(arg) for arg in node.args],
+                    "kwargs": {key: _encode(arg) for key, arg in node.kwargs.items()},
+                }
+            )
+        elif node.op == "output":
+            nodes.append({"name": "output", "op": "output", "args": [_encode(leaf) for leaf in node.args[0]]})
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return {
+        "nodes": nodes,
+        "output_spec": treespec_dumps(spec),
+        "shapes": [list(x.shape) for x in example],
+        "is_size_free": is_size_free,
+    }
+
+
+def program_tensors(program: ExportedProgram) -> dict[str, Tensor]:
+    """Return the parameters, buffers and constants that a program uses, by name."""
+    held = {**dict(program.state_dict), **program.constants}
+    return {name: held[name].detach() for name in _tensor_names(program).values() if isinstance(held[name], Tensor)}
+
+
+def _tensor_names(program: ExportedProgram) -> dict[str, str]:
+    signature = program.graph_signature
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    return {node: name for node, name in names.items() if node in used or node in signature.inputs_to_parameters}
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Tell whether a node only asserts something about sizes or types."""
+    return not node.users and "assert" in str(node.target)
+
+
+def _target_name(target: object) -> str:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        return str(target)
+    if target in _NAMES:
+        return _NAMES[target]
+    raise InputError(f"Expected a model of torch's own operators, because files hold no code, but it calls {target}.")
+
+
+def _encode(arg: Any) -> Any:
+    if isinstance(arg, fx.Node):
+        return {"node": arg.name}
+    if isinstance(arg, (list, tuple)):
+        return [_encode(part) for part in arg]
+    for name, kind in _CONSTANTS.items():
+        if isinstance(arg, kind):
+            return {name: str(arg).removeprefix("torch.")}
+    if isinstance(arg, float) and (arg != arg or arg in (float("inf"), float("-inf"))):
+        return {"float": str(arg)}
+    if arg is None or isinstance(arg, (bool, int, float, str)):
+        return arg
+    raise InputError(f"Expected arguments that JSON can hold, but the graph has one of type {type(arg).__name__}.")
+
+
+def _read_graph(document: Mapping[str, Any]) -> fx.Graph:
+    graph, nodes = fx.Graph(), dict[str, fx.Node]()
+
+    def decode(arg: Any) -> Any:
+        if isinstance(arg, list):
+            return [decode(part) for part in arg]
+        if not isinstance(arg, dict):
+            return arg
+        ((kind, value),) = arg.items()
+        if kind == "node":
+            return nodes[value]
+        if kind == "float":
+            return float(value)
+        return torch.device(value) if kind == "device" else _constant(kind, value)
+
+    for entry in document["nodes"]:
+        if entry["op"] == "input":
+            node = graph.placeholder(entry["name"])
+        elif entry["op"] == "tensor":
+            node = graph.get_attr(entry["target"])
+        elif entry["op"] == "call":
+            kwargs = {key: decode(arg) for key, arg in entry["kwargs"].items()}
+            node = graph.call_function(_function(entry["target"]), tuple(map(decode, entry["args"])), kwargs)
+        else:
+            node = graph.output(tuple(map(decode, entry["args"])))
+        nodes[entry["name"]] = node
+    return graph
+
+
+def _constant(kind: str, value: str) -> Any:
+    found = getattr(torch, value)
+    if not isinstance(found, _CONSTANTS[kind]):
+        raise ValueError(f"torch.{value} is no {kind}")
+    return found
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Return an operator of torch, or one of the functions for sizes; nothing else can be called."""
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    namespace, packet, overload = name.split(".")
+    if namespace != "aten":
+        raise ValueError(f"{name} is none of torch's own operators")
+    found = getattr(getattr(torch.ops.aten, packet), overload)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ValueError(f"{name} is no operator")
+    return found

@@ -1,0 +1,213 @@
+"""Layers that make channels, convolutions and linear layers, and normalisations, which change each by itself.
+
+A filter without weights answers its bias at every pixel. So does one whose weights read constants alone, unless they
+meet zeros beside the image:
+
+    y_k = b_k + Σ_c v_c · Σ_taps W[k, c],    constant where every c that has weights in W[k] is the constant v_c
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
+from prunekit.compaction.tracing import layer_name
+from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(flow: ChannelFlow, node: fx.Node) -> Value:
+    """Read a convolution."""
+    a = arguments(node)
+    value = flow.value(a["input"])
+    name, module = _owner(flow, a["weight"], a["bias"], node)
+    require(isinstance(module, _ConvNd) and not module.transposed, "is not a convolution's own")
+    require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
+    require(value.dim in (None, 1), "reads channels from another dimension than the second")
+    own = a["padding"] == "same" or (not isinstance(a["padding"], str) and any(_as_list(a["padding"])))
+    return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(flow: ChannelFlow, node: fx.Node) -> Value:
+    """Read a transposed convolution: how many taps meet at a pixel depends on the place, as with zeros beside it."""
+    a = arguments(node)
+    value = flow.value(a["input"])
+    name, module = _owner(flow, a["weight"], a["bias"], node)
+    require(isinstance(module, _ConvNd) and module.transposed, "is not a convolution's own")
+    require(module.groups == 1, "works in groups")
+    require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
+    require(value.dim in (None, 1), "reads channels from another dimension than the second")
+    return _layer(flow, node, name, module, value, 1, pads=True)
+
+
+@rule("linear")
+def linear(flow: ChannelFlow, node: fx.Node) -> Value:
+    """Read a linear layer, whose channels lie along the last dimension."""
+    a = arguments(node)
+    value = flow.value(a["input"])
+    name, module = _owner(flow, a["weight"], a["bias"], node)
+    require(isinstance(module, nn.Linear), "is not a linear layer's own")
+    last = len(value.shape) - 1
+    require(value.dim in (None, last), "reads channels from another dimension than the last")
+    return _layer(flow, node, name, module, value, last, pads=False)
+
+
+@rule("batch_norm", "native_batch_norm_legit_no_training", "cudnn_batch_norm", "instance_norm")
+def normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
+    """Read a normalisation of each channel by itself."""
+    a = arguments(node)
+    value = flow.value(a["input"])
+    name = layer_name(node)
+    by_batch = bool(a.get("training") or a.get("use_input_stats") or a["running_mean"] is None)
+    result = _unlabelled(node) if value.dim is None else _normalised(flow, a, value, by_batch)
+    flow.outputs.setdefault(name, []).append(result)
+    source = a["input"]
+    layer = flow.makers.get(source)
+    if not by_batch and layer is not None and layer.calls == 1 and len(source.users) == 1:
+        mean = flow.traced.tensors.get(a["running_mean"])
+        if mean in flow.tensors and len(a["running_mean"].users) == 1:
+            layer.norm = mean
+    several = not isinstance(node.meta["val"], Tensor)
+    return [result] if several else result
+
+
+def _normalised(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bool) -> Value:
+    require(value.dim == 1, "normalises another dimension than the second")
+    tensors = {
+        key: flow.channel_tensor(a[key], 0, value.labels) for key in ("weight", "bias", "running_mean", "running_var")
+    }
+    count = len(value.labels)
+    weight = _or(tensors["weight"], torch.ones(count, dtype=torch.float64))
+    bias = _or(tensors["bias"], torch.zeros(count, dtype=torch.float64))
+    v = value.channel_constants()
+    if by_batch:  # what does not vary is its own mean
+        y = torch.where(v.isnan(), torch.nan, bias)
+    else:
+        mean, var = tensors["running_mean"], tensors["running_var"]
+        assert mean is not None
+        assert var is not None
+        y = (v - mean) / (var + a["eps"]).sqrt() * weight + bias
+    y = torch.where(weight == 0, bias, y)  # whatever comes in
+    return channels(value.shape, 1, value.labels, finite_or_nan(y))
+
+
+@rule("group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "rms_norm", "local_response_norm")
+def mixing_normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
+    """Keep what is normalised together."""
+    return flow.give_up(node, "normalises over channels, so all of them stay")
+
+
+def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Value, dim: int, pads: bool) -> Value:
+    weight = module.weight.detach().double().cpu()
+    weight = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+    weight = weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)  # [filters, channels / groups, taps]
+    groups = getattr(module, "groups", 1)
+    layer = flow.layers.get(name)
+    if layer is None:
+        labels = flow.units.fresh(len(weight))
+        empty = torch.zeros(0, dtype=torch.float64)
+        used = (weight != 0).any(dim=2)
+        layer = Layer(name, groups, labels, labels[:0], empty, pads, used)
+        layer.transposed = bool(getattr(module, "transposed", False))
+        flow.layers[name] = layer
+    layer.calls += 1
+    layer.pads |= pads
+    layer.norm = None
+    result = _unlabelled(node)
+    if value.dim is not None:
+        v = _read(flow, layer, value)
+        y = _answers(layer, weight, _bias(module), v)
+    else:
+        require(layer.calls == 1 or not len(layer.in_labels), "reads known and unknown channels by turns")
+        if groups > 1:
+            flow.units.pin(layer.out_labels, f"{name} reads channels that cannot be cut, in groups")
+        y = torch.where(layer.masked, _bias(module), torch.nan)
+    result = channels(shape_of(node), dim, layer.out_labels, finite_or_nan(y))
+    flow.outputs.setdefault(name, []).append(result)
+    flow.makers[node] = layer
+    return result
+
+
+def _read(flow: ChannelFlow, layer: Layer, value: Value) -> Tensor:
+    """Tie what a layer reads at several places; return the constants of this call."""
+    v = value.channel_constants()
+    if layer.calls == 1:
+        layer.in_labels, layer.in_constants = value.labels, v
+        if layer.groups > 1:
+            _couple_groups(flow, layer)
+    else:
+        require(len(layer.in_labels) > 0, "reads known and unknown channels by turns")
+        flow.units.tie(layer.in_labels, value.labels)
+        layer.in_constants = torch.where(layer.in_constants == v, v, torch.nan)
+    return v
+
+
+def _couple_groups(flow: ChannelFlow, layer: Layer) -> None:
+    """A depthwise convolution's channels go one by one, with what they write; other groups stay equally wide."""
+    read, written = len(layer.in_labels) // layer.groups, len(layer.out_labels) // layer.groups
+    if read == 1:
+        for i in range(written):
+            flow.units.tie(layer.in_labels, layer.out_labels[i::written])
+        return
+    flow.equal.append(
+        Equal(
+            [layer.in_labels[g * read : (g + 1) * read] for g in range(layer.groups)],
+            f"the groups of {layer.name} stay equally wide",
+            [layer.out_labels[g * written : (g + 1) * written] for g in range(layer.groups)],
+        )
+    )
+
+
+def _answers(layer: Layer, weight: Tensor, bias: Tensor, v: Tensor) -> Tensor:
+    """Return the constant that each filter answers, [filters]; nan where it varies."""
+    groups, filters = layer.groups, len(weight)
+    by_group = v.view(groups, 1, -1).expand(groups, filters // groups, -1).reshape(filters, -1)
+    varies = by_group.isnan() | ((by_group != 0) if layer.pads else torch.zeros_like(by_group, dtype=torch.bool))
+    y = bias + (torch.where(layer.used & ~by_group.isnan(), by_group, 0.0) * weight.sum(dim=2)).sum(dim=1)
+    return torch.where((layer.used & varies).any(dim=1), torch.nan, y)
+
+
+def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tuple[str, Any]:
+    """Return the module whose own weight and bias a node uses, and its name."""
+    names = [flow.traced.tensors.get(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
+    owners = {name.rpartition(".")[0] for name in names if name is not None}
+    require(None not in names and len(owners) == 1, "computes its weight")
+    require(not any(name in flow.traced.shared for name in names), "shares its weight with another layer")
+    require(
+        not any(name in flow.tensors or name in flow.whole for name in names),
+        "uses a weight that is used elsewhere too",
+    )
+    owner = owners.pop()
+    module = flow.traced.model.get_submodule(owner)
+    own = {f"{owner}.weight".lstrip("."), f"{owner}.bias".lstrip(".")}
+    require(set(names) <= own, "is not a layer's own")
+    for arg in (weight, bias):
+        readers = arg.users if isinstance(arg, fx.Node) else ()
+        require(all(user.target == node.target for user in readers), "uses a weight that is used elsewhere too")
+    return owner, module
+
+
+def _bias(module: Any) -> Tensor:
+    if module.bias is None:
+        return torch.zeros(getattr(module, "out_channels", len(module.weight)), dtype=torch.float64)
+    found: Tensor = module.bias.detach().double().cpu()
+    return found
+
+
+def _unlabelled(node: fx.Node) -> Value:
+    value = node.meta["val"]
+    return unknown(tuple(int(s) for s in (value if isinstance(value, Tensor) else value[0]).shape))
+
+
+def _or(tensor: Tensor | None, default: Tensor) -> Tensor:
+    return default if tensor is None else tensor
+
+
+def _as_list(padding: int | Sequence[int]) -> Sequence[int]:
+    return [padding] if isinstance(padding, int) else padding

@@ -1,0 +1,158 @@
+"""Compacted and accelerated models as files: what `save` wrote, `load` runs in any process, without pickle.
+
+A compacted detector of prunekit's own comes back as its class, with the channels that its layers had. Any other
+model comes back as the program that torch.export made of it, without the code that built it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from prunekit.compaction.certificate import Certificate
+from prunekit.compaction.compact import CompactionResult
+from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
+from prunekit.compaction.program import export_any_size
+from prunekit.detection import MODELS, Detector
+from prunekit.errors import InputError
+from prunekit.files import atomic_path
+from prunekit.nn import saving as accelerated
+
+_FORMAT, _VERSION = "prunekit compacted model", 1
+_KEY = "prunekit"
+
+
+def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
+    """Write a compaction's result or an accelerated model to one safetensors file, atomically.
+
+    Args:
+        model: What `compact` returned, or a model that `accelerate` put on the engine as a whole.
+        path: The file; missing folders are made, a file of that name is replaced.
+
+    Raises:
+        InputError: The model is of another kind, cannot be exported, or no file can be written at `path`.
+    """
+    if not isinstance(model, CompactionResult):
+        accelerated.save(model, path)
+        return
+    if Path(path).is_dir():
+        raise InputError(f"save: expected a file to write, found a folder: {path}.")
+    tensors, spec = _describe(model)
+    document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
+    whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(whole, temporary, metadata={_KEY: json.dumps(document)})
+    except OSError as error:
+        raise InputError(f"save: expected a place for a file, but {path} cannot be written ({error}).") from error
+
+
+def load(path: str | Path) -> nn.Module:
+    """Read a model that `save` wrote, in eval mode, ready to run.
+
+    A compacted model's `certificate` is an attribute of it.
+
+    Raises:
+        InputError: There is no such file, or it is another one, or damaged.
+        RuntimeError: An accelerated model, and prunekit's compiled extension is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"expected a model saved by prunekit.save, but there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            is_ours = isinstance(document, dict) and document.get("format") == _FORMAT
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if is_ours else {}  # noqa: SIM118 - no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
+    if not is_ours:
+        return accelerated.load(path)
+    if document.get("version") != _VERSION:
+        raise InputError(f"expected {_FORMAT!r} version {_VERSION} in {path}, found {document.get('version')}.")
+    try:
+        model = _build(document, tensors)
+        model.certificate = Certificate.from_json(document["certificate"])  # type: ignore[assignment]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
+    return model
+
+
+def _describe(result: CompactionResult) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    model = result.model
+    if isinstance(model, ProgramModel):
+        raise InputError("save: expected a model that was compacted now, found one that was loaded from a file.")
+    if isinstance(model, Detector) and model.name in MODELS:
+        spec = {"kind": "detector", "model": model.name, "num_classes": model.num_classes, "layers": _edits(model)}
+        if _is_built_alike(model, spec):
+            return model.state_dict(), spec
+    program, is_size_free = export_any_size(model, result.example)
+    document = program_document(program, result.example, is_size_free)
+    return program_tensors(program), {"kind": "program", "program": document}
+
+
+def _is_built_alike(model: nn.Module, spec: Mapping[str, Any]) -> bool:
+    """Tell whether the description gives the model back, module for module: someone may have changed the detector."""
+    try:
+        built = _build(spec, model.state_dict())
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+    theirs = {name: type(module) for name, module in built.named_modules()}
+    return theirs == {name: type(module) for name, module in model.named_modules()}
+
+
+def _edits(model: nn.Module) -> dict[str, dict[str, int | bool]]:
+    """Return what each convolution has become."""
+    return {
+        name: {
+            "in_channels": conv.in_channels,
+            "out_channels": conv.out_channels,
+            "groups": conv.groups,
+            "bias": conv.bias is not None,
+        }
+        for name, conv in model.named_modules()
+        if isinstance(conv, nn.Conv2d)
+    }
+
+
+def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    if document["kind"] == "program":
+        return ProgramModel(document["program"], tensors)
+    model = _on_meta(document["model"], int(document["num_classes"]))
+    layers: Mapping[str, Mapping[str, Any]] = document["layers"]
+    for name, edit in layers.items():
+        conv = model.get_submodule(name)
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"{name} is no convolution")
+        conv.in_channels, conv.out_channels, conv.groups = edit["in_channels"], edit["out_channels"], edit["groups"]
+        shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+        conv.weight = nn.Parameter(torch.empty(shape, device="meta"))
+        conv.bias = nn.Parameter(torch.empty(shape[0], device="meta")) if edit["bias"] else None
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            _resize(module, len(tensors[f"{name}.running_mean"]))
+    model.load_state_dict(tensors, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def _resize(norm: _NormBase, width: int) -> None:
+    norm.num_features = width
+    for name in ("weight", "bias"):
+        setattr(norm, name, nn.Parameter(torch.empty(width, device="meta")))
+    for name in ("running_mean", "running_var"):
+        norm.register_buffer(name, torch.empty(width, device="meta"))
+
+
+def _on_meta(name: str, num_classes: int) -> Detector:
+    with torch.device("meta"):
+        return MODELS[name](num_classes=num_classes)
