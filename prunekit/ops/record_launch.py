@@ -54,7 +54,7 @@ class Gpu:
 
 
 _KB = 1024
-#: From the vendor's data sheets; boost clocks.
+#: As commonly published, boost clocks; not checked against data sheets.
 GPUS = {
     "rtx-2070-super": Gpu("NVIDIA GeForce RTX 2070 SUPER", 75, 40, 1.770, 64, 448, 4 << 20, 64 * _KB, 64 * _KB, 32),
     "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48),
@@ -198,7 +198,7 @@ RECORD_COSTS = {
     (1, 0, 2): RecordCost(12, 37, 16, 16),
 }
 # From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
-# synchronisation 33, arithmetic 10. An assumption, from published latencies of Turing.
+# synchronisation 33, arithmetic 10. An assumption: figures commonly told of Turing, none measured.
 RECORD_LATENCY = 95
 _STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
