@@ -216,7 +216,7 @@ def _compare(masked: Masked, x: Tensor, arguments: argparse.Namespace) -> dict[s
 
 def cut_by_torch_pruning(masked: Masked, x: Tensor) -> nn.Module:
     """Cut the masked filters along Torch-Pruning's own groups."""
-    import torch_pruning  # type: ignore[import-untyped]
+    import torch_pruning
 
     net = copy.deepcopy(masked.net).requires_grad_(True)
     layers = prunable_layers(net)

@@ -9,7 +9,8 @@ not a plane of a buffer that the step reads or writes is poisoned, so that readi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -107,27 +108,24 @@ class ArenaWalk:
         assert not len(beyond), f"step {i} ({self.plan.kinds[i]}, {self.plan.labels[i]}) wrote element {beyond[0]}"
 
 
-class _poisoned:
+@contextmanager
+def _poisoned(sanitizer: ctypes.CDLL | None, arena: Elements, buffers: Sequence[Buffer]) -> Iterator[None]:
     """Poison the arena for AddressSanitizer, but for the planes of `buffers`; lift it all afterwards."""
 
-    def __init__(self, sanitizer: ctypes.CDLL | None, arena: Elements, buffers: Sequence[Buffer]) -> None:
-        self.sanitizer, self.arena, self.buffers = sanitizer, arena, buffers
+    def mark(verb: str, first: int, count: int) -> None:
+        if sanitizer is not None:
+            address, size = ctypes.c_void_p(arena.ctypes.data + 4 * first), ctypes.c_size_t(4 * count)
+            getattr(sanitizer, f"__asan_{verb}_memory_region")(address, size)
 
-    def __enter__(self) -> None:
-        if self.sanitizer is not None:
-            self._call(self.sanitizer.__asan_poison_memory_region, 0, len(self.arena))
-            for buffer in self.buffers:
-                is_plane = np.concatenate([[False], planes(buffer), [False]])
-                edges = np.flatnonzero(np.diff(is_plane)).reshape(-1, 2)
-                for begin, end in edges.tolist():
-                    self._call(self.sanitizer.__asan_unpoison_memory_region, buffer.offset + begin, end - begin)
-
-    def __exit__(self, *_: object) -> None:
-        if self.sanitizer is not None:
-            self._call(self.sanitizer.__asan_unpoison_memory_region, 0, len(self.arena))
-
-    def _call(self, function: Callable[..., object], first: int, count: int) -> None:
-        function(ctypes.c_void_p(self.arena.ctypes.data + 4 * first), ctypes.c_size_t(4 * count))
+    mark("poison", 0, len(arena))
+    for buffer in buffers:
+        is_plane = np.concatenate([[False], planes(buffer), [False]])
+        for begin, end in np.flatnonzero(np.diff(is_plane)).reshape(-1, 2).tolist():
+            mark("unpoison", buffer.offset + begin, end - begin)
+    try:
+        yield
+    finally:
+        mark("unpoison", 0, len(arena))
 
 
 def walk(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -136,7 +134,8 @@ def walk(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     values = dict(zip(graph.inputs, inputs, strict=True))
     for level, nodes in enumerate(_by_level(graph)):
         if level % 2:
-            values.update({node.name: program._run_in_torch(node, values) for node in nodes})
+            for node in nodes:
+                values[node.name] = program._run_in_torch(node, values)
         elif nodes:
             names, outputs = _borders(graph, nodes)
             sizes: dict[str, Size] = {name: size_of(values[name]) for name in names}

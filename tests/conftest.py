@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import Options
+from stage_commands import prune_filters, train_for_a_moment, working_options
 
 from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
@@ -66,3 +68,18 @@ def shapes_config(shapes_data: Path, shapes_weights: Path, tmp_path_factory: pyt
 def shapes_run(shapes_config: RunConfig) -> RunFolder:
     """The finished run folder; tests read it and leave it as it is."""
     return run(shapes_config)
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_for_a_moment(shapes_data, tmp_path_factory.mktemp("trained") / "net")
+
+
+@pytest.fixture(scope="module")
+def pruned(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prune_filters(trained, tmp_path_factory.mktemp("pruned") / "net")
+
+
+@pytest.fixture
+def options(trained: Path, pruned: Path, shapes_data: Path, tmp_path: Path) -> dict[str, Options]:
+    return working_options(trained, pruned, shapes_data, tmp_path)

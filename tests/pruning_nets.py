@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +50,16 @@ def make_model(seed: int = 0, width: int = 8) -> Residual:
 
 def groups_of(model: nn.Module) -> ChannelGroups:
     return channel_groups(model, torch.zeros(1, 3, 6, 6))
+
+
+class Net(nn.Module):
+    """Layers wired by a function."""
+
+    def __init__(self, wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.wiring = wiring
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wiring(self, x)

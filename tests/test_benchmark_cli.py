@@ -58,7 +58,10 @@ def test_quick_is_three_ratios_and_fewer_calls_and_the_file_is_gone_on_with(tmp_
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--models", "yolov9"], "--models: expected some of yolov3, yolov3-tiny, yolov3-spp, resnet50, vgg16, found"),
+        (
+            ["--models", "yolov9"],
+            "--models: expected some of yolov3, yolov3-tiny, yolov3-spp, resnet50, vgg16, mobilenetv2, found",
+        ),
         (["--ratios", "50,100"], "--ratios: expected percentages from 0 to below 100, found 100.0"),
         (["--ratios", "-1"], "--ratios: expected percentages from 0 to below 100, found -1.0"),
         (["--ratios", "nan"], "--ratios: expected percentages from 0 to below 100, found nan"),

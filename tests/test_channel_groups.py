@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pruning_nets import Net
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,19 +16,6 @@ from prunekit.errors import InputError
 from prunekit.prune import ChannelGroups, channel_groups
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
-
-
-class Net(nn.Module):
-    """Convolutions a, b, c, … of the given channels, wired by a function."""
-
-    def __init__(self, wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.wiring = wiring
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.wiring(self, x)
 
 
 def conv(in_channels: int, out_channels: int, groups: int = 1) -> nn.Conv2d:

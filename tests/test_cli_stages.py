@@ -11,26 +11,11 @@ import pytest
 import torch
 from commands import Options, invoke, succeed, tree
 from safetensors.torch import load_file
-from stage_commands import COMMANDS, SIZE, prune_filters, train_for_a_moment, working_options
+from stage_commands import COMMANDS, SIZE
 
 from prunekit.pipeline import RunConfig, read_rows
 from prunekit.pipeline.detector_file import open_detector
 from prunekit.prune import sparsity
-
-
-@pytest.fixture(scope="module")
-def trained(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_for_a_moment(shapes_data, tmp_path_factory.mktemp("trained") / "net")
-
-
-@pytest.fixture(scope="module")
-def pruned(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prune_filters(trained, tmp_path_factory.mktemp("pruned") / "net")
-
-
-@pytest.fixture
-def options(trained: Path, pruned: Path, shapes_data: Path, tmp_path: Path) -> dict[str, Options]:
-    return working_options(trained, pruned, shapes_data, tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

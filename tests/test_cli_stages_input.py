@@ -13,24 +13,9 @@ import typer
 from commands import Options, invoke, succeed, tree
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stage_commands import COMMANDS, prune_filters, train_for_a_moment, working_options
+from stage_commands import COMMANDS
 
 from prunekit import cli
-
-
-@pytest.fixture(scope="module")
-def trained(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_for_a_moment(shapes_data, tmp_path_factory.mktemp("trained") / "net")
-
-
-@pytest.fixture(scope="module")
-def pruned(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prune_filters(trained, tmp_path_factory.mktemp("pruned") / "net")
-
-
-@pytest.fixture
-def options(trained: Path, pruned: Path, shapes_data: Path, tmp_path: Path) -> dict[str, Options]:
-    return working_options(trained, pruned, shapes_data, tmp_path)
 
 
 def _change(**changes: Any) -> Callable[[Options], None]:

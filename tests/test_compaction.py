@@ -9,26 +9,14 @@ from typing import Any
 import pytest
 import torch
 from compaction_nets import Shuffle, SqueezeExcite, masked, randomise
+from pruning_nets import Net
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.compaction import CompactionResult, certifying, compact, cutting
+from prunekit.compaction import CompactionResult, certifying, compact, cutting, rounding
 from prunekit.errors import InputError, WrongOutputError
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-class Net(nn.Module):
-    """Layers wired by a function."""
-
-    def __init__(self, wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.wiring = wiring
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.wiring(self, x)
 
 
 def net_of(wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> Any:
@@ -453,6 +441,16 @@ def test_rounding_by_measurement_names_what_was_timed() -> None:
     assert set(certificate.rounding_ms) == {1, 8}  # 16 gives the same widths as 8
     assert certificate.multiple_of in certificate.rounding_ms
     assert certificate.latency_ms_before is not None
+
+
+def test_rounding_is_taken_where_it_is_clearly_faster_and_only_there() -> None:
+    assert rounding.fastest({1: 10.0, 8: 9.0, 16: 9.2}) == 8
+    assert rounding.fastest({1: 10.0, 8: 9.8, 16: 11.0}) == 1
+    assert rounding.fastest({}) == 1
+    narrow, wide = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 1024, 3)
+    times = rounding.measure({1: wide, 8: narrow, 16: narrow}, [torch.rand(1, 3, 64, 64)], 3)
+    assert set(times) == {1, 8}  # models of the same size are timed once
+    assert times[8] < times[1]
 
 
 def test_the_model_itself_is_left_alone_and_keeps_its_class() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import prunekit
 from prunekit.engine.filters import ConvChoice, pack_for_lanes
-from prunekit.engine.graph import Graph, Node, SparseWeight
+from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.planning import plan_segment
 from prunekit.engine.program import Segment
@@ -121,8 +121,6 @@ def test_models_with_weights_that_are_not_finite(value: float, whole_graph: bool
     ("upsample", {"factors": [2**9, 2**9]}), ("pad", {"sides": [0, 2**16, 0, 2**16], "fill": 0.0}),
 ])  # fmt: skip
 def test_planes_of_2_31_elements_are_refused(op: str, attributes: dict[str, Any]) -> None:
-    from prunekit.engine.graph import Activation
-
     weights, size = {}, (1, 2**7, 2**7)
     if op == "conv2d":
         size = (1, 2**16, 2**16)

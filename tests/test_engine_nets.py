@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_variants import instruction_set
 from engine_nets import NetCase, random_net, randomise
 from oracles import relative_difference
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.nn.whole_graph import build_whole_graph
-from prunekit.ops import native
 from prunekit.ops.native import native_status
 
 pytestmark = [
@@ -164,28 +164,20 @@ def test_rows_of_many_vectors_are_picked_as_short_ones_are(name: str, size: tupl
         "upsampling": dense_layers(nn.Conv2d(3, 4, 1), near, nn.Conv2d(4, 4, 3, padding=1)),
         "upsampling by three": dense_layers(nn.Conv2d(3, 4, 1), triple, nn.Conv2d(4, 4, 3, 2, 1)),
     }
-    before = native_status().instruction_set
-    native.use_instruction_set(name)
-    try:
+    with instruction_set(name):
         for what, net in nets.items():
             x = torch.randn(2, 3, *size)
             check_equal(run(net, [x]), on_engine(net, [x])(x), what)
-    finally:
-        native.use_instruction_set(str(before))
 
 
 @pytest.mark.parametrize("name", native_status().supported_sets)
 def test_outputs_larger_than_the_caches_are_there_when_the_next_layer_reads_them(name: str) -> None:
     net = dense_layers(nn.Conv2d(3, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(16, 3, 3, padding=1))
     x = torch.randn(1, 3, 530, 520)  # 16 planes of it have more than 16 MiB
-    before = native_status().instruction_set
-    native.use_instruction_set(name)
-    try:
+    with instruction_set(name):
         for threads in (1, 2):
             torch.set_num_threads(threads)  # the fixture restores it
             check_equal(run(net, [x]), planned(net, [x])(x), f"{threads} threads")
-    finally:
-        native.use_instruction_set(str(before))
 
 
 def forward_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -252,9 +244,7 @@ def test_batch_norm_behind_an_in_place_operator_is_folded() -> None:
 
 @pytest.mark.parametrize("name", native_status().supported_sets)
 def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
-    before = native_status().instruction_set
-    native.use_instruction_set(name)
-    try:
+    with instruction_set(name):
         for case, fast in captured(range(7100, 7106)):
             narrow = AcceleratedModel(fast.graph.with_weights(torch.bfloat16), {}, fast.example)
             rounded = AcceleratedModel(narrow.graph.with_weights(torch.float32), {}, fast.example)
@@ -262,8 +252,6 @@ def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
             assert all(values.dtype == torch.bfloat16 for values in weights)
             for a, b in zip(tree_leaves(rounded(*case.inputs)), tree_leaves(narrow(*case.inputs)), strict=True):
                 assert torch.equal(a, b), case.seed  # the same sums in the same order
-    finally:
-        native.use_instruction_set(str(before))
 
 
 class Classifier(nn.Module):
@@ -320,10 +308,6 @@ def test_torchs_defaults_do_not_matter() -> None:
 
 @pytest.mark.parametrize("name", native_status().supported_sets)
 def test_every_instruction_set_runs_random_nets(name: str) -> None:
-    before = native_status().instruction_set
-    native.use_instruction_set(name)
-    try:
+    with instruction_set(name):
         for case, fast in captured(range(7000, 7008)):
             check_equal(run(case.net, case.inputs), fast(*case.inputs), f"seed {case.seed}")
-    finally:
-        native.use_instruction_set(str(before))

@@ -67,10 +67,10 @@ def test_numbers_too_small_to_be_normal_become_zero_and_only_inside() -> None:
     tiny = torch.tensor([TINY])
     for value, expected in ((TINY, 0.0), (normal, normal), (-TINY, 0.0)):
         (y,) = one_weight(value).results([ConvChoice(1, 1, 1)])
-        assert torch.unique(y).tolist() == [expected]
+        assert sorted(set(y.flatten().tolist())) == [expected]
         assert float(tiny * 1) == float(tiny) > 0  # torch's own setting is as before
     half = replace(one_weight(normal), weight=torch.full((1, 1, 1, 1), 0.5))
-    assert torch.unique(half.results([ConvChoice(1, 1, 1)])[0]).tolist() == [0.0]
+    assert not half.results([ConvChoice(1, 1, 1)])[0].any()
 
 
 def test_the_callers_setting_survives_an_error() -> None:

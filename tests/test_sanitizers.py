@@ -19,8 +19,8 @@ NUM_CASES = int(os.environ.get("PRUNEKIT_NETS", "90")) // 3
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 
 
-def libasan(folder: Path) -> str:
-    """Return the path of GCC's AddressSanitizer; skip where the compiler builds nothing with it."""
+def preloaded(folder: Path) -> str:
+    """Return the libraries to load first; skip where the compiler builds nothing with GCC's sanitizers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no compiler")
@@ -33,19 +33,22 @@ def libasan(folder: Path) -> str:
     ]
     build = [*compiler.split(), *flags, "-xc", "-", "-o", str(folder / "empty.so")]
     done = subprocess.run(build, input="int f(int x) { return x << 1; }", capture_output=True, text=True, check=False)
-    library = subprocess.run(
-        [*compiler.split(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if done.returncode or not Path(library).is_absolute():
+    # The sanitizer looks for C++'s exceptions when it is loaded; Python itself does not bring them.
+    libraries = [
+        subprocess.run([*compiler.split(), f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    paths = [library.stdout.strip() for library in libraries]
+    if done.returncode or not all(Path(path).is_absolute() for path in paths):
         pytest.skip(f"{compiler} has no sanitizers of GCC's kind")
-    return library
+    return " ".join(paths)
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Build the extension with sanitizers; return its path, and that of the library to load first."""
+    """Build the extension with sanitizers; return its path, and those of the libraries to load first."""
     folder = tmp_path_factory.mktemp("sanitized")
-    library = libasan(folder)
+    libraries = preloaded(folder)
     environment = {
         **os.environ,
         "PRUNEKIT_SANITIZE": "1",
@@ -58,13 +61,18 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     (extension,) = (folder / "lib").rglob("_native*")
-    return str(extension), library
+    return str(extension), libraries
 
 
 def run(sanitized: tuple[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    extension, library = sanitized
+    extension, libraries = sanitized
     options = "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1:quarantine_size_mb=16"
-    environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": libraries,
+        "ASAN_OPTIONS": options,
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
     script = [sys.executable, "tests/sanitized_kernels.py", extension, str(NUM_CASES), *arguments]
     return subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

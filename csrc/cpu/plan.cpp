@@ -78,6 +78,7 @@ void fence_streams() {
   __builtin_ia32_sfence();
 #endif
 }
+
 // Of scratch memory.
 constexpr int PLANAR_SLOT = 0, SUMS_SLOT = 1;
 

@@ -8,7 +8,7 @@ print(result.certificate)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,14 +34,10 @@ from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.following import follow
 from prunekit.compaction.planning import Plan, make_plan
 from prunekit.compaction.preparing import masked_copy
+from prunekit.compaction.rounding import MULTIPLES, fastest, measure
 from prunekit.errors import InputError
 from prunekit.prune.costs import count_costs
 from prunekit.timing import time_in_turn
-
-#: Multiples that are tried where the caller leaves the choice to measurement.
-MULTIPLES = (1, 8, 16)
-# Rounding must pay by this much: less is noise.
-_CLEARLY_FASTER = 0.97
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,9 @@ def compact(
     is_measured = multiple_of is None and latency_runs > 0
     multiples = MULTIPLES if is_measured else (multiple_of or 1,)
     candidates = {multiple: _cut_at(masked, original, flow, multiple, rows) for multiple in multiples}
-    rounding_ms = _measure(candidates, inputs, latency_runs) if is_measured else {}
-    chosen = candidates[_fastest(rounding_ms) if is_measured else multiples[0]]
+    models = {multiple: candidate.model for multiple, candidate in candidates.items()}
+    rounding_ms = measure(models, inputs, latency_runs) if is_measured else {}
+    chosen = candidates[fastest(rounding_ms) if is_measured else multiples[0]]
     certificate = _certify(masked, chosen, inputs, rounding_ms, latency_runs, notes)
     return CompactionResult(chosen.model, certificate, chosen.plan, inputs)
 
@@ -138,23 +135,6 @@ def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
     small = copy.deepcopy(model)
     cut(small, plan)
     return small
-
-
-def _measure(candidates: Mapping[int, _Candidate], inputs: Sequence[Tensor], runs: int) -> dict[int, float]:
-    """Time models that differ; one that is as large as an earlier one is that one."""
-    calls: dict[str, Callable[[], object]] = {}
-    widths = []
-    for multiple, candidate in candidates.items():
-        width = [len(cut.out_keep) for cut in candidate.plan.layers.values()]
-        if width not in widths:
-            widths.append(width)
-            calls[str(multiple)] = partial(candidate.model, *inputs)
-    return {int(multiple): timing.median_ms for multiple, timing in time_in_turn(calls, runs).items()}
-
-
-def _fastest(rounding_ms: Mapping[int, float]) -> int:
-    best = min(rounding_ms, key=lambda multiple: rounding_ms[multiple])
-    return best if rounding_ms[best] < _CLEARLY_FASTER * rounding_ms[1] else 1
 
 
 @torch.no_grad()

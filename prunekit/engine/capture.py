@@ -195,8 +195,9 @@ class _Reader:
             if isinstance(arg, fx.Node):
                 if arg in self.constant_names:
                     return {"constant": self.constant_names[arg]}
-                inputs.append(self._value(arg))
-                return {"value": self._value(arg)}
+                name = self._value(arg)
+                inputs.append(name)
+                return {"value": name}
             if isinstance(arg, (list, tuple)):
                 return [encode(a) for a in arg]
             if isinstance(arg, (torch.dtype, torch.device, torch.memory_format, torch.layout)):
@@ -282,11 +283,18 @@ def _convolution(reader: _Reader, node: fx.Node) -> Node | None:
         if any(r % 2 for r in reach):
             return None
         padding = [r // 2 for r in reach]
+    return _conv2d(node.name, x, weight, bias, stride, _pair(padding), dilation, a["groups"])
+
+
+def _conv2d(
+    name: str, x: str, weight: str, bias: str | None, stride: list[int], padding: list[int], dilation: list[int],
+    groups: int,
+) -> Node:  # fmt: skip
     attributes = {
-        "weight": weight, "bias": bias, "stride": stride, "padding": _pair(padding), "dilation": dilation,
-        "groups": a["groups"], "before": Activation(), "after": Activation(),
+        "weight": weight, "bias": bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        "before": Activation(), "after": Activation(),
     }  # fmt: skip
-    return Node(node.name, "conv2d", [x], attributes)
+    return Node(name, "conv2d", [x], attributes)
 
 
 def _batch_norm(reader: _Reader, node: fx.Node) -> Node | None:
@@ -342,11 +350,7 @@ def _linear(reader: _Reader, node: fx.Node) -> Node | None:
         return None
     name = f"{node.name}.weight"
     reader.constants[name] = matrix.reshape(-1, *reader.sizes[x])
-    attributes = {
-        "weight": name, "bias": bias, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1,
-        "before": Activation(), "after": Activation(),
-    }  # fmt: skip
-    return Node(node.name, "conv2d", [x], attributes)
+    return _conv2d(node.name, x, name, bias, [1, 1], [0, 0], [1, 1], 1)
 
 
 def _flatten(reader: _Reader, node: fx.Node) -> fx.Node | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-#: Of the pixels that a plane's rows are apart beyond their width, all zero: the padding of convolutions.
+#: float32 of a cache line.
 CACHE_LINE_ELEMENTS = 16
 
 

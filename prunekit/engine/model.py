@@ -35,7 +35,6 @@ class AcceleratedModel(nn.Module):
         self.example = [list(shape) for shape in example]
         self.program = Program(graph, self.choices)
         self._spec = treespec_loads(graph.output_spec)
-        self._mode = False
         self.training = False
 
     def forward(self, *inputs: Tensor) -> object:

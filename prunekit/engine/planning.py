@@ -47,7 +47,7 @@ class SegmentPlan:
     """What the native side needs to run one part of a graph.
 
     Attributes:
-        words: int64 [steps, 24].
+        words: int64 [steps, 32].
         labels: Per step the node it belongs to, or None.
         kinds: Per step "conv", "halo", "remap", "elementwise", "pool" or "mean".
         arena_elements: Size of the arena.
