@@ -9,12 +9,12 @@ PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.*)
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # "===" takes the registry's build by its plain version, which on Linux has CUDA.
 TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help setup demo test lint types bench clean
+.PHONY: help setup demo test lint types bench gpu clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 10
@@ -46,6 +46,10 @@ bench: $(READY)  ## latency of pruned YOLOv3 and of its layers against dense eng
 	@$(BIN)/prunekit bench end-to-end --out runs/bench/rows.jsonl
 	@$(BIN)/prunekit bench layers --out runs/bench/rows.jsonl
 	@$(BIN)/prunekit bench plot runs/bench/rows.jsonl --out runs/bench/speedup.png
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then YOLOv3's layers against cuDNN, into runs/gpu/
+	@$(BIN)/python -m pytest tests/test_gpu.py -rs
+	@$(BIN)/python -m bench.gpu --out runs/gpu/rows.jsonl
 
 clean:  ## remove what setup and runs made
 	rm -rf $(VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

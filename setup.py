@@ -1,7 +1,7 @@
-"""Build of the compiled extension; everything else is in pyproject.toml.
+"""Build of the compiled extensions; everything else is in pyproject.toml.
 
-The extension is optional: without a C++17 compiler the package installs and runs on the torch reference, and
-`prunekit doctor` says so.
+Both are optional: without a C++17 compiler the package installs and runs on the torch reference, without nvcc it has no
+kernels for GPUs, and `prunekit doctor` says so. FORCE_CUDA=1 turns a CUDA extension that cannot be built into an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from torch.utils.cpp_extension import include_paths, library_paths
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
+import toolkit as cuda
 
 # The kernels are compiled once per set, best first; the loader picks the first that the processor supports.
 X86_SETS = {
@@ -55,6 +58,9 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build `ext`, or say in one sentence why it was left out."""
+        if ext is cuda_native:
+            self._build_cuda(ext)
+            return
         try:
             # Each compiler runs in a process of its own; two at a time.
             with ThreadPoolExecutor(max_workers=2) as pool:
@@ -69,6 +75,18 @@ class BuildNative(build_ext):
                 "convolution. Install a C++17 compiler and reinstall to get the fast kernels.",
                 file=sys.stderr,
             )
+
+    def _build_cuda(self, ext: Extension) -> None:
+        try:
+            toolkit = cuda.usable_toolkit()
+            ext.define_macros.append(("PRUNEKIT_CUDA_ARCHITECTURES", f'"{" ".join(cuda.architectures())}"'))
+            ext.extra_objects = cuda.compile_kernels(toolkit, Path(self.build_temp) / "cuda")
+            ext.library_dirs.append(str(cuda.library_folder(toolkit)))
+            super().build_extension(ext)
+        except Exception as error:
+            if cuda.is_forced():
+                raise
+            print(f"prunekit: the CUDA extension was left out, because {error}.", file=sys.stderr)
 
     def _compile(self, name: str, flags: list[str], kernel: str) -> str:
         compiler: Any = self.compiler
@@ -101,8 +119,21 @@ native = Extension(
     optional=not IS_REQUIRED,
 )
 
+cuda_native = Extension(
+    "prunekit._cuda",
+    sources=["csrc/cuda/binding.cpp"],
+    depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cuda").glob("*"), Path("setup.py")]],
+    include_dirs=include_paths(),
+    library_dirs=library_paths(),
+    libraries=["torch", "torch_cpu", "cudart_static", "dl", "rt", "pthread"],
+    define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+    extra_compile_args=FLAGS,
+    py_limited_api=True,
+    optional=not cuda.is_forced(),
+)
+
 setup(
-    ext_modules=[native],
+    ext_modules=[native, cuda_native],
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

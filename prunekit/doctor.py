@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from prunekit.nn import native_status
+from prunekit.ops.native import cuda_status
 from prunekit.pipeline.environment import installed_version
 from prunekit.processor import processor
 
@@ -51,7 +52,7 @@ def examine() -> list[Check]:
         Check("Python", platform.python_version()),
     ]
     checks += [_required(package) for package in REQUIRED]
-    checks += [examine_part() for examine_part in (_processor, _native_kernels, _cuda, _nvcc)]
+    checks += [examine_part() for examine_part in (_processor, _native_kernels, _cuda, _cuda_kernels, _nvcc)]
     return checks + [_optional(package, advice) for package, advice in OPTIONAL.items()]
 
 
@@ -101,6 +102,13 @@ def _cuda() -> Check:
     if not torch.cuda.is_available():
         return Check("CUDA", f"torch is built for {torch.version.cuda}, but finds no GPU", "check `nvidia-smi`")
     return Check("CUDA", f"{torch.version.cuda}, {torch.cuda.get_device_name()}")
+
+
+def _cuda_kernels() -> Check:
+    status = cuda_status()
+    if not status.available:
+        return Check("CUDA kernels", "not built", status.reason or "")
+    return Check("CUDA kernels", f"CUDA {status.toolkit}, compiled for {', '.join(status.architectures)}")
 
 
 def _nvcc() -> Check:

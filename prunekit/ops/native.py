@@ -23,6 +23,44 @@ def _load() -> tuple[ModuleType | None, str | None]:
 _NATIVE, _REASON = _load()
 
 
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    """Load the CUDA kernels; most machines have none, so their absence is told where it is asked for, not here."""
+    try:
+        return importlib.import_module("prunekit._cuda"), None
+    except ModuleNotFoundError:
+        return None, "they were not built: reinstall prunekit from source with nvcc and a CUDA build of torch"
+    except ImportError as error:
+        return None, f"they do not load ({error}): reinstall prunekit from source"
+
+
+_CUDA, _CUDA_REASON = _load_cuda()
+
+
+@dataclass(frozen=True)
+class CudaStatus:
+    """What the CUDA kernels are on this machine.
+
+    Attributes:
+        available: they were built and load.
+        architectures: what they were compiled for, for example "75" or "90+PTX".
+        toolkit: version of the toolkit that compiled them, for example "13.0", or None.
+        reason: why they are not available, and how to get them, or None.
+    """
+
+    available: bool
+    architectures: tuple[str, ...]
+    toolkit: str | None
+    reason: str | None
+
+
+def cuda_status() -> CudaStatus:
+    """Tell whether the CUDA kernels were built and load, for which architectures, or why not."""
+    if _CUDA is None:
+        return CudaStatus(False, (), None, _CUDA_REASON)
+    version = _CUDA.toolkit_version()
+    return CudaStatus(True, tuple(_CUDA.architectures().split()), f"{version // 1000}.{version % 1000 // 10}", None)
+
+
 def is_available() -> bool:
     """Tell whether the compiled extension was built and loads."""
     return _NATIVE is not None

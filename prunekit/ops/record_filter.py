@@ -1,0 +1,289 @@
+"""Record filters: kept weights as a stream of records that a GPU's warps read like a small program.
+
+    packed = pack_records(weight, mask, groups, window_taps=9, chunk_channels=8, slices=2)
+
+csrc/record_filter.h describes the records. A record filter runs on every input size; how it is cut into chunks and
+slices is chosen for one size and device (`prunekit.ops.record_launch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.errors import InputError
+
+#: Output channels of a row group: what a lane sums in registers (csrc/record_filter.h).
+ROWS = 8
+#: Input channels that one load brings for a 1×1 kernel.
+WINDOW_CHANNELS = 2
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """What launches need to know about a record filter, in the order of csrc/record_filter.h.
+
+    Attributes:
+        out_channels, group_channels, kernel_h, kernel_w, groups: the convolution's.
+        chunk_channels: input channels that a block stages at once.
+        slices: warps that share a row group.
+        window_taps: taps that one load brings, 1, 2 or 9.
+        nnz: kept weights.
+        num_records: all records, loads and ends included.
+        longest: records of the longest run, one row group's in one chunk.
+    """
+
+    out_channels: int
+    group_channels: int
+    kernel_h: int
+    kernel_w: int
+    groups: int
+    chunk_channels: int
+    slices: int
+    window_taps: int
+    nnz: int
+    num_records: int
+    longest: int
+
+    def words(self) -> list[int]:
+        """Flatten for the op."""
+        return list(astuple(self))
+
+    @classmethod
+    def read(cls, words: Sequence[int]) -> RecordHeader:
+        """Undo `words`."""
+        if len(words) != len(fields(cls)):
+            raise InputError(f"a record filter's header has {len(fields(cls))} numbers; got {len(words)}.")
+        return cls(*words)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The weight's shape [K, C / groups, R, S]."""
+        return self.out_channels, self.group_channels, self.kernel_h, self.kernel_w
+
+    @property
+    def rows_per_group(self) -> int:
+        """Output channels of one conv group."""
+        return self.out_channels // self.groups
+
+    @property
+    def num_row_groups(self) -> int:
+        """Row groups in one conv group."""
+        return -(-self.rows_per_group // ROWS)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of one conv group."""
+        return -(-self.group_channels // self.chunk_channels)
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of all groups."""
+        return self.groups * self.num_row_groups * self.num_chunks
+
+    @property
+    def load_window(self) -> int:
+        """The operation that brings a window's inputs."""
+        return ROWS * self.window_taps
+
+    @property
+    def end_segment(self) -> int:
+        """The operation that ends a segment."""
+        return self.load_window + 1
+
+
+@dataclass(frozen=True)
+class RecordFilter:
+    """A filter packed by `pack_records`.
+
+    Attributes:
+        header: see there.
+        starts: int32 [runs · slices + 1].
+        records: int32 [records, 2].
+        rows: int32 [K].
+    """
+
+    header: RecordHeader
+    starts: Tensor
+    records: Tensor
+    rows: Tensor
+
+
+def window_taps(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
+    """Return how many taps one load brings: a 3×3 kernel's of stride 1 or 2, those of 2 channels of a 1×1, else 1."""
+    if tuple(kernel_size) == (1, 1) and tuple(stride) == (1, 1):
+        return WINDOW_CHANNELS
+    is_plain = tuple(dilation) == (1, 1) and tuple(stride) in ((1, 1), (2, 2))
+    return 9 if tuple(kernel_size) == (3, 3) and is_plain else 1
+
+
+def pack_records(
+    weight: Tensor, mask: Tensor, groups: int, window_taps: int, chunk_channels: int, slices: int
+) -> RecordFilter:
+    """Pack the weights that `mask` keeps.
+
+    Args:
+        weight: float32 [K, C / groups, R, S].
+        mask: bool, of weight's shape, True = kept.
+        groups: number of channel groups.
+        window_taps: of the function of that name, for the geometry that the filter will run with.
+        chunk_channels: input channels that a block stages at once; `record_launch` chooses it for a size and a device.
+        slices: warps that share a row group, likewise.
+
+    Raises:
+        InputError: shapes, dtypes or numbers do not fit.
+    """
+    _check(weight, mask, groups, window_taps)
+    if chunk_channels < 1 or not 1 <= slices <= _MAX_SLICES:
+        raise InputError(
+            f"chunk_channels must be at least 1 and slices 1 to {_MAX_SLICES}; got {chunk_channels} and {slices}."
+        )
+    k, c, r, s = weight.shape
+    if window_taps == WINDOW_CHANNELS and chunk_channels % WINDOW_CHANNELS:
+        raise InputError(f"chunk_channels must be a multiple of {WINDOW_CHANNELS} here; got {chunk_channels}.")
+    kept = mask.cpu().numpy().reshape(k, c, r * s)
+    header = RecordHeader(k, c, r, s, groups, chunk_channels, slices, window_taps, int(kept.sum()), 0, 0)
+    rows = _row_order(kept.sum((1, 2)), groups)
+    row, channel, tap = (a.astype(np.int64) for a in kept[rows].nonzero())
+    flat = weight.detach().cpu().contiguous().numpy().reshape(k, c, r * s)
+    bits = flat.view(np.int32)[rows[row], channel, tap].astype(np.int64)
+    starts, records = _stream(header, *_places(header, row, channel, tap), bits)
+    runs = starts[::slices]
+    header = replace(header, num_records=len(records), longest=int(np.diff(runs).max()))
+    to_tensor = [torch.from_numpy(a.astype(np.int32)).to(weight.device) for a in (starts, records, rows)]
+    return RecordFilter(header, *to_tensor)
+
+
+_LAST = np.iinfo(np.int64).max
+_MAX_SLICES = 16  # csrc/cuda/record_launch.h: as many warps as a block has
+
+
+def _row_order(kept_in_row: _Array, groups: int) -> _Array:
+    """Order rows inside their conv group, those with most weights first."""
+    per_group = kept_in_row.reshape(groups, -1)
+    order = np.argsort(-per_group, axis=1, kind="stable") + np.arange(groups)[:, None] * per_group.shape[1]
+    return order.ravel()
+
+
+def _stream(
+    header: RecordHeader, run: _Array, window: _Array, argument: _Array, slot: _Array, bits: _Array
+) -> tuple[_Array, _Array]:
+    """Return (starts, records) of weights that stand in `run`, `window` of the run and `slot` of the window."""
+    order = np.lexsort((slot, window, run))
+    run, window, argument, slot, bits = (a[order] for a in (run, window, argument, slot, bits))
+    segment = _cut_runs(header, run, window)
+    loads = np.unique(np.stack([segment, window, argument]), axis=1)
+    num_segments = header.num_runs * header.slices
+    counts = np.bincount(segment, minlength=num_segments) + np.bincount(loads[0], minlength=num_segments)
+    ends = np.repeat(np.arange(num_segments), 1 + (counts + 1) % 2)
+    nothing, end = np.zeros_like(ends), np.full_like(ends, header.end_segment)
+    # Columns in the order of sorting: segment, window, load before slots, operation; then the argument.
+    stream = np.concatenate(
+        [
+            [loads[0], loads[1], loads[0] * 0, np.full_like(loads[0], header.load_window), loads[2]],
+            [segment, window, np.ones_like(segment), slot, bits],
+            [ends, np.full_like(ends, _LAST), nothing, end, nothing],
+        ],
+        axis=1,
+    )
+    stream = stream[:, np.lexsort((stream[3], stream[2], stream[1], stream[0]))]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(stream[0], minlength=num_segments))])
+    return starts, np.ascontiguousarray(stream[3:].T)
+
+
+def _cut_runs(header: RecordHeader, run: _Array, window: _Array) -> _Array:
+    """Return each weight's segment: its run's weights and loads, in order, in `slices` parts of equal length."""
+    if not len(run):
+        return run
+    is_new_window = np.concatenate([[True], (run[1:] != run[:-1]) | (window[1:] != window[:-1])])
+    done = np.cumsum(1 + is_new_window)  # records up to and with this weight's
+    length = np.bincount(run, weights=1 + is_new_window, minlength=header.num_runs).astype(np.int64)
+    before_run = np.concatenate([[0], np.cumsum(length)])[run]
+    segment: _Array = run * header.slices + (done - 1 - before_run) * header.slices // length[run]
+    return segment
+
+
+def _check(weight: Tensor, mask: Tensor, groups: int, window_taps: int) -> None:
+    if weight.dim() != 4 or weight.dtype != torch.float32 or not 0 < weight.numel() < 2**29:
+        raise InputError(
+            f"pack_records expects a float32 weight [K, C / groups, R, S] of 1 to 2^29 elements; "
+            f"got {weight.dtype} of shape {tuple(weight.shape)}."
+        )
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise InputError(
+            f"pack_records expects a bool mask of the weight's shape {tuple(weight.shape)}; "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+    if groups < 1 or weight.shape[0] % groups:
+        raise InputError(f"output channels {weight.shape[0]} are not divisible by groups {groups}.")
+    kernels = {9: (3, 3), WINDOW_CHANNELS: (1, 1), 1: tuple(weight.shape[2:])}
+    if kernels.get(window_taps) != tuple(weight.shape[2:]):
+        raise InputError(f"window_taps must be 1, 9 for a 3×3 or 2 for a 1×1 kernel; got {window_taps}.")
+    if max(weight.shape[2:]) > 256:
+        raise InputError(f"record filters hold kernels of up to 256×256; got {tuple(weight.shape[2:])}.")
+
+
+def _places(header: RecordHeader, row: _Array, channel: _Array, tap: _Array) -> tuple[_Array, _Array, _Array, _Array]:
+    """Return each kept weight's run, its window's place in the run, that window's argument, and its slot."""
+    group, row_in_group = np.divmod(row, header.rows_per_group)
+    row_group, row_in_tile = np.divmod(row_in_group, ROWS)
+    chunk, channel_in_chunk = np.divmod(channel, header.chunk_channels)
+    run = (group * header.num_row_groups + row_group) * header.num_chunks + chunk
+    if header.window_taps == WINDOW_CHANNELS:
+        quad, place = np.divmod(channel_in_chunk, WINDOW_CHANNELS)
+        return run, quad, quad * WINDOW_CHANNELS << 16, row_in_tile * WINDOW_CHANNELS + place
+    if header.window_taps > 1:
+        return run, channel_in_chunk, channel_in_chunk << 16, row_in_tile * header.window_taps + tap
+    tap_h, tap_w = np.divmod(tap, header.kernel_w)
+    taps = header.kernel_h * header.kernel_w
+    return run, channel_in_chunk * taps + tap, channel_in_chunk << 16 | tap_h << 8 | tap_w, row_in_tile
+
+
+def unpack_records(packed: RecordFilter) -> tuple[Tensor, Tensor]:
+    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask) of a record filter, by reading its records.
+
+    Raises:
+        InputError: the tensors are not the ones of the header.
+    """
+    header = packed.header
+    num_segments = header.num_runs * header.slices
+    if (len(packed.starts), len(packed.records), len(packed.rows)) != (
+        num_segments + 1,
+        header.num_records,
+        header.out_channels,
+    ):
+        raise InputError(
+            f"the record filter's header tells of {num_segments} segments, {header.num_records} records and "
+            f"{header.out_channels} rows; got {len(packed.starts) - 1}, {len(packed.records)} and {len(packed.rows)}."
+        )
+    stream = packed.records.cpu().numpy()
+    operation, argument = stream[:, 0].astype(np.int64), stream[:, 1]
+    run = np.repeat(np.arange(num_segments), np.diff(packed.starts.cpu().numpy())) // header.slices
+    is_load, is_slot = operation == header.load_window, operation < header.load_window
+    last_load = np.maximum.accumulate(np.where(is_load, np.arange(len(stream)), -1))
+    window = argument[last_load[is_slot]].astype(np.int64)
+    group_row, chunk = np.divmod(run[is_slot], header.num_chunks)
+    group, row_group = np.divmod(group_row, header.num_row_groups)
+    row_in_tile, window_tap = np.divmod(operation[is_slot], header.window_taps)
+    row = packed.rows.cpu().numpy()[group * header.rows_per_group + row_group * ROWS + row_in_tile]
+    channel = chunk * header.chunk_channels + (window >> 16)
+    tap = (window >> 8 & 255) * header.kernel_w + (window & 255)
+    if header.window_taps == WINDOW_CHANNELS:
+        channel += window_tap
+    else:
+        tap += window_tap
+    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.float32)
+    mask = np.zeros(weight.shape, bool)
+    weight[row, channel, tap] = argument[is_slot].view(np.float32)
+    mask[row, channel, tap] = True
+    device = packed.records.device
+    return (
+        torch.from_numpy(weight.reshape(header.shape)).to(device),
+        torch.from_numpy(mask.reshape(header.shape)).to(device),
+    )

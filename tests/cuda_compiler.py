@@ -1,0 +1,92 @@
+"""Compiles the CUDA kernels with nvcc and tells what became of them; no GPU needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import toolkit
+from sass import Function, read_functions
+
+ROOT = Path(__file__).parent.parent
+
+ARCHITECTURES = ("75", "80", "86", "89", "90")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel, compiled for one architecture."""
+
+    registers: int
+    spilled_bytes: int
+    stack_bytes: int
+    static_shared_bytes: int
+
+
+@cache
+def nvcc() -> Path | None:
+    found = toolkit.find_toolkit()
+    return found.nvcc if found else None
+
+
+@cache
+def disassembler() -> str | None:
+    """nvdisasm of PATH, of the toolkit, or of triton's wheel."""
+    found = shutil.which("nvdisasm")
+    if found:
+        return found
+    kit, triton = toolkit.find_toolkit(), importlib.util.find_spec("triton")
+    folders = [kit.home / "bin"] if kit else []
+    folders += [Path(triton.origin).parent / "backends" / "nvidia" / "bin"] if triton and triton.origin else []
+    return next((str(f / "nvdisasm") for f in folders if (f / "nvdisasm").is_file()), None)
+
+
+@cache
+def _cubin(architecture: str) -> tuple[Path, str]:
+    folder = Path(tempfile.mkdtemp(prefix="prunekit-cubin-"))
+    cubin = folder / f"sm_{architecture}.cubin"
+    command = [str(nvcc()), *toolkit.FLAGS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
+    source = ROOT / "csrc" / "cuda" / "record_conv2d.cu"
+    done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return cubin, done.stderr
+
+
+def short_name(mangled: str) -> str:
+    """record_conv2d<8,3,3,3,1,1> for its mangled name."""
+    name = re.search(r"\d(record_conv2d)I((?:Li\d+E)+)E", mangled)
+    assert name is not None, mangled
+    numbers = ",".join(re.findall(r"Li(\d+)E", name[2]))
+    return f"{name[1]}<{numbers}>"
+
+
+def compile_for(architecture: str) -> dict[str, Compiled]:
+    """What ptxas says of each kernel."""
+    _, said = _cubin(architecture)
+    kernels = {}
+    for part in said.split("Compiling entry function '")[1:]:
+        spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        assert spills is not None
+        assert registers is not None
+        kernels[short_name(part.split("'")[0])] = Compiled(
+            int(registers[1]), int(spills[2]) + int(spills[3]), int(spills[1]), int(shared[1]) if shared else 0
+        )
+    return kernels
+
+
+def disassemble(architecture: str) -> dict[str, Function]:
+    """Each kernel's machine code."""
+    cubin, _ = _cubin(architecture)
+    tool = disassembler()
+    assert tool is not None
+    done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {short_name(name): function for name, function in read_functions(done.stdout).items()}

@@ -1,0 +1,77 @@
+"""Random problems for the record kernel: every kernel instantiation, odd sizes, empty rows, any cut into blocks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import torch
+from emulated_kernels import RecordProblemCase
+from oracles import masked_conv2d_oracle
+from torch import Tensor
+
+from prunekit.ops.packed_conv2d import activate
+from prunekit.ops.record_conv2d import output_format
+from prunekit.ops.record_filter import pack_records, window_taps
+from prunekit.ops.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
+
+DENSITIES = (0.0, 0.005, 0.05, 0.1, 0.3, 0.6, 1.0)
+KERNELS = ((3, 3), (3, 3), (1, 1), (5, 5), (1, 3), (4, 2), (7, 7))
+_SHARED_BYTES = 64 * 1024
+
+
+def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[RecordProblemCase, Tensor]]:
+    """Yield `count` problems with what a float64 loop makes of them."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    while count:
+        groups, c, k = draw.choice((1, 1, 1, 2, 3)), draw.randint(1, 20), draw.randint(1, draw.choice((20, 44)))
+        r, s = draw.choice(KERNELS)
+        stride = draw.choice(((1, 1), (1, 1), (2, 2), (draw.randint(1, 3), draw.randint(1, 3))))
+        dilation = draw.choice(((1, 1), (1, 1), (draw.randint(1, 2), draw.randint(1, 3))))
+        padding = draw.randint(0, 3), draw.randint(0, 3)
+        n, h, w = draw.randint(1, 2), draw.randint(1, max_size), draw.randint(1, max_size)
+        if h + 2 * padding[0] <= dilation[0] * (r - 1) or w + 2 * padding[1] <= dilation[1] * (s - 1):
+            continue
+        count -= 1
+        weight = torch.randn(groups * k, c, r, s, generator=generator)
+        mask = torch.rand(weight.shape, generator=generator) < draw.choice(DENSITIES)
+        if count % 3 == 0:
+            mask[draw.randrange(groups * k)] = False
+        x = torch.randn(n, groups * c, h, w, generator=generator)
+        bias = torch.randn(groups * k, generator=generator) if draw.random() < 0.5 else None
+        activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
+        x_here = x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else x
+        is_channels_last = output_format(x_here) == torch.channels_last
+        expected = masked_conv2d_oracle(x, weight, mask, bias, stride, padding, dilation, groups)
+        expected = activate(expected, activation, slope)
+        residual = torch.randn(expected.shape, generator=generator) if draw.random() < 0.3 else None
+        if residual is not None:
+            expected = expected + residual
+            residual = residual.to(memory_format=torch.channels_last) if is_channels_last else residual
+        problem = RecordProblem(
+            groups * k, c, (r, s), groups, float(mask.float().mean()), n, _size(expected), stride, dilation
+        )
+        launch = _draw_launch(problem, draw)
+        taps = window_taps((r, s), stride, dilation)
+        packed = pack_records(weight, mask, groups, taps, launch.chunk_channels, launch.slices)
+        geometry = stride, padding, dilation
+        yield (
+            RecordProblemCase(
+                x_here, packed, bias, residual, *geometry, activation, slope, launch.words(), is_channels_last
+            ),
+            expected,
+        )
+
+
+def _size(y: Tensor) -> tuple[int, int]:
+    return y.shape[2], y.shape[3]
+
+
+def _draw_launch(problem: RecordProblem, draw: random.Random) -> RecordLaunch:
+    """Any cut that fits, few warps more often than many: emulated threads take their time."""
+    choices = list(launches(problem, _SHARED_BYTES))
+    assert choices, problem
+    few = [launch for launch in choices if launch.warps <= draw.choice((2, 4, 12))]
+    chosen = draw.choice(few or choices)
+    assert shared_bytes(problem, chosen) <= _SHARED_BYTES
+    return chosen

@@ -1,0 +1,83 @@
+"""Reads disassembled GPU code: what a record costs in instructions, counted along the path that a warp takes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+_LABEL = re.compile(r"^(\.L_\w+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+((?:@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+_FUNCTION = re.compile(r"^\.text\.(\w+):")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a disassembly."""
+
+    predicate: str
+    name: str
+    rest: str
+
+    @property
+    def base(self) -> str:
+        return self.name.split(".")[0]
+
+
+class Function:
+    """One kernel's instructions and the places that its labels name."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        for line in lines:
+            label, instruction = _LABEL.match(line), _INSTRUCTION.match(line)
+            if label:
+                self.labels[label[1]] = len(self.instructions)
+            elif instruction:
+                self.instructions.append(Instruction((instruction[1] or "").strip(), instruction[2], instruction[3]))
+
+    def count(self) -> Counter[str]:
+        return Counter(i.base for i in self.instructions)
+
+    def jump_targets(self) -> list[str]:
+        """The labels of the one jump through a table."""
+        jumps = [i for i in self.instructions if i.base == "BRX"]
+        assert len(jumps) == 1, f"{len(jumps)} jumps through a table"
+        found = re.search(r'BRANCH_TARGETS ([^"]*)', jumps[0].rest)
+        assert found is not None
+        return found[1].split(",")
+
+    def round_from(self, label: str) -> Counter[str] | None:
+        """Instructions from a label up to and with the next jump through the table; None where the loop is left.
+
+        Conditional branches are not taken: they are the ends of loops and the check of the table's range.
+        """
+        counts: Counter[str] = Counter()
+        at = self.labels[label]
+        for _ in range(500):
+            instruction = self.instructions[at]
+            counts[instruction.base] += 1
+            if instruction.base == "BRX":
+                return counts
+            if instruction.base in ("EXIT", "BAR", "RET"):
+                return None
+            target = _TARGET.search(instruction.rest)
+            is_jump = instruction.base == "BRA" and not instruction.predicate
+            at = self.labels[target[1]] if is_jump and target else at + 1
+        return None
+
+
+def read_functions(disassembly: str) -> dict[str, Function]:
+    """Split what nvdisasm prints into kernels by their mangled names."""
+    functions: dict[str, list[str]] = {}
+    name = ""
+    for line in disassembly.splitlines():
+        start = _FUNCTION.match(line)
+        if start:
+            name = start[1]
+            functions[name] = []
+        elif name:
+            functions[name].append(line)
+    return {name: Function(lines) for name, lines in functions.items()}

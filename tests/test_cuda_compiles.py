@@ -1,0 +1,90 @@
+"""The CUDA kernels compiled for every architecture: no spills, registers in budget, the instruction mix promised."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_compiler import ARCHITECTURES, compile_for, disassemble, disassembler, nvcc
+
+from prunekit.ops.record_filter import RecordHeader, pack_records
+from prunekit.ops.record_launch import RECORD_COSTS, TILE_W
+
+BUDGETS = json.loads((Path(__file__).parent / "cuda_budgets.json").read_text())
+pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine")
+needs_disassembler = pytest.mark.skipif(disassembler() is None, reason="no nvdisasm on this machine")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile_without_spills_and_within_their_registers(architecture: str) -> None:
+    kernels = compile_for(architecture)
+    budgets = BUDGETS[f"sm_{architecture}"]
+    assert kernels.keys() == budgets.keys()
+    for name, kernel in kernels.items():
+        assert kernel.spilled_bytes == 0, name
+        assert kernel.stack_bytes == 0, name
+        assert kernel.static_shared_bytes <= budgets[name]["static_shared_bytes"], name
+        # Fewer registers than budgeted: lower the budget, so that it keeps meaning something.
+        assert budgets[name]["registers"] - 8 <= kernel.registers <= budgets[name]["registers"], (name, kernel)
+
+
+def _mix(architecture: str, name: str, header: RecordHeader) -> tuple[Counter[str], dict[str, Counter[str]]]:
+    """Instructions of the loop over a filter's records, and of one slot and one load."""
+    function = disassemble(architecture)[name]
+    targets = function.jump_targets()
+    rounds = [function.round_from(label) for label in targets[: header.load_window + 1]]
+    assert all(r is not None for r in rounds), name
+    slots = {tuple(sorted(r.items())) for r in rounds[:-1] if r is not None}
+    assert len(slots) <= 2, "slots differ in what they cost"
+    slot, load = max((Counter(dict(s)) for s in slots), key=Counter.total), rounds[-1]
+    assert load is not None
+    num_loads = header.num_records - header.nnz - header.num_runs * header.slices
+    total: Counter[str] = Counter()
+    for counts, times in ((slot, header.nnz), (load, num_loads)):
+        for instruction, count in counts.items():
+            total[instruction] += count * times
+    return total, {"slot": slot, "load": load}
+
+
+@pytest.fixture(scope="module")
+def header() -> RecordHeader:
+    """YOLOv3's 3×3 layer of 256 → 512 channels at 90 % zeros."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 256, 3, 3, generator=generator)
+    return pack_records(weight, torch.rand(weight.shape, generator=generator) < 0.1, 1, 9, 8, 3).header
+
+
+@pytest.mark.parametrize("architecture", ["75", "86"])
+@needs_disassembler
+def test_at_least_40_percent_of_the_inner_loop_multiplies(architecture: str, header: RecordHeader) -> None:
+    mix, _ = _mix(architecture, "record_conv2d<8,3,3,3,1,1>", header)
+    assert mix["FFMA"] >= 0.4 * mix.total(), {k: round(v / mix.total(), 3) for k, v in mix.most_common()}
+    assert mix["SHFL"] == 0
+
+
+@pytest.mark.parametrize("architecture", ["75", "86"])
+@needs_disassembler
+def test_the_cost_model_counts_the_compiled_instructions(architecture: str) -> None:
+    for (taps, stride, tile_h), cost in RECORD_COSTS.items():
+        side, channels = (3, 1) if taps == 9 else (1, taps)
+        weight = torch.ones(8, channels, side, side)
+        header = pack_records(weight, weight > 0, 1, taps, channels, 1).header
+        name = f"record_conv2d<8,{tile_h},{side},{side},{stride},{channels}>"
+        _, rounds = _mix(architecture, name, header)
+        pixels = tile_h * TILE_W
+        assert rounds["slot"]["FFMA"] == pixels
+        # Architectures differ by one; the model takes the larger.
+        assert cost.dispatch - 1 <= rounds["slot"].total() - pixels <= cost.dispatch
+        assert cost.load - 1 <= rounds["load"].total() <= cost.load
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@needs_disassembler
+def test_copies_are_asynchronous_where_promised(architecture: str) -> None:
+    for name, function in disassemble(architecture).items():
+        counts = function.count()
+        assert (counts["LDGSTS"] > 0) == (int(architecture) >= 80), name
+        assert counts["SHFL"] == counts["RED"] == counts["ATOMG"] == counts["ATOMS"] == 0, name

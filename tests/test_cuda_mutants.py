@@ -1,0 +1,120 @@
+"""The emulation's own test: kernels with one planted bug each, every one of which it must catch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulated_kernels import COMPILER, Build, EmulationError, RecordProblemCase, emulate
+from oracles import TOLERANCE, relative_difference
+from record_problems import record_problems
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
+
+KERNEL, LAUNCH = "record_conv2d.cuh", "record_launch.h"
+# What is wrong: (file, text, its replacement, the sanitizer that sees it where no result need change).
+MUTANTS = {
+    "no barrier before a chunk is read": (
+        KERNEL,
+        "    }\n    __syncthreads();\n    if (has_rows) {",
+        "    }\n    if (has_rows) {",
+        "thread",
+    ),
+    "no barrier before a buffer is written again": (
+        KERNEL,
+        "    }\n    __syncthreads();\n  }\n  if (conv.slices > 1)",
+        "    }\n  }\n  if (conv.slices > 1)",
+        "thread",
+    ),
+    "no barrier before slices write over the tile": (
+        KERNEL,
+        "  for (int row = 0; row < ROWS; ++row) {\n    __syncthreads();\n    if (slice > 0)",
+        "  for (int row = 0; row < ROWS; ++row) {\n    if (slice > 0)",
+        "thread",
+    ),
+    "copies are not waited for": (KERNEL, "wait_for_copies<1>", "wait_for_copies<2>", ""),
+    "one buffer is read while it is copied": (KERNEL, "wait_for_copies<0>", "wait_for_copies<1>", ""),
+    "a copy into the buffer in use": (KERNEL, "chunk, tiles + buffer * tile_floats);", "chunk, tiles);", ""),
+    "padding off by one": (KERNEL, "stride_h - conv.padding_h;", "stride_h - conv.padding_h + 1;", ""),
+    "a column right of the image": (KERNEL, "x < conv.w;", "x <= conv.w;", ""),
+    "the first line is left out": (KERNEL, "y >= 0 && y < conv.h", "y > 0 && y < conv.h", ""),
+    "a conv group reads the first group's input": (
+        KERNEL,
+        "(block.group * conv.group_channels + first)",
+        "(first)",
+        "",
+    ),
+    "the last chunk is taken for a full one": (
+        KERNEL,
+        "min(conv.chunk_channels, conv.group_channels - first)",
+        "conv.chunk_channels",
+        "address,undefined",
+    ),
+    "the last records of a chunk are not copied": (KERNEL, "at < count;", "at < count - 2;", ""),
+    "row groups past the last are copied": (
+        KERNEL,
+        "min(conv.block_row_groups, conv.num_row_groups - block.first_row_group)",
+        "conv.block_row_groups",
+        "address,undefined",
+    ),
+    "every slice reads the first one's records": (
+        KERNEL,
+        "run + starts[slice] - starts[0]",
+        "run + 0 * starts[slice]",
+        "",
+    ),
+    "rows are stored where they stand": (
+        KERNEL,
+        "__ldg(conv.rows + block.group * conv.rows_per_group + first_row + row)",
+        "block.group * conv.rows_per_group + first_row + row",
+        "",
+    ),
+    "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
+    "rows past the last are stored": (KERNEL, "first_row + row >= conv.rows_per_group", "false", "address,undefined"),
+    "a pixel past the last line is stored": (KERNEL, "p < conv.p && q", "p <= conv.p && q", "address,undefined"),
+    "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
+    "taps are transposed": (
+        KERNEL,
+        "TAP_H = TAP / S % R, TAP_W = TAP % S, CHANNEL",
+        "TAP_W = TAP / S % R, TAP_H = TAP % S, CHANNEL",
+        "",
+    ),
+    "a window's channels are those of its first": (KERNEL, "at + c * conv.plane + ", "at + ", ""),
+    "the stride of a lane is forgotten": (KERNEL, "lane_w * TILE_W * conv.stride_w", "lane_w * TILE_W", ""),
+    "the dilation is forgotten": (KERNEL, "tap_w * conv.dilation_w", "tap_w", ""),
+    "the residual is activated": (
+        KERNEL,
+        "activate(conv, sum[row][i] + bias);",
+        "activate(conv, sum[row][i] + bias + (conv.residual ? conv.residual[at] : 0.0f)) - "
+        "(conv.residual ? conv.residual[at] : 0.0f);",
+        "",
+    ),
+    "the slope is applied to positive values": (KERNEL, "value >= 0.0f", "value <= 0.0f", ""),
+    "the halo is one column short": (LAUNCH, "conv.stride_w + reach_w + 1;", "conv.stride_w + reach_w - 3;", ""),
+    "shared memory for one record buffer only": (
+        LAUNCH,
+        "sums ? conv.buffers * (tile + records)",
+        "sums ? conv.buffers * tile + records",
+        "address,undefined",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[tuple[RecordProblemCase, Tensor]]:
+    return list(record_problems(40, seed=21, max_size=16))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_bug_is_caught(name: str, problems: list[tuple[RecordProblemCase, Tensor]]) -> None:
+    file, text, replacement, sanitizer = MUTANTS[name]
+    build = Build(sanitizer=sanitizer, edits=((file, text, replacement),))
+    try:
+        outputs = emulate([case for case, _ in problems], build, seed=3)
+    except EmulationError:
+        return
+    assert any(_is_wrong(expected, y) for (_, expected), y in zip(problems, outputs, strict=True))
+
+
+def _is_wrong(expected: Tensor, y: Tensor) -> bool:
+    return bool(y.isnan().any()) or relative_difference(expected, y) > TOLERANCE[torch.float32]

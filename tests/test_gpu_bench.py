@@ -1,0 +1,95 @@
+"""The model of GPU times, and the measuring program on a processor: its figures there mean nothing, its code does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import gpu, gpu_model
+from prunekit.ops.record_filter import pack_records
+from prunekit.ops.record_launch import (
+    GPUS,
+    RecordProblem,
+    best_launches,
+    choose_launch,
+    gpu_of,
+    memory_seconds,
+    modelled_seconds,
+    shared_bytes,
+)
+
+TURING = GPUS["rtx-2070-super"]
+
+
+def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--device", "cpu", "--image-size", "32", "--max-shapes", "2", "--ratios", "50,95"]
+    rows = gpu.main([*arguments, "--out", str(out)])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
+    assert len(rows) == 4
+    assert all(row["relative_rms"] <= 1e-5 for row in rows)
+    assert "95 % zeros: convolutions" in capsys.readouterr().out
+
+
+def test_yolov3_is_75_convolutions_of_33_billion_multiply_adds() -> None:
+    layers = gpu_model.yolov3_layers(416)
+    assert sum(layers.values()) == 75
+    assert sum(layer.macs * count for layer, count in layers.items()) == pytest.approx(32.93e9, rel=0.01)
+
+
+def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
+    for device in GPUS.values():
+        before = float("inf")
+        for density in (0.5, 0.25, 0.1, 0.05, 0.01):
+            problem = RecordProblem(256, 128, (3, 3), 1, density, 1, (52, 52))
+            chosen = choose_launch(problem, device)
+            assert chosen is not None
+            multiply_adds = 2 * 256 * 128 * 9 * density * 52 * 52 / (device.fma_peak_gflops * 1e9)
+            assert max(multiply_adds, memory_seconds(problem, device)) < chosen[1] < before
+            before = chosen[1]
+
+
+def test_the_best_cut_is_the_least_modelled() -> None:
+    problem = RecordProblem(64, 32, (3, 3), 1, 0.1, 2, (17, 23), (2, 2))
+    best = best_launches(problem, TURING, 5)
+    times = [modelled_seconds(problem, launch, TURING) for launch in best]
+    assert times == sorted(times)
+    assert all(shared_bytes(problem, launch) <= TURING.shared_bytes for launch in best)
+
+
+def test_expected_records_are_those_of_a_random_mask() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for kernel, density in ((3, 0.1), (3, 0.02), (1, 0.2), (5, 0.05)):
+        weight = torch.randn(128, 96, kernel, kernel)
+        problem = RecordProblem(128, 96, (kernel, kernel), 1, density, 1, (20, 20))
+        packed = pack_records(
+            weight, torch.rand(weight.shape, generator=generator) < density, 1, problem.window_taps, 16, 1
+        )
+        expected = problem.num_row_groups * 96 * (problem.slots + problem.loads) + 1.5 * packed.header.num_runs
+        assert packed.header.num_records == pytest.approx(expected, rel=0.03)
+
+
+def test_other_devices_are_read_from_their_properties() -> None:
+    properties = SimpleNamespace(
+        name="NVIDIA GeForce GTX 1660",
+        major=7,
+        minor=5,
+        multi_processor_count=22,
+        L2_cache_size=1 << 20,
+        shared_memory_per_block_optin=65536,
+        shared_memory_per_multiprocessor=65536,
+        max_threads_per_multi_processor=1024,
+        clock_rate=1_785_000,
+        memory_clock_rate=4_001_000,
+        memory_bus_width=192,
+    )
+    found = gpu_of(properties)
+    assert found.fma_peak_gflops == pytest.approx(5027, rel=0.01)
+    assert found.memory_gb_per_s == pytest.approx(192, rel=0.01)
+    assert found.max_warps == 32
+    properties.name, properties.multi_processor_count = TURING.name, 40
+    assert gpu_of(properties) == TURING
