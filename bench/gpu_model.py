@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
+from prunekit.ops import kernel_choice
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
 
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
-DENSE_SHARE_OF_PEAK = 0.7
-#: Winograd's F(2×2, 3×3) multiplies 2.25 times less; transforms and memory are taken to leave this much of it.
-WINOGRAD_GAIN = 1.6
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,11 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds of the dense convolution."""
         return self.out_channels * self.in_channels * self.kernel**2 * self.size**2
+
+    def problem(self, density: float) -> RecordProblem:
+        """The layer on one image, as the model sees it."""
+        kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
+        return RecordProblem(self.out_channels, self.in_channels, kernel, 1, density, 1, size, stride)
 
 
 def yolov3_layers(image_size: int) -> Counter[Layer]:
@@ -63,8 +66,7 @@ def yolov3_layers(image_size: int) -> Counter[Layer]:
 
 def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, RecordLaunch | None, float]:
     """Return (seconds, launch, seconds of memory alone); without a launch the layer runs dense."""
-    kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
-    problem = RecordProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride)
+    problem = layer.problem(density)
     chosen = choose_launch(problem, gpu)
     if chosen is None:
         return dense_seconds(layer, gpu), None, memory_seconds(problem, gpu)
@@ -73,16 +75,13 @@ def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, Recor
 
 def dense_seconds(layer: Layer, gpu: Gpu) -> float:
     """An implicit GEMM at a fixed share of the peak, or the bytes of its weights, input and output."""
-    compute = 2 * layer.macs / (DENSE_SHARE_OF_PEAK * gpu.fma_peak_gflops * 1e9)
-    area = layer.size**2
-    elements = layer.macs / area + layer.out_channels * area + layer.in_channels * area * layer.stride**2
-    return max(compute, 4 * elements / (gpu.memory_gb_per_s * 1e9))
+    return kernel_choice.dense_seconds(layer.problem(1.0), gpu, by_winograd=False)
 
 
 def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
     """The dense time where 3×3 layers of stride 1 run by Winograd's algorithm."""
     is_suited = layer.kernel == 3 and layer.stride == 1
-    return dense_seconds(layer, gpu) / (WINOGRAD_GAIN if is_suited else 1)
+    return dense_seconds(layer, gpu) / (kernel_choice.WINOGRAD_GAIN if is_suited else 1)
 
 
 def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu) -> tuple[float, float]:
