@@ -25,7 +25,7 @@ class KernelKey:
         multiprocessors: how many it has.
         dtype: of input, weight and output.
         allow_tf32: whether the dense convolution could use tf32.
-        direction: "forward" or "input_grad".
+        direction: "forward", "input_grad" or "inference".
         problem: sizes, and the density to two digits.
     """
 

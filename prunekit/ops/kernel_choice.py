@@ -47,7 +47,7 @@ class KernelChoice:
     Attributes:
         kernel: "record" or "dense".
         launch: how the record kernel is cut, None for "dense".
-        seconds: of the chosen kernel, modelled or measured.
+        sparse_seconds: of the record kernel, modelled or measured; inf where it cannot run.
         dense_seconds: of the dense convolution, likewise.
         is_measured: on this device, now or in an earlier run; else it is the model's word.
         reason: why, in a phrase.
@@ -55,10 +55,15 @@ class KernelChoice:
 
     kernel: str
     launch: RecordLaunch | None
-    seconds: float
+    sparse_seconds: float
     dense_seconds: float
     is_measured: bool
     reason: str
+
+    @property
+    def seconds(self) -> float:
+        """Of the chosen kernel."""
+        return self.dense_seconds if self.launch is None else self.sparse_seconds
 
     @classmethod
     def between(
@@ -68,11 +73,11 @@ class KernelChoice:
         word = "measured" if is_measured else "modelled"
         if launch is None:
             reason = "no block of the record kernel fits this device"
-            return cls("dense", None, dense_seconds, dense_seconds, is_measured, reason)
+            return cls("dense", None, math.inf, dense_seconds, is_measured, reason)
         pair = f"record {1e6 * seconds:.1f} µs, dense {1e6 * dense_seconds:.1f} µs {word}"
         if seconds < dense_seconds:
             return cls("record", launch, seconds, dense_seconds, is_measured, pair)
-        return cls("dense", None, dense_seconds, dense_seconds, is_measured, f"below break-even: {pair}")
+        return cls("dense", None, seconds, dense_seconds, is_measured, f"below break-even: {pair}")
 
 
 def dense_seconds(problem: RecordProblem, gpu: Gpu, *, by_winograd: bool = True, allow_tf32: bool = False) -> float:
@@ -92,17 +97,24 @@ def dense_seconds(problem: RecordProblem, gpu: Gpu, *, by_winograd: bool = True,
     compute = [gemm / WINOGRAD_GAIN if by_winograd and is_plain and problem.groups == 1 else gemm]
     if allow_tf32 and gpu.tf32_lanes:
         compute.append(2 * macs / (DENSE_SHARE_OF_PEAK * gpu.tf32_peak_gflops * 1e9))
+    return max(min(compute), _dense_memory_seconds(problem, gpu))
+
+
+def _dense_memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
+    """Return the time that all weights, the input and the output take at the memory's full bandwidth."""
+    p, q = problem.size
     inputs = problem.groups * problem.group_channels * p * problem.stride[0] * q * problem.stride[1]
-    weights = problem.out_channels * problem.group_channels * taps
+    weights = problem.out_channels * problem.group_channels * math.prod(problem.kernel_size)
     elements = weights + problem.batch * (inputs + problem.out_channels * p * q)
-    return max(min(compute), 4 * elements / (gpu.memory_gb_per_s * 1e9))
+    return 4 * elements / (gpu.memory_gb_per_s * 1e9)
 
 
 def floor_seconds(problem: RecordProblem, gpu: Gpu) -> float:
-    """Return what no kernel can pass: the kept multiply-adds at the peak, and the bytes at the memory's bandwidth."""
+    """Return what no float32 kernel passes: the kept multiply-adds at the peak, or the fewer of both formats' bytes."""
     p, q = problem.size
     kept = problem.out_channels * problem.group_channels * math.prod(problem.kernel_size) * problem.density
-    return max(2 * problem.batch * kept * p * q / (gpu.fma_peak_gflops * 1e9), memory_seconds(problem, gpu))
+    compute = 2 * problem.batch * kept * p * q / (gpu.fma_peak_gflops * 1e9)
+    return max(compute, min(memory_seconds(problem, gpu), _dense_memory_seconds(problem, gpu)))
 
 
 def rounded(problem: RecordProblem) -> RecordProblem:
@@ -130,7 +142,7 @@ def is_possible(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu, longest:
 
 
 def key_of(problem: RecordProblem, dtype: torch.dtype, gpu: Gpu, allow_tf32: bool, direction: str) -> KernelKey:
-    """Return the cache's key; `direction` is "forward" or "input_grad"."""
+    """Return the cache's key; `direction` is `RecordJob`'s."""
     return KernelKey(gpu.name, gpu.capability, gpu.multiprocessors, str(dtype), allow_tf32, direction, rounded(problem))
 
 
@@ -154,12 +166,12 @@ def choose_kernel(
         allow_tf32: whether the dense convolution may use tf32.
         dense: seconds of the dense one, where `problem` does not tell; None: `dense_seconds`.
         extra: seconds that the sparse one takes beside its kernel.
-        direction: "forward" or "input_grad".
+        direction: `RecordJob`'s.
         cache: measurements of earlier runs, which win over the model.
     """
     slow = dense_seconds(problem, gpu, allow_tf32=allow_tf32) if dense is None else dense
     if dtype not in SPARSE_KERNELS:
-        return KernelChoice("dense", None, slow, slow, False, f"no sparse kernel for {_name(dtype)}")
+        return KernelChoice("dense", None, math.inf, slow, False, f"no sparse kernel for {_name(dtype)}")
     measured = cache.get(key_of(problem, dtype, gpu, allow_tf32, direction)) if cache is not None else None
     if measured is not None and (measured.launch is None or is_possible(rounded(problem), measured.launch, gpu)):
         return KernelChoice.between(measured.launch, measured.seconds, measured.dense_seconds, True)

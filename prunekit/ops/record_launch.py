@@ -118,6 +118,10 @@ class RecordLaunch:
     row_groups: int
     buffers: int
 
+    def __str__(self) -> str:
+        blocks = f"{self.lanes_h}×{self.lanes_w} lanes of {self.tile_h}×{TILE_W}, {8 * self.row_groups} channels"
+        return f"{blocks}, {self.chunk_channels} a chunk, {self.slices} slices, {self.buffers} buffers"
+
     def words(self) -> list[int]:
         """What the op is told; the rest is packed into the filter."""
         return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups, self.buffers]

@@ -33,6 +33,7 @@ from prunekit.ops.transposed_conv import TransposedConv
 
 _PACKINGS = 4  # cuts to try where the longest run of a packed filter is longer than a random mask's would be
 _MAX_STRIDE = 4096
+_FILL_SECONDS, _FILL_BYTES = 4.5e-6, 44  # three launches; a weight's record read and written, its two indices, itself
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class RecordJob:
     """What is to be computed.
 
     Attributes:
-        direction: "forward" or "input_grad".
+        direction: "forward", "input_grad", or "inference": a convolution whose weights are filled in once for all.
         problem: of the convolution that the record kernel would run.
         mask: bool, of that convolution's filter, on the CPU.
         sources: which weight stands where, for a transposed filter, else None.
@@ -116,20 +117,26 @@ class RecordJob:
     ) -> KernelChoice:
         """Choose by what the cache has of the device, else by the model."""
         dense = dense_seconds(self.dense_problem, gpu, allow_tf32=allow_tf32)
-        # The phases of a strided gradient are written once more, each to its place.
-        n, k, (p, q) = self.problem.batch, self.problem.out_channels, self.problem.size
-        is_copied = self.transposed is not None and self.dense_problem.stride != (1, 1)
-        extra = 8 * n * k * p * q / (gpu.memory_gb_per_s * 1e9) if is_copied else 0.0
         return choose_kernel(
             self.problem,
             dtype,
             gpu,
             allow_tf32=allow_tf32,
             dense=dense,
-            extra=extra,
+            extra=self._extra_seconds(gpu),
             direction=self.direction,
             cache=cache,
         )
+
+    def _extra_seconds(self, gpu: Gpu) -> float:
+        """Model what is done beside the kernel: filling in the weights, and bringing phases to their places."""
+        seconds, moved = 0.0, 0.0
+        if self.direction != "inference":
+            seconds, moved = _FILL_SECONDS, _FILL_BYTES * float(self.mask.sum())
+        if self.transposed is not None and self.dense_problem.stride != (1, 1):
+            n, k, (p, q) = self.problem.batch, self.problem.out_channels, self.problem.size
+            moved += 8 * n * k * p * q
+        return seconds + moved / (gpu.memory_gb_per_s * 1e9)
 
     def pack(self, gpu: Gpu, choice: KernelChoice, device: torch.device) -> RecordPlan | None:
         """Pack the mask for a choice, or for the next best cut where its longest run does not fit; None: run dense."""
@@ -247,3 +254,16 @@ def input_grad_job(
     )
     geometry = [1, 1], [0, 0], list(transposed.dilation)
     return RecordJob("input_grad", problem, kept, sources, geometry, transposed, tuple(x_shape), forward.problem)
+
+
+def inference_job(
+    x_shape: Sequence[int],
+    mask: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> RecordJob | None:
+    """Return the job of a convolution whose weights stay, or None where the record kernel does not take its sizes."""
+    job = forward_job(x_shape, mask, stride, padding, dilation, groups)
+    return None if job is None else replace(job, direction="inference")
