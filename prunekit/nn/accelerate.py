@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
-from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments, exact_float32
+from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import (
@@ -37,6 +37,7 @@ from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.tuning import tune_layer
 from prunekit.nn.whole_graph import build_whole_graph, layer_reports
 from prunekit.ops import native, native_status
+from prunekit.ops.kernel_choice import exact_float32
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 3

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import has_foreign_hooks
 from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import floor_seconds
+from prunekit.ops.kernel_choice import exact_float32, floor_seconds
 from prunekit.ops.masked_conv2d_cuda import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
 from prunekit.ops.record_launch import Gpu
@@ -40,18 +39,6 @@ def check_gpu_arguments(*, whole_graph: bool, weight_dtype: torch.dtype) -> None
         raise InputError(f"accelerate on a GPU needs prunekit's CUDA kernels, but {cuda_status().reason}.")
     if not whole_graph or weight_dtype != torch.float32:
         raise InputError("whole_graph=False and weight_dtype are for models on the CPU; this one is on a GPU.")
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep cuDNN from rounding to tf32: what accelerated models are compared with."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
 
 
 def accelerate_on_gpu(

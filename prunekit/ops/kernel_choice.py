@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -180,6 +181,18 @@ def choose_kernel(
     return KernelChoice.between(best[0] if best else None, seconds, slow, False)
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep cuDNN from rounding to tf32, for what kernels and models are compared with."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
 def measure_kernel(
     candidates: Iterator[tuple[RecordLaunch, Callable[[], Tensor]]],
     dense: Callable[[], Tensor],
@@ -195,7 +208,8 @@ def measure_kernel(
     Raises:
         WrongOutputError: a cut's output differs by more than 1e-4 relative RMS from the dense one.
     """
-    expected = dense().double()
+    with exact_float32():
+        expected = dense().double()
     scale = expected.square().mean().sqrt().clamp(min=1e-30)
     best: tuple[float, RecordLaunch | None] = math.inf, None
     for launch, call in candidates:

@@ -154,6 +154,7 @@ class RecordJob:
         seconds_of: Callable[[Callable[[], Tensor]], float],
         cache: KernelCache,
         allow_tf32: bool,
+        cuts: int = MEASURED_CUTS,
     ) -> tuple[KernelChoice, RecordPlan | None]:
         """Time the model's best cuts and the dense convolution, and remember what came out.
 
@@ -165,6 +166,7 @@ class RecordJob:
             seconds_of: times a call.
             cache: takes the result.
             allow_tf32: whether the dense one may use tf32.
+            cuts: how many of the model's best to time.
 
         Raises:
             WrongOutputError: the two compute different things.
@@ -172,7 +174,7 @@ class RecordJob:
         plans: dict[RecordLaunch, RecordPlan] = {}
 
         def candidates() -> Iterator[tuple[RecordLaunch, Callable[[], Tensor]]]:
-            for plan in self._packed(gpu, best_launches(rounded(self.problem), gpu, MEASURED_CUTS), device):
+            for plan in self._packed(gpu, best_launches(rounded(self.problem), gpu, cuts), device):
                 plans[plan.launch] = plan
                 yield plan.launch, lambda plan=plan: run(plan)  # type: ignore[misc]
 
