@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import prunekit
 from prunekit.engine.capture import CaptureError
-from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
+from prunekit.engine.gpu_program import GpuModel, GpuProgram, _Captured, choose_layers
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, build_graph, check_gpu_arguments
@@ -89,6 +89,59 @@ def test_activation_and_residual_are_fused_where_the_epilogue_can(
     assert outputs[1].is_contiguous(memory_format=memory_format)
 
 
+class PretendedGraph:
+    """Replays as a CUDA graph does: from its inputs' memory into its outputs'."""
+
+    def __init__(self, program: GpuProgram, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        self.program, self.inputs, self.outputs = program, inputs, outputs
+
+    def replay(self) -> None:
+        for static, y in zip(self.outputs, self.program.run(self.inputs), strict=True):
+            static.copy_(y)
+
+
+def test_sizes_are_captured_once_and_results_outlive_the_next_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_sparse(monkeypatch)
+    net, x = residual_net(), torch.randn(1, 3, 14, 18)
+    captured: list[torch.Size] = []
+
+    def capture(model: GpuModel, inputs: Sequence[Tensor]) -> _Captured:
+        captured.append(inputs[0].shape)
+        static = [x.clone() for x in inputs]
+        outputs = model.program.run(static)
+        return _Captured(PretendedGraph(model.program, static, outputs), static, outputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GpuModel, "_capture", capture)
+    fast = GpuModel(program_of(net, [x], EmulatedGpu(is_emulated=False)), [x])
+    with torch.inference_mode():  # where time_in_turn calls it first
+        first = fast(x.clone())
+    others = [torch.randn(1, 3, 14, 18 + more) for more in (0, 0, 1, 0, 1)]
+    results = [fast(other) for other in others]
+    assert [shape[3] for shape in captured] == [18, 19]
+    for image, result in zip([x, *others], [first, *results], strict=True):
+        assert isinstance(result, tuple)
+        for a, b in zip(net(image), result, strict=True):
+            assert relative_rms(a, b) <= TOLERANCE[torch.float32]
+    for more in range(12):
+        fast(torch.randn(1, 3, 14, 20 + more))
+    assert len(fast._captured) == 8
+    assert fast.note is None
+
+
+def test_a_failing_capture_is_noted_and_the_program_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(model: GpuModel, inputs: Sequence[Tensor]) -> _Captured:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(GpuModel, "_capture", capture)
+    net, x = residual_net(), torch.randn(1, 3, 14, 18)
+    fast = GpuModel(program_of(net, [x], EmulatedGpu(is_emulated=False)), [x])
+    for _ in range(2):
+        outputs = fast(x)
+        assert isinstance(outputs, tuple)
+        assert relative_rms(net(x)[1], outputs[1]) <= TOLERANCE[torch.float32]
+    assert fast.note == "no CUDA graph: operation not permitted when stream is capturing"
+
+
 def test_other_sizes_run_and_wrong_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     choose_sparse(monkeypatch)
     net, x = residual_net(), torch.randn(1, 3, 14, 18)
@@ -113,7 +166,6 @@ def test_other_sizes_run_and_wrong_inputs_are_refused(monkeypatch: pytest.Monkey
 def test_the_report_names_kernel_bytes_floor_and_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """256 channels of the same net: at 95 % zeros the 3×3 layers go sparse, and the dense stem stays."""
     monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
-    monkeypatch.setattr("prunekit.timing.WARM_UP_RUNS", 0)
     gpu = EmulatedGpu(GPUS[name], is_emulated=False)
     net, x = residual_net(256, 0.03), torch.randn(1, 3, 52, 52)
     net.stem.weight.copy_(torch.randn(net.stem.weight.shape) / 5)

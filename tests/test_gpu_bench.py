@@ -99,7 +99,6 @@ def test_nets_are_measured_from_image_to_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
-    monkeypatch.setattr("prunekit.timing.WARM_UP_RUNS", 0)
     out = tmp_path / "nets.jsonl"
     arguments = ["--device", "cpu", "--nets", "resnet50", "--image-size", "32", "--width", "0.125"]
     rows = gpu_nets.main([*arguments, "--ratios", "95", "--out", str(out)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from prunekit.ops.kernel_cache import KernelCache, KernelTimes
 from prunekit.ops.kernel_choice import (
     choose_kernel,
     dense_seconds,
+    exact_float32,
     floor_seconds,
     is_possible,
+    is_tf32_allowed,
     key_of,
     measure_kernel,
 )
@@ -80,6 +83,22 @@ def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None
     cache.put(key, KernelTimes(replace(launch, chunk_channels=4096), 1e-5, 1e-4))
     assert not is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, cache=cache).is_measured
+
+
+@pytest.mark.parametrize("setting", ["allowed", "forbidden", "apart"])
+def test_tf32_is_left_out_of_comparisons_and_put_back(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn: Any = torch.backends.cudnn
+    conv = cudnn.conv
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", setting != "forbidden")
+    if setting == "apart":  # the newer setting, of convolutions alone
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    assert is_tf32_allowed() == (setting != "forbidden")
+    before = conv.fp32_precision
+    with exact_float32():
+        assert not is_tf32_allowed()
+        assert conv.fp32_precision != "tf32"
+    assert conv.fp32_precision == before
+    assert is_tf32_allowed() == (setting != "forbidden")
 
 
 def test_the_fastest_cut_is_chosen_and_a_wrong_one_never() -> None:

@@ -87,7 +87,7 @@ def activate_(y: Tensor, activation: Activation) -> Tensor:
 
 
 def _affine(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tensor:
-    scale, shift = (constants[node.attributes[key]].float()[:, None, None] for key in ("scale", "shift"))
+    scale, shift = (constants[node.attributes[key]][:, None, None] for key in ("scale", "shift"))
     return activate_(torch.addcmul(shift, values[node.inputs[0]], scale), node.attributes["after"])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,6 +121,10 @@ class GpuProgram:
         are_needed = {name for node in graph.nodes for name in constants_of(node)}
         are_needed |= {n.attributes["weight"] for n in graph.convolutions() if kernels[n.name].plan is None}
         constants = {name: tensor for name, tensor in graph.constants.items() if name in are_needed}
+        for node in graph.nodes:
+            if node.op == "affine":  # BatchNorm that no convolution took, kept in float64 until here
+                for key in ("scale", "shift"):
+                    constants[node.attributes[key]] = constants[node.attributes[key]].float()
         self.graph, self.kernels, self._record = replace(graph, constants=constants), dict(kernels), record
         last = {name: node.name for node in graph.nodes for name in node.inputs}
         kept = {*graph.outputs, *graph.inputs}
@@ -149,6 +154,17 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
+
+
+@contextmanager
+def _choosing_fastest() -> Iterator[None]:
+    """Let cuDNN time its algorithms, as the graph keeps the one it is captured with."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class GpuModel(nn.Module):
@@ -195,7 +211,8 @@ class GpuModel(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, inputs: Sequence[Tensor]) -> object:
         self._check(inputs)
-        with torch.no_grad(), self._lock:
+        # What a graph reads and writes outlives this call, so it must not be made of inference tensors.
+        with torch.inference_mode(False), torch.no_grad(), self._lock:
             outputs = self.program.run(inputs) if self.note else self._replay([x.detach() for x in inputs])
         return tree_unflatten(outputs, self._spec)
 
@@ -218,14 +235,10 @@ class GpuModel(nn.Module):
 
     def _capture(self, inputs: Sequence[Tensor]) -> _Captured:
         static = [x.clone() for x in inputs]
-        device, cudnn = inputs[0].device, torch.backends.cudnn
-        with torch.cuda.device(device):
+        with torch.cuda.device(inputs[0].device), _choosing_fastest():
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            chooses_fastest = cudnn.flags(
-                enabled=cudnn.enabled, benchmark=True, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32
-            )
-            with chooses_fastest, torch.cuda.stream(stream):
+            with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP_RUNS):
                     self.program.run(static)
                 stream.synchronize()

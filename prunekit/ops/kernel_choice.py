@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,16 +182,36 @@ def choose_kernel(
     return KernelChoice.between(best[0] if best else None, seconds, slow, False)
 
 
+def is_tf32_allowed() -> bool:
+    """Tell whether torch lets cuDNN's convolutions round to tf32, by whichever of its two settings was used."""
+    cudnn: Any = torch.backends.cudnn
+    try:
+        return bool(cudnn.allow_tf32)
+    except RuntimeError:  # convolutions and RNNs were set apart, which the older setting cannot say
+        return bool(cudnn.conv.fp32_precision == "tf32")
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Keep cuDNN from rounding to tf32, for what kernels and models are compared with."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False
+    if not is_tf32_allowed():
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
     try:
+        cudnn.allow_tf32 = False
+        has_older_setting = not cudnn.allow_tf32
+    except RuntimeError:
+        has_older_setting = False
+    try:
+        if not has_older_setting:
+            cudnn.conv.fp32_precision = "ieee"
         yield
     finally:
-        cudnn.allow_tf32 = before
+        if has_older_setting:
+            cudnn.allow_tf32 = True
+        else:
+            cudnn.conv.fp32_precision = "tf32"
 
 
 def measure_kernel(

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.ops import masked_conv2d as op
 from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import SPARSE_KERNELS, KernelChoice
+from prunekit.ops.kernel_choice import SPARSE_KERNELS, KernelChoice, is_tf32_allowed
 from prunekit.ops.library import kernel
 from prunekit.ops.native import cuda_status
 from prunekit.ops.record_launch import Gpu, gpu_of
@@ -55,8 +55,8 @@ def device_of(x: Tensor) -> CudaDevice | None:
     """Describe x's device, or return None where the CUDA kernels are not there."""
     if x.device.type != "cuda" or not _has_kernels():
         return None
-    allow_tf32, is_capturing = torch.backends.cudnn.allow_tf32, torch.cuda.is_current_stream_capturing()
-    return CudaDevice(_gpu(x.device), torch.ops.prunekit.record_conv2d, cuda_seconds, allow_tf32, is_capturing)
+    is_capturing = torch.cuda.is_current_stream_capturing()
+    return CudaDevice(_gpu(x.device), torch.ops.prunekit.record_conv2d, cuda_seconds, is_tf32_allowed(), is_capturing)
 
 
 @cache
