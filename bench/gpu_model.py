@@ -1,6 +1,6 @@
 """What would YOLOv3 take on GPUs that are not here? Modelled times of the float32 kernel, layer by layer.
 
-    python -m bench.gpu_model [--layers rtx-2070-super] [--image-size 416]
+    python -m bench.gpu_model [--layers rtx-2070-super | --choices] [--image-size 416]
 
 Nothing is run on a GPU. The model (prunekit/ops/record_launch.py) counts the compiled kernel's instructions, shared
 memory's cycles, an assumed latency and the bytes of memory; the dense side is the same convolutions as an implicit GEMM
@@ -22,6 +22,8 @@ from prunekit.detection.yolov3 import yolov3
 from prunekit.ops import kernel_choice
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
+from prunekit.ops.record_plan import extra_seconds, input_grad_problem
+from prunekit.ops.transposed_conv import TransposedConv
 
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
 
@@ -107,14 +109,43 @@ def break_even(layer: Layer, gpu: Gpu) -> float | None:
     return 100 * high
 
 
+def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu, allow_tf32: bool) -> str:
+    """What the dispatch would bring at a ratio: the speed-up over dense at its best, and how many layers are sparse."""
+    total, dense, sparse_layers = 0.0, 0.0, 0
+    for layer, count in layers.items():
+        forward = problem = layer.problem(1 - ratio / 100)
+        if direction == "input_grad":
+            padding, x_size = layer.kernel // 2, (layer.size * layer.stride,) * 2
+            transposed = TransposedConv.of(forward.kernel_size, forward.stride, (padding, padding), (1, 1), 1)
+            problem = input_grad_problem(forward, transposed, x_size)
+        slow = kernel_choice.dense_seconds(forward, gpu, allow_tf32=allow_tf32)
+        extra = extra_seconds(direction, problem, forward, gpu)
+        choice = kernel_choice.choose_kernel(
+            problem, torch.float32, gpu, allow_tf32=allow_tf32, dense=slow, extra=extra
+        )
+        total, dense = total + count * choice.seconds, dense + count * slow
+        sparse_layers += count * (choice.kernel != "dense")
+    return f"{dense / total:.2f}×, {sparse_layers}"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
+    parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
     options = parser.parse_args()
     layers = yolov3_layers(options.image_size)
     write = sys.stdout.write
+    if options.choices:
+        write("| modelled, batch 1 | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
+        write("|---" * (len(RATIOS) + 2) + "|\n")
+        for gpu in GPUS.values():
+            for direction in ("inference", "input_grad"):
+                for allow_tf32 in (False, True)[: 1 + bool(gpu.tf32_lanes)]:
+                    cells = " | ".join(dispatched(layers, direction, r, gpu, allow_tf32) for r in RATIOS)
+                    write(f"| {gpu.name}, {direction} | {'tf32' if allow_tf32 else 'float32'} | {cells} |\n")
+        return
     if options.layers:
         gpu = GPUS[options.layers]
         for layer, count in sorted(layers.items(), key=lambda pair: -pair[1] * pair[0].macs):

@@ -9,6 +9,7 @@ The mask alone is packed; `run` gathers the weights into it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,20 +124,10 @@ class RecordJob:
             gpu,
             allow_tf32=allow_tf32,
             dense=dense,
-            extra=self._extra_seconds(gpu),
+            extra=extra_seconds(self.direction, self.problem, self.dense_problem, gpu),
             direction=self.direction,
             cache=cache,
         )
-
-    def _extra_seconds(self, gpu: Gpu) -> float:
-        """Model what is done beside the kernel: filling in the weights, and bringing phases to their places."""
-        seconds, moved = 0.0, 0.0
-        if self.direction != "inference":
-            seconds, moved = _FILL_SECONDS, _FILL_BYTES * float(self.mask.sum())
-        if self.transposed is not None and self.dense_problem.stride != (1, 1):
-            n, k, (p, q) = self.problem.batch, self.problem.out_channels, self.problem.size
-            moved += 8 * n * k * p * q
-        return seconds + moved / (gpu.memory_gb_per_s * 1e9)
 
     def pack(self, gpu: Gpu, choice: KernelChoice, device: torch.device) -> RecordPlan | None:
         """Pack the mask for a choice, or for the next best cut where its longest run does not fit; None: run dense."""
@@ -194,6 +185,48 @@ class RecordJob:
                 yield RecordPlan(patterns[cut], launch, self.geometry, self.transposed, self.x_shape)
 
 
+def extra_seconds(direction: str, problem: RecordProblem, dense_problem: RecordProblem, gpu: Gpu) -> float:
+    """Model what is done beside the kernel: filling in the weights, and bringing the phases of a gradient home.
+
+    Args:
+        direction: `RecordJob`'s.
+        problem: of the convolution that the kernel runs.
+        dense_problem: of the convolution itself.
+        gpu: the device's figures.
+    """
+    seconds, moved = 0.0, 0.0
+    if direction != "inference":
+        kept = problem.density * problem.out_channels * problem.group_channels * math.prod(problem.kernel_size)
+        seconds, moved = _FILL_SECONDS, _FILL_BYTES * kept
+    if direction == "input_grad" and dense_problem.stride != (1, 1):
+        p, q = problem.size
+        moved += 8 * problem.batch * problem.out_channels * p * q
+    return seconds + moved / (gpu.memory_gb_per_s * 1e9)
+
+
+def input_grad_problem(forward: RecordProblem, transposed: TransposedConv, x_size: Sequence[int]) -> RecordProblem:
+    """Return the problem of the transposed convolution, with the same kept weights in a larger filter.
+
+    Args:
+        forward: of the convolution.
+        transposed: its transposed one.
+        x_size: height and width of its input.
+    """
+    out_channels = forward.group_channels * forward.groups * transposed.num_phases
+    group_channels = forward.out_channels // forward.groups
+    weights = forward.out_channels * forward.group_channels * math.prod(forward.kernel_size)
+    return replace(
+        forward,
+        out_channels=out_channels,
+        group_channels=group_channels,
+        kernel_size=transposed.kernel_size,
+        density=forward.density * weights / (out_channels * group_channels * math.prod(transposed.kernel_size)),
+        size=transposed.output_size(x_size, forward.size),
+        stride=(1, 1),
+        dilation=transposed.dilation,
+    )
+
+
 def forward_job(
     x_shape: Sequence[int],
     mask: Tensor,
@@ -244,16 +277,7 @@ def input_grad_job(
     kept = (sources >= 0) & forward.mask.flatten()[sources.clamp(min=0)]
     if kept.numel() >= MAX_WEIGHTS:
         return None
-    problem = replace(
-        forward.problem,
-        out_channels=kept.shape[0],
-        group_channels=kept.shape[1],
-        kernel_size=transposed.kernel_size,
-        density=float(kept.float().mean()),
-        size=transposed.output_size(x_shape[2:], forward.problem.size),
-        stride=(1, 1),
-        dilation=transposed.dilation,
-    )
+    problem = input_grad_problem(forward.problem, transposed, x_shape[2:])
     geometry = [1, 1], [0, 0], list(transposed.dilation)
     return RecordJob("input_grad", problem, kept, sources, geometry, transposed, tuple(x_shape), forward.problem)
 
