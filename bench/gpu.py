@@ -32,6 +32,7 @@ from prunekit.ops.masked_conv2d import dense_input_grad
 from prunekit.ops.record_filter import RecordFilter, pack_records
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches, gpu_of
 from prunekit.ops.record_plan import input_grad_job
+from prunekit.timing import cuda_seconds
 
 _MAX_RELATIVE_RMS = 1e-5
 _CUTS = 6
@@ -169,7 +170,7 @@ def tune_gradient(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gp
         x.device,
         lambda plan: plan.run(torch.ops.prunekit.record_conv2d, grad, kept),
         lambda: dense_input_grad(grad, kept, list(x.shape), *two, 1),
-        lambda call: timed(call, x.device)["warm_ms"] / 1e3,
+        cuda_seconds if x.is_cuda else lambda call: timed(call, x.device)["warm_ms"] / 1e3,
         KernelCache(None),
         allow_tf32=False,
         cuts=_CUTS if x.is_cuda else 1,

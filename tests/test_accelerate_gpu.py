@@ -22,7 +22,7 @@ import prunekit
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, _Captured, choose_layers
 from prunekit.errors import InputError, WrongOutputError
-from prunekit.nn import AccelerationReport
+from prunekit.nn import AccelerationReport, MaskedConv2d
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, build_graph, check_gpu_arguments
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.native import CudaStatus
@@ -194,6 +194,18 @@ def test_the_report_names_kernel_bytes_floor_and_reason(name: str, monkeypatch: 
     assert "modelled" in text
     assert GPUS[name].name in text
     assert json.loads(json.dumps(report.to_json()))["gpu"] == GPUS[name].name
+
+
+def test_masked_convolutions_are_convolutions_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_sparse(monkeypatch)
+    net, x = residual_net(), torch.randn(1, 3, 14, 18)
+    expected = net(x)
+    for name in ("a", "b", "c"):
+        setattr(net, name, MaskedConv2d.from_dense(getattr(net, name)).eval().requires_grad_(False))
+    fast = accelerated(net, x, EmulatedGpu(is_emulated=False))
+    assert isinstance(fast.report, AccelerationReport)
+    assert [row.name for row in fast.report.rows] == ["stem", "a", "b", "c"]
+    assert relative_rms(expected[1], fast(x)[1]) <= TOLERANCE[torch.float32]
 
 
 def test_measuring_decides_and_is_kept(tmp_path: Path) -> None:

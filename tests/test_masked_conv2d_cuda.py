@@ -89,11 +89,12 @@ def test_a_dropped_weight_passes_no_inf_and_no_nan(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_transposed_convolution_is_the_gradient_in_float64() -> None:
-    for case in random_cases(150, seed=52, max_size=16):
+    for case in random_cases(100, seed=52, max_size=16):
         kept = torch.where(case.mask, case.weight, 0)
         transposed = TransposedConv.of(kept.shape[2:], *case.geometry)
         sources = transposed.sources(kept.shape)
-        assert sorted(sources[sources >= 0].tolist()) == list(range(kept.numel())), "each weight stands in one place"
+        each = sources[sources >= 0].sort().values
+        assert torch.equal(each, torch.arange(kept.numel())), "each weight stands in one place"
         filter = torch.where(sources >= 0, kept.flatten()[sources.clamp(min=0)], 0)
         x = case.x.clone().requires_grad_()
         y = torch.conv2d(x, kept, None, *case.geometry)

@@ -18,7 +18,8 @@ from prunekit.engine.graph import Graph, Node
 from prunekit.errors import InputError
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.comparing import check_equal, largest_difference
-from prunekit.nn.fusion import has_foreign_hooks
+from prunekit.nn.fusion import has_foreign_hooks, replace_module
+from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import exact_float32, floor_seconds
 from prunekit.ops.masked_conv2d_cuda import CudaDevice, device_of
@@ -68,6 +69,7 @@ def accelerate_on_gpu(
     assert device is not None, "check_gpu_arguments comes first"
     cache = KernelCache.default() if tuning_cache == "default" else KernelCache(tuning_cache and Path(tuning_cache))
     begin = time.perf_counter()
+    _make_dense(model)
     try:
         graph, folded = build_graph(model, inputs)
     except CaptureError as error:
@@ -101,6 +103,14 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
     graph = capture(model, inputs)
     graph.is_size_free = is_size_free(model, inputs, graph)
     return graph, fuse(graph)
+
+
+def _make_dense(model: nn.Module) -> None:
+    """Put convolutions with zeros where MaskedConv2d are; the graph knows the former."""
+    for name, module in list(model.named_modules()):
+        is_plain = isinstance(module, MaskedConv2d) and module.activation == "none" and not has_foreign_hooks(module)
+        if is_plain and name:
+            replace_module(model, name, module.to_dense().requires_grad_(False))
 
 
 def _time(models: dict[str, nn.Module], inputs: Sequence[Tensor]) -> dict[str, Timing]:
