@@ -1,12 +1,12 @@
 """Are YOLOv3's convolutions faster with zeros on this GPU? Every layer shape against cuDNN, at nine pruning ratios.
 
-    python -m bench.gpu --out runs/gpu/rows.jsonl [--minutes 6] [--device cuda]
+    python -m bench.gpu --out runs/gpu/rows.jsonl [--minutes 4] [--device cuda]
 
 For each layer shape and ratio, the record kernel's best cuts by the model are compared with a float64 convolution and
 timed beside cuDNN (float32, tf32, float16; contiguous and channels-last): each as a replayed CUDA graph, with a warm
-and with a cold second-level cache. The fastest cut stays; one whose output is wrong is an error, never a timing. Rows
-are JSON lines; the last lines printed are the verdict. On a processor (--device cpu) the same code runs on the
-reference, which tests it and measures nothing.
+and with a cold second-level cache. So are, in float32, the gradients to the input. The fastest cut stays; one whose
+output is wrong is an error, never a timing. Rows are JSON lines; the last lines printed are the verdict. On a processor
+(--device cpu) the same code runs on the reference, which tests it and measures nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_model import RATIOS, Layer, dense_seconds, modelled_layer, yolov3_layers
+from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.masked_conv2d import dense_input_grad
 from prunekit.ops.record_filter import RecordFilter, pack_records
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches, gpu_of
+from prunekit.ops.record_plan import input_grad_job
+from prunekit.timing import cuda_seconds
 
 _MAX_RELATIVE_RMS = 1e-5
 _CUTS = 6
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, write rows and print the verdict; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=6.0, help="stop beginning new layers after so long")
+    parser.add_argument("--minutes", type=float, default=4.0, help="stop beginning new layers after so long")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--max-shapes", type=int, default=1000)
@@ -91,6 +95,7 @@ def measure_layer(
     for ratio in ratios:
         mask = torch.rand(weight.shape, generator=generator) >= ratio / 100
         sparse = tune(x, weight, mask, layer, gpu)
+        gradient = tune_gradient(x, weight, mask, layer, gpu)
         modelled, _, floor = modelled_layer(layer, 1 - ratio / 100, gpu)
         yield {
             "layer": asdict(layer),
@@ -99,6 +104,7 @@ def measure_layer(
             "dense": dense,
             "strongest_float32": strongest,
             **sparse,
+            "input_grad": gradient,
             "modelled_ms": 1e3 * modelled,
             "modelled_dense_ms": 1e3 * dense_seconds(layer, gpu),
             "memory_floor_ms": 1e3 * floor,
@@ -149,6 +155,27 @@ def tune(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gpu) -> dic
         if best["sparse"] is None or timing["warm_ms"] < best["sparse"]["warm_ms"]:
             best = {"sparse": timing, "launch": asdict(launch), "relative_rms": difference}
     return best
+
+
+def tune_gradient(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gpu) -> dict[str, Any]:
+    """Check and time the gradient to the input beside cuDNN's in float32; its layer of 3 channels needs none."""
+    two = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
+    job = input_grad_job(x.shape, mask, *two, 1)
+    assert job is not None, "the record kernel takes every layer of YOLOv3"
+    kept = torch.where(mask, weight, 0).to(x.device)
+    size = (layer.size, layer.size)
+    grad = torch.randn(1, layer.out_channels, *size, generator=torch.Generator().manual_seed(1)).to(x.device)
+    choice, _ = job.measure(
+        gpu,
+        x.device,
+        lambda plan: plan.run(torch.ops.prunekit.record_conv2d, grad, kept),
+        lambda: dense_input_grad(grad, kept, list(x.shape), *two, 1),
+        cuda_seconds if x.is_cuda else lambda call: timed(call, x.device)["warm_ms"] / 1e3,
+        KernelCache(None),
+        allow_tf32=False,
+        cuts=_CUTS if x.is_cuda else 1,
+    )
+    return {"sparse_ms": 1e3 * choice.sparse_seconds, "dense_ms": 1e3 * choice.dense_seconds, "chosen": choice.kernel}
 
 
 def _to(packed: RecordFilter, device: torch.device) -> RecordFilter:
@@ -217,10 +244,15 @@ def print_verdict(rows: list[dict[str, Any]], ratios: list[int]) -> None:
         faster_sum = sum(count * min(pair) for count, *pair in zip(counts, dense, sparse, strict=True))
         wins = sum(a < b for a, b in zip(sparse, dense, strict=True))
         ratio_to_model = sum(sparse) / sum(row["modelled_ms"] for row in here)
+        gradients = [row["input_grad"] for row in here]
+        dense_grad, faster_grad = (
+            sum(n * pick((g["dense_ms"], g["sparse_ms"])) for n, g in zip(counts, gradients, strict=True))
+            for pick in (lambda pair: pair[0], min)
+        )
         write(
             f"{ratio} % zeros: convolutions {faster_sum:.2f} ms against cuDNN's float32 {dense_sum:.2f} ms, "
             f"{dense_sum / faster_sum:.2f}×; faster in {wins} of {len(here)} shapes; "
-            f"measured / modelled {ratio_to_model:.2f}\n"
+            f"measured / modelled {ratio_to_model:.2f}; gradients to the input {dense_grad / faster_grad:.2f}×\n"
         )
     write(f"{len(rows)} rows, all within {_MAX_RELATIVE_RMS:g} of float64\n")
 

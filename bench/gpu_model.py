@@ -1,6 +1,6 @@
 """What would YOLOv3 take on GPUs that are not here? Modelled times of the float32 kernel, layer by layer.
 
-    python -m bench.gpu_model [--layers rtx-2070-super] [--image-size 416]
+    python -m bench.gpu_model [--layers rtx-2070-super | --choices] [--image-size 416]
 
 Nothing is run on a GPU. The model (prunekit/ops/record_launch.py) counts the compiled kernel's instructions, shared
 memory's cycles, an assumed latency and the bytes of memory; the dense side is the same convolutions as an implicit GEMM
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
+from prunekit.ops import kernel_choice
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
+from prunekit.ops.record_plan import extra_seconds, input_grad_problem
+from prunekit.ops.transposed_conv import TransposedConv
 
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
-DENSE_SHARE_OF_PEAK = 0.7
-#: Winograd's F(2×2, 3×3) multiplies 2.25 times less; transforms and memory are taken to leave this much of it.
-WINOGRAD_GAIN = 1.6
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds of the dense convolution."""
         return self.out_channels * self.in_channels * self.kernel**2 * self.size**2
+
+    def problem(self, density: float) -> RecordProblem:
+        """The layer on one image, as the model sees it."""
+        kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
+        return RecordProblem(self.out_channels, self.in_channels, kernel, 1, density, 1, size, stride)
 
 
 def yolov3_layers(image_size: int) -> Counter[Layer]:
@@ -63,8 +68,7 @@ def yolov3_layers(image_size: int) -> Counter[Layer]:
 
 def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, RecordLaunch | None, float]:
     """Return (seconds, launch, seconds of memory alone); without a launch the layer runs dense."""
-    kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
-    problem = RecordProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride)
+    problem = layer.problem(density)
     chosen = choose_launch(problem, gpu)
     if chosen is None:
         return dense_seconds(layer, gpu), None, memory_seconds(problem, gpu)
@@ -73,16 +77,13 @@ def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, Recor
 
 def dense_seconds(layer: Layer, gpu: Gpu) -> float:
     """An implicit GEMM at a fixed share of the peak, or the bytes of its weights, input and output."""
-    compute = 2 * layer.macs / (DENSE_SHARE_OF_PEAK * gpu.fma_peak_gflops * 1e9)
-    area = layer.size**2
-    elements = layer.macs / area + layer.out_channels * area + layer.in_channels * area * layer.stride**2
-    return max(compute, 4 * elements / (gpu.memory_gb_per_s * 1e9))
+    return kernel_choice.dense_seconds(layer.problem(1.0), gpu, by_winograd=False)
 
 
 def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
     """The dense time where 3×3 layers of stride 1 run by Winograd's algorithm."""
     is_suited = layer.kernel == 3 and layer.stride == 1
-    return dense_seconds(layer, gpu) / (WINOGRAD_GAIN if is_suited else 1)
+    return dense_seconds(layer, gpu) / (kernel_choice.WINOGRAD_GAIN if is_suited else 1)
 
 
 def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu) -> tuple[float, float]:
@@ -108,14 +109,43 @@ def break_even(layer: Layer, gpu: Gpu) -> float | None:
     return 100 * high
 
 
+def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu, allow_tf32: bool) -> str:
+    """What the dispatch would bring at a ratio: the speed-up over dense at its best, and how many layers are sparse."""
+    total, dense, sparse_layers = 0.0, 0.0, 0
+    for layer, count in layers.items():
+        forward = problem = layer.problem(1 - ratio / 100)
+        if direction == "input_grad":
+            padding, x_size = layer.kernel // 2, (layer.size * layer.stride,) * 2
+            transposed = TransposedConv.of(forward.kernel_size, forward.stride, (padding, padding), (1, 1), 1)
+            problem = input_grad_problem(forward, transposed, x_size)
+        slow = kernel_choice.dense_seconds(forward, gpu, allow_tf32=allow_tf32)
+        extra = extra_seconds(direction, problem, forward, gpu)
+        choice = kernel_choice.choose_kernel(
+            problem, torch.float32, gpu, allow_tf32=allow_tf32, dense=slow, extra=extra
+        )
+        total, dense = total + count * choice.seconds, dense + count * slow
+        sparse_layers += count * (choice.kernel != "dense")
+    return f"{dense / total:.2f}×, {sparse_layers}"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
+    parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
     options = parser.parse_args()
     layers = yolov3_layers(options.image_size)
     write = sys.stdout.write
+    if options.choices:
+        write("| modelled, batch 1 | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
+        write("|---" * (len(RATIOS) + 2) + "|\n")
+        for gpu in GPUS.values():
+            for direction in ("inference", "input_grad"):
+                for allow_tf32 in (False, True)[: 1 + bool(gpu.tf32_lanes)]:
+                    cells = " | ".join(dispatched(layers, direction, r, gpu, allow_tf32) for r in RATIOS)
+                    write(f"| {gpu.name}, {direction} | {'tf32' if allow_tf32 else 'float32'} | {cells} |\n")
+        return
     if options.layers:
         gpu = GPUS[options.layers]
         for layer, count in sorted(layers.items(), key=lambda pair: -pair[1] * pair[0].macs):

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return where choices of earlier runs are kept: PRUNEKIT_CACHE, or prunekit/ in XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    folder, base = os.environ.get("PRUNEKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(folder) if folder else (Path(base) if base else Path.home() / ".cache") / "prunekit"
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.places import Places
 from prunekit.engine.planning import _STEP_WORDS, StepRecord, _Planner
-from prunekit.engine.program import _borders, _by_level
+from prunekit.engine.program import _borders, _by_level, run_in_torch
 from prunekit.ops import native
 
 _CACHE_LINE = 64
@@ -136,7 +136,7 @@ def walk(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     for level, nodes in enumerate(_by_level(graph)):
         if level % 2:
             for node in nodes:
-                values[node.name] = program._run_in_torch(node, values)
+                values[node.name] = run_in_torch(node, values, program._graph.constants)
         elif nodes:
             names, outputs = _borders(graph, nodes)
             sizes: dict[str, Size] = {name: size_of(values[name]) for name in names}

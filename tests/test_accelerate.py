@@ -276,5 +276,5 @@ def test_bad_input() -> None:
         prunekit.accelerate(model, ["x"])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"weight_dtype torch.float32 or torch.bfloat16; got torch.float16"):
         prunekit.accelerate(model, X, weight_dtype=torch.float16)
-    with pytest.raises(InputError, match="on the CPU; model and example_input are on cpu, meta"):
+    with pytest.raises(InputError, match="on one NVIDIA GPU; model and example_input are on cpu, meta"):
         prunekit.accelerate(model, X.to("meta"))

@@ -8,12 +8,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_cases import random_cases
+from conv_cases import ConvCase, random_cases
 from emulated_kernels import RecordProblemCase
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from record_problems import record_problems
+from residual_nets import residual_net
+from sparse_choices import choose_sparse
 from torch import Tensor
 
+import prunekit
+from prunekit.engine.gpu_program import GpuModel
+from prunekit.nn import AccelerationReport
+from prunekit.ops import masked_conv2d_cuda
+from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.native import cuda_status
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -74,6 +81,80 @@ def test_refusals_are_sentences() -> None:
         _run(replace(case, launch=[1, 1, 1, 1, 1]))
     with pytest.raises(RuntimeError, match="record_conv2d expects"):
         _run(replace(case, x=case.x.double()))
+
+
+def _conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, case: ConvCase) -> Tensor:
+    return prunekit.masked_conv2d(x, weight, mask, bias, *case.geometry)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_masked_conv2d_and_its_gradients_agree_with_float64(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call and its gradients come from the record kernel in float32, from cuDNN in float16."""
+    choose_sparse(monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for case in random_cases(60, seed=45, max_size=24):
+        typed, mask = case.to(dtype), case.mask.cuda()
+        leaves = [t.cuda().requires_grad_() for t in (typed.x, typed.weight, typed.bias) if t is not None]
+        bias = leaves[2] if len(leaves) == 3 else None
+        exact = [t.detach().double().cpu().requires_grad_() for t in leaves]
+        kept = torch.where(case.mask, exact[1], 0)
+        expected = torch.conv2d(exact[0], kept, exact[2] if len(exact) == 3 else None, *case.geometry)
+        grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        references = torch.autograd.grad(expected, exact, grad.double())
+        for _ in range(2):
+            y = _conv(leaves[0], leaves[1], mask, bias, case)
+            grads = torch.autograd.grad(y, leaves, grad.cuda())
+        assert relative_difference(expected, y.cpu()) <= TOLERANCE[dtype]
+        for reference, got in zip(references, grads, strict=True):
+            assert relative_difference(reference, got.cpu()) <= TOLERANCE[dtype], case.geometry
+        again = torch.autograd.grad(_conv(leaves[0], leaves[1], mask, bias, case), leaves[0], grad.cuda())
+        if dtype == torch.float32:
+            assert torch.equal(again[0], grads[0]), "two runs differ"
+
+
+@needs_kernels
+def test_measuring_chooses_and_a_packed_convolution_can_be_captured() -> None:
+    x, weight = torch.randn(1, 128, 52, 52, device="cuda"), torch.randn(256, 128, 3, 3, device="cuda")
+    mask = torch.rand(weight.shape, device="cuda") < 0.02
+    cache = KernelCache(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked_conv2d_cuda, "kernel_cache", lambda: cache)
+        choices = masked_conv2d_cuda.tune_masked_conv2d(x, weight, mask, (1, 1), (1, 1))
+        assert set(choices) == {"forward", "input_grad"}
+        assert all(choice.is_measured for choice in choices.values())
+        y = prunekit.masked_conv2d(x, weight, mask, None, 1, 1)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed = prunekit.masked_conv2d(x, weight, mask, None, 1, 1)
+        replayed.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+    assert relative_difference(y.cpu(), replayed.cpu()) <= TOLERANCE[torch.float32]
+
+
+@needs_kernels
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_accelerated_models_agree_and_replay(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    net = residual_net(64, 0.05).cuda()
+    x = torch.randn(2, 3, 64, 48, device="cuda").contiguous(memory_format=memory_format)
+    fast = prunekit.accelerate(net, x, tuning_cache=None)
+    report = fast.report
+    assert isinstance(report, AccelerationReport)
+    assert report.after_ms <= report.before_ms
+    assert report.engine == "cuda graph", report.notes
+    kept = fast(x)
+    for other in (x, torch.randn_like(x), torch.randn(1, 3, 33, 40, device="cuda")):
+        for a, b in zip(net(other), fast(other), strict=True):
+            assert relative_difference(a.cpu(), b.cpu()) <= 10 * TOLERANCE[torch.float32]
+    assert isinstance(fast, GpuModel)
+    assert fast.note is None
+    assert all(torch.equal(a, b) for a, b in zip(kept, fast(x), strict=True)), "a replay wrote over an earlier result"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu, gpu_model
+from bench import gpu, gpu_model, gpu_nets
 from prunekit.ops.record_filter import pack_records
 from prunekit.ops.record_launch import (
     GPUS,
@@ -93,3 +93,18 @@ def test_other_devices_are_read_from_their_properties() -> None:
     assert found.max_warps == 32
     properties.name, properties.multi_processor_count = TURING.name, 40
     assert gpu_of(properties) == TURING
+
+
+def test_nets_are_measured_from_image_to_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
+    out = tmp_path / "nets.jsonl"
+    arguments = ["--device", "cpu", "--nets", "resnet50", "--image-size", "32", "--width", "0.125"]
+    rows = gpu_nets.main([*arguments, "--ratios", "95", "--out", str(out)])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
+    (row,) = rows
+    for one in row["accelerated"].values():
+        assert one["layers"] == 53
+        assert one["relative_rms"] <= 1e-4
+    assert "resnet50, 95 % zeros" in capsys.readouterr().out

@@ -39,6 +39,15 @@ bool is_channels_last(const Tensor& x) {
   return has_strides && !x.is_contiguous();
 }
 
+bool has_strides_of(const Tensor& a, const Tensor& b) {
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    if (a.stride(dim) != b.stride(dim)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 Tensor empty_output(const Tensor& x, const ConvShape& shape) {
   if (!is_channels_last(x)) {
     return torch::stable::new_empty(x, {shape.n, shape.k, shape.p, shape.q});
@@ -117,9 +126,9 @@ Tensor record_conv2d(
     STD_TORCH_CHECK(
         shape_of(*residual) == shape_of(y), "record_conv2d expects a residual of the output's shape ", shape_of(y));
   }
-  // The kernel reads the residual with y's strides.
-  Tensor dense_residual = residual ? torch::stable::new_empty(y, {1}) : x;
-  if (residual) {
+  // The kernel reads the residual with y's strides; one that has others is copied.
+  Tensor dense_residual = residual ? *residual : x;
+  if (residual && !has_strides_of(*residual, y)) {
     dense_residual = empty_output(x, shape);
     torch::stable::copy_(dense_residual, *residual);
   }

@@ -118,7 +118,7 @@ class Graph:
             name = node.attributes["weight"]
             if name not in self.weights:
                 self.weights[name] = SparseWeight.of(self.constants[name])
-        named = {name for node in self.nodes for name in _constants_of(node)}
+        named = {name for node in self.nodes for name in constants_of(node)}
         self.constants = {name: tensor for name, tensor in self.constants.items() if name in named}
 
     def with_weights(self, dtype: torch.dtype) -> Graph:
@@ -160,7 +160,7 @@ class Graph:
         return level
 
 
-def _constants_of(node: Node) -> Iterator[str]:
+def constants_of(node: Node) -> Iterator[str]:
     """Yield the names of the constants that a node reads, but for a convolution's weight."""
     if node.op == "torch":
         yield from _encoded_constants([node.attributes["args"], node.attributes["kwargs"]])

@@ -88,7 +88,7 @@ class Program:
             if level % 2:
                 for node in nodes:
                     begin = time.perf_counter()
-                    values[node.name] = self._run_in_torch(node, values)
+                    values[node.name] = run_in_torch(node, values, self._graph.constants)
                     if times is not None:
                         times.append(StepTime(node.name, "torch", (time.perf_counter() - begin) * 1e3))
             elif nodes:
@@ -126,22 +126,24 @@ class Program:
             rows = zip(segment.plan.labels, segment.plan.kinds, spans, strict=True)
             times.extend(StepTime(label, kind, float(ms)) for label, kind, ms in rows)
 
-    def _run_in_torch(self, node: Node, values: Mapping[str, Tensor]) -> Any:
-        a = node.attributes
 
-        def decode(arg: Any) -> Any:
-            if isinstance(arg, list):
-                return [decode(item) for item in arg]
-            if isinstance(arg, dict):
-                (kind, name), *_ = arg.items()
-                if kind == "value":
-                    return values[name]
-                if kind == "device":
-                    return torch.device(name)
-                return self._graph.constants[name] if kind == "constant" else getattr(torch, name.split(".")[-1])
-            return arg
+def run_in_torch(node: Node, values: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Any:
+    """Run a "torch" node."""
 
-        return operator_of(a["target"])(*decode(a["args"]), **{key: decode(arg) for key, arg in a["kwargs"].items()})
+    def decode(arg: Any) -> Any:
+        if isinstance(arg, list):
+            return [decode(item) for item in arg]
+        if isinstance(arg, dict):
+            (kind, name), *_ = arg.items()
+            if kind == "value":
+                return values[name]
+            if kind == "device":
+                return torch.device(name)
+            return constants[name] if kind == "constant" else getattr(torch, name.split(".")[-1])
+        return arg
+
+    a = node.attributes
+    return operator_of(a["target"])(*decode(a["args"]), **{key: decode(arg) for key, arg in a["kwargs"].items()})
 
 
 def operator_of(target: str) -> Callable[..., Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from prunekit.engine.filters import ConvChoice
-from prunekit.files import write_text
+from prunekit.files import cache_folder, write_text
 from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
@@ -85,9 +84,8 @@ class TuningCache:
 
         Who has no home folder keeps choices in memory only, with a note.
         """
-        folder, base = os.environ.get("PRUNEKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
         try:
-            chosen = Path(folder) if folder else (Path(base) if base else Path.home() / ".cache") / "prunekit"
+            chosen = cache_folder()
         except RuntimeError as error:
             cache = cls(None)
             cache.note = f"choices of this run are not kept for later ones ({error})"

@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.tuning_cache import TuningCache
-from prunekit.errors import InputError, WrongOutputError
+from prunekit.errors import InputError
+from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
+from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import (
     Followers,
     Fusible,
@@ -32,10 +34,11 @@ from prunekit.nn.fusion import (
     replace_module,
 )
 from prunekit.nn.masked_conv2d import MaskedConv2d
-from prunekit.nn.tuning import MAX_RELATIVE_RMS, tune_layer
+from prunekit.nn.tuning import tune_layer
 from prunekit.nn.whole_graph import build_whole_graph, layer_reports
 from prunekit.ops import native, native_status
-from prunekit.timing import Timing, relative_rms, time_in_turn
+from prunekit.ops.kernel_choice import exact_float32
+from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 3
 # Below this speed-up of the whole graph the model's own forward is measured too.
@@ -58,10 +61,12 @@ def accelerate(
     activations and residual additions fused, convolutions on their kept weights only, cut as measured best on this
     machine. Where it cannot be captured, or was measured slower, the result is a copy of the model's own class in
     which convolutions that measured faster on their packed filter are MaskedConv2d. `report` (an
-    `AccelerationReport`) says what was chosen, and why.
+    `AccelerationReport`) says what was chosen, and why. A model on a GPU becomes a `GpuModel`: the same graph, each
+    convolution on the kernel that is fastest there, captured as a CUDA graph.
 
     Args:
-        model: any module on the CPU; its convolutions may have been pruned by anyone, by any means.
+        model: any module on the CPU or on one NVIDIA GPU; its convolutions may have been pruned by anyone and by any
+            means.
         example_input: the forward's tensor, or a sequence of its positional arguments, of the size to be fast at.
         whole_graph: False keeps the model's class and its own forward.
         weight_dtype: torch.bfloat16 stores kept weights in half the bytes; sums, biases and pixels stay float32. The
@@ -72,17 +77,23 @@ def accelerate(
         progress: called with (convolution shapes tuned, all of them).
 
     Raises:
-        InputError: the model is not on the CPU, does not run on the example, or its output there is not finite, or
-            `weight_dtype` is another one.
+        InputError: the model is neither on the CPU nor on one GPU, does not run on the example, or its output there is
+            not finite, or `weight_dtype` is another one; on a GPU also where the CUDA kernels were not built.
         WrongOutputError: the result's outputs differ by more than 1e-4 relative RMS from the model's, or from those of
             the rounded weights.
     """
     if weight_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")
     inputs = _inputs_of(model, example_input)
+    if any(x.is_cuda for x in inputs):
+        check_gpu_arguments(whole_graph=whole_graph, weight_dtype=weight_dtype)
     with torch.no_grad(), _evaluating(model):
-        expected = _run(model, inputs)
+        with exact_float32():
+            expected = _run(model, inputs)
         _check_finite(model, expected)
+        if any(x.is_cuda for x in inputs):
+            plain = _inference_copy(model)
+            return accelerate_on_gpu(plain, inputs, expected, tuning_seconds, tuning_cache, progress)
         modules_notes = [] if weight_dtype == torch.float32 else ["weights stay float32 outside the engine"]
         if not whole_graph:
             return _accelerate_modules(model, inputs, expected, modules_notes)
@@ -100,7 +111,7 @@ def accelerate(
         if built.exact is None or built.rounded is None:
             times = _compare(model, fast, inputs, expected)
         else:
-            _check_equal(expected, built.exact(*inputs))
+            check_equal(expected, built.exact(*inputs))
             times = _compare(model, fast, inputs, built.rounded(*inputs))
         if times["before"].median_ms < _CLEARLY_FASTER * times["after"].median_ms:
             modules = _accelerate_modules(model, inputs, expected, modules_notes)
@@ -120,7 +131,7 @@ def accelerate(
             batch_norms_folded=built.batch_norms_folded,
             before_ms=times["before"].median_ms,
             after_ms=times["after"].median_ms,
-            relative_rms=_largest_difference(expected, fast(*inputs)),
+            relative_rms=largest_difference(expected, fast(*inputs)),
             notes=built.notes,
             engine="whole graph",
             peak_gflops=peak,
@@ -146,7 +157,7 @@ def _accelerate_modules(
         batch_norms_folded=folded,
         before_ms=times["before"].median_ms,
         after_ms=times["after"].median_ms,
-        relative_rms=_largest_difference(expected, fast(*inputs)),
+        relative_rms=largest_difference(expected, fast(*inputs)),
         notes=[*notes, *(note for note in (native_status().reason, fusible.reason) if note)],
     )
     return fast
@@ -158,17 +169,8 @@ def _compare(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], expect
     Raises:
         WrongOutputError: they are not.
     """
-    _check_equal(expected, fast(*inputs))
+    check_equal(expected, fast(*inputs))
     return time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
-
-
-def _check_equal(expected: object, actual: object) -> None:
-    difference = _largest_difference(expected, actual)
-    if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
-        raise WrongOutputError(
-            f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS:g}."
-        )
 
 
 def _inputs_of(model: object, example_input: object) -> tuple[Tensor, ...]:
@@ -198,9 +200,12 @@ def _check_finite(model: nn.Module, expected: object) -> None:
 
 
 def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    devices = {str(t.device) for t in [*model.parameters(), *model.buffers(), *inputs]}
-    if devices - {"cpu"}:
-        raise InputError(f"accelerate runs on the CPU; model and example_input are on {', '.join(sorted(devices))}.")
+    devices = {t.device for t in [*model.parameters(), *model.buffers(), *inputs]}
+    if len(devices) > 1 or {device.type for device in devices} - {"cpu", "cuda"}:
+        raise InputError(
+            "accelerate runs on the CPU or on one NVIDIA GPU; "
+            f"model and example_input are on {', '.join(sorted(map(str, devices)))}."
+        )
 
 
 @contextmanager
@@ -273,9 +278,3 @@ def _tune_layers(fast: nn.Module, inputs: Sequence[Tensor], fusible: Fusible) ->
         if activation:
             replace_module(fast, activation, nn.Identity())
     return list(rows.values())
-
-
-def _largest_difference(expected: object, actual: object) -> float:
-    """Return the largest relative RMS over the outputs' tensors, whatever their nesting."""
-    pairs = zip(tree_leaves(expected), tree_leaves(actual), strict=True)
-    return max((relative_rms(a, b) for a, b in pairs if isinstance(a, Tensor)), default=0.0)

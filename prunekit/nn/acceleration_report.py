@@ -28,6 +28,7 @@ class LayerReport:
         percent_of_peak: 2 · kept_macs / ms in percent of the machine's multiply-add peak.
         limit: What bounds the layer, by the floors of its work.
         advice: What would make it faster.
+        floor_ms: On a GPU, what no kernel can pass: kept multiply-adds at the peak, or bytes at the memory's bandwidth.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerReport:
     percent_of_peak: float | None = None
     limit: str | None = None
     advice: str | None = None
+    floor_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class AccelerationReport:
         after_ms: Median of the accelerated model, in turn with it.
         relative_rms: Largest difference of an output from the original's.
         notes: What kept the model from being faster, in sentences.
-        engine: "whole graph", or "modules" where the model's own forward runs.
+        engine: "whole graph", or "modules" where the model's own forward runs; on a GPU "cuda graph", or "the model's
+            own".
         peak_gflops: Multiply-adds in registers, counted as two, that the threads reach; None: not measured.
         other_ms: Of the whole graph's steps that are no convolution, by kind.
         tuning_seconds: Time that the choice took.
+        gpu: The device's name, or None for the CPU.
     """
 
     rows: list[LayerReport]
@@ -77,6 +81,7 @@ class AccelerationReport:
     peak_gflops: float | None = None
     other_ms: dict[str, float] = field(default_factory=dict)
     tuning_seconds: float = 0.0
+    gpu: str | None = None
 
     @property
     def speedup(self) -> float:
@@ -90,11 +95,10 @@ class AccelerationReport:
     def __str__(self) -> str:
         console = Console(width=160, no_color=True)
         with console.capture() as capture:
-            console.print(self._whole_graph_table() if self.engine == "whole graph" else self._modules_table())
+            console.print(self._table())
         lines = [
             capture.get().rstrip(),
-            f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self.threads} "
-            f"thread{'s'[: self.threads > 1]}, {self.instruction_set or 'no'} kernels; "
+            f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self._where()}; "
             f"outputs differ by {self.relative_rms:.1e} relative RMS.",
             *(f"Note: {note}." for note in self.notes),
         ]
@@ -102,6 +106,24 @@ class AccelerationReport:
             others = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in self.other_ms.items())
             lines.insert(1, f"Beside convolutions: {others}.")
         return "\n".join(lines)
+
+    def _where(self) -> str:
+        if self.gpu is not None:
+            return self.gpu
+        return f"{self.threads} thread{'s'[: self.threads > 1]}, {self.instruction_set or 'no'} kernels"
+
+    def _table(self) -> Table:
+        if self.gpu is not None:
+            return self._gpu_table()
+        return self._whole_graph_table() if self.engine == "whole graph" else self._modules_table()
+
+    def _gpu_table(self) -> Table:
+        table = Table("layer", "input", "weight", "density", "kernel", "MB", "floor ms", "why")
+        for row in self.rows:
+            megabytes = "–" if row.num_bytes is None else f"{row.num_bytes / 1e6:.2f}"
+            floor = "–" if row.floor_ms is None else f"{row.floor_ms:.4f}"
+            table.add_row(*_shapes(row), row.implementation.split()[0], megabytes, floor, row.reason)
+        return table
 
     def _modules_table(self) -> Table:
         table = Table("layer", "input", "weight", "density", "chosen", "dense ms", "sparse ms", "why")

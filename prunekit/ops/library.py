@@ -26,6 +26,16 @@ def fallback(name: str) -> Callable[[_Function], _Function]:
     return register
 
 
+def kernel(name: str, dispatch_key: str) -> Callable[[_Function], _Function]:
+    """Decorate what runs for one device, such as "CUDA"."""
+
+    def register(function: _Function) -> _Function:
+        _LIBRARY.impl(name, function, dispatch_key)  # type: ignore[no-untyped-call]
+        return function
+
+    return register
+
+
 def fake(name: str) -> Callable[[_Function], _Function]:
     """Decorate the fake kernel: the output's shape and dtype without its values."""
 

@@ -154,7 +154,7 @@ def _masked_product(matrix: Tensor, mask: Tensor, columns: Tensor, groups: int) 
 
 
 @fallback("masked_conv2d_input_grad")
-def _input_grad_reference(
+def masked_conv2d_input_grad_reference(
     grad: Tensor,
     weight: Tensor,
     mask: Tensor,
@@ -164,11 +164,10 @@ def _input_grad_reference(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
+    """Compute dL/dx [N, C, H, W] with torch's dense gradient; where dL/dy is inf or nan, gather kept weights."""
     kept = torch.where(mask, weight, 0)
     if bool(grad.sum().isfinite()):
-        return _convolution_backward(
-            grad, grad.new_empty(x_shape), kept, stride, padding, dilation, groups, (True, False)
-        )[0]
+        return dense_input_grad(grad, kept, x_shape, stride, padding, dilation, groups)
     taps = weight[0].numel()
     # Transposing each group's block turns "rows that a tap feeds" into the gathered dimension: [groups·T, K/groups].
     transposed = kept.view(groups, -1, taps).transpose(1, 2).reshape(groups * taps, -1)
@@ -198,6 +197,20 @@ def _weight_grad_reference(
 ) -> Tensor:
     dense = _convolution_backward(grad, x, weight, stride, padding, dilation, groups, (False, True))[1]
     return torch.where(mask, dense, 0)
+
+
+def dense_input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    x_shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Compute dL/dx of shape `x_shape` with torch's dense kernel, zeros of the weight included."""
+    x = grad.new_empty(x_shape)
+    return _convolution_backward(grad, x, weight, stride, padding, dilation, groups, (True, False))[0]
 
 
 def _convolution_backward(

@@ -21,6 +21,8 @@ from prunekit.errors import InputError
 ROWS = 8
 #: Input channels that one load brings for a 1×1 kernel.
 WINDOW_CHANNELS = 2
+#: Fewer weights than this, and kernels of up to so many taps a side.
+MAX_WEIGHTS, MAX_KERNEL = 2**29, 256
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -115,6 +117,39 @@ class RecordFilter:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class RecordPattern:
+    """A record filter without its weights: what the mask alone decides, so that new weights cost one gather.
+
+    Attributes:
+        header: see there.
+        starts: int32 [runs · slices + 1].
+        records: int32 [records, 2], with 0 where a weight belongs.
+        rows: int32 [K].
+        slots: int64 [nnz], the records that carry weights.
+        sources: int64 [nnz], which element of the weight each of them carries.
+    """
+
+    header: RecordHeader
+    starts: Tensor
+    records: Tensor
+    rows: Tensor
+    slots: Tensor
+    sources: Tensor
+
+    def fill(self, weight: Tensor) -> RecordFilter:
+        """Return the filter of `weight`, float32 and on the pattern's device."""
+        records = self.records.clone()
+        bits = weight.detach().reshape(-1).view(torch.int32)[self.sources]
+        records.view(-1).index_copy_(0, 2 * self.slots + 1, bits)
+        return RecordFilter(self.header, self.starts, records, self.rows)
+
+    def to(self, device: torch.device) -> RecordPattern:
+        """Return the pattern with its tensors on `device`."""
+        tensors = (self.starts, self.records, self.rows, self.slots, self.sources)
+        return RecordPattern(self.header, *(t.to(device) for t in tensors))
+
+
 def window_taps(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
     """Return how many taps one load brings: a 3×3 kernel's of stride 1 or 2, those of 2 channels of a 1×1, else 1."""
     if tuple(kernel_size) == (1, 1) and tuple(stride) == (1, 1):
@@ -139,25 +174,57 @@ def pack_records(
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
     """
-    _check(weight, mask, groups, window_taps)
+    if weight.dim() != 4 or weight.dtype != torch.float32 or weight.shape != mask.shape:
+        raise InputError(
+            f"pack_records expects a float32 weight [K, C / groups, R, S] and a bool mask of its shape; "
+            f"got {weight.dtype} of shape {tuple(weight.shape)} and {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+    pattern = pack_pattern(mask, groups, window_taps, chunk_channels, slices)
+    return pattern.to(weight.device).fill(weight)
+
+
+def pack_pattern(
+    mask: Tensor, groups: int, window_taps: int, chunk_channels: int, slices: int, sources: Tensor | None = None
+) -> RecordPattern:
+    """Pack the places of the weights that `mask` keeps; `RecordPattern.fill` adds the weights.
+
+    Args:
+        mask: bool [K, C / groups, R, S], True = kept.
+        groups: as in `pack_records`, as are `window_taps`, `chunk_channels` and `slices`.
+        window_taps: see there.
+        chunk_channels: see there.
+        slices: see there.
+        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+
+    Returns:
+        The pattern, on the CPU.
+
+    Raises:
+        InputError: shapes, dtypes or numbers do not fit.
+    """
+    _check(mask, groups, window_taps)
     if chunk_channels < 1 or not 1 <= slices <= _MAX_SLICES:
         raise InputError(
             f"chunk_channels must be at least 1 and slices 1 to {_MAX_SLICES}; got {chunk_channels} and {slices}."
         )
-    k, c, r, s = weight.shape
+    k, c, r, s = mask.shape
     if window_taps == WINDOW_CHANNELS and chunk_channels % WINDOW_CHANNELS:
         raise InputError(f"chunk_channels must be a multiple of {WINDOW_CHANNELS} here; got {chunk_channels}.")
     kept = mask.cpu().numpy().reshape(k, c, r * s)
     header = RecordHeader(k, c, r, s, groups, chunk_channels, slices, window_taps, int(kept.sum()), 0, 0)
     rows = _row_order(kept.sum((1, 2)), groups)
     row, channel, tap = (a.astype(np.int64) for a in kept[rows].nonzero())
-    flat = weight.detach().cpu().contiguous().numpy().reshape(k, c, r * s)
-    bits = flat.view(np.int32)[rows[row], channel, tap].astype(np.int64)
-    starts, records = _stream(header, *_places(header, row, channel, tap), bits)
+    elements = np.arange(kept.size) if sources is None else sources.cpu().numpy()
+    starts, records = _stream(
+        header, *_places(header, row, channel, tap), elements.reshape(kept.shape)[rows[row], channel, tap]
+    )
     runs = starts[::slices]
     header = replace(header, num_records=len(records), longest=int(np.diff(runs).max()))
-    to_tensor = [torch.from_numpy(a.astype(np.int32)).to(weight.device) for a in (starts, records, rows)]
-    return RecordFilter(header, *to_tensor)
+    slots = (records[:, 0] < header.load_window).nonzero()[0]
+    carried = records[slots, 1].copy()
+    records[slots, 1] = 0
+    tensors = [torch.from_numpy(a.astype(np.int32)) for a in (starts, records, rows)]
+    return RecordPattern(header, *tensors, *(torch.from_numpy(a) for a in (slots, carried)))
 
 
 _LAST = np.iinfo(np.int64).max
@@ -172,11 +239,11 @@ def _row_order(kept_in_row: _Array, groups: int) -> _Array:
 
 
 def _stream(
-    header: RecordHeader, run: _Array, window: _Array, argument: _Array, slot: _Array, bits: _Array
+    header: RecordHeader, run: _Array, window: _Array, argument: _Array, slot: _Array, source: _Array
 ) -> tuple[_Array, _Array]:
-    """Return (starts, records) of weights that stand in `run`, `window` of the run and `slot` of the window."""
+    """Return (starts, records) of the weights in `run`, its `window`, and that one's `slot`; records hold sources."""
     order = np.lexsort((slot, window, run))
-    run, window, argument, slot, bits = (a[order] for a in (run, window, argument, slot, bits))
+    run, window, argument, slot, source = (a[order] for a in (run, window, argument, slot, source))
     segment = _cut_runs(header, run, window)
     loads = np.unique(np.stack([segment, window, argument]), axis=1)
     num_segments = header.num_runs * header.slices
@@ -187,7 +254,7 @@ def _stream(
     stream = np.concatenate(
         [
             [loads[0], loads[1], loads[0] * 0, np.full_like(loads[0], header.load_window), loads[2]],
-            [segment, window, np.ones_like(segment), slot, bits],
+            [segment, window, np.ones_like(segment), slot, source],
             [ends, np.full_like(ends, _LAST), nothing, end, nothing],
         ],
         axis=1,
@@ -209,24 +276,19 @@ def _cut_runs(header: RecordHeader, run: _Array, window: _Array) -> _Array:
     return segment
 
 
-def _check(weight: Tensor, mask: Tensor, groups: int, window_taps: int) -> None:
-    if weight.dim() != 4 or weight.dtype != torch.float32 or not 0 < weight.numel() < 2**29:
+def _check(mask: Tensor, groups: int, window_taps: int) -> None:
+    if mask.dim() != 4 or mask.dtype != torch.bool or not 0 < mask.numel() < MAX_WEIGHTS:
         raise InputError(
-            f"pack_records expects a float32 weight [K, C / groups, R, S] of 1 to 2^29 elements; "
-            f"got {weight.dtype} of shape {tuple(weight.shape)}."
-        )
-    if mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise InputError(
-            f"pack_records expects a bool mask of the weight's shape {tuple(weight.shape)}; "
+            f"a record filter is packed of a bool mask [K, C / groups, R, S] of 1 to 2^29 elements; "
             f"got {mask.dtype} of shape {tuple(mask.shape)}."
         )
-    if groups < 1 or weight.shape[0] % groups:
-        raise InputError(f"output channels {weight.shape[0]} are not divisible by groups {groups}.")
-    kernels = {9: (3, 3), WINDOW_CHANNELS: (1, 1), 1: tuple(weight.shape[2:])}
-    if kernels.get(window_taps) != tuple(weight.shape[2:]):
+    if groups < 1 or mask.shape[0] % groups:
+        raise InputError(f"output channels {mask.shape[0]} are not divisible by groups {groups}.")
+    kernels = {9: (3, 3), WINDOW_CHANNELS: (1, 1), 1: tuple(mask.shape[2:])}
+    if kernels.get(window_taps) != tuple(mask.shape[2:]):
         raise InputError(f"window_taps must be 1, 9 for a 3×3 or 2 for a 1×1 kernel; got {window_taps}.")
-    if max(weight.shape[2:]) > 256:
-        raise InputError(f"record filters hold kernels of up to 256×256; got {tuple(weight.shape[2:])}.")
+    if max(mask.shape[2:]) > MAX_KERNEL:
+        raise InputError(f"record filters hold kernels of up to 256×256; got {tuple(mask.shape[2:])}.")
 
 
 def _places(header: RecordHeader, row: _Array, channel: _Array, tap: _Array) -> tuple[_Array, _Array, _Array, _Array]:

@@ -34,6 +34,7 @@ class Gpu:
         shared_bytes: Shared memory that one block may have.
         shared_bytes_multiprocessor: Shared memory of a multiprocessor.
         max_warps: Warps of a multiprocessor.
+        tf32_lanes: tf32 multiply-adds a cycle and multiprocessor on tensor cores; 0: it has none.
     """
 
     name: str
@@ -46,20 +47,27 @@ class Gpu:
     shared_bytes: int
     shared_bytes_multiprocessor: int
     max_warps: int
+    tf32_lanes: int = 0
 
     @property
     def fma_peak_gflops(self) -> float:
         """10^9 float32 operations a second, multiply-adds counted as two."""
         return 2 * self.fma_lanes * self.multiprocessors * self.clock_ghz
 
+    @property
+    def tf32_peak_gflops(self) -> float:
+        """10^9 tf32 operations a second, multiply-adds counted as two."""
+        return 2 * self.tf32_lanes * self.multiprocessors * self.clock_ghz
+
 
 _KB = 1024
+_TF32_LANES = {80: 512, 90: 1024, 100: 1024}  # of the large chips; others have 128 from 8.0 on
 #: As commonly published, boost clocks; not checked against data sheets.
 GPUS = {
     "rtx-2070-super": Gpu("NVIDIA GeForce RTX 2070 SUPER", 75, 40, 1.770, 64, 448, 4 << 20, 64 * _KB, 64 * _KB, 32),
-    "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48),
-    "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64),
-    "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64),
+    "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48, 128),
+    "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64, 512),
+    "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64, 1024),
 }
 
 
@@ -84,6 +92,7 @@ def gpu_of(properties: Any) -> Gpu:
         shared_bytes=properties.shared_memory_per_block_optin,
         shared_bytes_multiprocessor=properties.shared_memory_per_multiprocessor,
         max_warps=properties.max_threads_per_multi_processor // 32,
+        tf32_lanes=_TF32_LANES.get(capability, 0 if capability < 80 else 128),
     )
 
 
@@ -108,6 +117,10 @@ class RecordLaunch:
     lanes_w: int
     row_groups: int
     buffers: int
+
+    def __str__(self) -> str:
+        blocks = f"{self.lanes_h}×{self.lanes_w} lanes of {self.tile_h}×{TILE_W}, {8 * self.row_groups} channels"
+        return f"{blocks}, {self.chunk_channels} a chunk, {self.slices} slices, {self.buffers} buffers"
 
     def words(self) -> list[int]:
         """What the op is told; the rest is packed into the filter."""

@@ -1,0 +1,126 @@
+"""The engine's nodes on a GPU: convolutions by the kernel that was chosen, all else by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunekit.engine.graph import Activation, Node
+from prunekit.ops.kernel_choice import KernelChoice
+from prunekit.ops.record_filter import RecordFilter
+from prunekit.ops.record_launch import RecordProblem
+from prunekit.ops.record_plan import RecordPlan
+
+Values = Mapping[str, Any]
+#: Activations that the record kernel's epilogue computes.
+_FUSED = ("none", "relu", "leaky_relu")
+
+
+@dataclass(frozen=True)
+class LayerKernel:
+    """What runs one convolution.
+
+    Attributes:
+        choice: with the times it was made by.
+        problem: sizes and density, or None where the record kernel does not take them.
+        plan: of the record kernel, or None for dense.
+        filter: the plan's, with the weights.
+    """
+
+    choice: KernelChoice
+    problem: RecordProblem | None
+    plan: RecordPlan | None = None
+    filter: RecordFilter | None = None
+
+
+def convolve(
+    node: Node, values: Values, constants: Mapping[str, Tensor], kernel: LayerKernel, record: Callable[..., Tensor]
+) -> Tensor:
+    """Run a "conv2d" node: after(before(convolution + bias) + residual).
+
+    Args:
+        node: the node; its second input is the residual.
+        values: of the nodes before.
+        constants: the graph's.
+        kernel: what was chosen.
+        record: the op `record_conv2d`.
+    """
+    a, x = node.attributes, values[node.inputs[0]]
+    bias = constants[a["bias"]] if a["bias"] else None
+    before, after, residual = a["before"], a["after"], None if len(node.inputs) == 1 else values[node.inputs[1]]
+    if kernel.plan is None or kernel.filter is None:
+        y = _dense(x, constants[a["weight"]], bias, a)
+        y = activate_(y, before)
+        return activate_(y if residual is None else y.add_(residual), after)
+    if before.kind not in _FUSED:
+        y = activate_(kernel.plan.run(record, x, kernel.filter, bias), before)
+        return activate_(y if residual is None else y.add_(residual), after)
+    name = "none" if before.kind == "none" else "leaky_relu"  # a slope of 0 is ReLU
+    return activate_(kernel.plan.run(record, x, kernel.filter, bias, residual, name, before.negative_slope), after)
+
+
+def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, a: Mapping[str, Any]) -> Tensor:
+    covers_image = x.shape[2:] == weight.shape[2:] and not any(a["padding"]) and a["groups"] == 1
+    if covers_image and x.shape[0] * weight.shape[0] > 0:  # a linear layer, and faster as one
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    return F.conv2d(x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def activate_(y: Tensor, activation: Activation) -> Tensor:
+    """Apply an activation in place."""
+    kind = activation.kind
+    if kind == "leaky_relu":
+        return F.leaky_relu_(y, activation.negative_slope)
+    in_place: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda y: y,
+        "relu": torch.relu_,
+        "relu6": lambda y: y.clamp_(0, 6),
+        "silu": lambda y: F.silu(y, inplace=True),
+        "hardswish": lambda y: F.hardswish(y, inplace=True),
+    }
+    return in_place[kind](y)
+
+
+def _affine(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tensor:
+    scale, shift = (constants[node.attributes[key]][:, None, None] for key in ("scale", "shift"))
+    return activate_(torch.addcmul(shift, values[node.inputs[0]], scale), node.attributes["after"])
+
+
+def _pool(function: Callable[..., Tensor], *, has_dilation: bool) -> Callable[[Node, Values], Tensor]:
+    def run(node: Node, values: Values) -> Tensor:
+        a = node.attributes
+        dilation = {"dilation": a["dilation"]} if has_dilation else {}
+        return function(values[node.inputs[0]], a["kernel"], a["stride"], a["padding"], **dilation)
+
+    return run
+
+
+def _upsample(node: Node, values: Values) -> Tensor:
+    factors = [float(factor) for factor in node.attributes["factors"]]
+    return F.interpolate(values[node.inputs[0]], scale_factor=factors, mode="nearest")
+
+
+_RUNNERS: dict[str, Callable[[Node, Values], Tensor]] = {
+    "activation": lambda node, values: activate_(values[node.inputs[0]].clone(), node.attributes["after"]),
+    "add": lambda node, values: activate_(
+        values[node.inputs[0]] + values[node.inputs[1]], node.attributes.get("after", Activation())
+    ),
+    "concat": lambda node, values: torch.cat([values[name] for name in node.inputs], 1),
+    "upsample": _upsample,
+    "max_pool2d": _pool(F.max_pool2d, has_dilation=True),
+    "avg_pool2d": _pool(F.avg_pool2d, has_dilation=False),
+    "global_mean": lambda node, values: values[node.inputs[0]].mean((2, 3), keepdim=True),
+    "pad": lambda node, values: F.pad(values[node.inputs[0]], node.attributes["sides"], value=node.attributes["fill"]),
+}
+
+
+def run_native(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tensor:
+    """Run a node that is neither a convolution nor torch's own."""
+    if node.op == "affine":
+        return _affine(node, values, constants)
+    return _RUNNERS[node.op](node, values)

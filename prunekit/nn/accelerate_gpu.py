@@ -1,0 +1,184 @@
+"""accelerate on an NVIDIA GPU: the engine's graph, a kernel for each convolution, one CUDA graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.engine.capture import CaptureError, capture, is_size_free
+from prunekit.engine.fusing import fuse
+from prunekit.engine.gpu_nodes import LayerKernel
+from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
+from prunekit.engine.graph import Graph, Node
+from prunekit.errors import InputError
+from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
+from prunekit.nn.comparing import check_equal, largest_difference
+from prunekit.nn.fusion import has_foreign_hooks, replace_module
+from prunekit.nn.masked_conv2d import MaskedConv2d
+from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.kernel_choice import exact_float32, floor_seconds
+from prunekit.ops.masked_conv2d_cuda import CudaDevice, device_of
+from prunekit.ops.native import cuda_status
+from prunekit.ops.record_launch import Gpu
+from prunekit.timing import Timing, time_in_turn
+
+_WHOLE_MODEL_RUNS = 10
+
+
+def check_gpu_arguments(*, whole_graph: bool, weight_dtype: torch.dtype) -> None:
+    """Refuse what `accelerate` cannot do on a GPU.
+
+    Raises:
+        InputError: the CUDA kernels are not there, or an argument is for the CPU only.
+    """
+    if not cuda_status().available:
+        raise InputError(f"accelerate on a GPU needs prunekit's CUDA kernels, but {cuda_status().reason}.")
+    if not whole_graph or weight_dtype != torch.float32:
+        raise InputError("whole_graph=False and weight_dtype are for models on the CPU; this one is on a GPU.")
+
+
+def accelerate_on_gpu(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    expected: object,
+    tuning_seconds: float,
+    tuning_cache: Path | Literal["default"] | None,
+    progress: Callable[[int, int], None] | None,
+    device: CudaDevice | None = None,
+) -> nn.Module:
+    """Return the model on the engine's graph, or `model` itself with a note where it cannot be or is not faster.
+
+    Args:
+        model: a frozen copy, in eval mode, on the inputs' device.
+        inputs: the example.
+        expected: the model's output, in exact float32.
+        tuning_seconds: for measuring kernels.
+        tuning_cache: file of measurements of earlier runs; None keeps none, "default" is the user's.
+        progress: called with (convolutions chosen, all of them).
+        device: where to run; None: the inputs' GPU.
+
+    Raises:
+        WrongOutputError: the outputs differ by more than 1e-4 relative RMS, or a kernel's do from the dense one's.
+    """
+    device = device or device_of(inputs[0])
+    assert device is not None, "check_gpu_arguments comes first"
+    cache = KernelCache.default() if tuning_cache == "default" else KernelCache(tuning_cache and Path(tuning_cache))
+    begin = time.perf_counter()
+    _make_dense(model)
+    try:
+        graph, folded = build_graph(model, inputs)
+    except CaptureError as error:
+        notes = [f"not run as a whole graph: {error}"]
+        times = _time({"before": model}, inputs)
+        return _with_report(model, [], device.gpu, 0, times, expected, inputs, notes, 0.0)
+    kernels = choose_layers(graph, inputs, device, cache, tuning_seconds, progress or (lambda done, total: None))
+    seconds = time.perf_counter() - begin
+    rows = [_row(graph, node, kernels[node.name], device.gpu) for node in graph.convolutions()]
+    program = GpuProgram(graph, kernels, device.record_conv2d)
+    with exact_float32():
+        check_equal(expected, GpuModel(program, inputs, captures=False)(*inputs))
+    fast = GpuModel(program, inputs, captures=inputs[0].is_cuda)
+    times = _time({"before": model, "after": fast}, inputs)
+    notes = [note for note in (cache.note, fast.note, _foreign(graph)) if note]
+    if times["before"].median_ms < times["after"].median_ms:
+        notes.append("the model's own forward was measured faster, and kept")
+        return _with_report(model, rows, device.gpu, 0, {"before": times["before"]}, expected, inputs, notes, seconds)
+    return _with_report(fast, rows, device.gpu, folded, times, expected, inputs, notes, seconds)
+
+
+def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]:
+    """Capture and fuse; return the graph and how many BatchNorms were folded.
+
+    Raises:
+        CaptureError: torch.export fails, or someone watches a module with a hook.
+    """
+    for name, module in model.named_modules():
+        if has_foreign_hooks(module):
+            raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the graph would not call")
+    graph = capture(model, inputs)
+    graph.is_size_free = is_size_free(model, inputs, graph)
+    return graph, fuse(graph)
+
+
+def _make_dense(model: nn.Module) -> None:
+    """Put convolutions with zeros where MaskedConv2d are; the graph knows the former."""
+    for name, module in list(model.named_modules()):
+        is_plain = isinstance(module, MaskedConv2d) and module.activation == "none" and not has_foreign_hooks(module)
+        if is_plain and name:
+            replace_module(model, name, module.to_dense().requires_grad_(False))
+
+
+def _time(models: dict[str, nn.Module], inputs: Sequence[Tensor]) -> dict[str, Timing]:
+    def call(model: nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            model(*inputs)
+            if inputs[0].is_cuda:
+                torch.cuda.synchronize(inputs[0].device)
+
+        return run
+
+    return time_in_turn({name: call(model) for name, model in models.items()}, _WHOLE_MODEL_RUNS)
+
+
+def _with_report(
+    fast: nn.Module,
+    rows: list[LayerReport],
+    gpu: Gpu,
+    folded: int,
+    times: dict[str, Timing],
+    expected: object,
+    inputs: Sequence[Tensor],
+    notes: list[str],
+    seconds: float,
+) -> nn.Module:
+    fast.report = AccelerationReport(  # type: ignore[assignment]
+        rows=rows,
+        threads=torch.get_num_threads(),
+        instruction_set=None,
+        batch_norms_folded=folded,
+        before_ms=times["before"].median_ms,
+        after_ms=times.get("after", times["before"]).median_ms,
+        relative_rms=largest_difference(expected, fast(*inputs)),
+        notes=notes,
+        engine="cuda graph" if isinstance(fast, GpuModel) else "the model's own",
+        peak_gflops=gpu.fma_peak_gflops,
+        tuning_seconds=seconds,
+        gpu=gpu.name,
+    )
+    return fast
+
+
+def _row(graph: Graph, node: Node, kernel: LayerKernel, gpu: Gpu) -> LayerReport:
+    weight, size, output = (
+        graph.constants[node.attributes["weight"]],
+        graph.sizes[node.inputs[0]],
+        graph.sizes[node.name],
+    )
+    batch = kernel.problem.batch if kernel.problem else 1
+    nnz, choice = int(weight.count_nonzero()), kernel.choice
+    weight_bytes = 4 * weight.numel() if kernel.filter is None else 8 * kernel.filter.header.num_records
+    elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
+    floor = floor_seconds(kernel.problem, gpu) if kernel.problem else None
+    return LayerReport(
+        name=node.layer or node.name,
+        input_shape=(batch, *size),
+        weight_shape=tuple(weight.shape),
+        density=nnz / max(1, weight.numel()),
+        implementation=choice.kernel if choice.launch is None else f"record {choice.launch}",
+        dense_ms=1e3 * choice.dense_seconds,
+        sparse_ms=1e3 * choice.sparse_seconds,
+        reason=choice.reason,
+        kept_macs=nnz * output[1] * output[2],
+        num_bytes=weight_bytes + 4 * batch * elements,
+        floor_ms=None if floor is None else 1e3 * floor,
+    )
+
+
+def _foreign(graph: Graph) -> str | None:
+    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"})
+    return f"beside convolutions, torch runs {', '.join(targets)} as they are" if targets else None

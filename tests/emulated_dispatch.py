@@ -1,0 +1,69 @@
+"""masked_conv2d's dispatch as on a GPU, with the CUDA kernel emulated: the op on CPU tensors becomes that of CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from emulated_kernels import Build, RecordProblemCase, emulate
+from torch import Tensor
+
+from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.record_conv2d import output_format
+from prunekit.ops.record_filter import RecordFilter, RecordHeader
+from prunekit.ops.record_launch import GPUS, Gpu
+
+
+def emulated_record_conv2d(*arguments: Any) -> Tensor:
+    """The op `record_conv2d`, by the emulated kernel."""
+    x, header, starts, records, rows, bias, residual, stride, padding, dilation, activation, slope, launch = arguments
+    packed = RecordFilter(RecordHeader.read(header), starts, records, rows)
+    is_channels_last = output_format(x) == torch.channels_last
+    if residual is not None:
+        residual = residual.contiguous(memory_format=output_format(x))
+    geometry = tuple(stride), tuple(padding), tuple(dilation)
+    case = RecordProblemCase(x.detach(), packed, bias, residual, *geometry, activation, slope, launch, is_channels_last)
+    return emulate([case], Build(750))[0]
+
+
+@dataclass
+class EmulatedGpu:
+    """A device of which the figures are given, and what ran on it."""
+
+    gpu: Gpu = field(default_factory=lambda: GPUS["rtx-2070-super"])
+    allow_tf32: bool = False
+    is_capturing: bool = False
+    is_emulated: bool = True
+    launches: list[list[int]] = field(default_factory=list)
+
+    def record_conv2d(self, *arguments: Any) -> Tensor:
+        self.launches.append(arguments[-1])
+        if self.is_emulated:
+            return emulated_record_conv2d(*arguments)
+        y: Tensor = torch.ops.prunekit.record_conv2d(*arguments)
+        return y
+
+    def device(self, _: Tensor) -> cuda.CudaDevice:
+        return cuda.CudaDevice(self.gpu, self.record_conv2d, lambda call: 1e-6, self.allow_tf32, self.is_capturing)
+
+
+@contextmanager
+def dispatched(gpu: EmulatedGpu, patch: pytest.MonkeyPatch, cache: KernelCache | None = None) -> Iterator[None]:
+    """Let CPU tensors go where CUDA tensors would, within the block."""
+    library = torch.library.Library("prunekit", "IMPL")  # type: ignore[no-untyped-call]
+    known = cache or KernelCache(None)
+    with patch.context() as scope:
+        scope.setattr(cuda, "device_of", gpu.device)
+        scope.setattr(cuda, "kernel_cache", lambda: known)
+        for name in ("masked_conv2d", "masked_conv2d_input_grad"):
+            function = getattr(cuda, f"{name}_cuda")
+            library.impl(name, function, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            library._destroy()  # type: ignore[no-untyped-call]

@@ -1,0 +1,173 @@
+"""Which kernel a GPU runs: the model's break-even, measurements, and their file, however damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emulated_dispatch import EmulatedGpu, dispatched
+from torch import Tensor
+
+import prunekit
+from prunekit.errors import WrongOutputError
+from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.kernel_cache import KernelCache, KernelTimes
+from prunekit.ops.kernel_choice import (
+    choose_kernel,
+    dense_seconds,
+    exact_float32,
+    floor_seconds,
+    is_possible,
+    is_tf32_allowed,
+    key_of,
+    measure_kernel,
+)
+from prunekit.ops.record_launch import GPUS, RecordLaunch, RecordProblem, best_launches
+
+LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
+FLOAT = torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(GPUS))
+def test_dense_wins_above_break_even_and_the_choice_names_both_times(name: str) -> None:
+    gpu = GPUS[name]
+    for density in (0.9, 0.5, 0.2, 0.1, 0.05, 0.01):
+        problem = replace(LAYER, density=density)
+        choice = choose_kernel(problem, FLOAT, gpu, allow_tf32=False)
+        assert (choice.kernel == "record") == (choice.launch is not None)
+        assert choice.seconds <= choice.dense_seconds == dense_seconds(problem, gpu)
+        assert choice.seconds >= floor_seconds(problem, gpu) or choice.kernel == "dense"
+        assert "µs modelled" in choice.reason
+    assert (
+        choose_kernel(replace(LAYER, density=0.01), FLOAT, GPUS["rtx-2070-super"], allow_tf32=False).kernel == "record"
+    )
+    assert choose_kernel(replace(LAYER, density=0.9), FLOAT, gpu, allow_tf32=False).kernel == "dense"
+
+
+def test_tf32_and_winograd_make_dense_faster_where_they_apply() -> None:
+    for name, gpu in GPUS.items():
+        plain = dense_seconds(LAYER, gpu, by_winograd=False)
+        assert dense_seconds(LAYER, gpu) < plain
+        point = replace(LAYER, kernel_size=(1, 1))
+        assert dense_seconds(point, gpu) == dense_seconds(point, gpu, by_winograd=False)
+        assert (dense_seconds(LAYER, gpu, allow_tf32=True) < dense_seconds(LAYER, gpu)) == (name in ("a100", "h100"))
+    a100 = GPUS["a100"]
+    problem = replace(LAYER, density=0.1)
+    assert choose_kernel(problem, FLOAT, a100, allow_tf32=False).kernel == "record"
+    assert choose_kernel(problem, FLOAT, a100, allow_tf32=True).kernel == "dense"
+
+
+def test_a_dtype_without_a_sparse_kernel_is_named() -> None:
+    choice = choose_kernel(LAYER, torch.float16, GPUS["a100"], allow_tf32=False)
+    assert (choice.kernel, choice.reason) == ("dense", "no sparse kernel for float16")
+
+
+def test_an_empty_mask_has_a_choice() -> None:
+    assert choose_kernel(replace(LAYER, density=0.0), FLOAT, GPUS["h100"], allow_tf32=False).launch is not None
+
+
+def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None:
+    gpu, cache = GPUS["rtx-2070-super"], KernelCache(None)
+    (launch,) = best_launches(LAYER, gpu, 1)
+    key = key_of(LAYER, FLOAT, gpu, False, "forward")
+    cache.put(key, KernelTimes(launch, 2e-4, 1e-4))
+    choice = choose_kernel(replace(LAYER, density=0.0501), FLOAT, gpu, allow_tf32=False, cache=cache)
+    assert (choice.kernel, choice.is_measured) == ("dense", True)
+    assert choice.reason == "below break-even: record 200.0 µs, dense 100.0 µs measured"
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=True, cache=cache).is_measured
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="input_grad", cache=cache).is_measured
+    cache.put(key, KernelTimes(replace(launch, chunk_channels=4096), 1e-5, 1e-4))
+    assert not is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, cache=cache).is_measured
+
+
+@pytest.mark.parametrize("setting", ["allowed", "forbidden", "apart"])
+def test_tf32_is_left_out_of_comparisons_and_put_back(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn: Any = torch.backends.cudnn
+    conv = cudnn.conv
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", setting != "forbidden")
+    if setting == "apart":  # the newer setting, of convolutions alone
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    assert is_tf32_allowed() == (setting != "forbidden")
+    before = conv.fp32_precision
+    with exact_float32():
+        assert not is_tf32_allowed()
+        assert conv.fp32_precision != "tf32"
+    assert conv.fp32_precision == before
+    assert is_tf32_allowed() == (setting != "forbidden")
+
+
+def test_the_fastest_cut_is_chosen_and_a_wrong_one_never() -> None:
+    right, wrong = torch.randn(3, 4), torch.randn(3, 4)
+    cuts = [RecordLaunch(8, slices, 2, 1, 1, 1, 1) for slices in (1, 2, 3)]
+    seconds = iter([3e-6, 1e-6, 2e-6, 5e-6])
+
+    def seconds_of(call: object) -> float:
+        return next(seconds)
+
+    def call() -> Tensor:
+        return right
+
+    times, choice = measure_kernel(iter([(cut, call) for cut in cuts]), call, seconds_of)
+    assert (choice.launch, choice.is_measured) == (cuts[1], True)
+    assert times == KernelTimes(cuts[1], 1e-6, 5e-6)
+    with pytest.raises(WrongOutputError, match="differs from the dense convolution"):
+        measure_kernel(iter([(cuts[0], lambda: wrong)]), call, seconds_of)
+
+
+def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, path = EmulatedGpu(is_emulated=False), tmp_path / "kernels.json"
+    x, weight = torch.randn(1, 6, 12, 12), torch.randn(8, 6, 3, 3)
+    mask = torch.rand(weight.shape) < 0.3
+    with dispatched(gpu, monkeypatch, KernelCache(path)):
+        choices = cuda.tune_masked_conv2d(x, weight, mask, (2, 2), (1, 1))
+        assert set(choices) == {"forward", "input_grad"}
+        assert all(choice.is_measured and choice.kernel == "dense" for choice in choices.values())  # a tie
+    again = KernelCache(path)
+    assert again.note is None
+    assert len(json.loads(path.read_text())["kernels"]) == 2
+    with dispatched(gpu, monkeypatch, again):
+        before = len(gpu.launches)
+        for _ in range(2):
+            prunekit.masked_conv2d(x, weight, mask, None, 2, 1)
+        assert len(gpu.launches) == before
+
+
+def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.json"
+    gpu = GPUS["a100"]
+    (launch,) = best_launches(LAYER, gpu, 1)
+    key = key_of(LAYER, FLOAT, gpu, False, "forward")
+    good = KernelCache(path)
+    good.put(key, KernelTimes(launch, 1e-5, 2e-5))
+    good.save()
+    assert KernelCache(path).get(key) == KernelTimes(launch, 1e-5, 2e-5)
+    document = json.loads(path.read_text())
+    words = list(asdict(launch).values())
+    for text in (
+        "",
+        "{",
+        "[]",
+        json.dumps({**document, "version": 0}),
+        json.dumps({**document, "kernels": {"k": [words[:6], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [[0, *words[1:]], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [words, -1.0, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [words, 1e-5]}}),
+        json.dumps({**document, "kernels": [1]}),
+    ):
+        path.write_text(text)
+        cache = KernelCache(path)
+        assert cache.note is not None
+        assert "was ignored" in cache.note
+        assert cache.get(key) is None
+        cache.put(key, KernelTimes(launch, 1e-5, 2e-5))
+        cache.save()
+        assert KernelCache(path).note is None
+    unwritable = KernelCache(tmp_path / "kernels.json" / "below")
+    unwritable.put(key, KernelTimes(None, 1e-5, 2e-5))
+    unwritable.save()
+    assert "could not be written" in str(unwritable.note)
