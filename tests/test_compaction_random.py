@@ -49,8 +49,9 @@ def check_reasons(expected: nn.Module, actual: nn.Module, certificate: Certifica
         stays = {name: len(weight_of(actual, name)) for name in group.layers}
         live = {name: int(weight_of(expected, name).flatten(1).any(dim=1).sum()) for name in group.layers}
         assert sum(stays.values()) <= sum(live.values()) + sum(group.reasons.values()), group
+        filters_a_unit = sum(len(weight_of(expected, name)) for name in group.layers) // group.channels
         for reason, count in group.reasons.items():
-            assert is_true(reason, count, expected, group.layers), reason
+            assert is_true(reason, count, filters_a_unit, expected, group.layers), reason
 
 
 def weight_of(net: nn.Module, name: str) -> Tensor:
@@ -59,12 +60,12 @@ def weight_of(net: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
-def is_true(reason: str, count: int, net: nn.Module, layers: tuple[str, ...]) -> bool:
-    """Check a reason against the net's wiring, as far as the reason's words go."""
+def is_true(reason: str, count: int, filters_a_unit: int, net: nn.Module, layers: tuple[str, ...]) -> bool:
+    """Check a reason for `count` filters against the net's wiring, as far as the reason's words go."""
     modules: dict[str, Any] = dict(net.named_modules())
     if found := re.fullmatch(r"it carries the constants of removed channels into (\S+)", reason):
         reader = modules[found[1]]
-        return isinstance(reader, nn.Conv2d) and any(reader.padding) and count <= reader.groups * len(layers)
+        return isinstance(reader, nn.Conv2d) and any(reader.padding) and count <= reader.groups * filters_a_unit
     if found := re.fullmatch(r"it is tied to a live channel of (\S+)", reason):
         return found[1] in layers and (len(layers) > 1 or modules[found[1]].groups > 1)
     if found := re.fullmatch(r"the groups of (\S+) stay equally wide", reason):

@@ -254,6 +254,11 @@ def test_bfloat16_weights_are_rounded_and_nothing_else_is(name: str) -> None:
                 assert torch.equal(a, b), case.seed  # the same sums in the same order
 
 
+class MeanOfPixels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class Classifier(nn.Module):
     """Linear layers behind convolutions, in the ways that classifiers are written."""
 
@@ -270,8 +275,13 @@ class Classifier(nn.Module):
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.9])
 def test_linear_layers_with_few_weights_run_natively(density: float) -> None:
-    grids = {"grid": nn.MaxPool2d(4), "same size": nn.AdaptiveAvgPool2d(12), "one pixel": nn.AdaptiveAvgPool2d(1)}
-    for (name, pool), pixels in zip(grids.items(), (9, 144, 1), strict=True):
+    grids: dict[str, nn.Module] = {
+        "grid": nn.MaxPool2d(4),
+        "same size": nn.AdaptiveAvgPool2d(12),
+        "one pixel": nn.AdaptiveAvgPool2d(1),
+        "a mean": MeanOfPixels(),
+    }
+    for (name, pool), pixels in zip(grids.items(), (9, 144, 1, 1), strict=True):
         net = Classifier(pool, 6 * pixels).eval().requires_grad_(False)
         randomise(net, torch.Generator().manual_seed(1), 0.7)
         for linear in (net.first, net.second):

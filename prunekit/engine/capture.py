@@ -168,7 +168,8 @@ class GraphReader:
     def _flat_size(self, native: Node) -> tuple[int, int, int]:
         if native.op == "conv2d":  # a linear layer
             return len(self.constants[native.attributes["weight"]]), 1, 1
-        return self.sizes[native.inputs[0]]
+        size = self.sizes[native.inputs[0]]
+        return (size[0], 1, 1) if native.op == "global_mean" else size
 
     def _keep_image_size(self, node: fx.Node) -> None:
         value = node.meta.get("val")
