@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, LAUNCH = "record_conv2d.cuh", "record_launch.h"
+KERNEL, LAUNCH, EPILOGUE = "record_conv2d.cuh", "record_launch.h", "epilogue.cuh"
 # What is wrong: (file, text, its replacement, the sanitizer that sees it where no result need change).
 MUTANTS = {
     "no barrier before a chunk is read": (
@@ -89,7 +89,7 @@ MUTANTS = {
         "(conv.residual ? conv.residual[at] : 0.0f);",
         "",
     ),
-    "the slope is applied to positive values": (KERNEL, "value >= 0.0f", "value <= 0.0f", ""),
+    "the slope is applied to positive values": (EPILOGUE, "value >= 0.0f", "value <= 0.0f", ""),
     "the halo is one column short": (LAUNCH, "conv.stride_w + reach_w + 1;", "conv.stride_w + reach_w - 3;", ""),
     "shared memory for one record buffer only": (
         LAUNCH,

@@ -24,11 +24,10 @@ def _on(case: RecordProblemCase, device: str) -> RecordProblemCase:
     def move(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(device)
 
-    x = move(case.x)
-    assert x is not None
+    conv = case.conv
+    conv = replace(conv, x=conv.x.to(device), bias=move(conv.bias), residual=move(conv.residual))
     starts, records, rows = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
-    packed = replace(case.packed, starts=starts, records=records, rows=rows)
-    return replace(case, x=x, packed=packed, bias=move(case.bias), residual=move(case.residual))
+    return replace(case, conv=conv, packed=replace(case.packed, starts=starts, records=records, rows=rows))
 
 
 def _run(case: RecordProblemCase) -> Tensor:
@@ -73,7 +72,7 @@ def test_refusals_are_sentences() -> None:
     with pytest.raises(RuntimeError, match="none that the kernel knows"):
         _run(replace(case, launch=[1, 1, 1, 1, 1]))
     with pytest.raises(RuntimeError, match="record_conv2d expects"):
-        _run(replace(case, x=case.x.double()))
+        _run(replace(case, conv=replace(case.conv, x=case.conv.x.double())))
 
 
 @pytest.mark.parametrize(

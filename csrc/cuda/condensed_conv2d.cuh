@@ -1,0 +1,362 @@
+// Masked convolution in float16 and bfloat16 on tensor cores, on a fragment filter (fragment_filter.h).
+//
+//   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//
+// Sums are float32. A row group's step is 16 rows × 16 columns of weights; it multiplies, for 8 pixels side by side, the
+// inputs at its 16 taps. Such a unit of 8 inputs is 16 bytes of shared memory at any tap: a block stages the haloed lines
+// of a chunk of channels once for each column of the kernel, moved by that column and already at the stride, so that
+// the loads of matrices gather them with nothing but an address for each tap.
+//
+// A block stages one chunk's inputs and its row groups' steps, two buffers in turn. Its warps share them: pixel warps ×
+// row groups × slices, a slice being every so many-th step of each run; slices are added at the end in a fixed order.
+// No atomics: the same bits on every run.
+//
+// A dropped weight contributes nothing: where a chunk of a block's inputs holds inf or nan, its kept weights are
+// multiplied one by one. Kept weights are finite.
+#pragma once
+
+#include "condensed_launch.h"
+#include "epilogue.cuh"
+#include "tensor_core.cuh"
+
+namespace prunekit {
+
+constexpr uint16_t DROPPED = 0x8000;  // -0.0
+
+// What a block works on.
+struct CondensedBlock {
+  int image, group, first_row_group, first_p, first_q;
+};
+
+__device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv) {
+  const int tiles_w = (conv.q + conv.units_w * UNIT_PIXELS - 1) / (conv.units_w * UNIT_PIXELS);
+  const int tiles_h = (conv.p + conv.tile_h - 1) / conv.tile_h;
+  const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
+  const int tile = blockIdx.x, rows = blockIdx.y;
+  return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
+          tile / tiles_w % tiles_h * conv.tile_h, tile % tiles_w * conv.units_w * UNIT_PIXELS};
+}
+
+// One chunk in shared memory.
+struct CondensedChunk {
+  int4* inputs;    // [channels][kernel_w][plane] units
+  int4* steps;     // [row groups][longest][lanes]
+  int32_t* taps;   // [row groups][longest][STEP_COLUMNS]: where a column's inputs lie, in bytes from `inputs`
+};
+
+__device__ __forceinline__ CondensedChunk find_chunk(const CondensedConv& conv, unsigned char* shared, int buffer) {
+  const int num_inputs = conv.chunk_channels * conv.kernel_w * conv.plane;
+  const int num_steps = conv.block_row_groups * conv.longest;
+  // All inputs stand before all steps, so that both begin at 16 bytes.
+  int4* inputs = reinterpret_cast<int4*>(shared) + buffer * num_inputs;
+  int4* steps = reinterpret_cast<int4*>(shared) + conv.buffers * num_inputs + buffer * num_steps * 36;
+  return {inputs, steps, reinterpret_cast<int32_t*>(steps + num_steps * 32)};
+}
+
+// The lines of inputs that one thread reads: of which places, in which channels.
+struct InputShare {
+  int first_place, place_step, first_channel, channel_step;
+
+  // Threads side by side read along the dimension that is dense in memory.
+  static __device__ __forceinline__ InputShare of(const CondensedConv& conv) {
+    const int thread = threadIdx.x, threads = blockDim.x, places = conv.plane_h * conv.units_w;
+    if (conv.x_stride_c == 1 && conv.chunk_channels <= threads) {
+      const int step = threads / conv.chunk_channels;
+      const int place = thread / conv.chunk_channels;
+      return {place < step ? place : places, step, thread % conv.chunk_channels, conv.chunk_channels};
+    }
+    if (places <= threads) {
+      const int step = threads / places;
+      const int channel = thread / places;
+      return {thread % places, places, channel < step ? channel : conv.chunk_channels, step};
+    }
+    return {thread, threads, 0, 1};
+  }
+};
+
+// Read COUNT inputs of a line, `step` columns apart from column x on; outside the image they are zero.
+template <bool IS_BFLOAT16, int COUNT>
+__device__ __forceinline__ bool read_line(
+    const CondensedConv& conv, const uint16_t* line, bool is_inside, int x, int step, uint16_t (&to)[COUNT]) {
+  constexpr uint16_t EXPONENT = IS_BFLOAT16 ? 0x7f80 : 0x7c00;
+  const uint16_t* from = line + x * conv.x_stride_w;
+  const int64_t from_step = step * conv.x_stride_w;
+  const unsigned w = is_inside ? conv.w : 0;
+  bool has_special = false;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i, x += step, from += from_step) {
+    to[i] = static_cast<unsigned>(x) < w ? __ldg(from) : uint16_t{0};
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    has_special |= (to[i] & EXPONENT) == EXPONENT;
+  }
+  return has_special;
+}
+
+// Every STEP-th of the inputs from FIRST on, as a unit.
+template <int FIRST, int STEP, int COUNT>
+__device__ __forceinline__ int4 pack_unit(const uint16_t (&from)[COUNT]) {
+  int word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    word[i] = from[FIRST + 2 * i * STEP] | from[FIRST + (2 * i + 1) * STEP] << 16;
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+
+// Copy a chunk's inputs; returns whether this thread met inf or nan.
+template <bool IS_BFLOAT16, int SHIFTS, int STRIDE>
+__device__ __forceinline__ bool stage_inputs(
+    const CondensedConv& conv, const CondensedBlock& block, const InputShare& share, int chunk, int4* inputs) {
+  const int first = chunk * conv.chunk_channels, places = conv.plane_h * conv.units_w;
+  const int channels = min(conv.chunk_channels, conv.group_channels - first);
+  const uint16_t* image =
+      conv.x + block.image * conv.x_stride_n + (block.group * conv.group_channels + first) * conv.x_stride_c;
+  const int top = block.first_p * conv.stride_h - conv.padding_h;
+  const int left = block.first_q * conv.stride_w - conv.padding_w;
+  bool has_special = false;
+  for (int place = share.first_place; place < places; place += share.place_step) {
+    const int y = top + place / conv.units_w, x = left + place % conv.units_w * UNIT_PIXELS * conv.stride_w;
+    const bool is_inside = y >= 0 && y < conv.h;
+    const uint16_t* line = image + (is_inside ? y * conv.x_stride_h : 0);
+#pragma unroll 1
+    for (int c = share.first_channel; c < channels; c += share.channel_step) {
+      const uint16_t* from = line + c * conv.x_stride_c;
+      int4* to = inputs + c * conv.kernel_w * conv.plane + place;
+      if constexpr (STRIDE > 0) {
+        uint16_t value[(UNIT_PIXELS - 1) * STRIDE + SHIFTS];
+        has_special |= read_line<IS_BFLOAT16>(conv, from, is_inside, x, 1, value);
+        to[0] = pack_unit<0, STRIDE>(value);
+        to[conv.plane] = pack_unit<1, STRIDE>(value);
+        to[2 * conv.plane] = pack_unit<2, STRIDE>(value);
+      } else {
+#pragma unroll 1
+        for (int s = 0; s < conv.kernel_w; ++s) {
+          uint16_t value[UNIT_PIXELS];
+          has_special |= read_line<IS_BFLOAT16>(conv, from, is_inside, x + s * conv.dilation_w, conv.stride_w, value);
+          to[s * conv.plane] = pack_unit<0, 1>(value);
+        }
+      }
+    }
+  }
+  return has_special;
+}
+
+// The first step of a row group's run.
+__device__ __forceinline__ const int32_t* run_start(
+    const CondensedConv& conv, const CondensedBlock& block, int row_group, int chunk) {
+  const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+  return conv.starts + group * conv.num_chunks + chunk;
+}
+
+// Copy the chunk's steps for each of the block's row groups, and turn their columns into places of inputs.
+__device__ __forceinline__ void stage_steps(
+    const CondensedConv& conv, const CondensedBlock& block, int chunk, const CondensedChunk& to) {
+  const int row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);
+  const int4* fragments = reinterpret_cast<const int4*>(conv.fragments);
+  for (int g = 0; g < row_groups; ++g) {
+    const int32_t* start = run_start(conv, block, g, chunk);
+    const int begin = start[0], count = start[1] - begin;
+    for (int at = threadIdx.x; at < count * 32; at += blockDim.x) {
+      device::copy_async<16>(to.steps + g * conv.longest * 32 + at, fragments + int64_t{begin} * 32 + at, true);
+    }
+    for (int at = threadIdx.x; at < count * STEP_COLUMNS; at += blockDim.x) {
+      const int code = __ldg(conv.columns + int64_t{begin} * STEP_COLUMNS + at);
+      const int plane = (code >> 16) * conv.kernel_w + (code & 255);
+      const int line = (code >> 8 & 255) * conv.dilation_h;
+      to.taps[g * conv.longest * STEP_COLUMNS + at] = 16 * (plane * conv.plane + line * conv.units_w);
+    }
+  }
+}
+
+// Where a warp's unit begins in a plane, in bytes; a unit past the tile's last takes the first one's place.
+__device__ __forceinline__ int unit_offset(const CondensedConv& conv, int unit) {
+  const int line = unit / conv.units_w;
+  return line < conv.tile_h ? 16 * (line * conv.stride_h * conv.units_w + unit % conv.units_w) : 0;
+}
+
+// One slice of a run's steps.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void run_steps(
+    const CondensedConv& conv, const int4* inputs, const int4* steps, const int32_t* taps, int first, int count,
+    const int (&offset)[UNITS / 2], float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+  const device::SharedAddress base = device::shared_address(inputs);
+  for (int step = first; step < count; step += conv.slices) {
+    const int4 weights = steps[step * 32 + lane];
+    const device::SharedAddress tap = base + taps[step * STEP_COLUMNS + lane % STEP_COLUMNS];
+#pragma unroll
+    for (int pair = 0; pair < UNITS / 2; ++pair) {
+      uint32_t input[4];
+      device::load_matrices_transposed(input, tap + offset[pair]);
+      device::multiply_add<IS_BFLOAT16>(sum[2 * pair], weights, input[0], input[1]);
+      device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1], weights, input[2], input[3]);
+    }
+  }
+}
+
+// The same, weight by weight and kept ones only: for inputs with inf and nan.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void run_steps_one_by_one(
+    const CondensedConv& conv, const int4* inputs, const int4* steps, const int32_t* taps, int first, int count,
+    int first_unit, float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int step = first; step < count; step += conv.slices) {
+#pragma unroll 1
+    for (int column = 0; column < STEP_COLUMNS; ++column) {
+      const int holder = lane / 4 * 4 + column % 8 / 2, place = column / 8 * 4 + column % 2;
+      const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + place;
+      const unsigned char* tap = reinterpret_cast<const unsigned char*>(inputs) + taps[step * STEP_COLUMNS + column];
+#pragma unroll
+      for (int unit = 0; unit < UNITS; ++unit) {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + unit_offset(conv, first_unit + unit));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint16_t weight = weights[i / 2 * 2], input = from[lane % 4 * 2 + i % 2];
+          if (weight != DROPPED) {
+            sum[unit][i] += device::widen<IS_BFLOAT16>(weight) * device::widen<IS_BFLOAT16>(input);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Add the slices' sums into slice 0's, through shared memory, in the order of slices.
+template <int UNITS>
+__device__ __forceinline__ void add_slices(
+    const CondensedConv& conv, int slice, int column, float* shared, float (&sum)[UNITS][4]) {
+  const int columns = 32 * conv.pixel_warps * conv.block_row_groups;
+  if (slice > 0) {
+#pragma unroll
+    for (int i = 0; i < 4 * UNITS; ++i) {
+      shared[((slice - 1) * 4 * UNITS + i) * columns + column] = sum[i / 4][i % 4];
+    }
+  }
+  __syncthreads();
+  if (slice == 0) {
+    for (int other = 1; other < conv.slices; ++other) {
+#pragma unroll
+      for (int i = 0; i < 4 * UNITS; ++i) {
+        sum[i / 4][i % 4] += shared[((other - 1) * 4 * UNITS + i) * columns + column];
+      }
+    }
+  }
+}
+
+// Bias, activation, residual; then the pixels that exist are stored.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void store(
+    const CondensedConv& conv, const CondensedBlock& block, int row_group, int first_unit,
+    const float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+    const int k = __ldg(conv.rows + group * FRAGMENT_ROWS + half * 8 + lane / 4);
+    if (k < 0) {
+      continue;
+    }
+    const float bias = conv.bias ? device::widen<IS_BFLOAT16>(__ldg(conv.bias + k)) : 0.0f;
+    const int64_t image = block.image * conv.y_stride_n + k * conv.y_stride_k;
+#pragma unroll
+    for (int i = 0; i < 2 * UNITS; ++i) {
+      const int unit = first_unit + i / 2, line = unit / conv.units_w;
+      const int p = block.first_p + line;
+      const int q = block.first_q + unit % conv.units_w * UNIT_PIXELS + lane % 4 * 2 + i % 2;
+      if (line < conv.tile_h && p < conv.p && q < conv.q) {
+        const int64_t at = image + p * conv.y_stride_p + q * conv.y_stride_q;
+        float value = activate(conv, sum[i / 2][half * 2 + i % 2] + bias);
+        if (conv.residual) {
+          value += device::widen<IS_BFLOAT16>(__ldg(conv.residual + at));
+        }
+        conv.y[at] = device::narrow<IS_BFLOAT16>(value);
+      }
+    }
+  }
+}
+
+template <bool IS_BFLOAT16, int SHIFTS, int STRIDE, int UNITS>
+__global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 1) condensed_conv2d(const CondensedConv conv) {
+  if constexpr (device::HAS_TENSOR_CORES<IS_BFLOAT16>) {
+    PRUNEKIT_DYNAMIC_SHARED(shared);
+    const int warp = threadIdx.x / 32;
+    const int first_unit = warp % conv.pixel_warps * UNITS;
+    const int row_group = warp / conv.pixel_warps % conv.block_row_groups;
+    const int slice = warp / conv.pixel_warps / conv.block_row_groups;
+    const CondensedBlock block = find_block(conv);
+    const InputShare share = InputShare::of(conv);
+    const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
+    int offset[UNITS / 2];
+#pragma unroll
+    for (int pair = 0; pair < UNITS / 2; ++pair) {
+      offset[pair] = unit_offset(conv, first_unit + 2 * pair + threadIdx.x % 32 / 16);
+    }
+
+    float sum[UNITS][4] = {};
+    const auto stage = [&](int chunk) {
+      const CondensedChunk to = find_chunk(conv, shared, chunk % conv.buffers);
+      stage_steps(conv, block, chunk, to);
+      device::commit_copies();
+      return stage_inputs<IS_BFLOAT16, SHIFTS, STRIDE>(conv, block, share, chunk, to.inputs);
+    };
+    bool has_special = conv.buffers == 2 && stage(0);
+    for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
+      const int ahead = chunk + conv.buffers - 1;
+      const bool is_staged = ahead < conv.num_chunks;
+      const bool has_special_ahead = is_staged && stage(ahead);
+      if (is_staged && ahead > chunk) {
+        device::wait_for_copies<1>();
+      } else {
+        device::wait_for_copies<0>();
+      }
+      const bool is_special = __syncthreads_or(ahead > chunk ? has_special : has_special_ahead);
+      if (has_rows) {
+        const CondensedChunk here = find_chunk(conv, shared, chunk % conv.buffers);
+        const int4* steps = here.steps + row_group * conv.longest * 32;
+        const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
+        const int32_t* start = run_start(conv, block, row_group, chunk);
+        const int count = start[1] - start[0];
+        if (is_special) {
+          run_steps_one_by_one<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, first_unit, sum);
+        } else {
+          run_steps<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, offset, sum);
+        }
+      }
+      __syncthreads();
+      has_special = has_special_ahead;
+    }
+    if (conv.slices > 1) {
+      const int column = threadIdx.x % 32 + 32 * (row_group * conv.pixel_warps + warp % conv.pixel_warps);
+      add_slices(conv, slice, column, reinterpret_cast<float*>(shared), sum);
+    }
+    if (slice == 0 && has_rows) {
+      store<IS_BFLOAT16>(conv, block, row_group, first_unit, sum);
+    }
+  }
+}
+
+// Call visit(kernel) with the instantiation for this dtype, window and cut.
+template <typename Visit>
+void visit_condensed_kernel(bool is_bfloat16, InputWindow window, int warp_units, const Visit& visit) {
+  const auto with_units = [&](auto dtype, auto shifts, auto stride) {
+    constexpr bool IS_BFLOAT16 = decltype(dtype)::value;
+    constexpr int SHIFTS = decltype(shifts)::value, STRIDE = decltype(stride)::value;
+    warp_units == 8 ? visit(condensed_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 8>)
+                    : visit(condensed_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 4>);
+  };
+  const auto with_window = [&](auto dtype) {
+    if (window.shifts == 3 && window.stride == 1) {
+      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 1>{});
+    } else if (window.shifts == 3) {
+      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 2>{});
+    } else {
+      with_units(dtype, std::integral_constant<int, 1>{}, std::integral_constant<int, 0>{});
+    }
+  };
+  is_bfloat16 ? with_window(std::true_type{}) : with_window(std::false_type{});
+}
+
+}  // namespace prunekit
