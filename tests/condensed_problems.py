@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from emulated_kernels import CondensedProblemCase
+from prunekit_kernels.condensed_filter import GROUP_ROWS
 from record_problems import random_convolutions
 from torch import Tensor
 
@@ -21,19 +22,21 @@ def condensed_problems(
     """Yield `count` problems with what a float64 loop makes of them."""
     for drawn, draw in random_convolutions(count, seed, max_size, dtypes):
         channels = drawn.weight.shape[1]
-        chunk_channels = draw.choice((1, 2, 5, 8, 16, 32, channels))
-        packed = pack_fragments(drawn.weight, drawn.mask, drawn.groups, chunk_channels)
         p, q = drawn.expected.shape[2:]
-        launch = draw_launch(p, q, packed.header.num_row_groups, draw)
+        launch = draw_launch(p, q, -(-drawn.weight.shape[0] // drawn.groups // GROUP_ROWS), draw)
+        # Slices share a run's steps: long runs, so that each has some.
+        is_sliced = launch[5] > 1
+        chunk_channels = channels if is_sliced else draw.choice((1, 2, 5, 8, 16, 32, channels))
+        packed = pack_fragments(drawn.weight, drawn.mask, drawn.groups, chunk_channels)
         yield CondensedProblemCase(drawn.conv, packed, launch), drawn.expected
 
 
 def draw_launch(p: int, q: int, num_row_groups: int, draw: random.Random) -> list[int]:
     """Any cut that the kernel knows, few warps more often than many: emulated threads take their time."""
-    most = draw.choice((1, 2, 4, 8))
+    most = draw.choice((1, 2, 4, 6))
     warp_units, pixel_warps = draw.choice((4, 8)), draw.choice([n for n in (1, 2, 3) if n <= most])
     units_w = min(draw.choice((1, 2, 3, 4)), -(-q // UNIT_PIXELS), warp_units * pixel_warps)
     tile_h = draw.randint(1, min(p, warp_units * pixel_warps // units_w))
-    row_groups = draw.randint(1, max(1, min(num_row_groups + 1, most // pixel_warps)))
-    slices = draw.randint(1, max(1, min(4, most // pixel_warps // row_groups)))
+    slices = draw.randint(1, max(1, min(4, most // pixel_warps)))
+    row_groups = draw.randint(1, max(1, min(num_row_groups + 1, most // pixel_warps // slices)))
     return [warp_units, tile_h, units_w, pixel_warps, row_groups, slices, draw.choice((1, 2))]

@@ -70,7 +70,7 @@ def compiled(build: Build, source: str) -> Path:
     command = [
         COMPILER,
         "-std=c++17",
-        "-O0" if build.edits else "-O1",
+        "-O0" if build.edits or build.sanitizer == "address,undefined" else "-O1",
         "-g1",
         "-Wall",
         "-Wno-unknown-pragmas",

@@ -170,11 +170,25 @@ __device__ __forceinline__ void stage_steps(
   }
 }
 
-// Where a warp's unit begins in a plane, in bytes; a unit past the tile's last takes the first one's place.
-__device__ __forceinline__ int unit_offset(const CondensedConv& conv, int unit) {
-  const int line = unit / conv.units_w;
-  return line < conv.tile_h ? 16 * (line * conv.stride_h * conv.units_w + unit % conv.units_w) : 0;
-}
+// A unit's place in the block's tile. Units past the tile's last are computed from the first one's inputs and dropped.
+struct UnitPlace {
+  int line, column;
+
+  static __device__ __forceinline__ UnitPlace of(const CondensedConv& conv, int unit) {
+    return {unit / conv.units_w, unit % conv.units_w};
+  }
+
+  __device__ __forceinline__ void step(const CondensedConv& conv) {
+    const bool is_last = ++column == conv.units_w;
+    line += is_last;
+    column = is_last ? 0 : column;
+  }
+
+  // Where it begins in a plane, in bytes.
+  __device__ __forceinline__ int offset(const CondensedConv& conv) const {
+    return line < conv.tile_h ? 16 * (line * conv.stride_h * conv.units_w + column) : 0;
+  }
+};
 
 // One slice of a run's steps.
 template <bool IS_BFLOAT16, int UNITS>
@@ -200,18 +214,19 @@ __device__ __forceinline__ void run_steps(
 template <bool IS_BFLOAT16, int UNITS>
 __device__ __forceinline__ void run_steps_one_by_one(
     const CondensedConv& conv, const int4* inputs, const int4* steps, const int32_t* taps, int first, int count,
-    int first_unit, float (&sum)[UNITS][4]) {
+    const UnitPlace& first_place, float (&sum)[UNITS][4]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int step = first; step < count; step += conv.slices) {
 #pragma unroll 1
     for (int column = 0; column < STEP_COLUMNS; ++column) {
-      const int holder = lane / 4 * 4 + column % 8 / 2, place = column / 8 * 4 + column % 2;
-      const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + place;
+      const int holder = lane / 4 * 4 + column % 8 / 2, half = column / 8 * 4 + column % 2;
+      const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + half;
       const unsigned char* tap = reinterpret_cast<const unsigned char*>(inputs) + taps[step * STEP_COLUMNS + column];
+      UnitPlace place = first_place;
 #pragma unroll
-      for (int unit = 0; unit < UNITS; ++unit) {
-        const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + unit_offset(conv, first_unit + unit));
+      for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + place.offset(conv));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const uint16_t weight = weights[i / 2 * 2], input = from[lane % 4 * 2 + i % 2];
@@ -249,26 +264,29 @@ __device__ __forceinline__ void add_slices(
 // Bias, activation, residual; then the pixels that exist are stored.
 template <bool IS_BFLOAT16, int UNITS>
 __device__ __forceinline__ void store(
-    const CondensedConv& conv, const CondensedBlock& block, int row_group, int first_unit,
+    const CondensedConv& conv, const CondensedBlock& block, int row_group, UnitPlace place,
     const float (&sum)[UNITS][4]) {
   const int lane = threadIdx.x % 32;
+  const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+  const int32_t* rows = conv.rows + group * FRAGMENT_ROWS + lane / 4;
+  const int row[2] = {__ldg(rows), __ldg(rows + 8)};
+  float bias[2] = {};
+  if (conv.bias) {
+    bias[0] = row[0] < 0 ? 0.0f : device::widen<IS_BFLOAT16>(__ldg(conv.bias + row[0]));
+    bias[1] = row[1] < 0 ? 0.0f : device::widen<IS_BFLOAT16>(__ldg(conv.bias + row[1]));
+  }
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
-    const int k = __ldg(conv.rows + group * FRAGMENT_ROWS + half * 8 + lane / 4);
-    if (k < 0) {
-      continue;
-    }
-    const float bias = conv.bias ? device::widen<IS_BFLOAT16>(__ldg(conv.bias + k)) : 0.0f;
-    const int64_t image = block.image * conv.y_stride_n + k * conv.y_stride_k;
+  for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
+    const int p = block.first_p + place.line;
+    const int first_q = block.first_q + place.column * UNIT_PIXELS + lane % 4 * 2;
+    const bool has_line = place.line < conv.tile_h && p < conv.p;
+    const int64_t line = block.image * conv.y_stride_n + p * conv.y_stride_p;
 #pragma unroll
-    for (int i = 0; i < 2 * UNITS; ++i) {
-      const int unit = first_unit + i / 2, line = unit / conv.units_w;
-      const int p = block.first_p + line;
-      const int q = block.first_q + unit % conv.units_w * UNIT_PIXELS + lane % 4 * 2 + i % 2;
-      if (line < conv.tile_h && p < conv.p && q < conv.q) {
-        const int64_t at = image + p * conv.y_stride_p + q * conv.y_stride_q;
-        float value = activate(conv, sum[i / 2][half * 2 + i % 2] + bias);
+    for (int i = 0; i < 4; ++i) {
+      const int k = row[i / 2], q = first_q + i % 2;
+      if (has_line && k >= 0 && q < conv.q) {
+        const int64_t at = line + k * conv.y_stride_k + q * conv.y_stride_q;
+        float value = activate(conv, sum[unit][i] + bias[i / 2]);
         if (conv.residual) {
           value += device::widen<IS_BFLOAT16>(__ldg(conv.residual + at));
         }
@@ -279,20 +297,23 @@ __device__ __forceinline__ void store(
 }
 
 template <bool IS_BFLOAT16, int SHIFTS, int STRIDE, int UNITS>
-__global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 1) condensed_conv2d(const CondensedConv conv) {
+__global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) condensed_conv2d(const CondensedConv conv) {
   if constexpr (device::HAS_TENSOR_CORES<IS_BFLOAT16>) {
     PRUNEKIT_DYNAMIC_SHARED(shared);
     const int warp = threadIdx.x / 32;
     const int first_unit = warp % conv.pixel_warps * UNITS;
+    const UnitPlace first_place = UnitPlace::of(conv, first_unit);
     const int row_group = warp / conv.pixel_warps % conv.block_row_groups;
     const int slice = warp / conv.pixel_warps / conv.block_row_groups;
     const CondensedBlock block = find_block(conv);
     const InputShare share = InputShare::of(conv);
     const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
+    // Lanes 16 and up name the rows of each pair's second unit.
+    UnitPlace place = UnitPlace::of(conv, first_unit + threadIdx.x % 32 / 16);
     int offset[UNITS / 2];
 #pragma unroll
-    for (int pair = 0; pair < UNITS / 2; ++pair) {
-      offset[pair] = unit_offset(conv, first_unit + 2 * pair + threadIdx.x % 32 / 16);
+    for (int pair = 0; pair < UNITS / 2; ++pair, place.step(conv), place.step(conv)) {
+      offset[pair] = place.offset(conv);
     }
 
     float sum[UNITS][4] = {};
@@ -320,7 +341,7 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 1) condensed_conv2d(
         const int32_t* start = run_start(conv, block, row_group, chunk);
         const int count = start[1] - start[0];
         if (is_special) {
-          run_steps_one_by_one<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, first_unit, sum);
+          run_steps_one_by_one<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, first_place, sum);
         } else {
           run_steps<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, offset, sum);
         }
@@ -333,7 +354,7 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 1) condensed_conv2d(
       add_slices(conv, slice, column, reinterpret_cast<float*>(shared), sum);
     }
     if (slice == 0 && has_rows) {
-      store<IS_BFLOAT16>(conv, block, row_group, first_unit, sum);
+      store<IS_BFLOAT16>(conv, block, row_group, first_place, sum);
     }
   }
 }

@@ -9,7 +9,7 @@
 namespace prunekit {
 
 constexpr int UNIT_PIXELS = 8;  // side by side in a line of the output: 16 bytes, one row of a matrix that a warp loads
-constexpr int MAX_CONDENSED_WARPS = 16;
+constexpr int MAX_CONDENSED_WARPS = 8;  // two such blocks of a multiprocessor have 128 registers a thread
 
 // All sizes in elements; the strides of x, y and the residual are any, so channels-last needs no copy. Elements are the
 // bits of a float16 or bfloat16.

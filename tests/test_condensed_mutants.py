@@ -1,0 +1,120 @@
+"""The tensor-core kernel's emulation tests itself: kernels with one planted bug each, every one of which it must catch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from condensed_problems import condensed_problems
+from emulated_kernels import COMPILER, CondensedProblemCase
+from oracles import masked_conv2d_oracle
+from planted_bugs import is_caught
+from torch import Tensor
+
+from prunekit.ops.fragment_filter import unpack_fragments
+
+pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
+
+KERNEL, LAUNCH = "condensed_conv2d.cuh", "condensed_launch.h"
+MUTANTS = {
+    "no barrier before a chunk is read": (
+        KERNEL,
+        "const bool is_special = __syncthreads_or(ahead > chunk ? has_special : has_special_ahead);",
+        "const bool is_special = false;",
+        "thread",
+    ),
+    "no barrier before a buffer is written again": (
+        KERNEL,
+        "      __syncthreads();\n      has_special = has_special_ahead;",
+        "      has_special = has_special_ahead;",
+        "thread",
+    ),
+    "no barrier before slices are added": (
+        KERNEL,
+        "  __syncthreads();\n  if (slice == 0) {\n    for",
+        "  if (slice == 0) {\n    for",
+        "thread",
+    ),
+    "weights are not waited for": (KERNEL, "wait_for_copies<1>", "wait_for_copies<2>", ""),
+    "one buffer is read while it is copied": (KERNEL, "wait_for_copies<0>", "wait_for_copies<1>", ""),
+    "inputs of both buffers in one": (KERNEL, "(shared) + buffer * num_inputs;", "(shared);", ""),
+    "one lane does not multiply": (
+        KERNEL,
+        "      device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1]",
+        "      if (lane != 5) device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1]",
+        "",
+    ),
+    "halves of the inputs swapped": (KERNEL, "weights, input[0], input[1]", "weights, input[1], input[0]", ""),
+    "both units multiply the first one's inputs": (KERNEL, "weights, input[2]", "weights, input[0]", ""),
+    "all lanes name the first eight taps": (KERNEL, "lane % STEP_COLUMNS];", "lane % 8];", ""),
+    "the second unit of a pair is the first": (KERNEL, "first_unit + threadIdx.x % 32 / 16", "first_unit", ""),
+    "every slice runs all steps": (
+        KERNEL,
+        "int step = first; step < count; step += conv.slices) {\n    const int4",
+        "int step = 0; step < count; step += 1) {\n    const int4",
+        "",
+    ),
+    "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
+    "columns of the last step are not turned": (
+        KERNEL,
+        "at < count * STEP_COLUMNS;",
+        "at < count * STEP_COLUMNS - 3;",
+        "",
+    ),
+    "row groups past the last are copied": (
+        KERNEL,
+        "min(conv.block_row_groups, conv.num_row_groups - block.first_row_group)",
+        "conv.block_row_groups",
+        "address,undefined",
+    ),
+    "the dilation of lines is forgotten": (KERNEL, "(code >> 8 & 255) * conv.dilation_h", "(code >> 8 & 255)", ""),
+    "tap columns at stride 2 begin at the first": (KERNEL, "pack_unit<1, STRIDE>", "pack_unit<0, STRIDE>", ""),
+    "an input left of the image": (
+        KERNEL,
+        "static_cast<unsigned>(x) < w ?",
+        "x < static_cast<int>(w) ?",
+        "address,undefined",
+    ),
+    "the last chunk is taken for a full one": (
+        KERNEL,
+        "min(conv.chunk_channels, conv.group_channels - first)",
+        "conv.chunk_channels",
+        "address,undefined",
+    ),
+    "inf and nan go the fast way": (KERNEL, "        if (is_special) {", "        if (is_special && false) {", ""),
+    "dropped weights meet inf and nan": (KERNEL, "if (weight != DROPPED)", "if (weight != 1)", ""),
+    "inf and nan meet another row's weights": (KERNEL, "weights[i / 2 * 2]", "weights[i % 2 * 2]", ""),
+    "rows are stored where they stand": (
+        KERNEL,
+        "{__ldg(rows), __ldg(rows + 8)}",
+        "{group * FRAGMENT_ROWS + lane / 4, group * FRAGMENT_ROWS + lane / 4 + 8}",
+        "address,undefined",
+    ),
+    "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
+    "shared memory for one buffer only": (
+        LAUNCH,
+        "sums ? conv.buffers * (inputs + filter)",
+        "sums ? conv.buffers * inputs + filter",
+        "address,undefined",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[tuple[CondensedProblemCase, Tensor]]:
+    """Random ones, and two whose inputs hold inf and nan."""
+    problems = list(condensed_problems(30, seed=71, max_size=10))
+    for case, expected in problems[:8]:
+        conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
+        if expected.numel() and case.packed.header.nnz:
+            torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2] = torch.inf
+            geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
+            here = replace(case, conv=conv)
+            problems.append((here, masked_conv2d_oracle(conv.x, *unpack_fragments(case.packed), None, *geometry)))
+    return problems
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_bug_is_caught(name: str, problems: list[tuple[CondensedProblemCase, Tensor]]) -> None:
+    assert is_caught(MUTANTS[name], problems)
