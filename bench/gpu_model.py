@@ -1,10 +1,11 @@
-"""What would YOLOv3 take on GPUs that are not here? Modelled times of the float32 kernel, layer by layer.
+"""What would YOLOv3 take on GPUs that are not here? Modelled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--layers rtx-2070-super] [--image-size 416]
+    python -m bench.gpu_model [--dtype float16] [--layers rtx-2070-super] [--image-size 416]
 
-Nothing is run on a GPU. The model (prunekit/ops/record_launch.py) counts the compiled kernel's instructions, shared
-memory's cycles, an assumed latency and the bytes of memory; the dense side is the same convolutions as an implicit GEMM
-at 70 % of the float32 peak, which is kind to it at batch 1. docs/gpu.md lists the assumptions.
+Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py for float16) count
+the compiled kernels' instructions, shared memory's cycles, an assumed latency and the bytes of memory; the dense side is
+the same convolutions as an implicit GEMM at 70 % of the dtype's peak, which is kind to it at batch 1. docs/gpu.md lists
+the assumptions.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
+from prunekit.ops import condensed_launch
+from prunekit.ops.condensed_launch import CondensedLaunch, CondensedProblem
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
 
@@ -71,12 +74,31 @@ def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, Recor
     return chosen[1], chosen[0], memory_seconds(problem, gpu)
 
 
-def dense_seconds(layer: Layer, gpu: Gpu) -> float:
+def condensed_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, CondensedLaunch | None, float]:
+    """Return the same of the tensor-core kernel in float16."""
+    kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
+    padding = layer.kernel // 2, layer.kernel // 2
+    problem = CondensedProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride, padding)
+    chosen = condensed_launch.choose_launch(problem, gpu)
+    if chosen is None:
+        return dense_seconds(layer, gpu, "float16"), None, 0.0
+    return chosen[1], chosen[0], condensed_launch.memory_seconds(problem, chosen[0], gpu)
+
+
+#: By dtype, the kernel's modelled time of a layer.
+MODELS: dict[str, Callable[[Layer, float, Gpu], tuple[float, RecordLaunch | CondensedLaunch | None, float]]] = {
+    "float32": modelled_layer,
+    "float16": condensed_layer,
+}
+
+
+def dense_seconds(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float:
     """An implicit GEMM at a fixed share of the peak, or the bytes of its weights, input and output."""
-    compute = 2 * layer.macs / (DENSE_SHARE_OF_PEAK * gpu.fma_peak_gflops * 1e9)
+    peak, width = (gpu.fma_peak_gflops, 4) if dtype == "float32" else (gpu.tensor_peak_gflops, 2)
+    compute = 2 * layer.macs / (DENSE_SHARE_OF_PEAK * peak * 1e9)
     area = layer.size**2
     elements = layer.macs / area + layer.out_channels * area + layer.in_channels * area * layer.stride**2
-    return max(compute, 4 * elements / (gpu.memory_gb_per_s * 1e9))
+    return max(compute, width * elements / (gpu.memory_gb_per_s * 1e9))
 
 
 def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
@@ -85,23 +107,24 @@ def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
     return dense_seconds(layer, gpu) / (WINOGRAD_GAIN if is_suited else 1)
 
 
-def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu) -> tuple[float, float]:
+def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, float]:
     """Return (the sum over layers of the faster of sparse and dense, of dense alone)."""
     sparse = sum(
-        count * min(modelled_layer(layer, density, gpu)[0], dense_seconds(layer, gpu))
+        count * min(MODELS[dtype](layer, density, gpu)[0], dense_seconds(layer, gpu, dtype))
         for layer, count in layers.items()
     )
-    return sparse, sum(count * dense_seconds(layer, gpu) for layer, count in layers.items())
+    return sparse, sum(count * dense_seconds(layer, gpu, dtype) for layer, count in layers.items())
 
 
-def break_even(layer: Layer, gpu: Gpu) -> float | None:
+def break_even(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float | None:
     """The sparsity in percent from which the sparse kernel's modelled time is below the dense one's, or None."""
     low, high = 0.0, 0.995
-    if modelled_layer(layer, 1 - high, gpu)[0] > dense_seconds(layer, gpu):
+    dense = dense_seconds(layer, gpu, dtype)
+    if MODELS[dtype](layer, 1 - high, gpu)[0] > dense:
         return None
     while high - low > 0.005:
         middle = (low + high) / 2
-        if modelled_layer(layer, 1 - middle, gpu)[0] > dense_seconds(layer, gpu):
+        if MODELS[dtype](layer, 1 - middle, gpu)[0] > dense:
             low = middle
         else:
             high = middle
@@ -113,27 +136,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
+    parser.add_argument("--dtype", choices=sorted(MODELS), default="float32")
     options = parser.parse_args()
+    dtype: str = options.dtype
     layers = yolov3_layers(options.image_size)
     write = sys.stdout.write
     if options.layers:
         gpu = GPUS[options.layers]
         for layer, count in sorted(layers.items(), key=lambda pair: -pair[1] * pair[0].macs):
-            seconds, launch, floor = modelled_layer(layer, 0.1, gpu)
-            dense = dense_seconds(layer, gpu)
+            seconds, launch, floor = MODELS[dtype](layer, 0.1, gpu)
+            dense = dense_seconds(layer, gpu, dtype)
             shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel}×{layer.kernel}/{layer.stride}"
             write(
                 f"{count} × {shape} at {layer.size}: modelled {1e6 * seconds:.0f} µs, memory {1e6 * floor:.0f}, "
-                f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, break-even {break_even(layer, gpu)}\n"
+                f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, break-even {break_even(layer, gpu, dtype)}\n"
             )
         return
-    write("| modelled, batch 1, float32 | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
-    write(" | dense ms | by Winograd |\n" + "|---" * (len(RATIOS) + 3) + "|\n")
+    has_winograd = dtype == "float32"
+    write(f"| modelled, batch 1, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
+    write(" | dense ms |" + (" by Winograd |" if has_winograd else ""))
+    write("\n" + "|---" * (len(RATIOS) + 2 + has_winograd) + "|\n")
     for gpu in GPUS.values():
-        times = [net_seconds(layers, 1 - ratio / 100, gpu) for ratio in RATIOS]
+        times = [net_seconds(layers, 1 - ratio / 100, gpu, dtype) for ratio in RATIOS]
         speedups = " | ".join(f"{dense / sparse:.2f}×" for sparse, dense in times)
         winograd = sum(count * winograd_seconds(layer, gpu) for layer, count in layers.items())
-        write(f"| {gpu.name} | {speedups} | {1e3 * times[0][1]:.2f} | {1e3 * winograd:.2f} |\n")
+        last = f" {1e3 * winograd:.2f} |" if has_winograd else ""
+        write(f"| {gpu.name} | {speedups} | {1e3 * times[0][1]:.2f} |{last}\n")
 
 
 if __name__ == "__main__":

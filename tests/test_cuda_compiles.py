@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_compiler import ARCHITECTURES, compile_for, disassemble, disassembler, nvcc
 
+from prunekit.ops.condensed_launch import STEP_INSTRUCTIONS
 from prunekit.ops.record_filter import RecordHeader, pack_records
 from prunekit.ops.record_launch import RECORD_COSTS, TILE_W
 

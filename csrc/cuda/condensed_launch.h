@@ -47,6 +47,16 @@ struct InputWindow {
   }
 };
 
+// A 1×1 kernel of stride 1 sees an image as one long line, where memory has it so: then no line's end is cut off.
+inline void join_lines(CondensedConv& conv) {
+  if (conv.kernel_h == 1 && conv.kernel_w == 1 && conv.stride_h == 1 && conv.stride_w == 1 && conv.padding_h == 0 &&
+      conv.padding_w == 0 && conv.x_stride_h == conv.w * conv.x_stride_w &&
+      conv.y_stride_p == conv.q * conv.y_stride_q && int64_t{conv.h} * conv.w < (int64_t{1} << 31)) {
+    conv.w = conv.q = conv.h * conv.w;
+    conv.h = conv.p = 1;
+  }
+}
+
 struct CondensedLaunch {
   unsigned grid_x, grid_y, threads;
   int64_t shared_bytes;
@@ -64,6 +74,7 @@ inline CondensedLaunch plan_condensed_launch(CondensedConv& conv, const int64_t*
   conv.kernel_h = header[FRAGMENT_KERNEL_H];
   conv.kernel_w = header[FRAGMENT_KERNEL_W];
   conv.longest = header[FRAGMENT_LONGEST];
+  join_lines(conv);
   const bool is_choice = (conv.warp_units == 4 || conv.warp_units == 8) && conv.tile_h > 0 && conv.units_w > 0 &&
       conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
       int64_t{conv.tile_h} * conv.units_w <= int64_t{conv.warp_units} * conv.pixel_warps;
