@@ -1,11 +1,11 @@
 """What would YOLOv3 take on GPUs that are not here? Modelled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--dtype float16] [--layers rtx-2070-super] [--image-size 416]
+    python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super]
 
 Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py for float16) count
-the compiled kernels' instructions, shared memory's cycles, an assumed latency and the bytes of memory; the dense side is
-the same convolutions as an implicit GEMM at 70 % of the dtype's peak, which is kind to it at batch 1. docs/gpu.md lists
-the assumptions.
+the compiled kernels' instructions, shared memory's cycles, an assumed latency and the bytes of memory; the dense side
+is the same convolutions as an implicit GEMM at 70 % of the dtype's peak, which is kind to it at batch 1. docs/gpu.md
+lists the assumptions.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ class Layer:
     kernel: int
     stride: int
     size: int  # of the output
+    batch: int = 1
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the dense convolution."""
-        return self.out_channels * self.in_channels * self.kernel**2 * self.size**2
+        return self.batch * self.out_channels * self.in_channels * self.kernel**2 * self.size**2
 
 
-def yolov3_layers(image_size: int) -> Counter[Layer]:
+def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
     """The net's convolutions, from a run on the meta device, and how often each shape comes."""
     found: Counter[Layer] = Counter()
     net = yolov3(80).to("meta").eval()
@@ -55,7 +56,7 @@ def yolov3_layers(image_size: int) -> Counter[Layer]:
     def note(conv: nn.Module, _: tuple[Tensor, ...], y: Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
         kernel, stride = pair("kernel_size", conv.kernel_size)[0], pair("stride", conv.stride)[0]
-        found[Layer(conv.out_channels, conv.in_channels, kernel, stride, y.shape[2])] += 1
+        found[Layer(conv.out_channels, conv.in_channels, kernel, stride, y.shape[2], batch)] += 1
 
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -67,7 +68,7 @@ def yolov3_layers(image_size: int) -> Counter[Layer]:
 def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, RecordLaunch | None, float]:
     """Return (seconds, launch, seconds of memory alone); without a launch the layer runs dense."""
     kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
-    problem = RecordProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride)
+    problem = RecordProblem(layer.out_channels, layer.in_channels, kernel, 1, density, layer.batch, size, stride)
     chosen = choose_launch(problem, gpu)
     if chosen is None:
         return dense_seconds(layer, gpu), None, memory_seconds(problem, gpu)
@@ -78,7 +79,9 @@ def condensed_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, Cond
     """Return the same of the tensor-core kernel in float16."""
     kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
     padding = layer.kernel // 2, layer.kernel // 2
-    problem = CondensedProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride, padding)
+    problem = CondensedProblem(
+        layer.out_channels, layer.in_channels, kernel, 1, density, layer.batch, size, stride, padding
+    )
     chosen = condensed_launch.choose_launch(problem, gpu)
     if chosen is None:
         return dense_seconds(layer, gpu, "float16"), None, 0.0
@@ -96,7 +99,7 @@ def dense_seconds(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float:
     """An implicit GEMM at a fixed share of the peak, or the bytes of its weights, input and output."""
     peak, width = (gpu.fma_peak_gflops, 4) if dtype == "float32" else (gpu.tensor_peak_gflops, 2)
     compute = 2 * layer.macs / (DENSE_SHARE_OF_PEAK * peak * 1e9)
-    area = layer.size**2
+    area = layer.batch * layer.size**2
     elements = layer.macs / area + layer.out_channels * area + layer.in_channels * area * layer.stride**2
     return max(compute, width * elements / (gpu.memory_gb_per_s * 1e9))
 
@@ -135,11 +138,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-size", type=int, default=416)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
     parser.add_argument("--dtype", choices=sorted(MODELS), default="float32")
     options = parser.parse_args()
     dtype: str = options.dtype
-    layers = yolov3_layers(options.image_size)
+    layers = yolov3_layers(options.image_size, options.batch)
     write = sys.stdout.write
     if options.layers:
         gpu = GPUS[options.layers]
@@ -149,11 +153,12 @@ def main() -> None:
             shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel}×{layer.kernel}/{layer.stride}"
             write(
                 f"{count} × {shape} at {layer.size}: modelled {1e6 * seconds:.0f} µs, memory {1e6 * floor:.0f}, "
-                f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, break-even {break_even(layer, gpu, dtype)}\n"
+                f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, "
+                f"break-even {break_even(layer, gpu, dtype)}\n"
             )
         return
     has_winograd = dtype == "float32"
-    write(f"| modelled, batch 1, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
+    write(f"| modelled, batch {options.batch}, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
     write(" | dense ms |" + (" by Winograd |" if has_winograd else ""))
     write("\n" + "|---" * (len(RATIOS) + 2 + has_winograd) + "|\n")
     for gpu in GPUS.values():

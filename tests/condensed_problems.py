@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from emulated_kernels import CondensedProblemCase
-from prunekit_kernels.condensed_filter import GROUP_ROWS
 from record_problems import random_convolutions
 from torch import Tensor
 
-from prunekit.ops.fragment_filter import DTYPES, pack_fragments
+from prunekit.ops.fragment_filter import DTYPES, ROWS, pack_fragments
 
 UNIT_PIXELS = 8
 
@@ -25,7 +24,7 @@ def condensed_problems(
         p, q = drawn.expected.shape[2:]
         if drawn.weight.shape[2:] == (1, 1) and draw.random() < 0.5:
             p, q = 1, p * q  # where lines are joined, blocks may be as long
-        launch = draw_launch(p, q, -(-drawn.weight.shape[0] // drawn.groups // GROUP_ROWS), draw)
+        launch = draw_launch(p, q, -(-drawn.weight.shape[0] // drawn.groups // ROWS), draw)
         # Slices share a run's steps: long runs, so that each has some.
         is_sliced = launch[5] > 1
         chunk_channels = channels if is_sliced else draw.choice((1, 2, 5, 8, 16, 32, channels))

@@ -97,7 +97,7 @@ def disassemble(architecture: str) -> dict[str, Function]:
     """Each kernel's machine code."""
     tool = disassembler()
     assert tool is not None
-    functions = {}
+    functions: dict[str, Function] = {}
     for cubin, _ in _cubins(architecture):
         done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

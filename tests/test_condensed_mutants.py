@@ -1,4 +1,4 @@
-"""The tensor-core kernel's emulation tests itself: kernels with one planted bug each, every one of which it must catch."""
+"""The tensor-core kernel's emulation tests itself: one planted bug a kernel, every one of which it must catch."""
 
 from __future__ import annotations
 
@@ -116,8 +116,9 @@ def problems() -> list[tuple[CondensedProblemCase, Tensor]]:
     for case in specials:
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
         torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2 | 1] = torch.inf
+        weight, mask = unpack_fragments(case.packed)
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
-        expected = masked_conv2d_oracle(conv.x, *unpack_fragments(case.packed), None, *geometry)
+        expected = masked_conv2d_oracle(conv.x, weight, mask, None, *geometry)
         problems.append((replace(case, conv=conv), expected))
     return problems
 

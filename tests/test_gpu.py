@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from condensed_problems import condensed_problems
 from conv_cases import random_cases
 from emulated_kernels import RecordProblemCase
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from record_problems import record_problems
 from torch import Tensor
 
+from prunekit.ops.fragment_filter import DTYPES
 from prunekit.ops.native import cuda_status
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -42,6 +44,20 @@ def test_the_record_kernel_agrees_with_the_oracle_and_with_itself() -> None:
         y = _run(here)
         assert relative_difference(expected, y.cpu()) <= TOLERANCE[torch.float32]
         assert torch.equal(y, _run(here)), "two runs differ"
+
+
+@needs_kernels
+def test_the_condensed_kernel_agrees_with_the_oracle_and_with_itself() -> None:
+    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
+    for case, expected in condensed_problems(300, seed=45, dtypes=dtypes):
+        conv = case.conv
+        bias = None if conv.bias is None else conv.bias.cuda()
+        residual = None if conv.residual is None else conv.residual.cuda()
+        here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
+        arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
+        y = torch.ops.prunekit.condensed_conv2d(*arguments)
+        assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
+        assert torch.equal(y, torch.ops.prunekit.condensed_conv2d(*arguments)), "two runs differ"
 
 
 @needs_kernels

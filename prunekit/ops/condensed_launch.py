@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
 from prunekit.ops.record_launch import Gpu
 
-ROWS = 16
-STEP_COLUMNS = 16
 UNIT_PIXELS = 8
 MAX_WARPS = 8  # of a block (csrc/cuda/condensed_launch.h)
 
@@ -98,7 +97,10 @@ class CondensedProblem:
 
     @property
     def staging(self) -> tuple[int, int]:
-        """(instructions, loads) of one thread that stages one unit of a channel at all tap columns."""
+        """(instructions, loads) of one thread that stages one unit of a channel at all tap columns.
+
+        Counted in the compiled loops, but for one line's: an estimate for units at any 4 bytes.
+        """
         wide = {1: (111, 10), 2: (170, 17)}
         if self.kernel_size[1] == 3 and self.dilation[1] == 1 and self.stride[1] in wide:
             return wide[self.stride[1]]
@@ -112,8 +114,8 @@ STEP_INSTRUCTIONS = 12
 # From one step of a warp to the next, beside the products: loads of taps and of matrices one after the other (30 and
 # 33 cycles), address and jump. An assumption, as commonly told of these GPUs; none measured.
 STEP_LATENCY = 75
-# Of the tensor cores' peak, what warps reach that multiply each for itself; on 9.0 the peak needs wgmma.
-_MMA_SHARE = {90: 0.62}
+# Of the tensor cores' peak, what products reach at best: assumed; on 9.0 the peak needs wgmma, which is not used.
+_MMA_SHARE, _MMA_SHARE_90 = 0.85, 0.55
 _MAX_RESIDENT_WARPS = {4: 24, 8: 16}  # of a multiprocessor, by the kernels' registers
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
 _STORE_INSTRUCTIONS = 14  # an element
@@ -169,7 +171,7 @@ def modelled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gp
     units, run = launch.warp_units, problem.steps(launch.chunk_channels)
     steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
     products = units * (1 if gpu.capability >= 80 else 2)
-    lanes = gpu.tensor_lanes * _MMA_SHARE.get(gpu.capability, 1.0) / 4  # of a scheduler
+    lanes = gpu.tensor_lanes * (_MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE) / 4  # of a scheduler
     product_cycles = units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
     # What a thread stages in a chunk.
     taps_h = problem.kernel_size[0]

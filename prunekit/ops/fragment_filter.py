@@ -10,13 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from prunekit_kernels.condensed_filter import GROUP_ROWS, CondensedFilter, condense
 from torch import Tensor
 
 from prunekit.errors import InputError
+
+if TYPE_CHECKING:
+    from prunekit_kernels.condensed_filter import CondensedFilter
+
+#: Output channels of a row group (csrc/fragment_filter.h), which are those of a condensed filter.
+ROWS = 16
 
 #: Columns of a step (csrc/fragment_filter.h).
 STEP_COLUMNS = 16
@@ -68,7 +74,7 @@ class FragmentHeader:
     @property
     def num_row_groups(self) -> int:
         """Row groups in one conv group."""
-        return -(-self.out_channels // self.groups // GROUP_ROWS)
+        return -(-self.out_channels // self.groups // ROWS)
 
     @property
     def num_chunks(self) -> int:
@@ -121,6 +127,10 @@ def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: in
         raise InputError(f"pack_fragments expects a float16 or bfloat16 weight; got {weight.dtype}.")
     if chunk_channels < 1:
         raise InputError(f"chunk_channels must be at least 1; got {chunk_channels}.")
+    # The one implementation of condensing is that of the Triton kernels, whose package stands without this one; read
+    # here, at the first packing, so that prunekit stands without theirs.
+    from prunekit_kernels.condensed_filter import condense
+
     try:
         condensed = condense(weight, mask, groups)
     except ValueError as error:
@@ -159,7 +169,7 @@ def cut_into_steps(condensed: CondensedFilter, chunk_channels: int) -> FragmentF
     # Padding repeats the run's last tap: its inputs are at hand.
     last_place = np.maximum.accumulate(np.where(_marked(place, len(columns)), np.arange(len(columns)), 0))
     columns = columns[last_place]
-    bits = np.full((header.num_steps * STEP_COLUMNS, GROUP_ROWS), _DROPPED, np.int16)
+    bits = np.full((header.num_steps * STEP_COLUMNS, ROWS), _DROPPED, np.int16)
     bits[place] = condensed.values.cpu().view(torch.int16).numpy()[source]
 
     device = condensed.values.device
@@ -216,7 +226,7 @@ def _from_fragments(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
     """Undo `_to_fragments`."""
     blocks = fragments.reshape(-1, 8, 4, 2, 2, 2)  # steps, group, thread, column_half, row_half, pair
-    return np.ascontiguousarray(blocks.transpose(0, 3, 2, 5, 4, 1)).reshape(-1, GROUP_ROWS)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 2, 5, 4, 1)).reshape(-1, ROWS)
 
 
 def unpack_fragments(packed: FragmentFilter) -> tuple[Tensor, Tensor]:
@@ -227,7 +237,7 @@ def unpack_fragments(packed: FragmentFilter) -> tuple[Tensor, Tensor]:
     """
     header = packed.header
     sizes = [len(t) for t in (packed.starts, packed.columns, packed.fragments, packed.rows)]
-    num_rows = header.groups * header.num_row_groups * GROUP_ROWS
+    num_rows = header.groups * header.num_row_groups * ROWS
     if sizes != [header.num_runs + 1, header.num_steps, header.num_steps, num_rows]:
         raise InputError(
             f"the fragment filter's header tells of {header.num_runs} runs, {header.num_steps} steps and {num_rows} "
@@ -238,7 +248,7 @@ def unpack_fragments(packed: FragmentFilter) -> tuple[Tensor, Tensor]:
     run = np.repeat(np.arange(header.num_runs), np.diff(packed.starts.cpu().numpy()) * STEP_COLUMNS)
     column, place = (bits != _DROPPED).nonzero()
     row_group, chunk = np.divmod(run[column], header.num_chunks)
-    row = packed.rows.cpu().numpy()[row_group * GROUP_ROWS + place]
+    row = packed.rows.cpu().numpy()[row_group * ROWS + place]
     channel = chunk * header.chunk_channels + (code[column] >> 16)
     tap = (code[column] >> 8 & 255) * header.kernel_w + (code[column] & 255)
     weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
