@@ -92,8 +92,10 @@ class CondensedProblem:
 
     def steps(self, chunk_channels: int) -> float:
         """Expected steps of a run of so many channels: its columns come in sixteens."""
-        columns = chunk_channels * math.prod(self.kernel_size) * self.kept_columns
-        return (columns / STEP_COLUMNS + 15 / 32) * (1 - math.exp(-columns))
+        taps = chunk_channels * math.prod(self.kernel_size)
+        columns = taps * self.kept_columns
+        expected = (columns / STEP_COLUMNS + 15 / 32) * (1 - math.exp(-columns))
+        return min(expected, -(-taps // STEP_COLUMNS))
 
     @property
     def staging(self) -> tuple[int, int]:
