@@ -1,11 +1,12 @@
 // Runs CUDA kernels on a processor, so that they can be tested and sanitized without a GPU.
 //
 // Each CUDA thread of a block is a fiber; blocks run one after the other. A fiber runs until a barrier or its end;
-// the order in which fibers are resumed is that of their numbers, or shuffled anew for every round. 32 fibers are a warp,
-// and meet for what a warp does as one. What ends the program with a message: threads that wait at different barriers,
-// lanes that meet for different things, a barrier that some threads have left behind, misaligned copies. What the sanitizers add: AddressSanitizer sees shared and global memory as blocks of their exact
-// size; UndefinedBehaviorSanitizer sees misaligned vectors; ThreadSanitizer takes every fiber for a thread that only
-// barriers synchronise, and so sees each missing one.
+// the order in which fibers are resumed is that of their numbers, or shuffled anew for every round. 32 fibers are a
+// warp, and meet for what a warp does as one. What ends the program with a message: threads that wait at different
+// barriers, lanes that meet for different things, a barrier that some threads have left behind, misaligned copies. What
+// the sanitizers add: AddressSanitizer sees shared and global memory as blocks of their exact size;
+// UndefinedBehaviorSanitizer sees misaligned vectors; ThreadSanitizer takes every fiber for a thread that only barriers
+// synchronise, and so sees each missing one.
 //
 // An asynchronous copy happens as late as it may: when its thread waits for it. Shared memory starts as nan.
 #pragma once
