@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import re
 import shutil
@@ -48,29 +49,38 @@ def disassembler() -> str | None:
 
 
 @cache
-def _cubin(architecture: str) -> tuple[Path, str]:
+def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="prunekit-cubin-"))
-    cubin = folder / f"sm_{architecture}.cubin"
-    command = [str(nvcc()), *toolkit.FLAGS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
-    source = ROOT / "csrc" / "cuda" / "record_conv2d.cu"
-    done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return cubin, done.stderr
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def _cubins(architecture: str) -> list[tuple[Path, str]]:
+    """The machine code of every kernel file, and what the compiler said."""
+    compiled = []
+    for kernel in toolkit.KERNELS:
+        cubin = _folder() / f"{Path(kernel).stem}_sm_{architecture}.cubin"
+        command = [str(nvcc()), *toolkit.FLAGS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", kernel]
+        done = subprocess.run([*command, "-o", str(cubin)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        compiled.append((cubin, done.stderr))
+    return compiled
 
 
 def short_name(mangled: str) -> str:
     """record_conv2d<8,3,3,3,1,1> for its mangled name."""
-    name = re.search(r"\d(record_conv2d)I((?:Li\d+E)+)E", mangled)
+    name = re.search(r"\d((?:record|condensed)_conv2d)I((?:L[ib]\d+E)+)E", mangled)
     assert name is not None, mangled
-    numbers = ",".join(re.findall(r"Li(\d+)E", name[2]))
+    numbers = ",".join(re.findall(r"L[ib](\d+)E", name[2]))
     return f"{name[1]}<{numbers}>"
 
 
 def compile_for(architecture: str) -> dict[str, Compiled]:
     """What ptxas says of each kernel."""
-    _, said = _cubin(architecture)
     kernels = {}
-    for part in said.split("Compiling entry function '")[1:]:
+    parts = [part for _, said in _cubins(architecture) for part in said.split("Compiling entry function '")[1:]]
+    for part in parts:
         spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         shared = re.search(r"(\d+) bytes smem", part)
@@ -82,11 +92,14 @@ def compile_for(architecture: str) -> dict[str, Compiled]:
     return kernels
 
 
+@cache
 def disassemble(architecture: str) -> dict[str, Function]:
     """Each kernel's machine code."""
-    cubin, _ = _cubin(architecture)
     tool = disassembler()
     assert tool is not None
-    done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {short_name(name): function for name, function in read_functions(done.stdout).items()}
+    functions: dict[str, Function] = {}
+    for cubin, _ in _cubins(architecture):
+        done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        functions |= read_functions(done.stdout)
+    return {short_name(name): function for name, function in functions.items()}

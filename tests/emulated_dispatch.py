@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_kernels import Build, RecordProblemCase, emulate
+from emulated_kernels import Build, Convolution, RecordProblemCase, emulate
 from torch import Tensor
 
 from prunekit.ops import masked_conv2d_cuda as cuda
@@ -27,8 +27,8 @@ def emulated_record_conv2d(*arguments: Any) -> Tensor:
     if residual is not None:
         residual = residual.contiguous(memory_format=output_format(x))
     geometry = tuple(stride), tuple(padding), tuple(dilation)
-    case = RecordProblemCase(x.detach(), packed, bias, residual, *geometry, activation, slope, launch, is_channels_last)
-    return emulate([case], Build(750))[0]
+    conv = Convolution(x.detach(), bias, residual, *geometry, activation, slope, is_channels_last)
+    return emulate([RecordProblemCase(conv, packed, launch)], Build(750))[0]
 
 
 @dataclass

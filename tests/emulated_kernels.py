@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -11,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.fragment_filter import FragmentFilter
 from prunekit.ops.record_filter import RecordFilter
 
 ROOT = Path(__file__).parent.parent
@@ -44,11 +46,13 @@ class Build:
 
 @cache
 def work_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="prunekit-emulation-"))
+    folder = Path(tempfile.mkdtemp(prefix="prunekit-emulation-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
-def compiled(build: Build, source: str = "record_conv2d") -> Path:
+def compiled(build: Build, source: str) -> Path:
     """Compile tests/emulation/<source>.cpp against csrc/, or an edited copy of it."""
     name = hashlib.sha256(repr((build, source)).encode()).hexdigest()[:16]
     csrc = ROOT / "csrc"
@@ -66,7 +70,7 @@ def compiled(build: Build, source: str = "record_conv2d") -> Path:
     command = [
         COMPILER,
         "-std=c++17",
-        "-O0" if build.edits else "-O1",
+        "-O0" if build.edits or build.sanitizer == "address,undefined" else "-O1",
         "-g1",
         "-Wall",
         "-Wno-unknown-pragmas",
@@ -81,12 +85,21 @@ def compiled(build: Build, source: str = "record_conv2d") -> Path:
     return program
 
 
+class Case(Protocol):
+    """One problem, as tests/emulation/<source>.cpp reads it."""
+
+    source: ClassVar[str]
+
+    def output(self) -> Tensor: ...
+
+    def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]: ...
+
+
 @dataclass(frozen=True)
-class RecordProblemCase:
-    """Everything that one run of the kernel reads."""
+class Convolution:
+    """What every kernel reads beside its filter and the cut of its work."""
 
     x: Tensor  # any strides
-    packed: RecordFilter
     bias: Tensor | None
     residual: Tensor | None  # of the output's shape and strides
     stride: tuple[int, int]
@@ -94,44 +107,99 @@ class RecordProblemCase:
     dilation: tuple[int, int]
     activation: str
     negative_slope: float
-    launch: Sequence[int]
     is_channels_last: bool = False
 
-    def output(self) -> Tensor:
-        size = conv_output_size(self.x.shape, self.packed.header.shape, self.stride, self.padding, self.dilation)
-        y = torch.full((self.x.shape[0], self.packed.header.out_channels, *size), torch.nan)
+    def output(self, weight_shape: Sequence[int]) -> Tensor:
+        size = conv_output_size(self.x.shape, weight_shape, self.stride, self.padding, self.dilation)
+        y = torch.full((self.x.shape[0], weight_shape[0], *size), torch.nan, dtype=self.x.dtype)
         return y.to(memory_format=torch.channels_last) if self.is_channels_last else y
 
     def arguments(self) -> tuple[object, ...]:
-        """The op's arguments, for the reference."""
-        return (
-            self.x,
-            self.packed.header.words(),
-            self.packed.starts,
-            self.packed.records,
-            self.packed.rows,
-            self.bias,
-            self.residual,
-            list(self.stride),
-            list(self.padding),
-            list(self.dilation),
-            self.activation,
-            self.negative_slope,
-            list(self.launch),
+        """The op's arguments after the filter's."""
+        geometry = list(self.stride), list(self.padding), list(self.dilation)
+        return self.bias, self.residual, *geometry, self.activation, self.negative_slope
+
+    def sizes(self, y: Tensor) -> list[int]:
+        n, _, h, w = self.x.shape
+        geometry = *self.stride, *self.padding, *self.dilation
+        return [n, h, w, *y.shape[2:], *geometry, int(self.activation != "none")]
+
+    def slope(self) -> np.ndarray[Any, Any]:
+        return np.array([self.negative_slope], np.float32)
+
+    def tensors(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
+        nothing = self.x.new_zeros(0)
+        x = torch.as_strided(
+            self.x, (1 + sum((s - 1) * d for s, d in zip(self.x.shape, self.x.stride(), strict=True)),), (1,)
         )
+        bias = nothing if self.bias is None else self.bias
+        return [_numbers(t) for t in (x, bias, nothing if self.residual is None else _flat(self.residual), _flat(y))]
+
+
+@dataclass(frozen=True)
+class RecordProblemCase:
+    """Everything that one run of the float32 kernel reads."""
+
+    source: ClassVar[str] = "record_conv2d"
+    conv: Convolution
+    packed: RecordFilter
+    launch: Sequence[int]
+
+    def output(self) -> Tensor:
+        return self.conv.output(self.packed.header.shape)
+
+    def arguments(self) -> tuple[object, ...]:
+        """The op's arguments, for the reference."""
+        packed = self.packed
+        filter = packed.header.words(), packed.starts, packed.records, packed.rows
+        return self.conv.x, *filter, *self.conv.arguments(), list(self.launch)
+
+    def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
+        packed = self.packed
+        words = [*self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
+        header = [np.array(numbers, np.int64) for numbers in (words, packed.header.words())]
+        filter = [packed.starts.numpy(), packed.records.numpy().ravel(), packed.rows.numpy()]
+        return [header[0], self.conv.slope(), header[1], *filter, *self.conv.tensors(y)]
+
+
+@dataclass(frozen=True)
+class CondensedProblemCase:
+    """Everything that one run of the tensor-core kernel reads."""
+
+    source: ClassVar[str] = "condensed_conv2d"
+    conv: Convolution
+    packed: FragmentFilter
+    launch: Sequence[int]
+
+    def output(self) -> Tensor:
+        return self.conv.output(self.packed.header.shape)
+
+    def arguments(self) -> tuple[object, ...]:
+        """The op's arguments, for the reference."""
+        packed = self.packed
+        filter = packed.header.words(), packed.starts, packed.columns, packed.fragments, packed.rows
+        return self.conv.x, *filter, *self.conv.arguments(), list(self.launch)
+
+    def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
+        packed = self.packed
+        is_bfloat16 = int(y.dtype == torch.bfloat16)
+        words = [is_bfloat16, *self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
+        header = [np.array(numbers, np.int64) for numbers in (words, packed.header.words())]
+        filter = [packed.starts, packed.columns.ravel(), packed.fragments.ravel(), packed.rows]
+        return [header[0], self.conv.slope(), header[1], *map(_numbers, filter), *self.conv.tensors(y)]
 
 
 class EmulationError(Exception):
     """The emulated program did not end well; the message is what it printed."""
 
 
-def emulate(cases: Sequence[RecordProblemCase], build: Build, seed: int = 0) -> list[Tensor]:
-    """Run the kernel on each case; a seed other than 0 shuffles the order of threads.
+def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
+    """Run the kernel on each case, all of one kernel; a seed other than 0 shuffles the order of threads.
 
     Raises:
         EmulationError: a sanitizer or the emulator found something.
     """
-    program = compiled(build)
+    program = compiled(build, cases[0].source)
     outputs = [case.output() for case in cases]
     with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
         problem, result = Path(folder) / "problem", Path(folder) / "result"
@@ -143,35 +211,23 @@ def emulate(cases: Sequence[RecordProblemCase], build: Build, seed: int = 0) -> 
         )
         if done.returncode:
             raise EmulationError(f"exit code {done.returncode}: {done.stderr[:2000]}")
-        values = torch.from_numpy(np.fromfile(result, np.float32))
-    assert values.numel() == sum(y.numel() for y in outputs)
-    for y, flat in zip(outputs, torch.split(values, [y.numel() for y in outputs]), strict=True):
-        torch.as_strided(y, (y.numel(),), (1,)).copy_(flat)
+        values = np.fromfile(result, np.uint8)
+    sizes = [y.numel() * y.element_size() for y in outputs]
+    assert values.size == sum(sizes)
+    for y, part in zip(outputs, torch.split(torch.from_numpy(values), sizes), strict=True):
+        _flat(y).copy_(part.clone().view(y.dtype))
     return outputs
 
 
-def _problem(case: RecordProblemCase, y: Tensor) -> bytes:
-    n, _, h, w = case.x.shape
-    sizes = [n, h, w, *y.shape[2:], *case.stride, *case.padding, *case.dilation, int(case.activation != "none")]
-    words = [*sizes, *case.launch, *case.x.stride(), *y.stride()]
-    x = torch.as_strided(
-        case.x, (1 + sum((s - 1) * d for s, d in zip(case.x.shape, case.x.stride(), strict=True)),), (1,)
-    )
-    parts: list[np.ndarray[Any, Any]] = [
-        np.array(words, np.int64),
-        np.array([case.negative_slope], np.float32),
-        np.array(case.packed.header.words(), np.int64),
-        case.packed.starts.numpy(),
-        case.packed.records.numpy().ravel(),
-        case.packed.rows.numpy(),
-        x.numpy(),
-        np.zeros(0, np.float32) if case.bias is None else case.bias.numpy(),
-        np.zeros(0, np.float32) if case.residual is None else _flat(case.residual),
-        _flat(y),
-    ]
-    return b"".join(np.int64(part.size).tobytes() + part.tobytes() for part in parts)
+def _problem(case: Case, y: Tensor) -> bytes:
+    return b"".join(np.int64(part.size).tobytes() + part.tobytes() for part in case.parts(y))
 
 
-def _flat(dense: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _flat(dense: Tensor) -> Tensor:
     """A tensor without gaps, in the order of its memory."""
-    return torch.as_strided(dense, (dense.numel(),), (1,)).numpy()
+    return torch.as_strided(dense, (dense.numel(),), (1,))
+
+
+def _numbers(flat: Tensor) -> np.ndarray[Any, Any]:
+    """As numpy, which has no bfloat16."""
+    return (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).contiguous().numpy()

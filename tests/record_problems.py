@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from emulated_kernels import RecordProblemCase
+from emulated_kernels import Convolution, RecordProblemCase
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
@@ -20,8 +21,21 @@ KERNELS = ((3, 3), (3, 3), (1, 1), (5, 5), (1, 3), (4, 2), (7, 7))
 _SHARED_BYTES = 64 * 1024
 
 
-def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[RecordProblemCase, Tensor]]:
-    """Yield `count` problems with what a float64 loop makes of them."""
+@dataclass(frozen=True)
+class RandomConvolution:
+    """A convolution, its mask and weight, and what a float64 loop makes of them."""
+
+    conv: Convolution
+    weight: Tensor
+    mask: Tensor
+    groups: int
+    expected: Tensor
+
+
+def random_convolutions(
+    count: int, seed: int, max_size: int, dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> Iterator[tuple[RandomConvolution, random.Random]]:
+    """Yield `count` convolutions in these dtypes in turn, and what draws the rest of the problem."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     while count:
         groups, c, k = draw.choice((1, 1, 1, 2, 3)), draw.randint(1, 20), draw.randint(1, draw.choice((20, 44)))
@@ -33,34 +47,37 @@ def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple
         if h + 2 * padding[0] <= dilation[0] * (r - 1) or w + 2 * padding[1] <= dilation[1] * (s - 1):
             continue
         count -= 1
-        weight = torch.randn(groups * k, c, r, s, generator=generator)
+        dtype = dtypes[count % len(dtypes)]
+        weight = torch.randn(groups * k, c, r, s, generator=generator).to(dtype)
         mask = torch.rand(weight.shape, generator=generator) < draw.choice(DENSITIES)
         if count % 3 == 0:
             mask[draw.randrange(groups * k)] = False
-        x = torch.randn(n, groups * c, h, w, generator=generator)
-        bias = torch.randn(groups * k, generator=generator) if draw.random() < 0.5 else None
+        x = torch.randn(n, groups * c, h, w, generator=generator).to(dtype)
+        bias = torch.randn(groups * k, generator=generator).to(dtype) if draw.random() < 0.5 else None
         activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
         x_here = x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else x
         is_channels_last = output_format(x_here) == torch.channels_last
         expected = masked_conv2d_oracle(x, weight, mask, bias, stride, padding, dilation, groups)
         expected = activate(expected, activation, slope)
-        residual = torch.randn(expected.shape, generator=generator) if draw.random() < 0.3 else None
+        residual = torch.randn(expected.shape, generator=generator).to(dtype) if draw.random() < 0.3 else None
         if residual is not None:
-            expected = expected + residual
+            expected = expected + residual.double()
             residual = residual.to(memory_format=torch.channels_last) if is_channels_last else residual
-        problem = RecordProblem(
-            groups * k, c, (r, s), groups, float(mask.float().mean()), n, _size(expected), stride, dilation
-        )
-        launch = _draw_launch(problem, draw)
-        taps = window_taps((r, s), stride, dilation)
-        packed = pack_records(weight, mask, groups, taps, launch.chunk_channels, launch.slices)
-        geometry = stride, padding, dilation
-        yield (
-            RecordProblemCase(
-                x_here, packed, bias, residual, *geometry, activation, slope, launch.words(), is_channels_last
-            ),
-            expected,
-        )
+        conv = Convolution(x_here, bias, residual, stride, padding, dilation, activation, slope, is_channels_last)
+        yield RandomConvolution(conv, weight, mask, groups, expected), draw
+
+
+def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[RecordProblemCase, Tensor]]:
+    """Yield `count` problems with what a float64 loop makes of them."""
+    for drawn, draw in random_convolutions(count, seed, max_size):
+        conv, weight = drawn.conv, drawn.weight
+        k, c, r, s = weight.shape
+        density = float(drawn.mask.float().mean())
+        geometry = conv.x.shape[0], _size(drawn.expected), conv.stride, conv.dilation
+        launch = _draw_launch(RecordProblem(k, c, (r, s), drawn.groups, density, *geometry), draw)
+        taps = window_taps((r, s), conv.stride, conv.dilation)
+        packed = pack_records(weight, drawn.mask, drawn.groups, taps, launch.chunk_channels, launch.slices)
+        yield RecordProblemCase(conv, packed, launch.words()), drawn.expected
 
 
 def _size(y: Tensor) -> tuple[int, int]:

@@ -49,6 +49,15 @@ class Function:
         assert found is not None
         return found[1].split(",")
 
+    def innermost_loop(self, base: str) -> Counter[str]:
+        """Instructions of the one loop that holds `base` and no other loop: from its label to its jump back."""
+        first = next(i for i, instruction in enumerate(self.instructions) if instruction.base == base)
+        for at, instruction in enumerate(self.instructions[first:], first):
+            target = _TARGET.search(instruction.rest)
+            if instruction.base == "BRA" and target and self.labels[target[1]] <= first:
+                return Counter(i.base for i in self.instructions[self.labels[target[1]] : at + 1])
+        raise AssertionError(f"no loop around {base}")
+
     def round_from(self, label: str) -> Counter[str] | None:
         """Instructions from a label up to and with the next jump through the table; None where the loop is left.
 

@@ -13,6 +13,7 @@ import torch
 from cuda_compiler import nvcc
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from prunekit.ops.fragment_filter import pack_fragments
 from prunekit.ops.record_filter import pack_records
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +116,8 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.architectures() == "75", module.architectures()
 assert module.toolkit_version() > 11000
-assert torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::record_conv2d", "CUDA")
+for name in ("record_conv2d", "condensed_conv2d"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::" + name, "CUDA")
 has_native = torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::packed_conv2d", "CPU")
 assert has_native == prunekit.nn.native_status().available
 x, weight = torch.randn(1, 5, 9, 9), torch.randn(4, 5, 3, 3)
@@ -131,14 +133,26 @@ def test_the_extension_builds_against_this_torch_and_loads(built: Path) -> None:
 
 
 LAUNCH = """
+#include "condensed_conv2d.h"
 #include "record_conv2d.h"
 #include <cstdio>
-int main() {
-  prunekit::RecordConv conv{};
+template <typename Conv> Conv smallest() {
+  Conv conv{};
   conv.n = conv.h = conv.w = conv.p = conv.q = conv.stride_h = conv.stride_w = conv.dilation_h = conv.dilation_w = 1;
-  conv.tile_h = 2, conv.lanes_h = conv.lanes_w = conv.block_row_groups = conv.buffers = 1;
-  const int64_t header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
-  std::puts(prunekit::launch_record_conv2d(conv, header, nullptr).c_str());
+  conv.block_row_groups = conv.buffers = 1;
+  return conv;
+}
+int main() {
+  auto records = smallest<prunekit::RecordConv>();
+  records.tile_h = 2, records.lanes_h = records.lanes_w = 1;
+  const int64_t record_header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
+  std::puts(prunekit::launch_record_conv2d(records, record_header, nullptr).c_str());
+  auto fragments = smallest<prunekit::CondensedConv>();
+  fragments.warp_units = 4, fragments.tile_h = fragments.units_w = fragments.pixel_warps = fragments.slices = 1;
+  const int64_t fragment_header[prunekit::FRAGMENT_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0};
+  for (const bool is_bfloat16 : {false, true}) {
+    std::puts(prunekit::launch_condensed_conv2d(fragments, is_bfloat16, fragment_header, nullptr).c_str());
+  }
 }
 """
 
@@ -150,12 +164,13 @@ def test_a_launch_without_a_driver_says_so(built: Path, tmp_path: Path) -> None:
     source.write_text(LAUNCH)
     kit = toolkit.find_toolkit()
     assert kit is not None
-    kernels = built / "temp" / "cuda" / "record_conv2d_cuda.o"
+    kernels = [str(built / "temp" / "cuda" / f"{Path(kernel).stem}_cuda.o") for kernel in toolkit.KERNELS]
     libraries = [f"-L{toolkit.library_folder(kit)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), str(kernels), *libraries]
+    command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), *kernels, *libraries]
     subprocess.run([*command, "-o", str(program)], check=True)
-    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("CUDA says cudaError")
+    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 3
+    assert all(line.startswith("CUDA says cudaError") for line in said)
 
 
 def test_fake_cuda_tensors_give_shapes() -> None:
@@ -171,3 +186,20 @@ def test_fake_cuda_tensors_give_shapes() -> None:
     assert y.shape == (2, 6, 10, 15)
     assert y.device.type == "cuda"
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fake_cuda_tensors_give_shapes_of_the_condensed_op() -> None:
+    packed = pack_fragments(torch.randn(6, 5, 3, 3).bfloat16(), torch.rand(6, 5, 3, 3) < 0.3, 1, 2)
+    with FakeTensorMode():
+        x = torch.empty(2, 5, 20, 30, device="cuda", dtype=torch.bfloat16)
+        tensors = [
+            torch.empty(t.shape, dtype=t.dtype, device="cuda")
+            for t in (packed.starts, packed.columns, packed.fragments, packed.rows)
+        ]
+        geometry = [2, 2], [1, 1], [1, 1]
+        y = torch.ops.prunekit.condensed_conv2d(
+            x, packed.header.words(), *tensors, None, None, *geometry, "none", 0.0, [4, 1, 1, 1, 1, 1, 1]
+        )
+    assert y.shape == (2, 6, 10, 15)
+    assert y.dtype == torch.bfloat16
+    assert y.device.type == "cuda"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_compiler import ARCHITECTURES, compile_for, disassemble, disassembler, nvcc
 
+from prunekit.ops.condensed_launch import STEP_INSTRUCTIONS
 from prunekit.ops.record_filter import RecordHeader, pack_records
 from prunekit.ops.record_launch import RECORD_COSTS, TILE_W
 
@@ -88,3 +89,25 @@ def test_copies_are_asynchronous_where_promised(architecture: str) -> None:
         counts = function.count()
         assert (counts["LDGSTS"] > 0) == (int(architecture) >= 80), name
         assert counts["SHFL"] == counts["RED"] == counts["ATOMG"] == counts["ATOMS"] == 0, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@needs_disassembler
+def test_the_condensed_kernels_multiply_on_tensor_cores(architecture: str) -> None:
+    """A step of 16 columns: one load of weights, one of taps, and for two units four matrices and two products."""
+    for name, function in disassemble(architecture).items():
+        kernel, _, numbers = name.rstrip(">").partition("<")
+        if kernel != "condensed_conv2d":
+            continue
+        is_bfloat16, _, _, units = (int(word) for word in numbers.split(","))
+        has_tensor_cores = int(architecture) >= 80 or not is_bfloat16
+        assert (function.count()["HMMA"] > 0) == has_tensor_cores, name
+        if not has_tensor_cores:
+            continue
+        loop = function.innermost_loop("HMMA")
+        steps = loop["LDSM"] // (units // 2)  # the compiler may unroll the loop
+        products = units if int(architecture) >= 80 else 2 * units
+        assert loop["HMMA"] == steps * products, name
+        assert loop["LDS"] == 2 * steps, name
+        # The model's: prunekit/ops/condensed_launch.py.
+        assert loop.total() - loop["HMMA"] - loop["LDSM"] <= steps * (STEP_INSTRUCTIONS + units // 2), (name, loop)

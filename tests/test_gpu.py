@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from condensed_problems import condensed_problems
 from conv_cases import ConvCase, random_cases
 from emulated_kernels import RecordProblemCase
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
@@ -20,6 +21,7 @@ import prunekit
 from prunekit.engine.gpu_program import GpuModel
 from prunekit.nn import AccelerationReport
 from prunekit.ops import masked_conv2d_cuda
+from prunekit.ops.fragment_filter import DTYPES
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.native import cuda_status
 
@@ -31,11 +33,10 @@ def _on(case: RecordProblemCase, device: str) -> RecordProblemCase:
     def move(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(device)
 
-    x = move(case.x)
-    assert x is not None
+    conv = case.conv
+    conv = replace(conv, x=conv.x.to(device), bias=move(conv.bias), residual=move(conv.residual))
     starts, records, rows = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
-    packed = replace(case.packed, starts=starts, records=records, rows=rows)
-    return replace(case, x=x, packed=packed, bias=move(case.bias), residual=move(case.residual))
+    return replace(case, conv=conv, packed=replace(case.packed, starts=starts, records=records, rows=rows))
 
 
 def _run(case: RecordProblemCase) -> Tensor:
@@ -50,6 +51,20 @@ def test_the_record_kernel_agrees_with_the_oracle_and_with_itself() -> None:
         y = _run(here)
         assert relative_difference(expected, y.cpu()) <= TOLERANCE[torch.float32]
         assert torch.equal(y, _run(here)), "two runs differ"
+
+
+@needs_kernels
+def test_the_condensed_kernel_agrees_with_the_oracle_and_with_itself() -> None:
+    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
+    for case, expected in condensed_problems(300, seed=45, dtypes=dtypes):
+        conv = case.conv
+        bias = None if conv.bias is None else conv.bias.cuda()
+        residual = None if conv.residual is None else conv.residual.cuda()
+        here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
+        arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
+        y = torch.ops.prunekit.condensed_conv2d(*arguments)
+        assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
+        assert torch.equal(y, torch.ops.prunekit.condensed_conv2d(*arguments)), "two runs differ"
 
 
 @needs_kernels
@@ -80,7 +95,7 @@ def test_refusals_are_sentences() -> None:
     with pytest.raises(RuntimeError, match="none that the kernel knows"):
         _run(replace(case, launch=[1, 1, 1, 1, 1]))
     with pytest.raises(RuntimeError, match="record_conv2d expects"):
-        _run(replace(case, x=case.x.double()))
+        _run(replace(case, conv=replace(case.conv, x=case.conv.x.double())))
 
 
 def _conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, case: ConvCase) -> Tensor:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from bench import gpu, gpu_model, gpu_nets
+from prunekit.ops import condensed_launch
+from prunekit.ops.condensed_launch import CondensedProblem
+from prunekit.ops.fragment_filter import pack_fragments
 from prunekit.ops.record_filter import pack_records
 from prunekit.ops.record_launch import (
     GPUS,
@@ -51,6 +54,34 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
             multiply_adds = 2 * 256 * 128 * 9 * density * 52 * 52 / (device.fma_peak_gflops * 1e9)
             assert max(multiply_adds, memory_seconds(problem, device)) < chosen[1] < before
             before = chosen[1]
+
+
+def test_the_float16_model_is_above_its_floors_and_falls_with_the_weights() -> None:
+    for device in GPUS.values():
+        before = float("inf")
+        for density in (0.5, 0.1, 0.01):
+            problem = CondensedProblem(256, 128, (3, 3), 1, density, 1, (52, 52), padding=(1, 1))
+            chosen = condensed_launch.choose_launch(problem, device)
+            assert chosen is not None
+            launch, seconds = chosen
+            multiply_adds = 256 * 128 * 9 * problem.kept_columns * 52 * 52
+            floor = 2 * multiply_adds / (device.tensor_peak_gflops * 1e9)
+            assert max(floor, condensed_launch.memory_seconds(problem, launch, device)) < seconds < before
+            assert condensed_launch.shared_bytes(problem, launch) <= device.shared_bytes
+            before = seconds
+
+
+def test_expected_steps_are_those_of_a_random_mask() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for kernel, density, chunk in ((3, 0.1, 16), (3, 0.01, 32), (1, 0.2, 32), (5, 0.05, 8)):
+        weight = torch.randn(128, 96, kernel, kernel).half()
+        mask = torch.rand(weight.shape, generator=generator) < density
+        problem = CondensedProblem(128, 96, (kernel, kernel), 1, density, 1, (20, 20))
+        packed = pack_fragments(weight, mask, 1, chunk)
+        # Permuted channels share a few taps more than random ones.
+        expected = problem.num_row_groups * 96 / chunk * problem.steps(chunk)
+        assert packed.header.num_steps == pytest.approx(expected, rel=0.1)
+        assert packed.header.longest <= -(-chunk * kernel**2 // 16)
 
 
 def test_the_best_cut_is_the_least_modelled() -> None:

@@ -25,15 +25,16 @@ def test_the_interpreted_kernels_pass_their_tests() -> None:
 
 @needs_triton
 def test_the_package_imports_without_prunekit() -> None:
-    code = "import sys; sys.modules['prunekit'] = None; import prunekit_kernels; prunekit_kernels.condense"
+    code = "import sys; sys.modules['prunekit'] = None; import prunekit_kernels; prunekit_kernels.condensed_conv2d"
     _run_python(code, ROOT / "kernels")
 
 
 def test_prunekit_imports_without_triton() -> None:
-    _run_python("import sys; sys.modules['triton'] = None; import prunekit; prunekit.accelerate", ROOT)
+    code = "import sys; sys.modules['triton'] = None; import prunekit; prunekit.accelerate"
+    _run_python(code, ROOT, ROOT / "kernels")
 
 
-def _run_python(code: str, path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(path)}
+def _run_python(code: str, *paths: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,11 @@
 // What the kernels need from a GPU, in wrappers that another compiler can replace: the tests run the very same kernels
-// on a processor by defining PRUNEKIT_EMULATED and providing "simt.h".
+// on a processor by defining PRUNEKIT_EMULATED and providing "simt_device.h".
 #pragma once
 
 #include <cstdint>
 
 #ifdef PRUNEKIT_EMULATED
-#include "simt.h"
+#include "simt_device.h"
 #else
 #include <cuda_runtime.h>
 

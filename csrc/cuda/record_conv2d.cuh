@@ -14,6 +14,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "epilogue.cuh"
 #include "record_launch.h"
 
 namespace prunekit {
@@ -224,13 +225,6 @@ __device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, in
       }
     }
   }
-}
-
-__device__ __forceinline__ float activate(const RecordConv& conv, float value) {
-  if (!conv.has_activation || value >= 0.0f || value != value) {
-    return value;
-  }
-  return conv.negative_slope == 0.0f ? 0.0f : value * conv.negative_slope;
 }
 
 // Bias, activation, residual; then the pixels that exist are stored.

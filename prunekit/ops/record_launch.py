@@ -34,7 +34,7 @@ class Gpu:
         shared_bytes: Shared memory that one block may have.
         shared_bytes_multiprocessor: Shared memory of a multiprocessor.
         max_warps: Warps of a multiprocessor.
-        tf32_lanes: tf32 multiply-adds a cycle and multiprocessor on tensor cores; 0: it has none.
+        tensor_lanes: float16 multiply-adds with float32 sums a cycle and multiprocessor.
     """
 
     name: str
@@ -47,12 +47,22 @@ class Gpu:
     shared_bytes: int
     shared_bytes_multiprocessor: int
     max_warps: int
-    tf32_lanes: int = 0
+    tensor_lanes: int
+
+    @property
+    def tensor_peak_gflops(self) -> float:
+        """10^9 float16 operations a second on tensor cores, multiply-adds counted as two."""
+        return 2 * self.tensor_lanes * self.multiprocessors * self.clock_ghz
 
     @property
     def fma_peak_gflops(self) -> float:
         """10^9 float32 operations a second, multiply-adds counted as two."""
         return 2 * self.fma_lanes * self.multiprocessors * self.clock_ghz
+
+    @property
+    def tf32_lanes(self) -> int:
+        """tf32 multiply-adds a cycle and multiprocessor: half as many as of float16 from 8.0 on, none before."""
+        return self.tensor_lanes // 2 if self.capability >= 80 else 0
 
     @property
     def tf32_peak_gflops(self) -> float:
@@ -61,13 +71,15 @@ class Gpu:
 
 
 _KB = 1024
-_TF32_LANES = {80: 512, 90: 1024, 100: 1024}  # of the large chips; others have 128 from 8.0 on
+_TENSOR_LANES = {80: 1024, 90: 2048, 100: 2048}  # of the large chips; others have 256
 #: As commonly published, boost clocks; not checked against data sheets.
 GPUS = {
-    "rtx-2070-super": Gpu("NVIDIA GeForce RTX 2070 SUPER", 75, 40, 1.770, 64, 448, 4 << 20, 64 * _KB, 64 * _KB, 32),
-    "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48, 128),
-    "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64, 512),
-    "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64, 1024),
+    "rtx-2070-super": Gpu(
+        "NVIDIA GeForce RTX 2070 SUPER", 75, 40, 1.770, 64, 448, 4 << 20, 64 * _KB, 64 * _KB, 32, 256
+    ),
+    "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48, 256),
+    "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64, 1024),
+    "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64, 2048),
 }
 
 
@@ -92,7 +104,7 @@ def gpu_of(properties: Any) -> Gpu:
         shared_bytes=properties.shared_memory_per_block_optin,
         shared_bytes_multiprocessor=properties.shared_memory_per_multiprocessor,
         max_warps=properties.max_threads_per_multi_processor // 32,
-        tf32_lanes=_TF32_LANES.get(capability, 0 if capability < 80 else 128),
+        tensor_lanes=_TENSOR_LANES.get(capability, 256),
     )
 
 

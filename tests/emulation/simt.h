@@ -1,11 +1,12 @@
 // Runs CUDA kernels on a processor, so that they can be tested and sanitized without a GPU.
 //
 // Each CUDA thread of a block is a fiber; blocks run one after the other. A fiber runs until a barrier or its end;
-// the order in which fibers are resumed is that of their numbers, or shuffled anew for every round. What ends the
-// program with a message: threads that wait at different barriers, a barrier that some threads have left behind,
-// misaligned copies. What the sanitizers add: AddressSanitizer sees shared and global memory as blocks of their exact
-// size; UndefinedBehaviorSanitizer sees misaligned vectors; ThreadSanitizer takes every fiber for a thread that only
-// barriers synchronise, and so sees each missing one.
+// the order in which fibers are resumed is that of their numbers, or shuffled anew for every round. 32 fibers are a
+// warp, and meet for what a warp does as one. What ends the program with a message: threads that wait at different
+// barriers, lanes that meet for different things, a barrier that some threads have left behind, misaligned copies. What
+// the sanitizers add: AddressSanitizer sees shared and global memory as blocks of their exact size;
+// UndefinedBehaviorSanitizer sees misaligned vectors; ThreadSanitizer takes every fiber for a thread that only barriers
+// synchronise, and so sees each missing one.
 //
 // An asynchronous copy happens as late as it may: when its thread waits for it. Shared memory starts as nan.
 #pragma once
@@ -92,6 +93,13 @@ struct Fiber {
 };
 
 constexpr size_t STACK_BYTES = 128 * 1024;
+constexpr unsigned WARP = 32;
+
+struct Warp {
+  unsigned arrived = 0;
+  const char* meeting = nullptr;
+  void* parts[WARP];  // what each lane brings
+};
 
 struct Block {
   uint3 index;
@@ -99,6 +107,8 @@ struct Block {
   unsigned char* shared = nullptr;
   const std::function<void()>* kernel = nullptr;
   std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  int votes[2] = {};  // for the barrier of this generation and the next
   ucontext_t scheduler;
   int barrier_line = 0;
   unsigned waiting = 0, done = 0;
@@ -182,13 +192,17 @@ inline void run_fiber() {
   leave(current(), true);
 }
 
-inline void barrier(int line) {
+// Returns whether any thread of the block votes.
+inline int barrier(int line, int vote = 0) {
   Fiber* self = current();
   Block* all = current_block();
   char* here = nullptr;
+  int* votes = nullptr;
   {
     Unwatched unwatched;
     here = &all->barriers[all->generation % 2];
+    votes = &all->votes[all->generation % 2];
+    *votes |= vote;
   }
   release(here);
   {
@@ -204,6 +218,7 @@ inline void barrier(int line) {
       }
       all->waiting = 0;
       ++all->generation;
+      all->votes[all->generation % 2] = 0;
       for (Fiber& other : all->fibers) {
         other.state = Fiber::READY;
       }
@@ -211,6 +226,37 @@ inline void barrier(int line) {
   }
   leave(self, false);
   acquire(here);
+  Unwatched unwatched;
+  return *votes;
+}
+
+// The lanes of a warp wait for each other; then combine(parts) makes of what they brought what each takes away. It
+// orders nothing else: what one lane has written, another may not read without a barrier.
+template <typename Part>
+void meet(const char* meeting, Part& part, void (*combine)(Part* const* parts)) {
+  Fiber* self = current();
+  {
+    Unwatched unwatched;
+    const size_t number = self - current_block()->fibers.data();
+    Warp& warp = current_block()->warps[number / WARP];
+    if (warp.arrived && warp.meeting != meeting) {
+      stop("the lanes of a warp do different things");
+    }
+    warp.meeting = meeting;
+    warp.parts[number % WARP] = &part;
+    self->state = Fiber::WAITING;
+    if (++warp.arrived == WARP) {
+      warp.arrived = 0;
+      Part* parts[WARP];
+      for (unsigned lane = 0; lane < WARP; ++lane) {
+        parts[lane] = static_cast<Part*>(warp.parts[lane]);
+        current_block()->fibers[number / WARP * WARP + lane].state = Fiber::READY;
+      }
+      combine(parts);
+      return;
+    }
+  }
+  leave(self, false);
 }
 
 SIMT_UNWATCHED inline void enter(Fiber* to) {
@@ -252,6 +298,7 @@ inline void prepare(Fiber& of, unsigned number, const dim3& size) {
 inline void run_block(Block& all, uint3 index, size_t shared_bytes, std::mt19937* order_source) {
   all.index = index;
   all.waiting = all.done = 0;
+  all.votes[0] = all.votes[1] = 0;
   const size_t size = (shared_bytes + 15) / 16 * 16;
   std::unique_ptr<unsigned char, decltype(&std::free)> shared(
       static_cast<unsigned char*>(std::aligned_alloc(16, std::max<size_t>(size, 16))), &std::free);
@@ -298,6 +345,7 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, con
   all.size = size;
   all.kernel = &kernel;
   all.fibers.resize(size_t{size.x} * size.y * size.z);
+  all.warps.resize((all.fibers.size() + WARP - 1) / WARP);
   std::mt19937 source(seed);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -319,6 +367,7 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, con
 #define blockDim (simt::current_block()->size)
 #define gridDim (simt::current_block()->grid)
 #define __syncthreads() simt::barrier(__LINE__)
+#define __syncthreads_or(vote) simt::barrier(__LINE__, vote)
 #define PRUNEKIT_DYNAMIC_SHARED(name) unsigned char* name = simt::current_block()->shared
 
 template <typename T>
@@ -332,64 +381,3 @@ inline float __int_as_float(int bits) {
 }
 using std::max;
 using std::min;
-
-namespace prunekit::device {
-
-constexpr bool HAS_ASYNC_COPY = PRUNEKIT_EMULATED >= 800;
-
-template <int BYTES>
-void copy_async(void* to, const void* from, bool is_inside) {
-  const simt::Copy copy{to, from, BYTES, is_inside};
-  if (reinterpret_cast<uintptr_t>(to) % BYTES || (is_inside && reinterpret_cast<uintptr_t>(from) % BYTES)) {
-    simt::stop("a misaligned copy");
-  }
-  if (HAS_ASYNC_COPY) {
-    simt::Unwatched unwatched;
-    simt::current()->open_group.push_back(copy);
-  } else {
-    copy.run();
-  }
-}
-
-template <int MOST>
-void copy_column_async(float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
-  if (count > MOST) {
-    simt::stop("a column longer than its batch");
-  }
-  for (int i = 0; i < count; ++i) {
-    copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
-  }
-}
-
-class SharedStream {
- public:
-  explicit SharedStream(const int2* first) : at_(first) {}
-  int2 next() { return *at_++; }
-
- private:
-  const int2* at_;
-};
-
-inline void commit_copies() {
-  simt::Unwatched unwatched;
-  simt::current()->groups.push_back(std::move(simt::current()->open_group));
-  simt::current()->open_group.clear();
-}
-
-template <int NEWER>
-void wait_for_copies() {
-  auto& groups = simt::current()->groups;
-  while (groups.size() > NEWER) {
-    std::vector<simt::Copy> group;
-    {
-      simt::Unwatched unwatched;
-      group = std::move(groups.front());
-      groups.pop_front();
-    }
-    for (const simt::Copy& copy : group) {
-      copy.run();
-    }
-  }
-}
-
-}  // namespace prunekit::device

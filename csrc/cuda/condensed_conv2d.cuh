@@ -1,0 +1,236 @@
+// Masked convolution in float16 and bfloat16 on tensor cores, on a fragment filter (fragment_filter.h).
+//
+//   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//
+// Sums are float32. A row group's step is 16 rows × 16 columns of weights; it multiplies, for 8 pixels side by side, the
+// inputs at its 16 taps. Such a unit of 8 inputs is 16 bytes of shared memory at any tap: a block stages the haloed lines
+// of a chunk of channels once for each column of the kernel, moved by that column and already at the stride, so that
+// the loads of matrices gather them with nothing but an address for each tap.
+//
+// A block stages one chunk's inputs and its row groups' steps, two buffers in turn. Its warps share them: pixel warps ×
+// row groups × slices, a slice being every so many-th step of each run; slices are added at the end in a fixed order.
+// No atomics: the same bits on every run.
+//
+// A dropped weight contributes nothing: where a chunk of a block's inputs holds inf or nan, its kept weights are
+// multiplied one by one. Kept weights are finite.
+#pragma once
+
+#include "condensed_stage.cuh"
+#include "epilogue.cuh"
+#include "tensor_core.cuh"
+
+namespace prunekit {
+
+constexpr uint16_t DROPPED = 0x8000;  // -0.0
+
+// A unit's place in the block's tile. Units past the tile's last are computed from the first one's inputs and dropped.
+struct UnitPlace {
+  int line, column;
+
+  static __device__ __forceinline__ UnitPlace of(const CondensedConv& conv, int unit) {
+    return {unit / conv.units_w, unit % conv.units_w};
+  }
+
+  __device__ __forceinline__ void step(const CondensedConv& conv) {
+    const bool is_last = ++column == conv.units_w;
+    line += is_last;
+    column = is_last ? 0 : column;
+  }
+
+  // Where it begins in a plane, in bytes.
+  __device__ __forceinline__ int offset(const CondensedConv& conv) const {
+    return line < conv.tile_h ? 16 * (line * conv.stride_h * conv.units_w + column) : 0;
+  }
+};
+
+// One slice of a run's steps.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void run_steps(
+    const CondensedConv& conv, const int4* inputs, const int4* steps, const int32_t* taps, int first, int count,
+    const int (&offset)[UNITS / 2], float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+  const device::SharedAddress base = device::shared_address(inputs);
+  for (int step = first; step < count; step += conv.slices) {
+    const int4 weights = steps[step * 32 + lane];
+    const device::SharedAddress tap = base + taps[step * STEP_COLUMNS + lane % STEP_COLUMNS];
+#pragma unroll
+    for (int pair = 0; pair < UNITS / 2; ++pair) {
+      uint32_t input[4];
+      device::load_matrices_transposed(input, tap + offset[pair]);
+      device::multiply_add<IS_BFLOAT16>(sum[2 * pair], weights, input[0], input[1]);
+      device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1], weights, input[2], input[3]);
+    }
+  }
+}
+
+// The same, weight by weight and kept ones only: for inputs with inf and nan.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void run_steps_one_by_one(
+    const CondensedConv& conv, const int4* inputs, const int4* steps, const int32_t* taps, int first, int count,
+    const UnitPlace& first_place, float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int step = first; step < count; step += conv.slices) {
+#pragma unroll 1
+    for (int column = 0; column < STEP_COLUMNS; ++column) {
+      const int holder = lane / 4 * 4 + column % 8 / 2, half = column / 8 * 4 + column % 2;
+      const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + half;
+      const unsigned char* tap = reinterpret_cast<const unsigned char*>(inputs) + taps[step * STEP_COLUMNS + column];
+      UnitPlace place = first_place;
+#pragma unroll
+      for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + place.offset(conv));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint16_t weight = weights[i / 2 * 2], input = from[lane % 4 * 2 + i % 2];
+          if (weight != DROPPED) {
+            sum[unit][i] += device::widen<IS_BFLOAT16>(weight) * device::widen<IS_BFLOAT16>(input);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Add the slices' sums into slice 0's, through shared memory, in the order of slices.
+template <int UNITS>
+__device__ __forceinline__ void add_slices(
+    const CondensedConv& conv, int slice, int column, float* shared, float (&sum)[UNITS][4]) {
+  const int columns = 32 * conv.pixel_warps * conv.block_row_groups;
+  if (slice > 0) {
+#pragma unroll
+    for (int i = 0; i < 4 * UNITS; ++i) {
+      shared[((slice - 1) * 4 * UNITS + i) * columns + column] = sum[i / 4][i % 4];
+    }
+  }
+  __syncthreads();
+  if (slice == 0) {
+    for (int other = 1; other < conv.slices; ++other) {
+#pragma unroll
+      for (int i = 0; i < 4 * UNITS; ++i) {
+        sum[i / 4][i % 4] += shared[((other - 1) * 4 * UNITS + i) * columns + column];
+      }
+    }
+  }
+}
+
+// Bias, activation, residual; then the pixels that exist are stored.
+template <bool IS_BFLOAT16, int UNITS>
+__device__ __forceinline__ void store(
+    const CondensedConv& conv, const CondensedBlock& block, int row_group, UnitPlace place,
+    const float (&sum)[UNITS][4]) {
+  const int lane = threadIdx.x % 32;
+  const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+  const int32_t* rows = conv.rows + group * FRAGMENT_ROWS + lane / 4;
+  const int row[2] = {__ldg(rows), __ldg(rows + 8)};
+  float bias[2] = {};
+  if (conv.bias) {
+    bias[0] = row[0] < 0 ? 0.0f : device::widen<IS_BFLOAT16>(__ldg(conv.bias + row[0]));
+    bias[1] = row[1] < 0 ? 0.0f : device::widen<IS_BFLOAT16>(__ldg(conv.bias + row[1]));
+  }
+#pragma unroll
+  for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
+    const int p = block.first_p + place.line;
+    const int first_q = block.first_q + place.column * UNIT_PIXELS + lane % 4 * 2;
+    const bool has_line = place.line < conv.tile_h && p < conv.p;
+    const int64_t line = block.image * conv.y_stride_n + p * conv.y_stride_p;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int k = row[i / 2], q = first_q + i % 2;
+      if (has_line && k >= 0 && q < conv.q) {
+        const int64_t at = line + k * conv.y_stride_k + q * conv.y_stride_q;
+        float value = activate(conv, sum[unit][i] + bias[i / 2]);
+        if (conv.residual) {
+          value += device::widen<IS_BFLOAT16>(__ldg(conv.residual + at));
+        }
+        conv.y[at] = device::narrow<IS_BFLOAT16>(value);
+      }
+    }
+  }
+}
+
+template <bool IS_BFLOAT16, int SHIFTS, int STRIDE, int UNITS>
+__global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) condensed_conv2d(const CondensedConv conv) {
+  if constexpr (device::HAS_TENSOR_CORES<IS_BFLOAT16>) {
+    PRUNEKIT_DYNAMIC_SHARED(shared);
+    const int warp = threadIdx.x / 32;
+    const int first_unit = warp % conv.pixel_warps * UNITS;
+    const UnitPlace first_place = UnitPlace::of(conv, first_unit);
+    const int row_group = warp / conv.pixel_warps % conv.block_row_groups;
+    const int slice = warp / conv.pixel_warps / conv.block_row_groups;
+    const CondensedBlock block = find_block(conv);
+    const InputShare share = InputShare::of(conv);
+    const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
+    // Lanes 16 and up name the rows of each pair's second unit.
+    UnitPlace place = UnitPlace::of(conv, first_unit + threadIdx.x % 32 / 16);
+    int offset[UNITS / 2];
+#pragma unroll
+    for (int pair = 0; pair < UNITS / 2; ++pair, place.step(conv), place.step(conv)) {
+      offset[pair] = place.offset(conv);
+    }
+
+    float sum[UNITS][4] = {};
+    const auto stage = [&](int chunk) {
+      const CondensedChunk to = find_chunk(conv, shared, chunk % conv.buffers);
+      stage_steps(conv, block, chunk, to);
+      device::commit_copies();
+      return stage_inputs<IS_BFLOAT16, SHIFTS, STRIDE>(conv, block, share, chunk, to.inputs);
+    };
+    bool has_special = conv.buffers == 2 && stage(0);
+    for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
+      const int ahead = chunk + conv.buffers - 1;
+      const bool is_staged = ahead < conv.num_chunks;
+      const bool has_special_ahead = is_staged && stage(ahead);
+      if (is_staged && ahead > chunk) {
+        device::wait_for_copies<1>();
+      } else {
+        device::wait_for_copies<0>();
+      }
+      const bool is_special = __syncthreads_or(ahead > chunk ? has_special : has_special_ahead);
+      if (has_rows) {
+        const CondensedChunk here = find_chunk(conv, shared, chunk % conv.buffers);
+        const int4* steps = here.steps + row_group * conv.longest * 32;
+        const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
+        const int32_t* start = run_start(conv, block, row_group, chunk);
+        const int count = start[1] - start[0];
+        if (is_special) {
+          run_steps_one_by_one<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, first_place, sum);
+        } else {
+          run_steps<IS_BFLOAT16>(conv, here.inputs, steps, taps, slice, count, offset, sum);
+        }
+      }
+      __syncthreads();
+      has_special = has_special_ahead;
+    }
+    if (conv.slices > 1) {
+      const int column = threadIdx.x % 32 + 32 * (row_group * conv.pixel_warps + warp % conv.pixel_warps);
+      add_slices(conv, slice, column, reinterpret_cast<float*>(shared), sum);
+    }
+    if (slice == 0 && has_rows) {
+      store<IS_BFLOAT16>(conv, block, row_group, first_place, sum);
+    }
+  }
+}
+
+// Call visit(kernel) with the instantiation for this dtype, window and cut.
+template <typename Visit>
+void visit_condensed_kernel(bool is_bfloat16, InputWindow window, int warp_units, const Visit& visit) {
+  const auto with_units = [&](auto dtype, auto shifts, auto stride) {
+    constexpr bool IS_BFLOAT16 = decltype(dtype)::value;
+    constexpr int SHIFTS = decltype(shifts)::value, STRIDE = decltype(stride)::value;
+    warp_units == 8 ? visit(condensed_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 8>)
+                    : visit(condensed_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 4>);
+  };
+  const auto with_window = [&](auto dtype) {
+    if (window.shifts == 3 && window.stride == 1) {
+      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 1>{});
+    } else if (window.shifts == 3) {
+      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 2>{});
+    } else {
+      with_units(dtype, std::integral_constant<int, 1>{}, std::integral_constant<int, 0>{});
+    }
+  };
+  is_bfloat16 ? with_window(std::true_type{}) : with_window(std::false_type{});
+}
+
+}  // namespace prunekit

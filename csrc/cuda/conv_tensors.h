@@ -1,0 +1,140 @@
+// What the ops on CUDA tensors have in common: the stream, the memory format, checks, and the epilogue's tensors.
+#pragma once
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../check.h"
+#include "../conv_shape.h"
+
+namespace prunekit {
+
+// A CPU build of torch has no such function, so it is looked for when a kernel is to run.
+inline void* current_stream(int32_t device) {
+  using GetStream = int32_t (*)(int32_t device, void** stream);
+  static const auto get_stream = reinterpret_cast<GetStream>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  STD_TORCH_CHECK(get_stream, "prunekit's CUDA kernels need a CUDA build of torch; this one has no CUDA streams");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get_stream(device, &stream) == 0, "torch gives no CUDA stream for device ", device);
+  return stream;
+}
+
+inline bool is_channels_last(const Tensor& x) {
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  const bool has_strides = x.stride(1) == 1 && (w == 1 || x.stride(3) == c) && (h == 1 || x.stride(2) == w * c) &&
+      (x.size(0) == 1 || x.stride(0) == h * w * c);
+  return has_strides && !x.is_contiguous();
+}
+
+inline Tensor empty_output(const Tensor& x, const ConvShape& shape) {
+  if (!is_channels_last(x)) {
+    return torch::stable::new_empty(x, {shape.n, shape.k, shape.p, shape.q});
+  }
+  const Tensor y = torch::stable::new_empty(x, {shape.n, shape.p, shape.q, shape.k});
+  return torch::stable::transpose(torch::stable::transpose(y, 1, 3), 2, 3);
+}
+
+// One op's name and the dtypes of its tensors, for the checks' sentences.
+struct ConvOp {
+  const char* name;
+  const char* dtypes;
+
+  void check_on_device(const Tensor& x, const Tensor& t, const char* which, ScalarType dtype) const {
+    STD_TORCH_CHECK(
+        t.is_cuda() && t.get_device_index() == x.get_device_index() && t.scalar_type() == dtype, name, " expects ",
+        which, " on x's device, ", dtypes);
+  }
+
+  // `k`, `group_channels`, `r`, `s` and `groups` are the packed filter's.
+  ConvShape read_shape(
+      const Tensor& x, int64_t k, int64_t group_channels, int64_t r, int64_t s, int64_t groups,
+      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+      const std::vector<int64_t>& dilation) const {
+    STD_TORCH_CHECK(
+        x.dim() == 4 && x.size(1) == group_channels * groups, name, " expects x [N, ", group_channels * groups,
+        ", H, W] for its packed filter, got ", shape_of(x));
+    for (const auto* pair : {&stride, &padding, &dilation}) {
+      const int64_t least = pair == &padding ? 0 : 1;
+      STD_TORCH_CHECK(
+          pair->size() == 2 && (*pair)[0] >= least && (*pair)[1] >= least && (*pair)[0] < 4096 && (*pair)[1] < 4096,
+          "stride and dilation must be two numbers from 1 to 4095, padding two from 0 to 4095");
+    }
+    ConvShape shape{x.size(0), x.size(1), x.size(2), x.size(3), k, r, s, groups, stride[0], stride[1], padding[0],
+                    padding[1], dilation[0], dilation[1], 0, 0};
+    shape.set_output_size();
+    constexpr int64_t MOST = std::numeric_limits<int32_t>::max();
+    STD_TORCH_CHECK(shape.n <= MOST && shape.h <= MOST && shape.w <= MOST, name, " runs sizes of up to 2^31 - 1 each");
+    return shape;
+  }
+};
+
+inline bool has_strides_of(const Tensor& a, const Tensor& b) {
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    if (a.stride(dim) != b.stride(dim)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+inline void check_choices(const std::string& activation, const std::vector<int64_t>& launch, size_t length) {
+  STD_TORCH_CHECK(
+      activation == "none" || activation == "leaky_relu", "activation must be none or leaky_relu, got ", activation);
+  STD_TORCH_CHECK(launch.size() == length, "launch must be ", length, " numbers");
+  for (const int64_t number : launch) {
+    STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be ", length, " numbers of up to 4096");
+  }
+}
+
+// The output, and what is added to it, as the kernels read it.
+struct ConvOutput {
+  Tensor y, bias, residual;  // without a bias or residual: any tensor
+  bool has_bias, has_residual;
+
+  static ConvOutput of(
+      const ConvOp& op, const Tensor& x, const ConvShape& shape, const std::optional<Tensor>& bias,
+      const std::optional<Tensor>& residual) {
+    const Tensor y = empty_output(x, shape);
+    if (bias) {
+      op.check_on_device(x, *bias, "bias", x.scalar_type());
+      STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == shape.k, op.name, " expects a bias [", shape.k, "]");
+    }
+    Tensor dense_residual = x;
+    if (residual) {
+      op.check_on_device(x, *residual, "residual", x.scalar_type());
+      STD_TORCH_CHECK(
+          shape_of(*residual) == shape_of(y), op.name, " expects a residual of the output's shape ", shape_of(y));
+      // The kernel reads the residual with y's strides; one that has others is copied.
+      dense_residual = *residual;
+      if (!has_strides_of(*residual, y)) {
+        dense_residual = empty_output(x, shape);
+        torch::stable::copy_(dense_residual, *residual);
+      }
+    }
+    return {y, bias ? torch::stable::contiguous(*bias) : x, dense_residual, bias.has_value(), residual.has_value()};
+  }
+};
+
+// Fill what a kernel's arguments of any filter have in common.
+template <typename Conv, typename Element>
+void fill_conv(
+    Conv& conv, const Element* x_data, Element* y_data, const Tensor& x, const Tensor& y, const ConvShape& shape,
+    const std::string& activation, double negative_slope) {
+  conv.x = x_data, conv.y = y_data;
+  conv.x_stride_n = x.stride(0), conv.x_stride_c = x.stride(1), conv.x_stride_h = x.stride(2);
+  conv.x_stride_w = x.stride(3), conv.y_stride_n = y.stride(0), conv.y_stride_k = y.stride(1);
+  conv.y_stride_p = y.stride(2), conv.y_stride_q = y.stride(3);
+  conv.n = shape.n, conv.h = shape.h, conv.w = shape.w, conv.p = shape.p, conv.q = shape.q;
+  conv.stride_h = shape.stride_h, conv.stride_w = shape.stride_w;
+  conv.padding_h = shape.padding_h, conv.padding_w = shape.padding_w;
+  conv.dilation_h = shape.dilation_h, conv.dilation_w = shape.dilation_w;
+  conv.has_activation = activation != "none", conv.negative_slope = static_cast<float>(negative_slope);
+}
+
+}  // namespace prunekit

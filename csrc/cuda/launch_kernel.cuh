@@ -1,0 +1,34 @@
+// Starts a kernel, or says why it did not start.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+namespace prunekit {
+
+// More than this much shared memory has to be asked for.
+constexpr int64_t DEFAULT_SHARED_BYTES = 48 * 1024;
+
+inline std::string describe(cudaError_t error) {
+  return std::string("CUDA says ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
+}
+
+template <typename Kernel, typename Launch, typename Conv>
+std::string launch_kernel(Kernel kernel, const Launch& launch, const Conv& conv, void* stream) {
+  if (launch.shared_bytes > DEFAULT_SHARED_BYTES) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // it would come back at the next call
+      return "a block of " + std::to_string(launch.shared_bytes) + " bytes of shared memory: " + describe(error);
+    }
+  }
+  kernel<<<dim3(launch.grid_x, launch.grid_y), launch.threads, launch.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+      conv);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? "" : describe(error);
+}
+
+}  // namespace prunekit

@@ -1,0 +1,75 @@
+"""Masked convolution on a fragment filter: the float16 and bfloat16 op of NVIDIA GPUs, on tensor cores.
+
+    packed = pack_fragments(weight, mask, groups, chunk_channels)
+    y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = condensed_conv2d(x, packed's parts, bias, …)
+
+csrc/cuda/condensed_conv2d.cuh is the kernel. Elsewhere the reference unpacks the filter: slow, for judging. The op has
+no gradients: a module that trains uses `masked_conv2d`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader, unpack_fragments
+from prunekit.ops.library import define, fake, fallback
+from prunekit.ops.masked_conv2d import masked_conv2d_reference
+from prunekit.ops.packed_conv2d import activate
+from prunekit.ops.record_conv2d import output_format
+
+define(
+    "condensed_conv2d(Tensor x, int[] header, Tensor starts, Tensor columns, Tensor fragments, Tensor rows, "
+    "Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, "
+    "float negative_slope, int[] launch) -> Tensor"
+)
+
+
+@fallback("condensed_conv2d")
+def condensed_conv2d_reference(
+    x: Tensor,
+    header: list[int],
+    starts: Tensor,
+    columns: Tensor,
+    fragments: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str,
+    negative_slope: float,
+    launch: list[int],
+) -> Tensor:
+    """Unpack and run the masked reference in float32; `launch` cuts the kernel's work and has no part in the result."""
+    read = FragmentHeader.read(header)
+    weight, mask = unpack_fragments(FragmentFilter(read, starts, columns, fragments, rows))
+    wide = None if bias is None else bias.float()
+    y = masked_conv2d_reference(x.float(), weight.float(), mask, wide, stride, padding, dilation, read.groups)
+    y = activate(y, activation, negative_slope)
+    y = y if residual is None else y + residual.float()
+    return y.to(x.dtype).contiguous(memory_format=output_format(x))
+
+
+@fake("condensed_conv2d")
+def _(
+    x: Tensor,
+    header: list[int],
+    starts: Tensor,
+    columns: Tensor,
+    fragments: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str,
+    negative_slope: float,
+    launch: list[int],
+) -> Tensor:
+    shape = FragmentHeader.read(header).shape
+    size = conv_output_size(x.shape, shape, stride, padding, dilation)
+    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))

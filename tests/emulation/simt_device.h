@@ -1,0 +1,65 @@
+// The wrappers of csrc/cuda/device.cuh on the emulator.
+#pragma once
+
+#include "simt.h"
+
+namespace prunekit::device {
+
+constexpr bool HAS_ASYNC_COPY = PRUNEKIT_EMULATED >= 800;
+
+template <int BYTES>
+void copy_async(void* to, const void* from, bool is_inside) {
+  const simt::Copy copy{to, from, BYTES, is_inside};
+  if (reinterpret_cast<uintptr_t>(to) % BYTES || (is_inside && reinterpret_cast<uintptr_t>(from) % BYTES)) {
+    simt::stop("a misaligned copy");
+  }
+  if (HAS_ASYNC_COPY) {
+    simt::Unwatched unwatched;
+    simt::current()->open_group.push_back(copy);
+  } else {
+    copy.run();
+  }
+}
+
+template <int MOST>
+void copy_column_async(float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
+  if (count > MOST) {
+    simt::stop("a column longer than its batch");
+  }
+  for (int i = 0; i < count; ++i) {
+    copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
+  }
+}
+
+class SharedStream {
+ public:
+  explicit SharedStream(const int2* first) : at_(first) {}
+  int2 next() { return *at_++; }
+
+ private:
+  const int2* at_;
+};
+
+inline void commit_copies() {
+  simt::Unwatched unwatched;
+  simt::current()->groups.push_back(std::move(simt::current()->open_group));
+  simt::current()->open_group.clear();
+}
+
+template <int NEWER>
+void wait_for_copies() {
+  auto& groups = simt::current()->groups;
+  while (groups.size() > NEWER) {
+    std::vector<simt::Copy> group;
+    {
+      simt::Unwatched unwatched;
+      group = std::move(groups.front());
+      groups.pop_front();
+    }
+    for (const simt::Copy& copy : group) {
+      copy.run();
+    }
+  }
+}
+
+}  // namespace prunekit::device
