@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from emulated_kernels import Build, Case, EmulationError, emulate
 from oracles import TOLERANCE, relative_difference
@@ -10,6 +12,13 @@ from torch import Tensor
 
 #: (file in csrc/cuda, text, its replacement, the sanitizer that sees it where no result need change)
 Mutant = tuple[str, str, str, str]
+
+
+def all_caught(mutants: Mapping[str, Mutant], problems: Sequence[tuple[Case, Tensor]]) -> dict[str, bool]:
+    """Whether each is caught; compilers and emulators are processes, one a core."""
+    emulate([case for case, _ in problems], Build())  # what all of them share is made before they begin
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(mutants, pool.map(lambda mutant: is_caught(mutant, problems), mutants.values()), strict=True))
 
 
 def is_caught(mutant: Mutant, problems: Sequence[tuple[Case, Tensor]]) -> bool:
