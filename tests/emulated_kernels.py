@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,14 @@ def compiled(build: Build, source: str) -> Path:
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr, done.stderr
     return program
+
+
+def compile_all(source: str) -> None:
+    """Compile a kernel for both ways of copying, plainly and with each sanitizer, a compiler a core."""
+    builds = [Build(architecture, sanitizer) for sanitizer in SANITIZERS for architecture in (750, 800)]
+    if COMPILER:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda build: compiled(build, source), builds))
 
 
 class Case(Protocol):

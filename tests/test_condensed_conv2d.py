@@ -9,7 +9,7 @@ import pytest
 import torch
 from condensed_problems import condensed_problems
 from conv_cases import random_cases
-from emulated_kernels import COMPILER, Build, CondensedProblemCase, EmulationError, emulate
+from emulated_kernels import COMPILER, Build, CondensedProblemCase, EmulationError, compile_all, emulate
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from prunekit_kernels import condense
 
@@ -26,6 +26,11 @@ from prunekit.ops.fragment_filter import (
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "100"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_kernels() -> None:
+    compile_all("condensed_conv2d")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

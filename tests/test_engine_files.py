@@ -16,7 +16,7 @@ import prunekit
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.nn.whole_graph import build_whole_graph
-from prunekit.operators import operator_named
+from prunekit.ops.named import operator_named
 from prunekit.ops.native import native_status
 
 pytestmark = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conv_cases import random_cases
-from emulated_kernels import COMPILER, Build, EmulationError, emulate
+from emulated_kernels import COMPILER, Build, EmulationError, compile_all, emulate
 from oracles import TOLERANCE, relative_difference
 from record_problems import record_problems
 
@@ -18,6 +18,11 @@ from prunekit.ops.record_filter import RecordHeader, pack_records, unpack_record
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "200"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_kernels() -> None:
+    compile_all("record_conv2d")
 
 
 def test_packing_and_reading_back_gives_the_weight() -> None:

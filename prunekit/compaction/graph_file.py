@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
 
 from prunekit.errors import InputError
-from prunekit.operators import operator_named
+from prunekit.ops.named import operator_named
 
 #: What sizes are computed with.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

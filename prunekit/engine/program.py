@@ -18,8 +18,8 @@ from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import SegmentPlan, plan_segment
 from prunekit.errors import InputError
-from prunekit.operators import operator_named
 from prunekit.ops import native
+from prunekit.ops.named import operator_named
 
 # Planned sizes of each native part that a program keeps; the oldest goes first.
 _MAX_SIZES = 8
