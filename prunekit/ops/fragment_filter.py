@@ -8,8 +8,7 @@ channels make a chunk is chosen for one size and device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.ops.filter_header import FilterHeader
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter
@@ -34,7 +34,7 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class FragmentHeader:
+class FragmentHeader(FilterHeader):
     """What launches need to know about a fragment filter, in the order of csrc/fragment_filter.h.
 
     Attributes:
@@ -45,31 +45,11 @@ class FragmentHeader:
         longest: steps of the longest run, one row group's in one chunk.
     """
 
-    out_channels: int
-    group_channels: int
-    kernel_h: int
-    kernel_w: int
-    groups: int
-    chunk_channels: int
+    FORMAT = "fragment"
+
     nnz: int
     num_steps: int
     longest: int
-
-    def words(self) -> list[int]:
-        """Flatten for the op."""
-        return list(astuple(self))
-
-    @classmethod
-    def read(cls, words: Sequence[int]) -> FragmentHeader:
-        """Undo `words`."""
-        if len(words) != len(fields(cls)):
-            raise InputError(f"a fragment filter's header has {len(fields(cls))} numbers; got {len(words)}.")
-        return cls(*words)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The weight's shape [K, C / groups, R, S]."""
-        return self.out_channels, self.group_channels, self.kernel_h, self.kernel_w
 
     @property
     def num_row_groups(self) -> int:

@@ -9,13 +9,14 @@ slices is chosen for one size and device (`prunekit.ops.record_launch`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.ops.filter_header import FilterHeader
 
 #: Output channels of a row group: what a lane sums in registers (csrc/record_filter.h).
 ROWS = 8
@@ -28,7 +29,7 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class RecordHeader:
+class RecordHeader(FilterHeader):
     """What launches need to know about a record filter, in the order of csrc/record_filter.h.
 
     Attributes:
@@ -41,33 +42,13 @@ class RecordHeader:
         longest: records of the longest run, one row group's in one chunk.
     """
 
-    out_channels: int
-    group_channels: int
-    kernel_h: int
-    kernel_w: int
-    groups: int
-    chunk_channels: int
+    FORMAT = "record"
+
     slices: int
     window_taps: int
     nnz: int
     num_records: int
     longest: int
-
-    def words(self) -> list[int]:
-        """Flatten for the op."""
-        return list(astuple(self))
-
-    @classmethod
-    def read(cls, words: Sequence[int]) -> RecordHeader:
-        """Undo `words`."""
-        if len(words) != len(fields(cls)):
-            raise InputError(f"a record filter's header has {len(fields(cls))} numbers; got {len(words)}.")
-        return cls(*words)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The weight's shape [K, C / groups, R, S]."""
-        return self.out_channels, self.group_channels, self.kernel_h, self.kernel_w
 
     @property
     def rows_per_group(self) -> int:
