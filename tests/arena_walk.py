@@ -59,7 +59,7 @@ class ArenaWalk:
         outputs: Sequence[str],
         choices: Mapping[str, ConvChoice],
     ) -> None:
-        self.planner = _Planner(Places(graph, nodes, inputs, None), outputs, choices)
+        self.planner = _Planner(Places(graph, nodes, inputs, outputs, None), outputs, choices)
         self.plan = self.planner.plan()
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.sanitizer = _sanitizer()

@@ -21,9 +21,14 @@ class Places:
     """The buffers and views of some nodes for one input size, and what must outlive the plan."""
 
     def __init__(
-        self, graph: Graph, nodes: Sequence[Node], inputs: Mapping[str, Size], layouts: Layouts | None
+        self,
+        graph: Graph,
+        nodes: Sequence[Node],
+        inputs: Mapping[str, Size],
+        outputs: Sequence[str],
+        layouts: Layouts | None,
     ) -> None:
-        """Lay out `nodes`, whose outside `inputs` have sizes [C, H, W].
+        """Lay out `nodes`, whose outside `inputs` have sizes [C, H, W] and whose `outputs` are read elsewhere.
 
         Raises:
             InputError: sizes do not fit, or a plane has 2^31 elements or more.
@@ -41,7 +46,7 @@ class Places:
                 raise InputError(f"a plane of {layout.height}×{layout.width} pixels has 2^31 elements or more.")
         self._masks: dict[LaneLayout, int] = {}
         self._tables: dict[Any, int] = {}
-        self._assign_views()
+        self._assign_views(outputs)
         self._assign_halos()
 
     def layout_of(self, name: str) -> LaneLayout:
@@ -54,8 +59,12 @@ class Places:
         self.buffers.append(buffer)
         return buffer
 
-    def _assign_views(self) -> None:
-        """Give every value a place; what is concatenated is written into the concat's buffer where it can."""
+    def _assign_views(self, outputs: Sequence[str]) -> None:
+        """Give every value a place; what is concatenated is written into the concat's buffer where it can.
+
+        A result takes the place of the residual, or of another value that it is made of pixel by pixel, where nothing
+        reads that afterwards.
+        """
         for node in reversed(self.nodes):
             if node.op != "concat":
                 continue
@@ -69,9 +78,27 @@ class Places:
                 if name not in self.views and name not in self.input_names:
                     self.views[name] = View(view.buffer, first, channels)
                 first += channels
-        for name, size in self.sizes.items():
+        step_of = {node.name: i for i, node in enumerate(self.nodes)}
+        last_use = step_of | {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+        last_use.update(dict.fromkeys(outputs, len(self.nodes)))
+        for name, size in self.sizes.items():  # the inputs, then as the nodes run
             if name not in self.views and self._needs_lanes(name):
-                self.views[name] = View(self.new_buffer(self.layout_of(name), size[0]), 0, size[0])
+                overwritten = self._overwritten(step_of[name], last_use) if name in step_of else None
+                self.views[name] = overwritten or View(self.new_buffer(self.layout_of(name), size[0]), 0, size[0])
+
+    def _overwritten(self, step: int, last_use: Mapping[str, int]) -> View | None:
+        """Return the view of an input in whose place a node may write its result."""
+        node = self.nodes[step]
+        if node.op not in ("conv2d", "add", "activation", "affine"):
+            return None
+        others = [self.views[node.inputs[0]].buffer] if node.op == "conv2d" and node.inputs[0] in self.views else []
+        for name in node.inputs[1:] if node.op == "conv2d" else node.inputs:
+            view = self.views[name]
+            sharing = [n for n, other in self.views.items() if other.buffer is view.buffer]
+            is_whole = view.channels == view.buffer.channels
+            if is_whole and view.buffer not in others and all(last_use.get(n, -1) <= step for n in sharing):
+                return view
+        return None
 
     def _needs_lanes(self, name: str) -> bool:
         """Tell whether a value is read in lanes; an input that is only remapped is read where it is."""

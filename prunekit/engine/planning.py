@@ -85,7 +85,7 @@ def plan_segment(
     Raises:
         InputError: sizes do not fit, or a plane has 2^31 elements or more.
     """
-    return _Planner(Places(graph, nodes, inputs, layouts), outputs, choices).plan()
+    return _Planner(Places(graph, nodes, inputs, outputs, layouts), outputs, choices).plan()
 
 
 class _Planner:
