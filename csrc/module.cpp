@@ -144,6 +144,16 @@ PyObject* shared_write_ns(PyObject*, PyObject*) {
   return call_without_gil(measure) ? PyFloat_FromDouble(cost) : nullptr;
 }
 
+PyObject* vector_times(PyObject*, PyObject* argument) {
+  const int64_t bytes = PyLong_AsLongLong(argument);
+  if (PyErr_Occurred()) {
+    return nullptr;
+  }
+  prunekit::VectorTimes times{};
+  const auto measure = [&] { times = prunekit::vector_times(bytes); };
+  return call_without_gil(measure) ? Py_BuildValue("(dd)", times.multiply_add_ns, times.rewrite_ns) : nullptr;
+}
+
 PyObject* lane_layout(PyObject*, PyObject*) {
   const prunekit::LaneKernels& kernels = prunekit::lane_kernels();
   return Py_BuildValue(
@@ -158,6 +168,8 @@ PyMethodDef METHODS[] = {
      "10^9 float32 operations a second that torch's threads do in registers, multiply-adds counted as two."},
     {"shared_write_ns", shared_write_ns, METH_NOARGS,
      "Nanoseconds a cache line to write what another thread has read."},
+    {"vector_times", vector_times, METH_O,
+     "Nanoseconds a vector takes to be multiplied and added, and to be rewritten, in memory of some bytes."},
     {"lane_layout", lane_layout, METH_NOARGS,
      "Lanes of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the instruction set in use."},
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set in use."},

@@ -162,40 +162,54 @@ ALWAYS_INLINE void add_segment(
   (..., add_pattern<P + 1, STEP>(acc, counts[P], x, offsets, values));
 }
 
-ALWAYS_INLINE void put(float* y, vec value, bool is_streamed) {
-  if (is_streamed) {
-    stream(y, value);
+// Call f with the choice as a constant.
+template <typename F>
+ALWAYS_INLINE void with_choice(bool choice, const F& f) {
+  if (choice) {
+    f(std::true_type{});
   } else {
-    store(y, value);
+    f(std::false_type{});
   }
 }
 
 // Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and
-// through memory, so that the loops above have every register to themselves.
+// through memory, so that the loops above have every register to themselves. The tile's fields are read before the
+// loops: for all that the compiler knows, what is written might be any of them.
 __attribute__((noinline)) void write_rows(
-    const LaneConvTile& tile, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
-  rows = first_row + rows < tile.rows_per_group ? rows : tile.rows_per_group - first_row;
-  float* y = tile.y + first_row * tile.y_channel + first * LANES;
-  const int32_t* mask = tile.mask + first * LANES;
-  with_activation(tile.before.activation, [&](auto before) __attribute__((always_inline)) {
-    if (!tile.residual) {
-      for (int64_t r = 0; r < rows; ++r, y += tile.y_channel) {
-        for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
-          const vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
-          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
-        }
+    const LaneConvTile& t, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
+  rows = first_row + rows < t.rows_per_group ? rows : t.rows_per_group - first_row;
+  float* y = t.y + first_row * t.y_channel + first * LANES;
+  const int32_t* mask = t.mask + first * LANES;
+  const int64_t y_channel = t.y_channel, residual_channel = t.residual_channel;
+  const float before_slope = t.before.negative_slope, after_slope = t.after.negative_slope;
+  const LaneActivation after_activation = t.after.activation;
+  const float* residual = t.residual ? t.residual + first_row * residual_channel + first * LANES : nullptr;
+  with_choice(t.is_streamed, [&](auto is_streamed) __attribute__((always_inline)) {
+    auto put = [](float* target, vec value, const int32_t* mask) __attribute__((always_inline)) {
+      if constexpr (decltype(is_streamed)::value) {
+        stream(target, masked(value, mask));
+      } else {
+        store(target, masked(value, mask));
       }
-      return;
-    }
-    const float* residual = tile.residual + first_row * tile.residual_channel + first * LANES;
-    with_activation(tile.after.activation, [&](auto after) __attribute__((always_inline)) {
-      for (int64_t r = 0; r < rows; ++r, y += tile.y_channel, residual += tile.residual_channel) {
-        for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
-          vec value = activate<decltype(before)::value>(load(sums), tile.before.negative_slope);
-          value = activate<decltype(after)::value>(value + load(residual + v * LANES), tile.after.negative_slope);
-          put(y + v * LANES, masked(value, mask + v * LANES), tile.is_streamed);
+    };
+    with_activation(t.before.activation, [&](auto before) __attribute__((always_inline)) {
+      constexpr LaneActivation BEFORE = decltype(before)::value;
+      if (!residual) {
+        for (int64_t r = 0; r < rows; ++r, y += y_channel) {
+          for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
+            put(y + v * LANES, activate<BEFORE>(load(sums), before_slope), mask + v * LANES);
+          }
         }
+        return;
       }
+      with_activation(after_activation, [&](auto after) __attribute__((always_inline)) {
+        for (int64_t r = 0; r < rows; ++r, y += y_channel, residual += residual_channel) {
+          for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
+            const vec value = activate<BEFORE>(load(sums), before_slope) + load(residual + v * LANES);
+            put(y + v * LANES, activate<decltype(after)::value>(value, after_slope), mask + v * LANES);
+          }
+        }
+      });
     });
   });
 }
@@ -261,27 +275,43 @@ void run_mean(const float* x, int64_t vectors, float scale, float* y) {
 }
 
 void run_elementwise(const LaneElementwise& e) {
+  const float *x = e.x, *other = e.other;
+  float* y = e.y;
+  const int32_t* mask = e.mask;
+  const int64_t vectors = e.vectors;
+  const float scale = e.scale, shift = e.shift, slope = e.epilogue.negative_slope;
   with_activation(e.epilogue.activation, [&](auto activation) __attribute__((always_inline)) {
-    for (int64_t v = 0; v < e.vectors; ++v) {
-      vec value = load(e.x + v * LANES);
-      value = e.other ? value + load(e.other + v * LANES) : value * e.scale + e.shift;
-      value = activate<decltype(activation)::value>(value, e.epilogue.negative_slope);
-      store(e.y + v * LANES, e.mask ? masked(value, e.mask + v * LANES) : value);
-    }
+    with_choice(other != nullptr, [&](auto has_other) __attribute__((always_inline)) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        vec value = load(x + v * LANES);
+        value = decltype(has_other)::value ? value + load(other + v * LANES) : value * scale + shift;
+        value = activate<decltype(activation)::value>(value, slope);
+        store(y + v * LANES, mask ? masked(value, mask + v * LANES) : value);
+      }
+    });
   });
 }
 
 void run_pool(const LanePool& pool) {
-  for (int64_t v = 0; v < pool.vectors; ++v) {
-    vec value = load(pool.x + (pool.taps[0] + v * pool.step) * LANES);
-    for (int64_t t = 1; t < pool.num_taps; ++t) {
-      const vec x = load(pool.x + (pool.taps[t] + v * pool.step) * LANES);
-      // A nan wins, as in torch.
-      value = pool.is_max ? ((x > value) | (x != x) ? x : value) : value + x;
+  const float* x = pool.x;
+  float* y = pool.y;
+  const int32_t *taps = pool.taps, *mask = pool.mask;
+  const int64_t vectors = pool.vectors, num_taps = pool.num_taps, step = pool.step;
+  const float scale = pool.scale;
+  with_choice(pool.is_max, [&](auto is_max) __attribute__((always_inline)) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      vec value = load(x + (taps[0] + v * step) * LANES);
+      for (int64_t t = 1; t < num_taps; ++t) {
+        const vec next = load(x + (taps[t] + v * step) * LANES);
+        if constexpr (decltype(is_max)::value) {
+          value = (next > value) | (next != next) ? next : value;  // a nan wins, as in torch
+        } else {
+          value += next;
+        }
+      }
+      store(y + v * LANES, masked(decltype(is_max)::value ? value : value * scale, mask + v * LANES));
     }
-    value = pool.is_max ? value : value * pool.scale;
-    store(pool.y + v * LANES, masked(value, pool.mask + v * LANES));
-  }
+  });
 }
 
 // The vectors [begin, end) of a plane whose pixels are those of `source`, `distance` lanes further on; 0 beyond the
@@ -327,6 +357,20 @@ int64_t multiply_add(int64_t iterations) {
   return iterations * CHAINS * LANES * 2;
 }
 
+template <int... CHAIN>
+ALWAYS_INLINE void multiply_add_from(const float* x, int64_t vectors, std::integer_sequence<int, CHAIN...>) {
+  const vec factor = vec{} + 0.5f;
+  vec chain[] = {vec{} + static_cast<float>(CHAIN)...};
+  for (int64_t v = 0; v + int64_t{sizeof...(CHAIN)} <= vectors; v += sizeof...(CHAIN)) {
+    (..., (chain[CHAIN] += load(x + (v + CHAIN) * LANES) * factor));
+  }
+  [[maybe_unused]] volatile float sink = (0.0f + ... + chain[CHAIN][0]);
+}
+
+void multiply_add_from(const float* x, int64_t vectors) {
+  multiply_add_from(x, vectors, std::make_integer_sequence<int, 12>{});
+}
+
 template <int STEP, typename Offset, typename Weight, int ROWS, typename Sequence>
 struct Table;
 template <int STEP, typename Offset, typename Weight, int ROWS, int... V>
@@ -356,6 +400,7 @@ const LaneKernels lane_kernels = {
     run_mean,
     fill_halo,
     multiply_add,
+    multiply_add_from,
     run_remap};
 
 }  // namespace PRUNEKIT_ISA

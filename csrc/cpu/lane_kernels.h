@@ -108,6 +108,8 @@ struct LaneKernels {
   void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.
   int64_t (*multiply_add)(int64_t iterations);
+  // One multiply-add for each vector of x, from memory.
+  void (*multiply_add_from)(const float* x, int64_t vectors);
   void (*remap)(const LaneRemap&);
 };
 

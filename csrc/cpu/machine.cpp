@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "arena.h"
 #include "instruction_sets.h"
 #include "scratch.h"
 
@@ -68,6 +70,29 @@ double shared_write_ns() {
   reader.join();
   std::nth_element(costs.begin(), costs.begin() + TRIES / 2, costs.end());
   return costs[TRIES / 2];
+}
+
+VectorTimes vector_times(int64_t bytes) {
+  constexpr int TRIES = 5;
+  constexpr int64_t BYTES_A_TRY = int64_t{32} << 20;
+  const LaneKernels& kernels = lane_kernels();
+  const int64_t vectors = bytes / int64_t{sizeof(float)} / kernels.lanes;
+  STD_TORCH_CHECK(vectors >= 12, "expected at least 12 vectors of memory to time, found ", bytes, " bytes");
+  const Arena memory(vectors * kernels.lanes);
+  const int64_t passes = ceil_div(BYTES_A_TRY, bytes);
+  const LaneElementwise rewrite = {memory.data, nullptr, memory.data, vectors, 0.5f, 1.0f, {LaneActivation::NONE, 0.0f}, nullptr};
+  const auto time = [&](auto pass) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < TRIES; ++i) {
+      const int64_t begin = nanoseconds();
+      for (int64_t p = 0; p < passes; ++p) {
+        pass();
+      }
+      best = std::min(best, static_cast<double>(nanoseconds() - begin) / static_cast<double>(passes * vectors));
+    }
+    return best;
+  };
+  return {time([&] { kernels.multiply_add_from(memory.data, vectors); }), time([&] { kernels.elementwise(rewrite); })};
 }
 
 }  // namespace prunekit

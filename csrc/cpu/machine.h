@@ -18,4 +18,11 @@ double fma_peak_gflops();
 // take a few; others, and virtual cores that were put far apart, several times as much.
 double shared_write_ns();
 
+// Nanoseconds a vector takes in `bytes` of memory that one thread passes over again and again, the best of some tries:
+// to be multiplied and added, and to be read, changed and written back. They tell the caches' speeds.
+struct VectorTimes {
+  double multiply_add_ns, rewrite_ns;
+};
+VectorTimes vector_times(int64_t bytes);
+
 }  // namespace prunekit

@@ -126,6 +126,16 @@ def shared_write_ns() -> float:
     return float(_require().shared_write_ns())
 
 
+def vector_times(num_bytes: int) -> tuple[float, float]:
+    """Measure how many nanoseconds a vector takes in memory of `num_bytes` that one thread passes over repeatedly.
+
+    Returns:
+        To be multiplied and added, and to be read, changed and written back.
+    """
+    multiply_add_ns, rewrite_ns = _require().vector_times(num_bytes)
+    return multiply_add_ns, rewrite_ns
+
+
 def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: int) -> object:
     """Check a plan's steps (csrc/cpu/plan.h) and return the plan; whatever they point to must outlive it.
 
