@@ -87,6 +87,21 @@ class SparseWeight:
         weight = torch.zeros(self.size, dtype=torch.float32, device="cpu")
         return weight.masked_scatter_(kept, self.values.float()).reshape(self.shape)
 
+    def unpacked(self) -> UnpackedWeight:
+        """Return the weight together with its dense form, for whoever asks for that again and again."""
+        return UnpackedWeight(self.shape, self.bits, self.values, self.dense())
+
+
+@dataclass(frozen=True)
+class UnpackedWeight(SparseWeight):
+    """A weight that keeps its dense form, `with_zeros`, which is not to be changed."""
+
+    with_zeros: Tensor
+
+    def dense(self) -> Tensor:
+        """Return the weight with its zeros, float32."""
+        return self.with_zeros
+
 
 @dataclass
 class Graph:

@@ -100,10 +100,11 @@ class _Planner:
             if name in self.places.views:
                 self._remap(None, name, self.places.views[name], _all_pixels(self.places.layout_of(name)), source=i)
                 self._halo(self.places.views[name])
+        for name in self.places.input_names:
+            self._unpack(name)
         for node in self.places.nodes:
             getattr(self, f"_plan_{node.op}")(node)
-        for i, name in enumerate(self.outputs):
-            self._unpack(name, i)
+            self._unpack(node.name)
         place(self.places.buffers, [(*step.reads, *step.writes) for step in self.steps])
         rows = []
         for step in self.steps:
@@ -170,11 +171,13 @@ class _Planner:
         reads, writes = [read.buffer] if read else [], [target.buffer] if isinstance(target, View) else []
         self._add(_REMAP, node, reads, writes, words)
 
-    def _unpack(self, name: str, output: int) -> None:
-        _, height, width = self.places.sizes[name]
-        if name in self.places.input_names and name not in self.places.views:
-            raise InputError(f"value {name} passes through unchanged.")
-        self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
+    def _unpack(self, name: str) -> None:
+        """Write a value to the outputs that it is, at once: it is still in the caches, and its place is soon free."""
+        for output in (i for i, other in enumerate(self.outputs) if other == name):
+            _, height, width = self.places.sizes[name]
+            if name in self.places.input_names and name not in self.places.views:
+                raise InputError(f"value {name} passes through unchanged.")
+            self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
 
     def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
         """Lay the input out so that the node's window has stride 1; return where and how."""

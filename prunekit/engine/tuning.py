@@ -28,6 +28,7 @@ _BLOCK_BYTES = (8 * 1024, 16 * 1024, 40 * 1024, 128 * 1024)
 # Tiles in one go to try where all channels are one block.
 _REPEATS = (1, 4, 16)
 _RUNS, _FINALISTS, _FINAL_RUNS = 2, 3, 5
+_OUTPUT_BYTES = 64 << 20  # of candidates that are checked together, about
 _SHORT_TILE = 2 / 3
 
 
@@ -149,26 +150,35 @@ def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) 
 
 
 def _measure(graph: Graph, node: Node, sizes: Mapping[str, Size], layouts: Layouts, key: TuningKey) -> TunedConv:
-    """Run all candidates on one input in one plan, in turn."""
+    """Run the candidates on one input, in turn; those with large outputs a few at a time."""
     choices = candidates(key, row_vectors_of(node, graph, sizes, layouts), native.lane_layout()[1])
-    alone = {f"candidate{i}": replace(node, name=f"candidate{i}", inputs=["x"]) for i in range(len(choices))}
+    name = node.attributes["weight"]
+    graph = replace(graph, weights={**graph.weights, name: graph.weights[name].unpacked()})
     size = sizes[node.inputs[0]]
-    plan = plan_segment(
-        graph, list(alone.values()), {"x": size}, list(alone), dict(zip(alone, choices, strict=True)), layouts
-    )
-    segment = Segment(plan, ["x"], list(alone))
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
-    values = {"x": x}
-    segment.run(values)
-    _check(graph, node, x, {choice: values[name] for name, choice in zip(alone, choices, strict=True)})
-    best = _time(segment, values, _RUNS)
-    finalists = sorted(best, key=lambda candidate: best[candidate])[:_FINALISTS]
-    outputs = dict(zip(finalists, (choices[list(alone).index(name)] for name in finalists), strict=True))
-    nodes = [alone[name] for name in finalists]
-    final = Segment(plan_segment(graph, nodes, {"x": size}, [], outputs, layouts), ["x"], [])
-    best = _time(final, values, _FINAL_RUNS)
-    name = min(best, key=lambda candidate: best[candidate])
-    return TunedConv(choices[list(alone).index(name)], best[name], is_cached=False)
+    a_time = max(_FINALISTS, _OUTPUT_BYTES // (4 * math.prod(sizes[node.name])))
+    best: dict[ConvChoice, float] = {}
+    for first in range(0, len(choices), a_time):
+        best |= _run(graph, node, x, choices[first : first + a_time], layouts, _RUNS, is_checked=True)
+    finalists = sorted(best, key=lambda choice: best[choice])[:_FINALISTS]
+    best = _run(graph, node, x, finalists, layouts, _FINAL_RUNS, is_checked=False)
+    choice = min(best, key=lambda choice: best[choice])
+    return TunedConv(choice, best[choice], is_cached=False)
+
+
+def _run(
+    graph: Graph, node: Node, x: Tensor, choices: list[ConvChoice], layouts: Layouts, runs: int, *, is_checked: bool
+) -> dict[ConvChoice, float]:
+    """Return the least milliseconds of each choice in one plan, compared with torch's convolution first."""
+    alone = {f"candidate{i}": choice for i, choice in enumerate(choices)}
+    nodes = [replace(node, name=name, inputs=["x"]) for name in alone]
+    outputs = list(alone) if is_checked else []
+    plan = plan_segment(graph, nodes, {"x": (x.shape[1], x.shape[2], x.shape[3])}, outputs, alone, layouts)
+    segment, values = Segment(plan, ["x"], outputs), {"x": x}
+    if is_checked:
+        segment.run(values)
+        _check(graph, node, x, {choice: values[name] for name, choice in alone.items()})
+    return {alone[name]: ms for name, ms in _time(segment, values, runs).items()}
 
 
 def _time(segment: Segment, values: dict[str, Tensor], runs: int) -> dict[str, float]:
