@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def fix_times(monkeypatch: pytest.MonkeyPatch, **median_ms: float) -> None:
             call()
         return {name: Timing(*[median_ms.get(name, median_ms["packed"])] * 3) for name in calls}
 
-    monkeypatch.setattr("prunekit.nn.tuning.time_in_turn", time_in_turn)
+    for module in ("prunekit.nn.tuning", "prunekit.nn.accelerate"):  # the package has a function named accelerate
+        monkeypatch.setattr(importlib.import_module(module), "time_in_turn", time_in_turn)
 
 
 @pytest.fixture(autouse=True)
