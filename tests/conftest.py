@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from prunekit.pipeline.training import train
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125
+
+
+@pytest.fixture(autouse=True)
+def _whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `accelerate` runs as a whole graph, however slow a busy machine makes it look."""
+    monkeypatch.setattr(importlib.import_module("prunekit.nn.accelerate"), "_CLEARLY_FASTER", 0.0)
 
 
 @pytest.fixture

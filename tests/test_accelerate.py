@@ -34,7 +34,7 @@ def fix_times(monkeypatch: pytest.MonkeyPatch, **median_ms: float) -> None:
             call()
         return {name: Timing(*[median_ms.get(name, median_ms["packed"])] * 3) for name in calls}
 
-    for module in ("prunekit.nn.tuning", "prunekit.nn.accelerate"):  # the package has a function named accelerate
+    for module in ("prunekit.nn.tuning", "prunekit.nn.accelerate"):  # a package's function hides the second
         monkeypatch.setattr(importlib.import_module(module), "time_in_turn", time_in_turn)
 
 
@@ -187,6 +187,16 @@ def test_the_faster_one_is_chosen_and_dense_wins_ties(monkeypatch: pytest.Monkey
         3,
         1,
     )
+
+
+def test_a_whole_graph_that_is_slower_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("prunekit.nn.accelerate"), "_CLEARLY_FASTER", 1.4)
+    fix_times(monkeypatch, dense=2.0, packed=1.0, before=1.0, after=1.0, modules=1.0, graph=2.0)
+    fast = prunekit.accelerate(sparsify(Block(), 0.9).eval(), X, tuning_cache=None)
+    assert isinstance(fast, Block)
+    assert any("faster than the whole graph" in note for note in fast.report.notes)  # type: ignore[union-attr]
+    fix_times(monkeypatch, dense=2.0, packed=1.0, before=1.0, after=1.0, modules=2.0, graph=1.0)
+    assert isinstance(prunekit.accelerate(sparsify(Block(), 0.9).eval(), X, tuning_cache=None), AcceleratedModel)
 
 
 def test_real_measurements_choose_for_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_an_attack_of_the_wrong_sign_is_weaker_than_anything(
     source.load_state_dict(model.state_dict())
     attack = DescendingOnOne(**dataclasses.asdict(SOUND))
     report = check_evaluation(model, dataset, shapes_config, SilentProgress(), attack, source, num_images=4)
-    assert {"large eps", "white box"} <= failed(report)
+    assert "white box" in failed(report)
 
 
 def test_training_mode_is_caught_before_it_does_harm(
