@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_model import RATIOS, Layer, dense_seconds, modelled_layer, yolov3_layers
+from prunekit.ops.conv_plan import input_grad_job
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.masked_conv2d import dense_input_grad
 from prunekit.ops.record_filter import RecordFilter, pack_records
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches, gpu_of
-from prunekit.ops.record_plan import input_grad_job
 from prunekit.timing import cuda_seconds
 
 _MAX_RELATIVE_RMS = 1e-5
@@ -168,7 +168,8 @@ def tune_gradient(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gp
     choice, _ = job.measure(
         gpu,
         x.device,
-        lambda plan: plan.run(torch.ops.prunekit.record_conv2d, grad, kept),
+        x.dtype,
+        lambda plan: plan.run(grad, kept),
         lambda: dense_input_grad(grad, kept, list(x.shape), *two, 1),
         cuda_seconds if x.is_cuda else lambda call: timed(call, x.device)["warm_ms"] / 1e3,
         KernelCache(None),

@@ -23,8 +23,9 @@ from prunekit.detection.yolov3 import yolov3
 from prunekit.ops import condensed_launch, kernel_choice
 from prunekit.ops.condensed_launch import CondensedLaunch, CondensedProblem
 from prunekit.ops.conv_arguments import pair
+from prunekit.ops.conv_plan import input_grad_problem
+from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
-from prunekit.ops.record_plan import extra_seconds, input_grad_problem
 from prunekit.ops.transposed_conv import TransposedConv
 
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
@@ -142,17 +143,16 @@ def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu
     """What the dispatch would bring at a ratio: the speed-up over dense at its best, and how many layers are sparse."""
     total, dense, sparse_layers = 0.0, 0.0, 0
     for layer, count in layers.items():
-        forward = problem = layer.problem(1 - ratio / 100)
+        forward = layer.problem(1 - ratio / 100)
+        problem: ConvProblem = forward
         if direction == "input_grad":
             padding, x_size = layer.kernel // 2, (layer.size * layer.stride,) * 2
             transposed = TransposedConv.of(forward.kernel_size, forward.stride, (padding, padding), (1, 1), 1)
             problem = input_grad_problem(forward, transposed, x_size)
-        slow = kernel_choice.dense_seconds(forward, gpu, allow_tf32=allow_tf32)
-        extra = extra_seconds(direction, problem, forward, gpu)
         choice = kernel_choice.choose_kernel(
-            problem, torch.float32, gpu, allow_tf32=allow_tf32, dense=slow, extra=extra
+            problem, torch.float32, gpu, allow_tf32=allow_tf32, direction=direction, dense_problem=forward
         )
-        total, dense = total + count * choice.seconds, dense + count * slow
+        total, dense = total + count * choice.seconds, dense + count * choice.dense_seconds
         sparse_layers += count * (choice.kernel != "dense")
     return f"{dense / total:.2f}×, {sparse_layers}"
 

@@ -32,6 +32,7 @@ from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu
 from prunekit.ops.masked_conv2d_cuda import CudaDevice
 from prunekit.ops.record_launch import GPUS
+from prunekit.ops.sparse_kernel import cuda_op
 from prunekit.timing import time_in_turn
 
 NETS = {"yolov3": 416, "resnet50": 224}
@@ -161,7 +162,7 @@ def accelerated(net: nn.Module, x: Tensor, memory_format: torch.memory_format) -
 def _accelerate(net: nn.Module, x: Tensor) -> nn.Module:
     if x.is_cuda:
         return prunekit.accelerate(net, x, tuning_seconds=30.0)
-    device = CudaDevice(GPUS["rtx-2070-super"], torch.ops.prunekit.record_conv2d, lambda call: 1.0, False, False)
+    device = CudaDevice(GPUS["rtx-2070-super"], cuda_op, lambda call: 1.0, False, False)
     with torch.no_grad():
         return accelerate_on_gpu(net, [x], net(x), 0.0, None, None, device)
 

@@ -21,12 +21,12 @@ from prunekit.ops.kernel_choice import (
     dense_seconds,
     exact_float32,
     floor_seconds,
-    is_possible,
     is_tf32_allowed,
     key_of,
     measure_kernel,
 )
 from prunekit.ops.record_launch import GPUS, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
 FLOAT = torch.float32
@@ -62,8 +62,10 @@ def test_tf32_and_winograd_make_dense_faster_where_they_apply() -> None:
 
 
 def test_a_dtype_without_a_sparse_kernel_is_named() -> None:
-    choice = choose_kernel(LAYER, torch.float16, GPUS["a100"], allow_tf32=False)
-    assert (choice.kernel, choice.reason) == ("dense", "no sparse kernel for float16")
+    for dtype, name in ((torch.float64, "a100"), (torch.bfloat16, "rtx-2070-super")):
+        choice = choose_kernel(LAYER, dtype, GPUS[name], allow_tf32=False)
+        expected = f"no sparse kernel for {str(dtype).removeprefix('torch.')} on this device"
+        assert (choice.kernel, choice.reason) == ("dense", expected)
 
 
 def test_an_empty_mask_has_a_choice() -> None:
@@ -73,15 +75,15 @@ def test_an_empty_mask_has_a_choice() -> None:
 def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None:
     gpu, cache = GPUS["rtx-2070-super"], KernelCache(None)
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
-    cache.put(key, KernelTimes(launch, 2e-4, 1e-4))
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
+    cache.put(key, KernelTimes("record", launch, 2e-4, 1e-4))
     choice = choose_kernel(replace(LAYER, density=0.0501), FLOAT, gpu, allow_tf32=False, cache=cache)
     assert (choice.kernel, choice.is_measured) == ("dense", True)
     assert choice.reason == "below break-even: record 200.0 µs, dense 100.0 µs measured"
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=True, cache=cache).is_measured
-    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="input_grad", cache=cache).is_measured
-    cache.put(key, KernelTimes(replace(launch, chunk_channels=4096), 1e-5, 1e-4))
-    assert not is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="forward", cache=cache).is_measured
+    cache.put(key, KernelTimes("record", replace(launch, chunk_channels=4096), 1e-5, 1e-4))
+    assert not SPARSE_KERNELS["record"].is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, cache=cache).is_measured
 
 
@@ -112,11 +114,11 @@ def test_the_fastest_cut_is_chosen_and_a_wrong_one_never() -> None:
     def call() -> Tensor:
         return right
 
-    times, choice = measure_kernel(iter([(cut, call) for cut in cuts]), call, seconds_of)
+    times, choice = measure_kernel(iter([("record", cut, call) for cut in cuts]), call, seconds_of)
     assert (choice.launch, choice.is_measured) == (cuts[1], True)
-    assert times == KernelTimes(cuts[1], 1e-6, 5e-6)
+    assert times == KernelTimes("record", cuts[1], 1e-6, 5e-6)
     with pytest.raises(WrongOutputError, match="differs from the dense convolution"):
-        measure_kernel(iter([(cuts[0], lambda: wrong)]), call, seconds_of)
+        measure_kernel(iter([("record", cuts[0], lambda: wrong)]), call, seconds_of)
 
 
 def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +143,11 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     gpu = GPUS["a100"]
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
     good = KernelCache(path)
-    good.put(key, KernelTimes(launch, 1e-5, 2e-5))
+    good.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
     good.save()
-    assert KernelCache(path).get(key) == KernelTimes(launch, 1e-5, 2e-5)
+    assert KernelCache(path).get(key) == KernelTimes("record", launch, 1e-5, 2e-5)
     document = json.loads(path.read_text())
     words = list(asdict(launch).values())
     for text in (
@@ -153,10 +155,13 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         "{",
         "[]",
         json.dumps({**document, "version": 0}),
-        json.dumps({**document, "kernels": {"k": [words[:6], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [[0, *words[1:]], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, -1.0, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words[:6], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", [0, *words[1:]], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, -1.0, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["another", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["condensed", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [None, words, 1e-5, 1e-5]}}),
         json.dumps({**document, "kernels": [1]}),
     ):
         path.write_text(text)
@@ -164,10 +169,10 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         assert cache.note is not None
         assert "was ignored" in cache.note
         assert cache.get(key) is None
-        cache.put(key, KernelTimes(launch, 1e-5, 2e-5))
+        cache.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
         cache.save()
         assert KernelCache(path).note is None
     unwritable = KernelCache(tmp_path / "kernels.json" / "below")
-    unwritable.put(key, KernelTimes(None, 1e-5, 2e-5))
+    unwritable.put(key, KernelTimes(None, None, 1e-5, 2e-5))
     unwritable.save()
     assert "could not be written" in str(unwritable.note)

@@ -97,6 +97,10 @@ class RecordFilter:
     records: Tensor
     rows: Tensor
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.records, self.rows
+
 
 @dataclass(frozen=True)
 class RecordPattern:
