@@ -46,9 +46,14 @@ class EmulatedGpu:
     is_capturing: bool = False
     is_emulated: bool = True
     launches: list[list[str | int]] = field(default_factory=list)
+    epilogues: list[str] = field(default_factory=list)
+    residuals: list[bool] = field(default_factory=list)
 
     def conv2d(self, kernel: str, *arguments: Any) -> Tensor:
-        self.launches.append([kernel, *arguments[-1]])
+        *_, residual, _, _, _, activation, _, launch = arguments
+        self.launches.append([kernel, *launch])
+        self.epilogues.append(activation)
+        self.residuals.append(residual is not None)
         if self.is_emulated:
             return emulated_conv2d(kernel, *arguments)
         return cuda_op(kernel)(*arguments)

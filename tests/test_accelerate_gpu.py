@@ -87,6 +87,8 @@ def test_activation_and_residual_are_fused_where_the_epilogue_can(
     for a, b in zip(net(x), outputs, strict=True):
         assert relative_rms(a, b) <= TOLERANCE[torch.float32]
     assert len(gpu.launches) == 4
+    assert gpu.epilogues == ["leaky_relu", "none", "leaky_relu", "leaky_relu_last"]
+    assert gpu.residuals == [False, False, True, True]
     assert outputs[1].is_contiguous(memory_format=memory_format)
 
 

@@ -58,8 +58,11 @@ def convolve(node: Node, values: Values, constants: Mapping[str, Tensor], kernel
     if before.kind not in _FUSED:
         y = activate_(kernel.plan.run(x, kernel.filter, bias, ops=ops), before)
         return activate_(y if residual is None else y.add_(residual), after)
-    name = "none" if before.kind == "none" else "leaky_relu"  # a slope of 0 is ReLU
-    return activate_(kernel.plan.run(x, kernel.filter, bias, residual, name, before.negative_slope, ops), after)
+    # A slope of 0 is ReLU; the epilogue has one activation.
+    name, slope = "none" if before.kind == "none" else "leaky_relu", before.negative_slope
+    if before.kind == "none" and after.kind in _FUSED[1:]:
+        name, slope, after = "leaky_relu_last", after.negative_slope, Activation()
+    return activate_(kernel.plan.run(x, kernel.filter, bias, residual, name, slope, ops), after)
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, a: Mapping[str, Any]) -> Tensor:
