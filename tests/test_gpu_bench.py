@@ -31,11 +31,20 @@ TURING = GPUS["rtx-2070-super"]
 def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--device", "cpu", "--image-size", "32", "--max-shapes", "2", "--ratios", "50,95"]
-    rows = gpu.main([*arguments, "--out", str(out)])
+    rows = gpu.main([*arguments, "--dtypes", "float32,bfloat16", "--out", str(out)])
     assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
-    assert len(rows) == 4
-    assert all(row["relative_rms"] <= 1e-5 for row in rows)
-    assert "95 % zeros: convolutions" in capsys.readouterr().out
+    assert [(row["ratio"], row["dtype"]) for row in rows[::2]] == [
+        (95, "float32"), (50, "float32"), (95, "bfloat16"), (50, "bfloat16")
+    ]  # fmt: skip
+    sparse = [row for row in rows if row["sparse"]]  # an output of one pixel has none on tensor cores
+    assert {(row["dtype"], row["kernel"]) for row in sparse} == {("float32", "record"), ("bfloat16", "condensed")}
+    assert all(row["relative_rms"] <= (1e-5 if row["dtype"] == "float32" else 2e-2) for row in sparse)
+    printed = capsys.readouterr().out
+    assert "float32, 95 % zeros: convolutions" in printed
+    assert "bfloat16, 50 % zeros: convolutions" in printed
+    assert "8 rows of layers" in printed.splitlines()[-1]
+    assert gpu.main([*arguments, "--minutes", "0", "--out", str(out)]) == []
+    assert "12 of the rows did not fit the time" in capsys.readouterr().out
 
 
 def test_yolov3_is_75_convolutions_of_33_billion_multiply_adds() -> None:
@@ -132,10 +141,19 @@ def test_nets_are_measured_from_image_to_output(
     monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
     out = tmp_path / "nets.jsonl"
     arguments = ["--device", "cpu", "--nets", "resnet50", "--image-size", "32", "--width", "0.125"]
-    rows = gpu_nets.main([*arguments, "--ratios", "95", "--out", str(out)])
+    arguments += ["--dtypes", "float32,bfloat16", "--ratios", "95", "--out", str(out)]
+    monkeypatch.setattr(gpu_nets, "_LEAST_COMPILE_SECONDS", 1e9)
+    rows = gpu_nets.main(arguments)
     assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
-    (row,) = rows
-    for one in row["accelerated"].values():
-        assert one["layers"] == 54  # the linear layer is pruned too
-        assert one["relative_rms"] <= 1e-4
-    assert "resnet50, 95 % zeros" in capsys.readouterr().out
+    for row, most in zip(rows[:2], (1e-4, 5e-2), strict=True):
+        for one in row["accelerated"].values():
+            assert one["layers"] == 54  # the linear layer is pruned too
+            assert one["relative_rms"] <= most
+    printed = capsys.readouterr().out
+    assert "resnet50 in float32, 95 % zeros" in printed
+    assert "resnet50 in bfloat16, 95 % zeros" in printed
+    assert "resnet50 in bfloat16: torch.compile was left out" in printed.splitlines()[-1]
+    assert [row["note"] for row in gpu_nets.main([*arguments, "--minutes", "0"])] == [
+        "torch.compile was left out: 0 s were left"
+    ] * 2
+    assert "did not fit the time: accelerate resnet50 in float32" in capsys.readouterr().out

@@ -129,6 +129,13 @@ class ConvJob:
             cache=cache,
         )
 
+    def takes(self, choice: KernelChoice, dtype: torch.dtype, gpu: Gpu) -> bool:
+        """Tell whether a choice that was made elsewhere can run here."""
+        if choice.launch is None:
+            return True
+        kernel = SPARSE_KERNELS[choice.kernel]
+        return kernel.takes(self.problem, dtype, gpu) and kernel.is_possible(self.problem, choice.launch, gpu)
+
     def pack(self, gpu: Gpu, choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> ConvPlan | None:
         """Pack the mask for a choice, or for the next best cut where its longest run does not fit; None: run dense."""
         if choice.launch is None:
@@ -167,13 +174,17 @@ class ConvJob:
         plans: dict[tuple[str, KernelLaunch], ConvPlan] = {}
 
         def runs() -> Iterator[tuple[str, KernelLaunch, Callable[[], Tensor]]]:
-            for plan in self._packed(gpu, self._best(gpu, dtype, cuts), device):
+            for plan in self.plans(gpu, dtype, device, cuts):
                 plans[plan.kernel.name, plan.launch] = plan
                 yield plan.kernel.name, plan.launch, lambda plan=plan: run(plan)  # type: ignore[misc]
 
         fastest, choice = measure_kernel(runs(), dense, seconds_of)
         cache.put(key_of(self.problem, dtype, gpu, allow_tf32, self.direction), fastest)
         return choice, None if choice.launch is None else plans[choice.kernel, choice.launch]
+
+    def plans(self, gpu: Gpu, dtype: torch.dtype, device: torch.device, cuts: int) -> Iterator[ConvPlan]:
+        """Yield plans of the models' best cuts, so many of each kernel, those of least modelled time first."""
+        return self._packed(gpu, self._best(gpu, dtype, cuts), device)
 
     def _best(self, gpu: Gpu, dtype: torch.dtype, count: int) -> list[tuple[SparseKernel, KernelLaunch]]:
         found = candidates(self.problem, dtype, gpu, count, self.direction, self.dense_problem)
