@@ -158,7 +158,7 @@ def print_break_even(layers: Mapping[Layer, int], dtype: str) -> None:
     write("|---" * (len(GPUS) + 3) + "|\n")
     for layer, count in sorted(layers.items(), key=lambda pair: (pair[0].kernel, pair[0].stride, -pair[0].size)):
         points = [break_even(layer, gpu, dtype) for gpu in GPUS.values()]
-        cells = " | ".join("none" if point is None else f"{point:.0f}" for point in points)
+        cells = " | ".join("none" if p is None else f"{p:.1f}" if p > 99 else f"{p:.0f}" for p in points)
         write(f"| {layer} | {layer.size}×{layer.size} | {count} | {cells} |\n")
 
 

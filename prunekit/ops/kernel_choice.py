@@ -169,7 +169,7 @@ def candidates(
     here, found = rounded(problem), []
     for kernel in kernels_for(here, dtype, gpu):
         for launch in kernel.best_launches(here, gpu, count):
-            extra = extra_seconds((kernel, launch), direction, here, dense_problem or problem, gpu, dtype)
+            extra = extra_seconds((kernel, launch), direction, problem, dense_problem or problem, gpu, dtype)
             found.append(Candidate(kernel, launch, kernel.seconds(here, launch, gpu) + extra))
     return sorted(found, key=lambda candidate: candidate.seconds)
 
