@@ -22,6 +22,7 @@ from prunekit.ops.conv_plan import ConvJob, ConvPlan, Ops, inference_job
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import KernelChoice, dense_seconds
 from prunekit.ops.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.record_launch import Gpu
 from prunekit.ops.sparse_kernel import PackedFilter, cuda_op
 
 # Captured sizes that a model keeps; the one that was used longest ago goes first.
@@ -36,6 +37,7 @@ def choose_layers(
     cache: KernelCache,
     seconds: float,
     progress: Callable[[int, int], None],
+    known: Mapping[str, KernelChoice] | None = None,
 ) -> dict[str, LayerKernel]:
     """Choose a kernel for each convolution: as measured before, else as measured now, else by the model.
 
@@ -46,6 +48,7 @@ def choose_layers(
         cache: of measurements.
         seconds: for measuring; 0 lets the model choose.
         progress: called with (convolutions chosen, all of them).
+        known: choices that were made on such a device, by the convolution's name, which come before all.
 
     Raises:
         WrongOutputError: a kernel computes something else than the dense convolution.
@@ -56,7 +59,8 @@ def choose_layers(
     for done, node in enumerate(nodes):
         x_shape = (len(images[0]) if images else 1, *graph.sizes[node.inputs[0]])
         can_measure = seconds > 0 and time.monotonic() < deadline
-        kernels[node.name] = _choose(node, graph, x_shape, images, device, cache, can_measure)
+        before = (known or {}).get(node.name)
+        kernels[node.name] = _choose(node, graph, x_shape, images, device, cache, can_measure, before)
         progress(done + 1, len(nodes))
     cache.save()
     return kernels
@@ -70,6 +74,7 @@ def _choose(
     device: CudaDevice,
     cache: KernelCache,
     can_measure: bool,
+    known: KernelChoice | None,
 ) -> LayerKernel:
     a, weight = node.attributes, graph.constants[node.attributes["weight"]]
     job = inference_job(x_shape, weight != 0, a["stride"], a["padding"], a["dilation"], a["groups"])
@@ -78,7 +83,9 @@ def _choose(
     if job.problem.density == 1:
         dense = dense_seconds(job.problem, device.gpu, allow_tf32=device.allow_tf32, dtype=weight.dtype)
         return LayerKernel(KernelChoice("dense", None, dense, dense, False, "it has no zeros"), job.problem)
-    choice = job.choose(device.gpu, weight.dtype, allow_tf32=device.allow_tf32, cache=cache)
+    choice = known
+    if choice is None or not job.takes(choice, weight.dtype, device.gpu):
+        choice = job.choose(device.gpu, weight.dtype, allow_tf32=device.allow_tf32, cache=cache)
     if can_measure and not choice.is_measured:
         choice, plan = _measure(job, node, weight, _example(x_shape, images, weight), device, cache)
     else:
@@ -117,8 +124,14 @@ def _measure(
 class GpuProgram:
     """A graph and the kernels of its convolutions; it waits for nothing, so a CUDA graph can capture it."""
 
-    def __init__(self, graph: Graph, kernels: Mapping[str, LayerKernel], ops: Ops = cuda_op) -> None:
-        """`ops` gives a sparse kernel's op; convolutions that run on one need no dense weight any more."""
+    def __init__(
+        self, graph: Graph, kernels: Mapping[str, LayerKernel], ops: Ops = cuda_op, gpu: Gpu | None = None
+    ) -> None:
+        """`ops` gives a sparse kernel's op; convolutions that run on one need no dense weight any more.
+
+        `gpu` is the device that the kernels were chosen for, if that is to be told in a file.
+        """
+        self.gpu = gpu
         are_needed = {name for node in graph.nodes for name in constants_of(node)}
         are_needed |= {n.attributes["weight"] for n in graph.convolutions() if kernels[n.name].plan is None}
         constants = {name: tensor for name, tensor in graph.constants.items() if name in are_needed}
@@ -175,7 +188,7 @@ class GpuModel(nn.Module):
     wait for each other.
 
     Attributes:
-        report: what was chosen (`prunekit.nn.AccelerationReport`).
+        report: what was chosen (`prunekit.nn.AccelerationReport`); None after loading.
         note: why it is not replayed as a CUDA graph, or None.
     """
 
@@ -198,6 +211,11 @@ class GpuModel(nn.Module):
             InputError: the number, dtype, device or size of the inputs is not what the graph takes.
         """
         return self._run(inputs)
+
+    @property
+    def example(self) -> list[tuple[list[int], torch.dtype]]:
+        """Shapes and dtypes of the inputs that the graph was traced on."""
+        return [(shape, dtype) for shape, dtype, _ in self._example]
 
     def train(self, mode: bool = True) -> GpuModel:
         """Refuse to train: BatchNorm is folded, and there are no parameters.

@@ -85,7 +85,7 @@ def accelerate_on_gpu(
     kernels = choose_layers(graph, inputs, device, cache, tuning_seconds, progress or (lambda done, total: None))
     seconds = time.perf_counter() - begin
     rows = [_row(graph, node, kernels[node.name], device.gpu) for node in graph.convolutions()]
-    program = GpuProgram(graph, kernels, device.ops)
+    program = GpuProgram(graph, kernels, device.ops, device.gpu)
     with exact_float32():
         reference, most = _reference(model, inputs, expected)
         check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)

@@ -97,6 +97,10 @@ class FragmentFilter:
         """Return what the op is told of the filter."""
         return self.header.words(), self.starts, self.columns, self.fragments, self.rows
 
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_fragments(self)[0]
+
 
 @dataclass(frozen=True)
 class FragmentPattern:

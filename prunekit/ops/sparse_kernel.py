@@ -37,6 +37,10 @@ class PackedFilter(Protocol):
         """Return the op's arguments between x and the bias: the header's words, then the tensors."""
         ...
 
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped; for files, so slow."""
+        ...
+
 
 class FilterPattern(Protocol):
     """A filter without its weights: what the mask alone decides."""
