@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
+_LAST_SECONDS = 5.0
 
 
 @dataclass
@@ -67,11 +68,14 @@ def run_process(command: Sequence[str], seconds: float, *, is_quiet: bool = Fals
         Its exit code, None if it was ended, and what it printed.
     """
     output = subprocess.PIPE if is_quiet else None
-    with subprocess.Popen(command, stdout=output, text=True, start_new_session=True) as process:
-        try:
-            printed, _ = process.communicate(timeout=max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            printed, _ = process.communicate()
-            return None, printed or ""
-    return process.returncode, printed or ""
+    process = subprocess.Popen(command, stdout=output, text=True, start_new_session=True)
+    try:
+        printed, _ = process.communicate(timeout=max(0.0, seconds))
+        return process.returncode, printed or ""
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        printed, _ = process.communicate(timeout=_LAST_SECONDS)
+        return None, printed or ""
+    except subprocess.TimeoutExpired:  # a driver may keep a process that is no more
+        return None, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from torch import Tensor
 import prunekit
 from prunekit.errors import WrongOutputError
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.condensed_kernel import CondensedKernel
+from prunekit.ops.condensed_launch import CondensedLaunch
+from prunekit.ops.conv_plan import ConvPlan, forward_job
+from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.kernel_cache import KernelCache, KernelTimes
 from prunekit.ops.kernel_choice import (
     choose_kernel,
@@ -25,7 +30,7 @@ from prunekit.ops.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_launch import GPUS, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches
 from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
@@ -66,6 +71,68 @@ def test_a_dtype_without_a_sparse_kernel_is_named() -> None:
         choice = choose_kernel(LAYER, dtype, GPUS[name], allow_tf32=False)
         expected = f"no sparse kernel for {str(dtype).removeprefix('torch.')} on this device"
         assert (choice.kernel, choice.reason) == ("dense", expected)
+
+
+class FasterKernel(CondensedKernel):
+    """Another kernel for the same dtypes, by its model twice as fast."""
+
+    name = "faster"
+
+    def seconds(self, problem: ConvProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
+        return super().seconds(problem, launch, gpu) / 2
+
+
+def test_a_further_kernel_is_one_more_entry_and_competes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half, cache = GPUS["rtx-4090"], torch.float16, KernelCache(None)
+    problem = replace(LAYER, density=0.02)
+    alone = choose_kernel(problem, half, gpu, allow_tf32=True)
+    assert alone.kernel == "condensed"
+    cache.put(key_of(problem, half, gpu, True, "inference"), KernelTimes("condensed", alone.launch, 1e-6, 2e-6))
+    assert choose_kernel(problem, half, gpu, allow_tf32=False, cache=cache).is_measured  # tf32 is float32's matter
+    monkeypatch.setitem(SPARSE_KERNELS, "faster", FasterKernel())
+    both = choose_kernel(problem, half, gpu, allow_tf32=True, cache=cache)
+    assert (both.kernel, both.is_measured) == ("faster", False)  # what was measured without it does not count
+    assert both.sparse_seconds == alone.sparse_seconds / 2
+    assert choose_kernel(problem, FLOAT, gpu, allow_tf32=False).kernel == "record"
+
+    job = forward_job((1, 20, 9, 9), torch.rand(24, 20, 3, 3) < 0.2, (1, 1), (1, 1), (1, 1), 1)
+    assert job is not None
+    y, ran = torch.randn(1, 24, 9, 9).half(), list[str]()
+
+    def run(plan: ConvPlan) -> Tensor:
+        ran.append(plan.kernel.name)
+        return y
+
+    def seconds_of(call: Callable[[], Tensor]) -> float:
+        before = len(ran)
+        call()
+        if len(ran) == before:
+            return 3e-6  # dense
+        return 1e-6 if ran[-1] == "condensed" else 2e-6
+
+    where = gpu, torch.device("cpu"), half
+    choice, plan = job.measure(*where, run, lambda: y, seconds_of, cache, False, cuts=2)
+    assert plan is not None
+    assert set(ran) == {"faster", "condensed"}
+    assert ran.count("faster") == ran.count("condensed") == 4  # two cuts, each compared and timed
+    assert (plan.kernel.name, plan.launch) == (choice.kernel, choice.launch)
+    assert (choice.kernel, choice.sparse_seconds, choice.dense_seconds) == ("condensed", 1e-6, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_break_even_later_and_never_on_the_largest(dtype: torch.dtype) -> None:
+    for name, gpu in GPUS.items():
+        kernels = [
+            choose_kernel(replace(LAYER, density=density), dtype, gpu, allow_tf32=True).kernel
+            for density in (0.5, 0.1, 0.05, 0.01)
+        ]
+        has_cores = dtype == torch.float16 or gpu.capability >= 80
+        is_sparse = name in ("rtx-2070-super", "rtx-4090") and has_cores
+        assert kernels[0] == "dense"
+        assert (kernels[2] == "condensed") == is_sparse
+        assert kernels[3] == ("condensed" if is_sparse else "dense")
+        assert dense_seconds(LAYER, gpu, dtype=dtype) < dense_seconds(LAYER, gpu)
+        assert floor_seconds(LAYER, gpu, dtype) <= floor_seconds(LAYER, gpu)
 
 
 def test_an_empty_mask_has_a_choice() -> None:
