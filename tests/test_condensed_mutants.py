@@ -95,6 +95,13 @@ MUTANTS = {
         "address,undefined",
     ),
     "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
+    "the last activation comes before the residual, too": (
+        KERNEL,
+        "float value = activate(conv, BEFORE_RESIDUAL, sum[unit][i] + bias[i / 2]);",
+        "float value = activate(conv, ActivationPlace(conv.activation), sum[unit][i] + bias[i / 2]);",
+        "",
+    ),
+    "no activation after the residual": (KERNEL, "activate(conv, AFTER_RESIDUAL, value)", "value", ""),
     "shared memory for one buffer only": (
         LAUNCH,
         "sums ? conv.buffers * (inputs + filter)",

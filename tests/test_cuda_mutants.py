@@ -82,9 +82,21 @@ MUTANTS = {
     "the dilation is forgotten": (KERNEL, "tap_w * conv.dilation_w", "tap_w", ""),
     "the residual is activated": (
         KERNEL,
-        "activate(conv, sum[row][i] + bias);",
-        "activate(conv, sum[row][i] + bias + (conv.residual ? conv.residual[at] : 0.0f)) - "
+        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias);",
+        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias + (conv.residual ? conv.residual[at] : 0.0f)) - "
         "(conv.residual ? conv.residual[at] : 0.0f);",
+        "",
+    ),
+    "the residual comes after the last activation": (
+        KERNEL,
+        "activate(conv, AFTER_RESIDUAL, conv.residual ? value + __ldg(conv.residual + at) : value);",
+        "activate(conv, AFTER_RESIDUAL, value) + (conv.residual ? conv.residual[at] : 0.0f);",
+        "",
+    ),
+    "an activation before the residual is done again after it": (
+        EPILOGUE,
+        "conv.activation != place",
+        "conv.activation == NO_ACTIVATION || (place == BEFORE_RESIDUAL && conv.activation == AFTER_RESIDUAL)",
         "",
     ),
     "the slope is applied to positive values": (EPILOGUE, "value >= 0.0f", "value <= 0.0f", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ from torch import Tensor
 import prunekit
 from prunekit.errors import WrongOutputError
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.condensed_kernel import CondensedKernel
+from prunekit.ops.condensed_launch import CondensedLaunch
+from prunekit.ops.conv_plan import ConvPlan, forward_job
+from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.kernel_cache import KernelCache, KernelTimes
 from prunekit.ops.kernel_choice import (
     choose_kernel,
     dense_seconds,
     exact_float32,
     floor_seconds,
-    is_possible,
     is_tf32_allowed,
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_launch import GPUS, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
 FLOAT = torch.float32
@@ -62,8 +67,72 @@ def test_tf32_and_winograd_make_dense_faster_where_they_apply() -> None:
 
 
 def test_a_dtype_without_a_sparse_kernel_is_named() -> None:
-    choice = choose_kernel(LAYER, torch.float16, GPUS["a100"], allow_tf32=False)
-    assert (choice.kernel, choice.reason) == ("dense", "no sparse kernel for float16")
+    for dtype, name in ((torch.float64, "a100"), (torch.bfloat16, "rtx-2070-super")):
+        choice = choose_kernel(LAYER, dtype, GPUS[name], allow_tf32=False)
+        expected = f"no sparse kernel for {str(dtype).removeprefix('torch.')} on this device"
+        assert (choice.kernel, choice.reason) == ("dense", expected)
+
+
+class FasterKernel(CondensedKernel):
+    """Another kernel for the same dtypes, by its model twice as fast."""
+
+    name = "faster"
+
+    def seconds(self, problem: ConvProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
+        return super().seconds(problem, launch, gpu) / 2
+
+
+def test_a_further_kernel_is_one_more_entry_and_competes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half, cache = GPUS["rtx-4090"], torch.float16, KernelCache(None)
+    problem = replace(LAYER, density=0.02)
+    alone = choose_kernel(problem, half, gpu, allow_tf32=True)
+    assert alone.kernel == "condensed"
+    cache.put(key_of(problem, half, gpu, True, "inference"), KernelTimes("condensed", alone.launch, 1e-6, 2e-6))
+    assert choose_kernel(problem, half, gpu, allow_tf32=False, cache=cache).is_measured  # tf32 is float32's matter
+    monkeypatch.setitem(SPARSE_KERNELS, "faster", FasterKernel())
+    both = choose_kernel(problem, half, gpu, allow_tf32=True, cache=cache)
+    assert (both.kernel, both.is_measured) == ("faster", False)  # what was measured without it does not count
+    assert both.sparse_seconds == alone.sparse_seconds / 2
+    assert choose_kernel(problem, FLOAT, gpu, allow_tf32=False).kernel == "record"
+
+    job = forward_job((1, 20, 9, 9), torch.rand(24, 20, 3, 3) < 0.2, (1, 1), (1, 1), (1, 1), 1)
+    assert job is not None
+    y, ran = torch.randn(1, 24, 9, 9).half(), list[str]()
+
+    def run(plan: ConvPlan) -> Tensor:
+        ran.append(plan.kernel.name)
+        return y
+
+    def seconds_of(call: Callable[[], Tensor]) -> float:
+        before = len(ran)
+        call()
+        if len(ran) == before:
+            return 3e-6  # dense
+        return 1e-6 if ran[-1] == "condensed" else 2e-6
+
+    where = gpu, torch.device("cpu"), half
+    choice, plan = job.measure(*where, run, lambda: y, seconds_of, cache, False, cuts=2)
+    assert plan is not None
+    assert set(ran) == {"faster", "condensed"}
+    assert ran.count("faster") == ran.count("condensed") == 4  # two cuts, each compared and timed
+    assert (plan.kernel.name, plan.launch) == (choice.kernel, choice.launch)
+    assert (choice.kernel, choice.sparse_seconds, choice.dense_seconds) == ("condensed", 1e-6, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_break_even_later_and_never_on_the_largest(dtype: torch.dtype) -> None:
+    for name, gpu in GPUS.items():
+        kernels = [
+            choose_kernel(replace(LAYER, density=density), dtype, gpu, allow_tf32=True).kernel
+            for density in (0.5, 0.1, 0.05, 0.01)
+        ]
+        has_cores = dtype == torch.float16 or gpu.capability >= 80
+        is_sparse = name in ("rtx-2070-super", "rtx-4090") and has_cores
+        assert kernels[0] == "dense"
+        assert (kernels[2] == "condensed") == is_sparse
+        assert kernels[3] == ("condensed" if is_sparse else "dense")
+        assert dense_seconds(LAYER, gpu, dtype=dtype) < dense_seconds(LAYER, gpu)
+        assert floor_seconds(LAYER, gpu, dtype) <= floor_seconds(LAYER, gpu)
 
 
 def test_an_empty_mask_has_a_choice() -> None:
@@ -73,15 +142,15 @@ def test_an_empty_mask_has_a_choice() -> None:
 def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None:
     gpu, cache = GPUS["rtx-2070-super"], KernelCache(None)
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
-    cache.put(key, KernelTimes(launch, 2e-4, 1e-4))
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
+    cache.put(key, KernelTimes("record", launch, 2e-4, 1e-4))
     choice = choose_kernel(replace(LAYER, density=0.0501), FLOAT, gpu, allow_tf32=False, cache=cache)
     assert (choice.kernel, choice.is_measured) == ("dense", True)
     assert choice.reason == "below break-even: record 200.0 µs, dense 100.0 µs measured"
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=True, cache=cache).is_measured
-    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="input_grad", cache=cache).is_measured
-    cache.put(key, KernelTimes(replace(launch, chunk_channels=4096), 1e-5, 1e-4))
-    assert not is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="forward", cache=cache).is_measured
+    cache.put(key, KernelTimes("record", replace(launch, chunk_channels=4096), 1e-5, 1e-4))
+    assert not SPARSE_KERNELS["record"].is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, cache=cache).is_measured
 
 
@@ -112,11 +181,11 @@ def test_the_fastest_cut_is_chosen_and_a_wrong_one_never() -> None:
     def call() -> Tensor:
         return right
 
-    times, choice = measure_kernel(iter([(cut, call) for cut in cuts]), call, seconds_of)
+    times, choice = measure_kernel(iter([("record", cut, call) for cut in cuts]), call, seconds_of)
     assert (choice.launch, choice.is_measured) == (cuts[1], True)
-    assert times == KernelTimes(cuts[1], 1e-6, 5e-6)
+    assert times == KernelTimes("record", cuts[1], 1e-6, 5e-6)
     with pytest.raises(WrongOutputError, match="differs from the dense convolution"):
-        measure_kernel(iter([(cuts[0], lambda: wrong)]), call, seconds_of)
+        measure_kernel(iter([("record", cuts[0], lambda: wrong)]), call, seconds_of)
 
 
 def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +210,11 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     gpu = GPUS["a100"]
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
     good = KernelCache(path)
-    good.put(key, KernelTimes(launch, 1e-5, 2e-5))
+    good.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
     good.save()
-    assert KernelCache(path).get(key) == KernelTimes(launch, 1e-5, 2e-5)
+    assert KernelCache(path).get(key) == KernelTimes("record", launch, 1e-5, 2e-5)
     document = json.loads(path.read_text())
     words = list(asdict(launch).values())
     for text in (
@@ -153,10 +222,13 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         "{",
         "[]",
         json.dumps({**document, "version": 0}),
-        json.dumps({**document, "kernels": {"k": [words[:6], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [[0, *words[1:]], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, -1.0, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words[:6], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", [0, *words[1:]], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, -1.0, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["another", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["condensed", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [None, words, 1e-5, 1e-5]}}),
         json.dumps({**document, "kernels": [1]}),
     ):
         path.write_text(text)
@@ -164,10 +236,10 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         assert cache.note is not None
         assert "was ignored" in cache.note
         assert cache.get(key) is None
-        cache.put(key, KernelTimes(launch, 1e-5, 2e-5))
+        cache.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
         cache.save()
         assert KernelCache(path).note is None
     unwritable = KernelCache(tmp_path / "kernels.json" / "below")
-    unwritable.put(key, KernelTimes(None, 1e-5, 2e-5))
+    unwritable.put(key, KernelTimes(None, None, 1e-5, 2e-5))
     unwritable.save()
     assert "could not be written" in str(unwritable.note)

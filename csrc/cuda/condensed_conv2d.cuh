@@ -1,6 +1,7 @@
 // Masked convolution in float16 and bfloat16 on tensor cores, on a fragment filter (fragment_filter.h).
 //
 //   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//   or, where the activation comes last, activation(residual + bias[k] + Σ …)
 //
 // Sums are float32. A row group's step is 16 rows × 16 columns of weights; it multiplies, for 8 pixels side by side, the
 // inputs at its 16 taps. Such a unit of 8 inputs is 16 bytes of shared memory at any tap: a block stages the haloed lines
@@ -114,7 +115,7 @@ __device__ __forceinline__ void add_slices(
   }
 }
 
-// Bias, activation, residual; then the pixels that exist are stored.
+// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored.
 template <bool IS_BFLOAT16, int UNITS>
 __device__ __forceinline__ void store(
     const CondensedConv& conv, const CondensedBlock& block, int row_group, UnitPlace place,
@@ -139,11 +140,11 @@ __device__ __forceinline__ void store(
       const int k = row[i / 2], q = first_q + i % 2;
       if (has_line && k >= 0 && q < conv.q) {
         const int64_t at = line + k * conv.y_stride_k + q * conv.y_stride_q;
-        float value = activate(conv, sum[unit][i] + bias[i / 2]);
+        float value = activate(conv, BEFORE_RESIDUAL, sum[unit][i] + bias[i / 2]);
         if (conv.residual) {
           value += device::widen<IS_BFLOAT16>(__ldg(conv.residual + at));
         }
-        conv.y[at] = device::narrow<IS_BFLOAT16>(value);
+        conv.y[at] = device::narrow<IS_BFLOAT16>(activate(conv, AFTER_RESIDUAL, value));
       }
     }
   }

@@ -27,7 +27,7 @@ struct CondensedConv {
   int n, h, w, p, q;
   int group_channels, num_row_groups, num_chunks, chunk_channels, kernel_h, kernel_w;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int has_activation;
+  int activation;  // an ActivationPlace
   float negative_slope;
   // A block makes tile_h × units_w units, warp_units for each of pixel_warps, times block_row_groups, times slices of
   // each run's steps.

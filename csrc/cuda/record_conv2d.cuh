@@ -1,6 +1,7 @@
 // Masked convolution in float32 on CUDA cores, on a record filter (record_filter.h).
 //
 //   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//   or, where the activation comes last, activation(residual + bias[k] + Σ …)
 //
 // A lane keeps ROWS output channels × TILE_H × TILE_W pixels in registers. A warp reads its row group's records, all
 // lanes the same one: LOAD_WINDOW brings the inputs around the lane's pixels from shared memory into registers, and a
@@ -227,7 +228,7 @@ __device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, in
   }
 }
 
-// Bias, activation, residual; then the pixels that exist are stored.
+// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored.
 template <int ROWS, int TILE>
 __device__ __forceinline__ void store(
     const RecordConv& conv, const RecordBlock& block, int row_group, int first_p, int first_q,
@@ -246,8 +247,8 @@ __device__ __forceinline__ void store(
       const int p = first_p + i / TILE_W, q = first_q + i % TILE_W;
       if (p < conv.p && q < conv.q) {
         const int64_t at = image + p * conv.y_stride_p + q * conv.y_stride_q;
-        const float value = activate(conv, sum[row][i] + bias);
-        conv.y[at] = conv.residual ? value + __ldg(conv.residual + at) : value;
+        const float value = activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias);
+        conv.y[at] = activate(conv, AFTER_RESIDUAL, conv.residual ? value + __ldg(conv.residual + at) : value);
       }
     }
   }

@@ -28,7 +28,7 @@ struct RecordConv {
   int n, h, w, p, q;
   int groups, group_channels, rows_per_group, num_row_groups, num_chunks, chunk_channels, slices;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int has_activation;
+  int activation;  // an ActivationPlace
   float negative_slope;
   // A lane's tile is tile_h × TILE_W pixels; a block is lanes_h × lanes_w lanes over pixel_warps warps, times
   // block_row_groups, times slices.

@@ -97,6 +97,14 @@ class RecordFilter:
     records: Tensor
     rows: Tensor
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.records, self.rows
+
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_records(self)[0]
+
 
 @dataclass(frozen=True)
 class RecordPattern:

@@ -7,13 +7,15 @@ stand in the compiled code; nothing in it was measured on a GPU.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+
+from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
 from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
 TILE_W = 4
@@ -109,7 +111,7 @@ def gpu_of(properties: Any) -> Gpu:
 
 
 @dataclass(frozen=True)
-class RecordLaunch:
+class RecordLaunch(KernelLaunch):
     """One cut: of the filter into chunks and slices, of the output into blocks.
 
     Attributes:
@@ -143,25 +145,12 @@ class RecordLaunch:
         """Warps side by side over the pixels."""
         return -(-self.lanes_h * self.lanes_w // 32)
 
-    @property
-    def warps(self) -> int:
-        """Warps of a block."""
-        return self.pixel_warps * self.row_groups * self.slices
-
 
 @dataclass(frozen=True)
-class RecordProblem:
-    """A convolution as the model sees it: its sizes, and its mask by the density alone."""
+class RecordProblem(ConvProblem):
+    """A convolution as the record kernel's model sees it."""
 
-    out_channels: int
-    group_channels: int
-    kernel_size: tuple[int, int]
-    groups: int
-    density: float
-    batch: int
-    size: tuple[int, int]  # P, Q
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+    ROWS: ClassVar[int] = ROWS
 
     @property
     def window_taps(self) -> int:
@@ -177,11 +166,6 @@ class RecordProblem:
     def tile_heights(self) -> tuple[int, ...]:
         """Rows of pixels that a lane may keep."""
         return (3, 2) if self.kernel[1] == 1 else (2,)
-
-    @property
-    def num_row_groups(self) -> int:
-        """Row groups of one conv group."""
-        return -(-(self.out_channels // self.groups) // ROWS)
 
     @property
     def slots(self) -> float:
@@ -248,15 +232,20 @@ def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | 
         launch: its cut.
         longest: records of the longest run of the packed filter; None expects four standard deviations above the mean.
     """
+    return int(_shared_bytes(problem, launch, longest))
+
+
+def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> Any:
+    """Compute it for one cut or for columns of them."""
     taps_h, taps_w = problem.kernel_size
     plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
     tile = 4 * plane_h * (-(-plane_w // 4) * 4) * launch.chunk_channels
     if longest is None:
         mean = (problem.slots + problem.loads) * launch.chunk_channels
-        longest = math.ceil((mean + 4 * math.sqrt(mean)) / 2 + 2 * launch.slices) * 2
+        longest = np.ceil((mean + 4 * np.sqrt(mean)) / 2 + 2 * launch.slices) * 2
     sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    return int(max(launch.buffers * (tile + 8 * launch.row_groups * longest), sums))
+    return np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
@@ -265,43 +254,50 @@ def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
     memory, and the latency of a warp's records one after the other; the memory's bytes are a floor below it all.
     """
-    cost = record_cost(problem, launch.tile_h)
-    pixels = launch.tile_h * TILE_W
+    return float(_modelled_seconds(problem, launch.tile_h, launch, gpu))
+
+
+def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
+    """Compute it for one cut or for columns of them, all of this tile."""
+    cost = record_cost(problem, tile_h)
+    pixels = tile_h * TILE_W
     p, q = problem.size
-    tiles = problem.batch * -(-p // (launch.lanes_h * launch.tile_h)) * -(-q // (launch.lanes_w * TILE_W))
+    tiles = problem.batch * -(-p // (launch.lanes_h * tile_h)) * -(-q // (launch.lanes_w * TILE_W))
     blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    bytes_shared = shared_bytes(problem, launch)
-    resident = min(
+    bytes_shared = _shared_bytes(problem, launch)
+    resident = np.minimum(
         gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
         min(cost.max_warps, gpu.max_warps) // launch.warps,
     )
-    if resident < 1 or bytes_shared > gpu.shared_bytes:
-        return math.inf
-    chunks = math.ceil(problem.group_channels / launch.chunk_channels)
+    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
+    resident = np.maximum(resident, 1)
+    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
     # A warp's share of a chunk, and how much more the slowest warp of the block has: runs of row groups differ.
     slots = problem.slots * launch.chunk_channels / launch.slices
     loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
     run = (problem.slots + problem.loads) * launch.chunk_channels
-    slowest = 1 + _EXPECTED_MAXIMUM[launch.row_groups] / math.sqrt(run) + launch.slices / (2 * run)
+    slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
     staged = bytes_shared / launch.buffers / 4 / (32 * launch.warps)
     store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
     issue = slots * (cost.dispatch + pixels) + (loads + 1.5) * cost.load + staged * _STAGE_INSTRUCTIONS
     shared = loads * cost.load_cycles + slots + 2 * staged
     latency = (slots + loads + 1.5) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes
     # Copies that no buffer hides: before architecture 8.0 a thread waits for each batch of its loads.
-    exposed = 0.0 if launch.buffers == 2 else _COPY_LATENCY
+    exposed = np.where(launch.buffers == 2, 0.0, _COPY_LATENCY)
     if gpu.capability < 80:
-        exposed = _COPY_LATENCY * math.ceil(staged / _COPY_BATCH)
-    seconds = 0.0
-    full, rest = divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
+        exposed = _COPY_LATENCY * np.ceil(staged / _COPY_BATCH)
+    seconds: Any = 0.0
+    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
+    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
         busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = max(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps, shared * warps)
-        cycles = chunks * (max(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
-        cycles += (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds += waves * cycles / (gpu.clock_ghz * 1e9)
-    return max(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS
+        throughput = np.maximum(
+            np.maximum(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps), shared * warps
+        )
+        cycles = chunks * (np.maximum(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
+        cycles = cycles + (store + _BLOCK_INSTRUCTIONS) * busiest
+        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
+    return np.where(fits, np.maximum(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS, math.inf)
 
 
 #: Of so many normal deviates, the expected largest: row groups of a block.
@@ -316,37 +312,46 @@ _EXPECTED_MAXIMUM = {
     10: 1.54,
     12: 1.63,
     16: 1.77,
-    20: 1.87,
 }
+_EXPECTED_MAXIMA = np.interp(np.arange(17), list(_EXPECTED_MAXIMUM), list(_EXPECTED_MAXIMUM.values()))
 
 
 def memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
     """Return the time that the records, the input and the output take at the memory's full bandwidth."""
-    p, q = problem.size
     records = problem.groups * problem.num_row_groups * problem.group_channels * (problem.slots + problem.loads)
-    channels = problem.groups * problem.group_channels
-    inputs = problem.batch * channels * p * problem.stride[0] * q * problem.stride[1]
-    outputs = problem.batch * problem.out_channels * p * q
+    inputs, outputs = problem.num_pixels
     return (8 * records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
 
 
 def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLaunch]:
     """Yield the cuts worth comparing."""
-    p, q = problem.size
-    least = WINDOW_CHANNELS if problem.window_taps == WINDOW_CHANNELS else 1
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and n <= max(least, problem.group_channels)]
-    chunk_choices = [(n, buffers) for n in sizes for buffers in (1, 2)]
     for tile_h in problem.tile_heights:
-        max_warps = record_cost(problem, tile_h).max_warps
-        for pixel_warps in (1, 2, 3, 4, 6):
-            for lanes_h, lanes_w in _lane_grids(-(-p // tile_h), -(-q // TILE_W), 32 * pixel_warps):
-                for row_groups, slices in _WARPS:
-                    if row_groups > problem.num_row_groups or pixel_warps * row_groups * slices > max_warps:
-                        continue
-                    for chunk_channels, buffers in chunk_choices:
-                        launch = RecordLaunch(chunk_channels, slices, tile_h, lanes_h, lanes_w, row_groups, buffers)
-                        if shared_bytes(problem, launch) <= max_shared_bytes:
-                            yield launch
+        cuts = _cuts(problem, tile_h)
+        fit = _shared_bytes(problem, RecordLaunch.columns(cuts)) <= max_shared_bytes
+        yield from (RecordLaunch(*numbers) for numbers in cuts[fit].tolist())
+
+
+def _cuts(problem: RecordProblem, tile_h: int) -> np.ndarray[Any, Any]:
+    """Return int64 [cuts, fields of `RecordLaunch`]."""
+    (p, q), is_paired = problem.size, problem.window_taps == WINDOW_CHANNELS
+    tiles = -(-p // tile_h), -(-q // TILE_W)
+    limits = problem.num_row_groups, record_cost(problem, tile_h).max_warps
+    return _all_cuts(tile_h, tiles, limits, WINDOW_CHANNELS if is_paired else 1, min(64, problem.group_channels))
+
+
+@lru_cache(maxsize=512)
+def _all_cuts(
+    tile_h: int, tiles: tuple[int, int], limits: tuple[int, int], least_chunk: int, channels: int
+) -> np.ndarray[Any, Any]:
+    num_row_groups, max_warps = limits
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least_chunk and n <= max(least_chunk, channels)]
+    chunks = crossed(sizes, (1, 2))
+    parts = []
+    for pixel_warps in (1, 2, 3, 4, 6):
+        shares = [(g, s) for g, s in _WARPS if g <= num_row_groups and pixel_warps * g * s <= max_warps]
+        parts.append(crossed(_lane_grids(*tiles, 32 * pixel_warps), shares, chunks))
+    lanes_h, lanes_w, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
+    return np.stack([chunk_channels, slices, np.full_like(slices, tile_h), lanes_h, lanes_w, row_groups, buffers], 1)
 
 
 _WARPS = [(row_groups, slices) for row_groups in (1, 2, 3, 4, 5, 6, 8, 12, 16) for slices in (1, 2, 3, 4, 5, 6, 8, 12)]
@@ -371,6 +376,7 @@ def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float
 @lru_cache(maxsize=4096)
 def best_launches(problem: RecordProblem, gpu: Gpu, count: int) -> tuple[RecordLaunch, ...]:
     """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
-    timed = ((modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes))
-    best = heapq.nsmallest(count, (pair for pair in timed if math.isfinite(pair[0])), key=lambda pair: pair[0])
-    return tuple(launch for _, launch in best)
+    tables = {tile_h: _cuts(problem, tile_h) for tile_h in problem.tile_heights}
+    seconds = [_modelled_seconds(problem, h, RecordLaunch.columns(cuts), gpu) for h, cuts in tables.items()]
+    cuts = np.concatenate(list(tables.values()))
+    return tuple(RecordLaunch(*cuts[place].tolist()) for place in least(np.concatenate(seconds), count))
