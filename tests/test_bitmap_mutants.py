@@ -50,7 +50,12 @@ MUTANTS = {
         "min(conv.num_chunks, static_cast<int>(int64_t{cut + 1} * conv.num_chunks / conv.cuts) + 1)",
         "",
     ),
-    "sums of other row groups are added": (KERNEL, "row_group * conv.pixel_warps + warp", "warp", ""),
+    "row groups write their sums to one place": (
+        KERNEL,
+        "row_group * conv.pixel_warps + warp % conv.pixel_warps;",
+        "warp % conv.pixel_warps;",
+        "",
+    ),
     "a workspace without its last unit": (
         LAUNCH,
         "* conv.num_units * 32 * 4",
@@ -65,8 +70,10 @@ MUTANTS = {
 
 @pytest.fixture(scope="module")
 def problems() -> list[tuple[BitmapProblemCase, Tensor]]:
-    """Random ones, and some whose inputs hold inf."""
-    problems = list(bitmap_problems(20, seed=72, max_size=8))
+    """Random ones, some of them with several row groups in a block, and some whose inputs hold inf."""
+    problems = list(bitmap_problems(14, seed=72, max_size=8))
+    drawn = bitmap_problems(100, seed=73, max_size=6)
+    problems += [pair for pair in drawn if pair[0].launch[4] > 1 and pair[0].packed.header.num_row_groups > 1][:6]
     assert sum(case.launch[-1] > 1 for case, _ in problems) > 3
     for case in [case for case, expected in problems[:6] if expected.numel() and case.packed.header.nnz]:
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")

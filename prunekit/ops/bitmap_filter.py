@@ -155,8 +155,9 @@ def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
 
     device = packed.fragments.device
     starts = np.stack([first_step, first_eight], 1).astype(np.int32)
+    aligned = len(values) // ALIGNMENT, int(eights.max(initial=0))
     return BitmapFilter(
-        BitmapHeader(*header.words(), num_aligned=len(values) // ALIGNMENT, longest_aligned=int(eights.max(initial=0))),
+        BitmapHeader.read([*header.words(), *aligned]),
         torch.from_numpy(starts).to(device),
         torch.from_numpy(records).to(device),
         torch.from_numpy(values).view(packed.fragments.dtype).to(device),

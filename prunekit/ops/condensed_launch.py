@@ -127,6 +127,11 @@ _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
+def mma_share(gpu: Gpu) -> float:
+    """Return what products reach of the tensor cores' peak at best."""
+    return _MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE
+
+
 def bank_conflicts(kept_columns: float) -> float:
     """Cycles of a load of eight units in place of one: as counted in packed random filters (tests)."""
     return 1 + 1.2 * (1 - kept_columns)
@@ -173,7 +178,7 @@ def modelled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gp
     units, run = launch.warp_units, problem.steps(launch.chunk_channels)
     steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
     products = units * (1 if gpu.capability >= 80 else 2)
-    lanes = gpu.tensor_lanes * (_MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE) / 4  # of a scheduler
+    lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
     product_cycles = units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
     # What a thread stages in a chunk.
     taps_h = problem.kernel_size[0]
@@ -215,7 +220,7 @@ def launches(problem: CondensedProblem, max_shared_bytes: int) -> Iterator[Conde
     chunk_choices = [n for n in (4, 8, 16, 32, 64, 128) if n <= most]
     for warp_units in (4, 8):
         for pixel_warps in (1, 2, 3, 4, 5, 6, 7, 8):
-            for tile_h, units_w in _tiles(problem.lines, warp_units * pixel_warps):
+            for tile_h, units_w in tile_choices(problem.lines, warp_units * pixel_warps):
                 for row_groups in (1, 2, 4, 8):
                     for slices in (1, 2, 3, 4, 6, 8):
                         warps = pixel_warps * row_groups * slices
@@ -230,17 +235,17 @@ def launches(problem: CondensedProblem, max_shared_bytes: int) -> Iterator[Conde
                                     yield launch
 
 
-def _tiles(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
+def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
     """Return (lines, units side by side) that cut the output evenly and hold at most `units`, most of them used."""
     p, units_q = lines[0], -(-lines[1] // UNIT_PIXELS)
-    tiles = set()
+    found = set()
     for cuts in range(1, min(units_q, 12) + 1):
         units_w = min(-(-units_q // cuts), units)
         rows = min(units // units_w, p)
         tile_h = -(-p // -(-p // rows))
         if 4 * tile_h * units_w >= 3 * units:
-            tiles.add((tile_h, units_w))
-    return sorted(tiles)
+            found.add((tile_h, units_w))
+    return sorted(found)
 
 
 @lru_cache(maxsize=4096)
