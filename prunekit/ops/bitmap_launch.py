@@ -58,8 +58,8 @@ _CHUNK_CYCLES = 80  # two barriers
 _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 _COPY_BYTES = 16
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
-# What a multiprocessor reads of the second-level cache in a cycle: 1270 GB/s were measured on a T4 of 40
-# multiprocessors at 1.59 GHz (Jia et al., arXiv:1903.07486), which is 20 bytes each.
+# What a multiprocessor reads of the second-level cache in a cycle. An assumption, of the order that microbenchmarks of
+# a T4 found (Jia et al., arXiv:1903.07486).
 _L2_BYTES_PER_CYCLE = 20
 _L2_SHARE = 0.5  # of the second-level cache, what the sums of all cuts may take to be there still when they are added
 _CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
