@@ -116,7 +116,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.architectures() == "75", module.architectures()
 assert module.toolkit_version() > 11000
-for name in ("record_conv2d", "condensed_conv2d"):
+for name in ("record_conv2d", "condensed_conv2d", "bitmap_conv2d"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::" + name, "CUDA")
 has_native = torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::packed_conv2d", "CPU")
 assert has_native == prunekit.nn.native_status().available
@@ -133,6 +133,7 @@ def test_the_extension_builds_against_this_torch_and_loads(built: Path) -> None:
 
 
 LAUNCH = """
+#include "bitmap_conv2d.h"
 #include "condensed_conv2d.h"
 #include "record_conv2d.h"
 #include <cstdio>
@@ -153,6 +154,11 @@ int main() {
   for (const bool is_bfloat16 : {false, true}) {
     std::puts(prunekit::launch_condensed_conv2d(fragments, is_bfloat16, fragment_header, nullptr).c_str());
   }
+  auto bitmaps = smallest<prunekit::BitmapConv>();
+  bitmaps.warp_units = 8, bitmaps.tile_h = bitmaps.units_w = bitmaps.pixel_warps = bitmaps.slices = bitmaps.cuts = 1;
+  const int64_t bitmap_header[prunekit::BITMAP_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0};
+  const auto plan = prunekit::plan_bitmap_launch(bitmaps, bitmap_header);
+  std::puts(prunekit::launch_bitmap_conv2d(bitmaps, plan, false, nullptr).c_str());
 }
 """
 
@@ -169,7 +175,7 @@ def test_a_launch_without_a_driver_says_so(built: Path, tmp_path: Path) -> None:
     command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), *kernels, *libraries]
     subprocess.run([*command, "-o", str(program)], check=True)
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 3
+    assert len(said) == 4
     assert all(line.startswith("CUDA says cudaError") for line in said)
 
 

@@ -87,7 +87,8 @@ def test_the_cost_model_counts_the_compiled_instructions(architecture: str) -> N
 def test_copies_are_asynchronous_where_promised(architecture: str) -> None:
     for name, function in disassemble(architecture).items():
         counts = function.count()
-        assert (counts["LDGSTS"] > 0) == (int(architecture) >= 80), name
+        copies = not name.startswith("add_cuts")
+        assert (counts["LDGSTS"] > 0) == (copies and int(architecture) >= 80), name
         assert counts["SHFL"] == counts["RED"] == counts["ATOMG"] == counts["ATOMS"] == 0, name
 
 

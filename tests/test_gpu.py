@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitmap_problems import bitmap_problems
 from condensed_problems import condensed_problems
 from conv_cases import ConvCase, random_cases
 from emulated_kernels import RecordProblemCase
@@ -65,6 +66,20 @@ def test_the_condensed_kernel_agrees_with_the_oracle_and_with_itself() -> None:
         y = torch.ops.prunekit.condensed_conv2d(*arguments)
         assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
         assert torch.equal(y, torch.ops.prunekit.condensed_conv2d(*arguments)), "two runs differ"
+
+
+@needs_kernels
+def test_the_bitmap_kernels_agree_with_the_oracle_and_with_themselves() -> None:
+    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
+    for case, expected in bitmap_problems(300, seed=46, dtypes=dtypes):
+        conv = case.conv
+        bias = None if conv.bias is None else conv.bias.cuda()
+        residual = None if conv.residual is None else conv.residual.cuda()
+        here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
+        arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
+        y = torch.ops.prunekit.bitmap_conv2d(*arguments)
+        assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
+        assert torch.equal(y, torch.ops.prunekit.bitmap_conv2d(*arguments)), "two runs differ"
 
 
 @needs_kernels

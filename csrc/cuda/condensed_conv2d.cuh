@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) condensed_conv2d(
     const UnitPlace first_place = UnitPlace::of(conv, first_unit);
     const int row_group = warp / conv.pixel_warps % conv.block_row_groups;
     const int slice = warp / conv.pixel_warps / conv.block_row_groups;
-    const CondensedBlock block = find_block(conv);
+    const CondensedBlock block = find_block(conv, blockIdx.x, blockIdx.y);
     const InputShare share = InputShare::of(conv);
     const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
     // Lanes 16 and up name the rows of each pair's second unit.

@@ -11,11 +11,10 @@ struct CondensedBlock {
   int image, group, first_row_group, first_p, first_q;
 };
 
-__device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv) {
+__device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv, int tile, int rows) {
   const int tiles_w = (conv.q + conv.units_w * UNIT_PIXELS - 1) / (conv.units_w * UNIT_PIXELS);
   const int tiles_h = (conv.p + conv.tile_h - 1) / conv.tile_h;
   const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
-  const int tile = blockIdx.x, rows = blockIdx.y;
   return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
           tile / tiles_w % tiles_h * conv.tile_h, tile % tiles_w * conv.units_w * UNIT_PIXELS};
 }

@@ -100,5 +100,12 @@ __device__ __forceinline__ void wait_for_copies() {
   }
 }
 
+// The same number, of which the compiler knows nothing: what follows from it is computed where it is needed rather than
+// kept in a register across all that comes before.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 }  // namespace prunekit::device
 #endif

@@ -15,6 +15,20 @@ inline std::string describe(cudaError_t error) {
   return std::string("CUDA says ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
 }
 
+// Code for 7.5, translated by a driver for a newer GPU, still has no bfloat16.
+constexpr int BFLOAT16_ARCHITECTURE = 80;
+
+template <typename Kernel>
+std::string refuse_bfloat16(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return describe(error);
+  }
+  return attributes.ptxVersion >= BFLOAT16_ARCHITECTURE ? "" : "bfloat16 needs a GPU and a build of architecture 8.0";
+}
+
 template <typename Kernel, typename Launch, typename Conv>
 std::string launch_kernel(Kernel kernel, const Launch& launch, const Conv& conv, void* stream) {
   if (launch.shared_bytes > DEFAULT_SHARED_BYTES) {

@@ -116,6 +116,11 @@ _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
+def mma_share(gpu: Gpu) -> float:
+    """Return what products reach of the tensor cores' peak at best."""
+    return _MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE
+
+
 def bank_conflicts(kept_columns: float) -> float:
     """Cycles of a load of eight units in place of one: as counted in packed random filters (tests)."""
     return 1 + 1.2 * (1 - kept_columns)
@@ -170,7 +175,7 @@ def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     run = _steps(problem, launch)
     steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
     products = units * (1 if gpu.capability >= 80 else 2)
-    lanes = gpu.tensor_lanes * (_MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE) / 4  # of a scheduler
+    lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
     product_cycles = units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
     # What a thread stages in a chunk.
     taps_h = problem.kernel_size[0]
@@ -239,7 +244,7 @@ def _all_cuts(lines: tuple[int, int], num_row_groups: int, most_channels: int) -
             for s in (1, 2, 3, 4, 6, 8)
             if g <= num_row_groups and 2 <= pixel_warps * g * s <= MAX_WARPS
         ]
-        tiles = _tiles(lines, warp_units * pixel_warps)
+        tiles = tile_choices(lines, warp_units * pixel_warps)
         parts.append(crossed([warp_units], tiles, [pixel_warps], shares, chunks) if shares and tiles else _NO_CUTS)
     units, tile_h, units_w, pixels, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
     return np.stack([chunk_channels, units, tile_h, units_w, pixels, row_groups, slices, buffers], 1)
@@ -248,17 +253,17 @@ def _all_cuts(lines: tuple[int, int], num_row_groups: int, most_channels: int) -
 _NO_CUTS = np.empty((0, 8), np.int64)
 
 
-def _tiles(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
+def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
     """Return (lines, units side by side) that cut the output evenly and hold at most `units`, most of them used."""
     p, units_q = lines[0], -(-lines[1] // UNIT_PIXELS)
-    tiles = set()
+    found = set()
     for cuts in range(1, min(units_q, 12) + 1):
         units_w = min(-(-units_q // cuts), units)
         rows = min(units // units_w, p)
         tile_h = -(-p // -(-p // rows))
         if 4 * tile_h * units_w >= 3 * units:
-            tiles.add((tile_h, units_w))
-    return sorted(tiles)
+            found.add((tile_h, units_w))
+    return sorted(found)
 
 
 def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[CondensedLaunch, float] | None:

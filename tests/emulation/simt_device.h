@@ -62,4 +62,6 @@ void wait_for_copies() {
   }
 }
 
+inline int opaque(int value) { return value; }
+
 }  // namespace prunekit::device
