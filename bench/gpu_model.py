@@ -1,8 +1,9 @@
 """What would YOLOv3 take on GPUs that are not here? Modelled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices] [--image-size 416]
+    python -m bench.gpu_model [--dtype float16] [--kernel semi-structured] [--batch 16] [--layers rtx-2070-super | --choices] [--image-size 416]
 
-Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py for float16) count
+Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py and
+semi_structured_launch.py for float16) count
 the compiled kernels' instructions, shared memory's cycles, an assumed latency and the bytes of memory; the dense side
 is the same convolutions as an implicit GEMM at 70 % of the dtype's peak, which is kind to it at batch 1. docs/gpu.md
 lists the assumptions.
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
-from prunekit.ops import condensed_launch, kernel_choice
+from prunekit.ops import condensed_launch, kernel_choice, semi_structured_launch
 from prunekit.ops.condensed_launch import CondensedLaunch, CondensedProblem
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
 from prunekit.ops.record_plan import extra_seconds, input_grad_problem
+from prunekit.ops.semi_structured_launch import SemiStructuredLaunch
 from prunekit.ops.transposed_conv import TransposedConv
 
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
@@ -50,6 +52,14 @@ class Layer:
         """The layer as the model sees it."""
         kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
         return RecordProblem(self.out_channels, self.in_channels, kernel, 1, density, self.batch, size, stride)
+
+    def condensed_problem(self, density: float) -> CondensedProblem:
+        """The layer as the models of tensor cores see it."""
+        kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
+        padding = self.kernel // 2, self.kernel // 2
+        return CondensedProblem(
+            self.out_channels, self.in_channels, kernel, 1, density, self.batch, size, stride, padding
+        )
 
 
 def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
@@ -80,21 +90,30 @@ def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, Recor
 
 def condensed_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, CondensedLaunch | None, float]:
     """Return the same of the tensor-core kernel in float16."""
-    kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
-    padding = layer.kernel // 2, layer.kernel // 2
-    problem = CondensedProblem(
-        layer.out_channels, layer.in_channels, kernel, 1, density, layer.batch, size, stride, padding
-    )
+    problem = layer.condensed_problem(density)
     chosen = condensed_launch.choose_launch(problem, gpu)
     if chosen is None:
         return dense_seconds(layer, gpu, "float16"), None, 0.0
     return chosen[1], chosen[0], condensed_launch.memory_seconds(problem, chosen[0], gpu)
 
 
-#: By dtype, the kernel's modelled time of a layer.
-MODELS: dict[str, Callable[[Layer, float, Gpu], tuple[float, RecordLaunch | CondensedLaunch | None, float]]] = {
+def semi_structured_layer(
+    layer: Layer, density: float, gpu: Gpu
+) -> tuple[float, CondensedLaunch | SemiStructuredLaunch | None, float]:
+    """Return the same of the faster of both tensor-core kernels: from 8.0 on there is the sparse one."""
+    problem = layer.condensed_problem(density)
+    condensed, chosen = condensed_layer(layer, density, gpu), semi_structured_launch.choose_launch(problem, gpu)
+    if chosen is None or (condensed[1] is not None and condensed[0] <= chosen[1]):
+        return condensed
+    return chosen[1], chosen[0], semi_structured_launch.memory_seconds(problem, chosen[0], gpu)
+
+
+_Launch = RecordLaunch | CondensedLaunch | SemiStructuredLaunch
+#: By dtype, or by kernel where it is named, the modelled time of a layer.
+MODELS: dict[str, Callable[[Layer, float, Gpu], tuple[float, _Launch | None, float]]] = {
     "float32": modelled_layer,
     "float16": condensed_layer,
+    "semi-structured": semi_structured_layer,
 }
 
 
@@ -164,9 +183,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
     parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
-    parser.add_argument("--dtype", choices=sorted(MODELS), default="float32")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float32")
+    parser.add_argument(
+        "--kernel", choices=("semi-structured",), help="of float16: allow this one beside the dense steps'"
+    )
     options = parser.parse_args()
-    dtype: str = options.dtype
+    dtype: str = options.kernel or options.dtype
     layers = yolov3_layers(options.image_size, options.batch)
     write = sys.stdout.write
     if options.choices:

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emul
 
 PAIRS = list(combinations(range(4), 2))
 #: PTX's manual, with t' = t + 4 · (i / 2): lane 4 · g + t holds in register i of the first operand the two stored in
-#: columns 4 · t' to 4 · t' + 3 of row g + 8 · (i % 2); of the second rows 8 · i + 2 · t and the next, column g; of the sum
-#: rows g, g, g + 8, g + 8, columns 2 · t and 2 · t + 1 in turn. Of lanes 4 · g + 2 · selector and the next, word j of the
-#: metadata has in bits 4 · (t' % 4) the columns in the four t' of row g, and 16 bits higher those of row g + 8.
+#: columns 4 · t' to 4 · t' + 3 of row g + 8 · (i % 2); of the second rows 8 · i + 2 · t and the next, column g; of the
+#: sum rows g, g, g + 8, g + 8, columns 2 · t and 2 · t + 1 in turn. Of lanes 4 · g + 2 · selector and the next, word j
+#: of the metadata has in bits 4 · (t' % 4) the columns in the four t' of row g, and 16 bits higher of row g + 8.
 LANES = [(lane // 4, lane % 4) for lane in range(32)]
 
 
