@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench.gpu_model import Layer, condensed_layer, dense_seconds
-from prunekit.ops import bitmap_launch
+from bench.gpu_model import Layer, dense_seconds
+from prunekit.ops import bitmap_launch, condensed_launch
 from prunekit.ops.condensed_launch import CondensedProblem
 from prunekit.ops.record_launch import GPUS, Gpu
 
@@ -28,15 +28,11 @@ LAYERS = (
 )
 
 
-def bitmap_seconds(layer: Layer, density: float, gpu: Gpu) -> float:
-    """Return the modelled time of the bitmap kernels at their best cut; inf where no block fits."""
-    kernel, stride, size = (layer.kernel,) * 2, (layer.stride,) * 2, (layer.size,) * 2
-    padding = layer.kernel // 2, layer.kernel // 2
-    shape = layer.out_channels, layer.in_channels
-    chosen = bitmap_launch.choose_launch(
-        CondensedProblem(*shape, kernel, 1, density, layer.batch, size, stride, padding), gpu
-    )
-    return chosen[1] if chosen else float("inf")
+def kernel_seconds(layer: Layer, density: float, gpu: Gpu) -> list[float]:
+    """Return the modelled times of the bitmap and condensed kernels at their best cuts; inf where no block fits."""
+    problem = CondensedProblem.of(layer.problem(density))
+    chosen = bitmap_launch.choose_launch(problem, gpu), condensed_launch.choose_launch(problem, gpu)
+    return [one[1] if one else float("inf") for one in chosen]
 
 
 def main() -> None:
@@ -52,7 +48,7 @@ def main() -> None:
             layer = Layer(out_channels, in_channels, kernel, stride, size, batch)
             cells = []
             for ratio in RATIOS:
-                pair = [f(layer, 1 - ratio / 100, gpu) for f in (bitmap_seconds, lambda *a: condensed_layer(*a)[0])]
+                pair = kernel_seconds(layer, 1 - ratio / 100, gpu)
                 cells.append(" / ".join(f"{1e6 * seconds:.1f}" for seconds in pair))
             name = f"{in_channels} → {out_channels}, {kernel}×{kernel}" + (", stride 2" if stride == 2 else "")
             dense = 1e6 * dense_seconds(layer, gpu, "float16")

@@ -70,7 +70,7 @@ def _cubins(architecture: str) -> list[tuple[Path, str]]:
 
 def short_name(mangled: str) -> str:
     """record_conv2d<8,3,3,3,1,1> for its mangled name."""
-    name = re.search(r"\d((?:record|condensed|bitmap)_conv2d|add_cuts)I((?:L[ib]\d+E)+)E", mangled)
+    name = re.search(r"\d((?:record|condensed|bitmap|semi_structured)_conv2d|add_cuts)I((?:L[ib]\d+E)+)E", mangled)
     assert name is not None, mangled
     numbers = ",".join(re.findall(r"L[ib](\d+)E", name[2]))
     return f"{name[1]}<{numbers}>"

@@ -1,6 +1,6 @@
 // bitmap_conv2d on CUDA tensors, through torch's stable ABI: compiled without CUDA's headers, and against any torch.
 #include "bitmap_conv2d.h"
-#include "conv_tensors.h"
+#include "fragment_tensors.h"
 
 namespace prunekit {
 namespace {
@@ -43,15 +43,12 @@ void check_filter(
       records.numel() / BITMAP_RECORD_WORDS, " steps and ", values.numel(), " values");
 }
 
-const uint16_t* bits_of(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
-
 Tensor bitmap_conv2d(
     const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
     const Tensor& values, const Tensor& rows, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
     const std::string& activation, double negative_slope, const std::vector<int64_t>& launch) {
-  const bool is_bfloat16 = x.scalar_type() == ScalarType::BFloat16;
-  OP.check_on_device(x, x, "x", is_bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+  const bool is_bfloat16 = check_half(OP, x);
   const ConvShape shape = read_header(x, header, stride, padding, dilation);
   check_filter(x, header, starts, records, values, rows);
   check_choices(activation, launch, 8);

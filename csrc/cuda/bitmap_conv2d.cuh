@@ -2,6 +2,7 @@
 // multiplied dense, for layers of many weights and few pixels.
 //
 //   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//   or, where the activation comes last, activation(residual + bias[k] + Σ …)
 //
 // Inputs are staged, gathered and multiplied as the condensed kernel does it (condensed_conv2d.cuh). Of the filter only
 // bitmaps and kept weights are read and staged; each warp decodes a step into the registers of mma while it multiplies
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) bitmap_conv2d(con
       offset[pair] = place.offset(conv);
     }
 
-    float sum[UNITS][4] = {};
+    float sum[1][UNITS][4] = {};
     const int first_chunk = static_cast<int>(int64_t{cut} * conv.num_chunks / conv.cuts);
     const int last_chunk = static_cast<int>(int64_t{cut + 1} * conv.num_chunks / conv.cuts);
     const auto stage = [&](int chunk) {
@@ -147,9 +148,9 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) bitmap_conv2d(con
         const int count = BitmapRun::of(conv, block, row_group, chunk).steps;
         if (is_special) {
           run_bitmap_steps_one_by_one<IS_BFLOAT16>(
-              conv, here.inputs, records, values, slice, count, UnitPlace::of(conv, device::opaque(first_unit)), sum);
+              conv, here.inputs, records, values, slice, count, UnitPlace::of(conv, device::opaque(first_unit)), sum[0]);
         } else {
-          run_bitmap_steps<IS_BFLOAT16>(conv, here.inputs, records, values, slice, count, offset, sum);
+          run_bitmap_steps<IS_BFLOAT16>(conv, here.inputs, records, values, slice, count, offset, sum[0]);
         }
       }
       __syncthreads();
@@ -161,7 +162,8 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) bitmap_conv2d(con
     }
     if (slice == 0 && has_rows) {
       if (conv.cuts == 1) {
-        store<IS_BFLOAT16>(conv, block, row_group, UnitPlace::of(conv, device::opaque(first_unit)), sum);
+        const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+        store<IS_BFLOAT16>(conv, block, group, UnitPlace::of(conv, device::opaque(first_unit)), sum[0]);
         return;
       }
       const int columns = conv.pixel_warps * conv.block_row_groups;
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) bitmap_conv2d(con
       float4* to = find_sums(conv, cut, unit);
 #pragma unroll
       for (int i = 0; i < UNITS; ++i) {
-        to[32 * i] = {sum[i][0], sum[i][1], sum[i][2], sum[i][3]};
+        to[32 * i] = {sum[0][i][0], sum[0][i][1], sum[0][i][2], sum[0][i][3]};
       }
     }
   }
@@ -197,28 +199,19 @@ __global__ void __launch_bounds__(CUT_THREADS) add_cuts(const BitmapConv conv) {
     const float4 part = *find_sums(conv, cut, unit);
     sum[0][0] += part.x, sum[0][1] += part.y, sum[0][2] += part.z, sum[0][3] += part.w;
   }
-  store<IS_BFLOAT16>(conv, block, row_group, UnitPlace::of(conv, unit_in_tile), sum);
+  const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
+  store<IS_BFLOAT16>(conv, block, group, UnitPlace::of(conv, unit_in_tile), sum);
 }
 
 // Call visit(kernel, kernel that adds cuts) with the instantiations for this dtype, window and cut.
 template <typename Visit>
 void visit_bitmap_kernels(bool is_bfloat16, InputWindow window, int warp_units, const Visit& visit) {
-  const auto with_units = [&](auto dtype, auto shifts, auto stride) {
+  visit_window(is_bfloat16, window, [&](auto dtype, auto shifts, auto stride) {
     constexpr bool IS_BFLOAT16 = decltype(dtype)::value;
     constexpr int SHIFTS = decltype(shifts)::value, STRIDE = decltype(stride)::value;
     warp_units == 8 ? visit(bitmap_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 8>, add_cuts<IS_BFLOAT16>)
                     : visit(bitmap_conv2d<IS_BFLOAT16, SHIFTS, STRIDE, 14>, add_cuts<IS_BFLOAT16>);
-  };
-  const auto with_window = [&](auto dtype) {
-    if (window.shifts == 3 && window.stride == 1) {
-      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 1>{});
-    } else if (window.shifts == 3) {
-      with_units(dtype, std::integral_constant<int, 3>{}, std::integral_constant<int, 2>{});
-    } else {
-      with_units(dtype, std::integral_constant<int, 1>{}, std::integral_constant<int, 0>{});
-    }
-  };
-  is_bfloat16 ? with_window(std::true_type{}) : with_window(std::false_type{});
+  });
 }
 
 }  // namespace prunekit

@@ -13,7 +13,7 @@ std::string launch_condensed_conv2d(CondensedConv conv, bool is_bfloat16, const 
   }
   std::string problem;
   visit_condensed_kernel(is_bfloat16, InputWindow::of(conv), conv.warp_units, [&](auto kernel) {
-    problem = is_bfloat16 ? refuse_bfloat16(kernel) : "";
+    problem = is_bfloat16 ? refuse_before_80(kernel, "bfloat16 needs") : "";
     problem = problem.empty() ? launch_kernel(kernel, launch, conv, stream) : problem;
   });
   return problem;

@@ -15,18 +15,17 @@ inline std::string describe(cudaError_t error) {
   return std::string("CUDA says ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
 }
 
-// Code for 7.5, translated by a driver for a newer GPU, still has no bfloat16.
-constexpr int BFLOAT16_ARCHITECTURE = 80;
-
+// Why a kernel that is empty before architecture 8.0 cannot run, or an empty text. Code for 7.5, translated by a driver
+// for a newer GPU, is empty still.
 template <typename Kernel>
-std::string refuse_bfloat16(Kernel kernel) {
+std::string refuse_before_80(Kernel kernel, const char* what_needs) {
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error != cudaSuccess) {
     cudaGetLastError();
     return describe(error);
   }
-  return attributes.ptxVersion >= BFLOAT16_ARCHITECTURE ? "" : "bfloat16 needs a GPU and a build of architecture 8.0";
+  return attributes.ptxVersion >= 80 ? "" : std::string(what_needs) + " a GPU and a build of architecture 8.0";
 }
 
 template <typename Kernel, typename Launch, typename Conv>

@@ -18,7 +18,12 @@ import torch
 #: What wheels carry: every architecture from Turing to Hopper, and PTX for those that come after.
 ALL_ARCHITECTURES = ("75", "80", "86", "89", "90+PTX")
 NAMES = {"turing": "75", "ampere": "80;86", "ada": "89", "hopper": "90"}
-KERNELS = ("csrc/cuda/record_conv2d.cu", "csrc/cuda/condensed_conv2d.cu", "csrc/cuda/bitmap_conv2d.cu")
+KERNELS = (
+    "csrc/cuda/record_conv2d.cu",
+    "csrc/cuda/condensed_conv2d.cu",
+    "csrc/cuda/bitmap_conv2d.cu",
+    "csrc/cuda/semi_structured_conv2d.cu",
+)
 # A switch over a record's operation must become one jump through a table (record_conv2d.cuh).
 FLAGS = ("-std=c++17", "-O3", "--jump-table-density", "10", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 

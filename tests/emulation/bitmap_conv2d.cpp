@@ -35,7 +35,7 @@ void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
   int is_bfloat16 = 0;
   int64_t at = 0, length = 0;
   for (int* size : {&is_bfloat16, &conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w,
-                    &conv.padding_h, &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.has_activation,
+                    &conv.padding_h, &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation,
                     &conv.warp_units, &conv.tile_h, &conv.units_w, &conv.pixel_warps, &conv.block_row_groups,
                     &conv.slices, &conv.buffers, &conv.cuts}) {
     *size = static_cast<int>(words[at++]);
