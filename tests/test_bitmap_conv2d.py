@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -131,11 +132,13 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         assert relative_difference(wanted, y) <= TOLERANCE[y.dtype]
 
 
-@pytest.mark.parametrize(("sanitizer", "count", "max_size"), [("address,undefined", 12, 9), ("thread", 6, 5)])
+@pytest.mark.parametrize(("sanitizer", "count", "max_size"), [("address,undefined", 12, 9), ("thread", 40, 5)])
 @needs_compiler
 def test_the_emulated_kernels_are_clean_under_sanitizers(sanitizer: str, count: int, max_size: int) -> None:
     """Asynchronous copies alone: how inputs are staged is the condensed kernel's, which is tested both ways."""
     problems = list(bitmap_problems(count, seed=68, max_size=max_size))
+    if sanitizer == "thread":  # it takes its time for each thread
+        problems = [pair for pair in problems if 1 < math.prod(pair[0].launch[3:6]) < 4][:6]
     assert any(case.launch[-1] > 1 for case, _ in problems)
     outputs = emulate([case for case, _ in problems], Build(800, sanitizer), seed=5)
     for (_, expected), y in zip(problems, outputs, strict=True):

@@ -32,7 +32,6 @@ MUTANTS = {
     ),
     "bitmaps are not waited for": (KERNEL, "wait_for_copies<1>", "wait_for_copies<2>", ""),
     "a lane's own first bit is counted too": (STAGE, "<< bit) - 1", "<< (bit + 1)) - 1", ""),
-    "a lane counts all bits of its word": (STAGE, "(bitmap & ((uint32_t{1} << bit) - 1))", "(bitmap)", ""),
     "words of a step begin at its first value": (STAGE, "halfwords()[STEP_COLUMNS + word]", "0", ""),
     "a dropped weight takes a value": (STAGE, "if (kept >> j & 1) {", "if (kept != 0) {", ""),
     "the next step's weights are multiplied": (
@@ -42,14 +41,7 @@ MUTANTS = {
         "",
     ),
     "the dilation of lines is forgotten": (STAGE, "(16 * conv.dilation_h * conv.units_w)", "(16 * conv.units_w)", ""),
-    "values of row groups lie in one place": (STAGE, "g * conv.longest_aligned + at", "at", ""),
     "one cut is left out": (KERNEL, "for (int cut = 0; cut < conv.cuts", "for (int cut = 1; cut < conv.cuts", ""),
-    "a cut takes one chunk more": (
-        KERNEL,
-        "static_cast<int>(int64_t{cut + 1} * conv.num_chunks / conv.cuts)",
-        "min(conv.num_chunks, static_cast<int>(int64_t{cut + 1} * conv.num_chunks / conv.cuts) + 1)",
-        "",
-    ),
     "row groups write their sums to one place": (
         KERNEL,
         "row_group * conv.pixel_warps + warp % conv.pixel_warps;",
