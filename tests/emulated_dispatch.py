@@ -10,16 +10,28 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_kernels import Build, Case, CondensedProblemCase, Convolution, RecordProblemCase, emulate
+from bitmap_problems import BitmapProblemCase
+from emulated_kernels import Build, CondensedProblemCase, Convolution, RecordProblemCase, emulate
+from semi_structured_problems import SemiStructuredCase
 from torch import Tensor
 
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.bitmap_filter import BitmapFilter, BitmapHeader
 from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.record_conv2d import output_format
 from prunekit.ops.record_filter import RecordFilter, RecordHeader
 from prunekit.ops.record_launch import GPUS, Gpu
+from prunekit.ops.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
 from prunekit.ops.sparse_kernel import cuda_op
+
+#: By kernel: what runs it, its filter and that one's header, and the architecture that is emulated.
+_EMULATED: dict[str, tuple[Any, Any, Any, int]] = {
+    "record": (RecordProblemCase, RecordFilter, RecordHeader, 750),
+    "condensed": (CondensedProblemCase, FragmentFilter, FragmentHeader, 800),
+    "bitmap": (BitmapProblemCase, BitmapFilter, BitmapHeader, 800),
+    "semi_structured": (SemiStructuredCase, SemiStructuredFilter, SemiStructuredHeader, 800),
+}
 
 
 def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) -> Tensor:
@@ -30,11 +42,9 @@ def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) 
         residual = residual.contiguous(memory_format=output_format(x))
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     conv = Convolution(x.detach(), bias, residual, *geometry, activation, slope, is_channels_last)
-    if kernel == "record":
-        case: Case = RecordProblemCase(conv, RecordFilter(RecordHeader.read(header), *filter), launch)
-        return emulate([case], Build(750))[0]
-    case = CondensedProblemCase(conv, FragmentFilter(FragmentHeader.read(header), *filter), launch)
-    return emulate([case], Build(800))[0]
+    make_case, make_filter, header_type, architecture = _EMULATED[kernel]
+    case = make_case(conv, make_filter(header_type.read(header), *filter), launch)
+    return emulate([case], Build(architecture))[0]
 
 
 @dataclass

@@ -49,17 +49,18 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prunekit"])  # noqa: SIM118
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_loaded_model_runs_the_same_cuts_and_gives_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", ["record", "condensed", "bitmap", "semi_structured"])
+def test_a_loaded_model_runs_the_same_cuts_and_gives_the_same_bits(kernel: str, tmp_path: Path) -> None:
+    dtype = torch.float32 if kernel == "record" else torch.float16
     path, x = tmp_path / "below" / "model.safetensors", torch.randn(1, 3, 14, 18).to(dtype)
     gpu = EmulatedGpu(GPUS["rtx-4090"], is_emulated=False)
     with pytest.MonkeyPatch.context() as patch:
-        choose_sparse(patch)
+        choose_sparse(patch, only=kernel)
         model = _model(x, gpu)
     prunekit.save(model, path)
     expected = model(x)
     chosen = list(gpu.launches)
-    assert len(chosen) == 3
+    assert [launch[0] for launch in chosen] == 3 * [kernel]
     loaded = _load(path, gpu)
     assert gpu.launches == chosen
     outputs = loaded(x)

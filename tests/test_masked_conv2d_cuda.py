@@ -8,17 +8,20 @@ from conv_cases import ConvCase, random_cases
 from emulated_dispatch import EmulatedGpu, dispatched
 from emulated_kernels import COMPILER
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
-from sparse_choices import choose_sparse
+from sparse_choices import HALF_KERNELS, choose_sparse
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunekit
 from prunekit.nn import MaskedConv2d
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.bitmap_filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
 from prunekit.ops.conv_plan import input_grad_job
 from prunekit.ops.fragment_filter import fragment_packer, pack_fragments
 from prunekit.ops.masked_conv2d import is_finite
 from prunekit.ops.record_launch import GPUS, RecordProblem
+from prunekit.ops.semi_structured_filter import pack_semi_structured, semi_structured_packer
+from prunekit.ops.sparse_kernel import PackedFilter
 from prunekit.ops.transposed_conv import TransposedConv
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
@@ -75,7 +78,7 @@ def test_output_and_gradients_agree_with_float64(
         assert not bool(grad_weight[~case.mask].any())
         if grad_bias is not None:
             assert relative_difference(references[2], grad_bias) <= tolerance
-    assert {launch[0] for launch in gpu.launches} == {"record" if dtype == torch.float32 else "condensed"}
+    assert {launch[0] for launch in gpu.launches} == ({"record"} if dtype == torch.float32 else HALF_KERNELS)
 
 
 @pytest.mark.usefixtures("always_sparse")
@@ -225,12 +228,24 @@ def test_half_precision_weights_fill_their_pattern_as_packing_them_does() -> Non
     for case in random_cases(20, seed=54, max_size=4):
         weight = case.weight.to(torch.bfloat16)
         weight[torch.rand(weight.shape, generator=generator) < 0.2] = -0.0
-        for chunk_channels in (3, 16):
-            pattern = fragment_packer(case.mask, case.groups)(chunk_channels)
-            filled, packed = pattern.fill(weight), pack_fragments(weight, case.mask, case.groups, chunk_channels)
-            assert filled.header == packed.header
-            for a, b in zip(filled.arguments()[1:], packed.arguments()[1:], strict=True):
-                assert isinstance(a, Tensor)
-                assert isinstance(b, Tensor)
-                same = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in (a, b))
-                assert torch.equal(*same)
+        what = weight, case.mask, case.groups
+        for chunk in (3, 16):
+            filled: list[tuple[PackedFilter, PackedFilter]] = [
+                (fragment_packer(*what[1:])(chunk).fill(weight), pack_fragments(*what, chunk)),
+                (semi_structured_packer(*what[1:])(chunk, 2).fill(weight), pack_semi_structured(*what, chunk, 2)),
+            ]
+            for a, b in filled:
+                assert a.header == b.header
+                assert all(torch.equal(*pair) for pair in zip(_bits(a), _bits(b), strict=True))
+            bitmaps, packed = bitmap_packer(*what[1:])(chunk).fill(weight), pack_bitmaps(*what, chunk)
+            assert bitmaps.header == packed.header
+            assert torch.equal(bitmaps.starts, packed.starts)
+            assert torch.equal(bitmaps.records, packed.records)
+            # Values that fill a run up are any; elsewhere a kept -0.0 stays one, as the bitmap says what is kept.
+            assert torch.equal(bitmaps.weight(), packed.weight())
+            assert torch.equal(unpack_bitmaps(bitmaps)[1], case.mask)
+
+
+def _bits(packed: PackedFilter) -> list[Tensor]:
+    tensors = [part for part in packed.arguments() if isinstance(part, Tensor)]
+    return [t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in tensors]

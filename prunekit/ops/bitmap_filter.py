@@ -8,6 +8,7 @@ channels make a chunk is chosen for one size and device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from prunekit.ops.fragment_filter import (
     STEP_COLUMNS,
     FragmentFilter,
     FragmentHeader,
+    fragment_packer,
     pack_fragments,
     unpack_fragments,
 )
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
 RECORD_WORDS = 20
 ALIGNMENT = 8
 _WORDS = 8  # of bitmap in a step
-_MOST_TAP_ROWS = 16
-_MOST_PLANES = 1 << 12
-_MOST_VALUES = 1 << 16  # of a run: halfwords count them
+#: Rows of a kernel, tap columns in a chunk, and one more than the weights of a run, which halfwords count.
+MOST_TAP_ROWS, MOST_PLANES, MOST_VALUES = 16, 1 << 12, 1 << 16
 _DROPPED = -0x8000  # the bits of -0.0, as fragment filters have it
 
 
@@ -80,6 +81,43 @@ class BitmapFilter:
         """Move the tensors to `device`."""
         return BitmapFilter(self.header, *(t.to(device) for t in (self.starts, self.records, self.values, self.rows)))
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.records, self.values, self.rows
+
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_bitmaps(self)[0]
+
+
+@dataclass(frozen=True)
+class BitmapPattern:
+    """A bitmap filter without its weights: what the mask alone decides, so that new weights cost one gather.
+
+    Attributes:
+        header: see there.
+        starts: int32 [runs + 1, 2].
+        records: int32 [steps, 20].
+        rows: int32 [row groups · 16].
+        sources: int64 [8 · num_aligned], which element of the weight each value is; what fills a run up repeats the
+            one before it.
+    """
+
+    header: BitmapHeader
+    starts: Tensor
+    records: Tensor
+    rows: Tensor
+    sources: Tensor
+
+    def fill(self, weight: Tensor) -> BitmapFilter:
+        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
+        values = weight.detach().reshape(-1)[self.sources]
+        return BitmapFilter(self.header, self.starts, self.records, values, self.rows)
+
+    def to(self, device: torch.device) -> BitmapPattern:
+        """Return the pattern with its tensors on `device`."""
+        return BitmapPattern(self.header, *(t.to(device) for t in (self.starts, self.records, self.rows, self.sources)))
+
 
 def pack_bitmaps(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int) -> BitmapFilter:
     """Pack the weights that `mask` keeps.
@@ -95,6 +133,36 @@ def pack_bitmaps(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int)
         InputError: shapes, dtypes or numbers do not fit.
     """
     return compress_fragments(pack_fragments(weight, mask, groups, chunk_channels))
+
+
+def bitmap_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], BitmapPattern]:
+    """Condense a mask; return what packs its places for a number of channels a chunk, on the CPU.
+
+    Args:
+        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
+        groups: number of channel groups.
+        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+
+    Raises:
+        InputError: shapes, dtypes or numbers do not fit, now or for the chunk.
+    """
+    pack_fragment = fragment_packer(mask, groups, sources)
+
+    def pack(chunk_channels: int) -> BitmapPattern:
+        pattern = pack_fragment(chunk_channels)
+        kept = pattern.fragments.clone()
+        kept.view(-1)[pattern.slots] = 0  # any bits but those of what is dropped
+        filter = pattern.starts, pattern.columns, kept.view(torch.float16), pattern.rows
+        compressed, places = _compress(FragmentFilter(pattern.header, *filter))
+        # Of each value its element of the weight: both stand in the order of the fragments' elements.
+        element = pattern.sources[pattern.slots.argsort()].numpy()
+        of_value = np.full(len(compressed.values), -1)
+        of_value[places] = np.arange(len(places))
+        last = np.maximum.accumulate(of_value)
+        taken = torch.from_numpy(element[last])
+        return BitmapPattern(compressed.header, compressed.starts, compressed.records, compressed.rows, taken)
+
+    return pack
 
 
 def cut_into_bitmaps(condensed: CondensedFilter, chunk_channels: int) -> BitmapFilter:
@@ -116,11 +184,16 @@ def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
     Raises:
         InputError: the filter's sizes are none that a bitmap filter can name.
     """
+    return _compress(packed)[0]
+
+
+def _compress(packed: FragmentFilter) -> tuple[BitmapFilter, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    """Return the filter, and of its kept weights, in the order of the fragments' elements, the place in its values."""
     header = packed.header
     planes = min(header.chunk_channels, header.group_channels) * header.kernel_w
-    if header.kernel_h > _MOST_TAP_ROWS or planes > _MOST_PLANES:
+    if header.kernel_h > MOST_TAP_ROWS or planes > MOST_PLANES:
         raise InputError(
-            f"a bitmap filter takes kernels of up to {_MOST_TAP_ROWS} rows and {_MOST_PLANES} tap columns in a chunk; "
+            f"a bitmap filter takes kernels of up to {MOST_TAP_ROWS} rows and {MOST_PLANES} tap columns in a chunk; "
             f"got {header.kernel_h} and {planes}."
         )
     bits = packed.fragments.cpu().view(torch.int16).numpy().reshape(-1, 32, 8)
@@ -131,9 +204,9 @@ def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
     before = np.concatenate([[0], np.cumsum(in_word)])  # the last: all
     first_value = before[first_step * _WORDS]  # [runs + 1]
     run_values = np.diff(first_value)
-    if run_values.max(initial=0) >= _MOST_VALUES:
+    if run_values.max(initial=0) >= MOST_VALUES:
         raise InputError(
-            f"a bitmap filter takes up to {_MOST_VALUES - 1} weights of 16 output channels in a chunk; got "
+            f"a bitmap filter takes up to {MOST_VALUES - 1} weights of 16 output channels in a chunk; got "
             f"{run_values.max()} in {header.chunk_channels} input channels: use smaller chunks."
         )
     run_of_step = np.repeat(np.arange(header.num_runs), np.diff(first_step))
@@ -144,7 +217,8 @@ def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
     run_of_value = np.repeat(np.arange(header.num_runs), run_values)
     shift = first_eight[:-1] * ALIGNMENT - first_value[:-1]
     values = np.zeros(int(first_eight[-1]) * ALIGNMENT, np.int16)
-    values[np.arange(len(run_of_value)) + shift[run_of_value]] = bits[is_kept]
+    places = np.arange(len(run_of_value)) + shift[run_of_value]
+    values[places] = bits[is_kept]
 
     column = packed.columns.cpu().numpy().astype(np.int64)
     code = ((column >> 16) * header.kernel_w + (column & 255)) << 4 | (column >> 8 & 255)
@@ -156,13 +230,14 @@ def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
     device = packed.fragments.device
     starts = np.stack([first_step, first_eight], 1).astype(np.int32)
     aligned = len(values) // ALIGNMENT, int(eights.max(initial=0))
-    return BitmapFilter(
+    compressed = BitmapFilter(
         BitmapHeader.read([*header.words(), *aligned]),
         torch.from_numpy(starts).to(device),
         torch.from_numpy(records).to(device),
         torch.from_numpy(values).view(packed.fragments.dtype).to(device),
         packed.rows,
     )
+    return compressed, places
 
 
 def expand_bitmaps(packed: BitmapFilter) -> FragmentFilter:
@@ -187,7 +262,8 @@ def expand_bitmaps(packed: BitmapFilter) -> FragmentFilter:
     run = np.repeat(np.arange(header.num_runs), np.diff(starts[:, 0]))
     place = (starts[run, 1] * ALIGNMENT)[:, None, None] + word_start[:, :, None] + is_kept.cumsum(2) - is_kept
     bits = np.full(is_kept.shape, _DROPPED, np.int16)
-    bits[is_kept] = packed.values.cpu().view(torch.int16).numpy()[place[is_kept]]
+    values = packed.values.cpu().view(torch.int16).numpy()[place[is_kept]]
+    bits[is_kept] = np.where(values == _DROPPED, 0, values)  # a kept -0.0 is +0.0 in a fragment filter
 
     code = np.ascontiguousarray(records[:, _WORDS : 2 * _WORDS]).view(np.uint16).astype(np.int64)
     channel, tap_column = np.divmod(code >> 4, header.kernel_w)

@@ -7,16 +7,25 @@ and shared-memory cycles per step, as they stand in the compiled code; nothing i
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from prunekit.ops import condensed_launch
-from prunekit.ops.bitmap_filter import ALIGNMENT, RECORD_WORDS
-from prunekit.ops.condensed_launch import MAX_WARPS, UNIT_PIXELS, CondensedLaunch, CondensedProblem, bank_conflicts
+from prunekit.ops.bitmap_filter import ALIGNMENT, MOST_PLANES, MOST_VALUES, RECORD_WORDS
+from prunekit.ops.condensed_launch import (
+    MAX_WARPS,
+    UNIT_PIXELS,
+    CondensedLaunch,
+    CondensedProblem,
+    _steps,
+    bank_conflicts,
+)
+from prunekit.ops.conv_problem import crossed, least
 from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
 from prunekit.ops.record_launch import Gpu
 
@@ -63,10 +72,16 @@ _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, dr
 _L2_BYTES_PER_CYCLE = 20
 _L2_SHARE = 0.5  # of the second-level cache, what the sums of all cuts may take to be there still when they are added
 _CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-_MOST_VALUES = 1 << 16  # of a run (prunekit/ops/bitmap_filter.py)
 
 
-def _run_values(problem: CondensedProblem, chunk_channels: int) -> float:
+def takes_chunks(problem: CondensedProblem, chunk_channels: int) -> bool:
+    """Tell whether a bitmap filter takes chunks of so many channels, whatever of them is kept."""
+    channels = min(chunk_channels, problem.group_channels)
+    taps_h, taps_w = problem.kernel_size
+    return ROWS * channels * taps_h * taps_w < MOST_VALUES and channels * taps_w <= MOST_PLANES
+
+
+def _run_values(problem: CondensedProblem, chunk_channels: Any) -> Any:
     """Kept weights of 16 output channels in a chunk."""
     rows = min(ROWS, problem.out_channels // problem.groups)
     return rows * chunk_channels * math.prod(problem.kernel_size) * problem.density
@@ -83,20 +98,25 @@ def shared_bytes(
         longest: steps of the longest run of the packed filter; None expects four standard deviations above the mean.
         longest_aligned: values of the run that has most, in eights; None likewise.
     """
+    return int(_shared_bytes(problem, launch, longest, longest_aligned))
+
+
+def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None, longest_aligned: Any = None) -> Any:
+    """Compute it for one cut or for columns of them."""
     taps_h, taps_w = problem.kernel_size
     plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     inputs = 16 * (plane_h * launch.units_w | 1) * taps_w * launch.chunk_channels
     taps = launch.chunk_channels * taps_h * taps_w
     if longest is None:
         kept = problem.kept_columns
-        columns = min(taps * kept + 4 * math.sqrt(taps * kept * (1 - kept)), taps)
-        longest = math.ceil(columns / STEP_COLUMNS)
+        columns = np.minimum(taps * kept + 4 * np.sqrt(taps * kept * (1 - kept)), taps)
+        longest = np.ceil(columns / STEP_COLUMNS)
     if longest_aligned is None:
         values = _run_values(problem, launch.chunk_channels)
-        longest_aligned = math.ceil(min(values + 4 * math.sqrt(values), ROWS * taps) / ALIGNMENT)
+        longest_aligned = np.ceil(np.minimum(values + 4 * np.sqrt(values), ROWS * taps) / ALIGNMENT)
     sums = 4 * 4 * launch.warp_units * 32 * (launch.warps - launch.warps // launch.slices)
     run = 4 * RECORD_WORDS * longest + 2 * ALIGNMENT * longest_aligned
-    return max(launch.buffers * (inputs + run * launch.row_groups), sums)
+    return np.maximum(launch.buffers * (inputs + run * launch.row_groups), sums)
 
 
 def modelled_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
@@ -106,20 +126,27 @@ def modelled_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) 
     cores, shared memory, and a warp's copies and steps one after the other; the bytes of memory and of the
     second-level cache are a floor below it all. Of several cuts, a second launch and its bytes come on top.
     """
+    return float(_modelled_seconds(problem, launch, gpu))
+
+
+def _tiles(problem: CondensedProblem, launch: Any) -> Any:
+    """Tiles of all images."""
     p, q = problem.lines
-    tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
+    return problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
+
+
+def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+    """Compute it for one cut or for columns of them."""
     row_blocks = problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    blocks = tiles * row_blocks * launch.cuts
-    bytes_shared = shared_bytes(problem, launch)
-    resident = min(
-        gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
-        min(_MAX_RESIDENT_WARPS, gpu.max_warps) // launch.warps,
-    )
-    if resident < 1 or bytes_shared > gpu.shared_bytes:
-        return math.inf
+    blocks = _tiles(problem, launch) * row_blocks * launch.cuts
+    bytes_shared = _shared_bytes(problem, launch)
+    most_warps = min(_MAX_RESIDENT_WARPS, gpu.max_warps)
+    resident = np.minimum(gpu.shared_bytes_multiprocessor // (bytes_shared + 1024), most_warps // launch.warps)
+    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
+    resident = np.maximum(resident, 1)
     # Of the cut that has most.
-    chunks = math.ceil(math.ceil(problem.group_channels / launch.chunk_channels) / launch.cuts)
-    units, run = launch.warp_units, problem.steps(launch.chunk_channels)
+    chunks = np.ceil(np.ceil(problem.group_channels / launch.chunk_channels) / launch.cuts)
+    units, run = launch.warp_units, _steps(problem, launch)
     steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
     products = units * (1 if gpu.capability >= 80 else 2)
     lanes = gpu.tensor_lanes * condensed_launch.mma_share(gpu) / 4  # of a scheduler
@@ -128,99 +155,121 @@ def modelled_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) 
     taps_h = problem.kernel_size[0]
     plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     threads = 32 * launch.warps
-    staged = math.ceil(plane_h * launch.units_w * launch.chunk_channels / threads)
+    staged = np.ceil(plane_h * launch.units_w * launch.chunk_channels / threads)
     instructions, loads = problem.staging
-    step_values = _run_values(problem, launch.chunk_channels) / run if run else 0.0
+    step_values = _run_values(problem, launch.chunk_channels) / np.where(run > 0, run, 1)
     run_bytes = run * (4 * RECORD_WORDS + 2 * step_values) + ALIGNMENT
     copied = run_bytes * launch.row_groups / _COPY_BYTES / threads
     # The first step of a chunk is decoded before the loop.
     issue = steps * (STEP_INSTRUCTIONS + units + products) + STEP_INSTRUCTIONS
-    issue += staged * instructions + copied * 12
+    issue = issue + staged * instructions + copied * 12
     matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
     # A load of values reads neighbours: a cycle for each 128 bytes that a step's values span.
-    values = VALUE_LOADS * max(1.0, step_values / 64)
+    values = VALUE_LOADS * np.maximum(1.0, step_values / 64)
     shared = (steps + 1) * (STEP_LOADS - VALUE_LOADS + values) + steps * matrices
-    shared += staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
+    shared = shared + staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
     latency = steps * (STEP_LATENCY + matrices + product_cycles) + STEP_LATENCY + staged * _COPY_LATENCY
     if gpu.capability < 80:
-        latency += math.ceil(copied) * _COPY_LATENCY
-    unit_store = 4 * _STORE_INSTRUCTIONS if launch.cuts == 1 else _SUM_INSTRUCTIONS
+        latency = latency + np.ceil(copied) * _COPY_LATENCY
+    unit_store = np.where(launch.cuts == 1, 4 * _STORE_INSTRUCTIONS, _SUM_INSTRUCTIONS)
     store = units * unit_store / launch.slices + 8 * units * (launch.slices > 1)
-    seconds = 0.0
-    full, rest = divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
+    seconds: Any = 0.0
+    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
+    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
         busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = max(issue * busiest, steps * product_cycles * busiest, shared * warps)
-        cycles = chunks * (max(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds += waves * cycles / (gpu.clock_ghz * 1e9)
-    floor = max(memory_seconds(problem, launch, gpu), cache_seconds(problem, launch, gpu))
-    return max(seconds, floor) + _LAUNCH_SECONDS + adding_seconds(problem, launch, gpu)
+        throughput = np.maximum(np.maximum(issue, steps * product_cycles) * busiest, shared * warps)
+        cycles = chunks * (np.maximum(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
+        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
+    floor = np.maximum(_memory_seconds(problem, launch, run, gpu), _cache_seconds(problem, launch, gpu))
+    seconds = np.maximum(seconds, floor) + _LAUNCH_SECONDS + _adding_seconds(problem, launch, gpu)
+    return np.where(fits, seconds, math.inf)
 
 
-def _sum_bytes(problem: CondensedProblem, launch: BitmapLaunch) -> int:
+def _sum_bytes(problem: CondensedProblem, launch: Any) -> Any:
     """Bytes of the workspace."""
-    p, q = problem.lines
-    tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
     rows = problem.groups * -(-problem.num_row_groups // launch.row_groups) * launch.row_groups
-    units = tiles * rows * launch.pixel_warps * launch.warp_units
-    return launch.cuts * units * 4 * ROWS * UNIT_PIXELS if launch.cuts > 1 else 0
+    units = _tiles(problem, launch) * rows * launch.pixel_warps * launch.warp_units
+    return np.where(launch.cuts > 1, launch.cuts * units * 4 * ROWS * UNIT_PIXELS, 0)
 
 
-def _sums_bandwidth(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
-    """Bytes a second at which sums are written and read."""
-    if _sum_bytes(problem, launch) > _L2_SHARE * gpu.l2_bytes:
-        return gpu.memory_gb_per_s * 1e9
-    return _L2_BYTES_PER_CYCLE * gpu.multiprocessors * gpu.clock_ghz * 1e9
+def _sum_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+    """Time of writing or reading all sums once: in the second-level cache where they stay there."""
+    sums, cache = _sum_bytes(problem, launch), _L2_BYTES_PER_CYCLE * gpu.multiprocessors * gpu.clock_ghz * 1e9
+    return sums / np.where(sums > _L2_SHARE * gpu.l2_bytes, gpu.memory_gb_per_s * 1e9, cache)
 
 
 def adding_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
     """Return the time of the second kernel: a launch, the latency of a sum after the other, and the sums' bytes."""
-    if launch.cuts == 1:
-        return 0.0
+    return float(_adding_seconds(problem, launch, gpu))
+
+
+def _adding_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     # Four loads of a thread are under way together (csrc/cuda/bitmap_conv2d.cuh), then bias and residual.
-    latency = (math.ceil(launch.cuts / 4) + 1) * _COPY_LATENCY / (gpu.clock_ghz * 1e9)
-    return _LAUNCH_SECONDS + latency + _sum_bytes(problem, launch) / _sums_bandwidth(problem, launch, gpu)
+    latency = (np.ceil(launch.cuts / 4) + 1) * _COPY_LATENCY / (gpu.clock_ghz * 1e9)
+    return np.where(launch.cuts > 1, _LAUNCH_SECONDS + latency + _sum_seconds(problem, launch, gpu), 0.0)
 
 
 def memory_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
     """Return the time that the steps, the input and the output take at the memory's full bandwidth."""
+    return float(_memory_seconds(problem, launch, problem.steps(launch.chunk_channels), gpu))
+
+
+def _memory_seconds(problem: CondensedProblem, launch: Any, run: Any, gpu: Gpu) -> Any:
     chunks = problem.group_channels / launch.chunk_channels
     runs = problem.groups * problem.num_row_groups * chunks
-    filter_bytes = runs * (4 * RECORD_WORDS * problem.steps(launch.chunk_channels) + ALIGNMENT)
-    filter_bytes += 2 * problem.out_channels * problem.group_channels * math.prod(problem.kernel_size) * problem.density
-    (p, q), channels = problem.size, problem.groups * problem.group_channels
-    inputs = problem.batch * channels * p * problem.stride[0] * q * problem.stride[1]
-    outputs = problem.batch * problem.out_channels * p * q
-    return (filter_bytes + 2 * inputs + 2 * outputs) / (gpu.memory_gb_per_s * 1e9)
+    filter_bytes = runs * (4 * RECORD_WORDS * run + ALIGNMENT) + 2 * problem.num_weights * problem.density
+    return (filter_bytes + 2 * sum(problem.num_pixels)) / (gpu.memory_gb_per_s * 1e9)
 
 
 def cache_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
     """Return the time that all blocks' inputs and sums take at the second-level cache's bandwidth, or memory's."""
-    row_blocks = -(-problem.num_row_groups // launch.row_groups)
-    (p, q), channels = problem.size, problem.groups * problem.group_channels
-    inputs = 2 * problem.batch * channels * p * problem.stride[0] * q * problem.stride[1] * row_blocks
+    return float(_cache_seconds(problem, launch, gpu))
+
+
+def _cache_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+    inputs = 2 * problem.num_pixels[0] * -(-problem.num_row_groups // launch.row_groups)
     cache = _L2_BYTES_PER_CYCLE * gpu.multiprocessors * gpu.clock_ghz * 1e9
-    return inputs / cache + _sum_bytes(problem, launch) / _sums_bandwidth(problem, launch, gpu)
+    return inputs / cache + _sum_seconds(problem, launch, gpu)
 
 
 def launches(problem: CondensedProblem, max_shared_bytes: int) -> Iterator[BitmapLaunch]:
     """Yield the cuts worth comparing."""
+    cuts = _cuts(problem)
+    fit = _shared_bytes(problem, BitmapLaunch.columns(cuts)) <= max_shared_bytes
+    yield from (BitmapLaunch(*numbers) for numbers in cuts[fit].tolist())
+
+
+def _cuts(problem: CondensedProblem) -> np.ndarray[Any, Any]:
+    """Return int64 [cuts, fields of `BitmapLaunch`]."""
     most = max(4, problem.group_channels)
-    chunk_choices = [n for n in (4, 8, 16, 32, 64) if n <= most and _run_values(problem, n) < 0.9 * _MOST_VALUES]
-    for warp_units, pixel_warps in itertools.product(WARP_UNITS, (1, 2, 3, 4, 6, 8)):
-        tiles = condensed_launch.tile_choices(problem.lines, warp_units * pixel_warps)
-        for tile, row_groups, slices in itertools.product(tiles, (1, 2, 4, 8), (1, 2, 4)):
-            warps = pixel_warps * row_groups * slices
-            if row_groups > problem.num_row_groups or not 2 <= warps <= MAX_WARPS:
-                continue
-            for chunk, cuts in itertools.product(chunk_choices, _CUTS):
-                chunks = -(-problem.group_channels // chunk)
-                for buffers in (1, 2)[: 1 + (chunks > cuts)]:
-                    block = warp_units, *tile, pixel_warps, row_groups, slices, buffers
-                    launch = BitmapLaunch(chunk, *block, cuts)
-                    if cuts <= chunks and shared_bytes(problem, launch) <= max_shared_bytes:
-                        yield launch
+    chunks = tuple(
+        (chunk, buffers, cuts)
+        for chunk in (4, 8, 16, 32, 64)
+        for cuts in _CUTS
+        for buffers in (1, 2)
+        if chunk <= most and takes_chunks(problem, chunk) and cuts + buffers <= -(-problem.group_channels // chunk) + 1
+    )
+    return _all_cuts(problem.lines, problem.num_row_groups, chunks)
+
+
+@lru_cache(maxsize=256)
+def _all_cuts(
+    lines: tuple[int, int], num_row_groups: int, chunks: tuple[tuple[int, int, int], ...]
+) -> np.ndarray[Any, Any]:
+    parts = [np.empty((0, 9), np.int64)]
+    for warp_units, pixel_warps in ((units, warps) for units in WARP_UNITS for warps in (1, 2, 3, 4, 6, 8)):
+        shares = [
+            (g, s)
+            for g in (1, 2, 4, 8)
+            for s in (1, 2, 4)
+            if g <= num_row_groups and 2 <= pixel_warps * g * s <= MAX_WARPS
+        ]
+        tiles = condensed_launch.tile_choices(lines, warp_units * pixel_warps)
+        if shares and tiles and chunks:
+            parts.append(crossed([warp_units], tiles, [pixel_warps], shares, chunks))
+    units, tile_h, units_w, pixels, row_groups, slices, chunk_channels, buffers, cuts = np.concatenate(parts).T
+    return np.stack([chunk_channels, units, tile_h, units_w, pixels, row_groups, slices, buffers, cuts], 1)
 
 
 def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[BitmapLaunch, float] | None:
@@ -232,6 +281,6 @@ def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[BitmapLaunch, fl
 @lru_cache(maxsize=4096)
 def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[BitmapLaunch, ...]:
     """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
-    timed = ((modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes))
-    best = heapq.nsmallest(count, (pair for pair in timed if math.isfinite(pair[0])), key=lambda pair: pair[0])
-    return tuple(launch for _, launch in best)
+    cuts = _cuts(problem)
+    seconds = _modelled_seconds(problem, BitmapLaunch.columns(cuts), gpu)
+    return tuple(BitmapLaunch(*cuts[place].tolist()) for place in least(seconds, count))

@@ -8,6 +8,7 @@ row; the weights that find no place stand in a repeated column, so that every ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from prunekit.ops.fragment_filter import (
     ROWS,
     FragmentHeader,
     _bank_order,
+    _condensed,
     _from_fragments,
     _to_fragments,
 )
@@ -84,6 +86,52 @@ class SemiStructuredFilter:
         tensors = (t.to(device) for t in (self.starts, self.columns, self.fragments, self.metadata, self.rows))
         return SemiStructuredFilter(self.header, *tensors)
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.columns, self.fragments, self.metadata, self.rows
+
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_semi_structured(self)[0]
+
+
+@dataclass(frozen=True)
+class SemiStructuredPattern:
+    """A semi-structured filter without its weights: what the mask alone decides, so that new weights cost one gather.
+
+    Attributes:
+        header: see there.
+        starts: int32 [runs + 1].
+        columns: int32 [steps, 32].
+        fragments: int16 [steps, fragments, 32, 8], the bits of -0.0 where no weight belongs.
+        metadata: int32 [steps, fragments, 8, 2].
+        rows: int32 [row groups · fragments · 16].
+        slots: int64 [nnz], the elements of `fragments` that are weights.
+        sources: int64 [nnz], which element of the weight each of them is.
+    """
+
+    header: SemiStructuredHeader
+    starts: Tensor
+    columns: Tensor
+    fragments: Tensor
+    metadata: Tensor
+    rows: Tensor
+    slots: Tensor
+    sources: Tensor
+
+    def fill(self, weight: Tensor) -> SemiStructuredFilter:
+        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
+        # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
+        values = weight.detach().reshape(-1)[self.sources].add_(0.0)
+        fragments = self.fragments.view(weight.dtype).clone()
+        fragments.view(-1).index_copy_(0, self.slots, values)
+        return SemiStructuredFilter(self.header, self.starts, self.columns, fragments, self.metadata, self.rows)
+
+    def to(self, device: torch.device) -> SemiStructuredPattern:
+        """Return the pattern with its tensors on `device`."""
+        tensors = self.starts, self.columns, self.fragments, self.metadata, self.rows, self.slots, self.sources
+        return SemiStructuredPattern(self.header, *(t.to(device) for t in tensors))
+
 
 def pack_semi_structured(
     weight: Tensor, mask: Tensor, groups: int, chunk_channels: int, fragments: int
@@ -106,13 +154,40 @@ def pack_semi_structured(
         raise InputError(f"chunk_channels must be at least 1; got {chunk_channels}.")
     if fragments not in FRAGMENTS:
         raise InputError(f"fragments must be one of {FRAGMENTS}; got {fragments}.")
-    from prunekit_kernels.condensed_filter import condense  # as in pack_fragments: at the first packing
+    return cover_columns(_condensed(weight, mask, groups), chunk_channels, fragments)
 
-    try:
-        condensed = condense(weight, mask, groups)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return cover_columns(condensed, chunk_channels, fragments)
+
+def semi_structured_packer(
+    mask: Tensor, groups: int, sources: Tensor | None = None
+) -> Callable[[int, int], SemiStructuredPattern]:
+    """Condense a mask; return what packs its places for (channels a chunk, fragments), on the CPU.
+
+    Args:
+        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
+        groups: number of channel groups.
+        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+
+    Raises:
+        InputError: shapes, dtypes or numbers do not fit.
+    """
+    condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
+
+    def pack(chunk_channels: int, fragments: int) -> SemiStructuredPattern:
+        packed = cover_columns(condensed, chunk_channels, fragments)
+        slots, *places = _kept(packed)
+        element = torch.from_numpy(np.ravel_multi_index(places, (*mask.shape[:2], mask[0, 0].numel())))
+        return SemiStructuredPattern(
+            packed.header,
+            packed.starts,
+            packed.columns,
+            torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16),
+            packed.metadata,
+            packed.rows,
+            torch.from_numpy(slots),
+            element if sources is None else sources.flatten()[element],
+        )
+
+    return pack
 
 
 def cover_columns(condensed: CondensedFilter, chunk_channels: int, fragments: int) -> SemiStructuredFilter:
@@ -185,7 +260,8 @@ def _columns(condensed: CondensedFilter, header: SemiStructuredHeader) -> tuple[
 def _bank_bits(column: _Array, kernel_w: int) -> _Words:
     """One bit for the bank of shared memory that a column's inputs begin in; tap rows' banks are not compared."""
     bank = ((column >> 16) * kernel_w + (column & 255)) % 8 + 8 * ((column >> 8 & 255) % 8)
-    return np.uint64(1) << bank.astype(np.uint64)
+    bits: _Words = np.uint64(1) << bank.astype(np.uint64)
+    return bits
 
 
 def _pairs() -> tuple[_Array, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
@@ -238,8 +314,24 @@ def unpack_semi_structured(packed: SemiStructuredFilter) -> tuple[Tensor, Tensor
             f"the semi-structured filter's header tells of {header.num_runs} runs, {steps} steps and {num_rows} rows; "
             f"got tensors of {[len(t) for t in tensors]}."
         )
-    bits = _from_fragments(packed.fragments.cpu().view(torch.int16).numpy().reshape(-1, 32, 8))
-    bits = bits.reshape(steps, header.fragments, 8, 2, ROWS)  # quads, stored
+    slots, out, channel, tap = _kept(packed)
+    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
+    mask = np.zeros(weight.shape, bool)
+    weight[out, channel, tap] = packed.fragments.cpu().view(torch.int16).numpy().ravel()[slots]
+    mask[out, channel, tap] = True
+    device = packed.fragments.device
+    return (
+        torch.from_numpy(weight.reshape(header.shape)).view(packed.fragments.dtype).to(device),
+        torch.from_numpy(mask.reshape(header.shape)).to(device),
+    )
+
+
+def _kept(packed: SemiStructuredFilter) -> tuple[_Array, _Array, _Array, _Array]:
+    """Return each kept weight's place in the fragments, output channel, input channel of its group, and tap."""
+    header = packed.header
+    shape = header.num_steps, header.fragments, 8, 2, ROWS  # steps, fragments, quads, stored, rows
+    bits = _from_fragments(packed.fragments.cpu().view(torch.int16).numpy().reshape(-1, 32, 8)).reshape(shape)
+    slots = _from_fragments(np.arange(bits.size).reshape(-1, 32, 8)).reshape(shape)
     words = packed.metadata.cpu().numpy().view(np.uint32).astype(np.int64)  # [steps, fragments, 8, 2]
     step, fragment, quad, which, row = (bits != _DROPPED).nonzero()
     word = words[step, fragment, row % 8, quad // 4]
@@ -247,15 +339,7 @@ def unpack_semi_structured(packed: SemiStructuredFilter) -> tuple[Tensor, Tensor
     code = packed.columns.cpu().numpy().astype(np.int64)[step, _QUAD * quad + place]
     run = np.repeat(np.arange(header.num_runs), np.diff(packed.starts.cpu().numpy()))[step]
     row_group, chunk = np.divmod(run, header.num_chunks)
-    out = packed.rows.cpu().numpy()[(row_group * header.fragments + fragment) * ROWS + row]
+    out = packed.rows.cpu().numpy()[(row_group * header.fragments + fragment) * ROWS + row].astype(np.int64)
     channel = chunk * header.chunk_channels + (code >> 16)
     tap = (code >> 8 & 255) * header.kernel_w + (code & 255)
-    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
-    mask = np.zeros(weight.shape, bool)
-    weight[out, channel, tap] = bits[step, fragment, quad, which, row]
-    mask[out, channel, tap] = True
-    device = packed.fragments.device
-    return (
-        torch.from_numpy(weight.reshape(header.shape)).view(packed.fragments.dtype).to(device),
-        torch.from_numpy(mask.reshape(header.shape)).to(device),
-    )
+    return slots[step, fragment, quad, which, row], out, channel, tap

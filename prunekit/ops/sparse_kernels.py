@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from prunekit.ops.bitmap_kernel import BitmapKernel
 from prunekit.ops.condensed_kernel import CondensedKernel
 from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.record_kernel import RecordKernel
 from prunekit.ops.record_launch import Gpu
+from prunekit.ops.semi_structured_kernel import SemiStructuredKernel
 from prunekit.ops.sparse_kernel import SparseKernel
 
 #: By name.
-SPARSE_KERNELS: dict[str, SparseKernel] = {kernel.name: kernel for kernel in (RecordKernel(), CondensedKernel())}
+SPARSE_KERNELS: dict[str, SparseKernel] = {
+    kernel.name: kernel for kernel in (RecordKernel(), CondensedKernel(), BitmapKernel(), SemiStructuredKernel())
+}
 
 
 def has_sparse_kernel(dtype: torch.dtype, gpu: Gpu) -> bool:
