@@ -12,7 +12,7 @@ import torch
 from prunekit.files import cache_folder, write_text
 from prunekit.ops.record_launch import RecordLaunch, RecordProblem
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
