@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import toolkit
+from record_programs import write_programs
 from sass import Function, read_functions
 
 ROOT = Path(__file__).parent.parent
@@ -59,10 +60,12 @@ def _folder() -> Path:
 def _cubins(architecture: str) -> list[tuple[Path, str]]:
     """The machine code of every kernel file, and what the compiler said."""
     compiled = []
+    write_programs(_folder())
     for kernel in toolkit.KERNELS:
         cubin = _folder() / f"{Path(kernel).stem}_sm_{architecture}.cubin"
-        command = [str(nvcc()), *toolkit.FLAGS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", kernel]
-        done = subprocess.run([*command, "-o", str(cubin)], cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [str(nvcc()), *toolkit.FLAGS, f"-I{_folder()}", f"-arch=sm_{architecture}", "-cubin"]
+        command += ["-Xptxas", "-v", kernel, "-o", str(cubin)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         compiled.append((cubin, done.stderr))
     return compiled

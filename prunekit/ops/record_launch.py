@@ -1,6 +1,6 @@
 """How the record kernel is cut into blocks, and what a cut is expected to cost: the documented model behind the choice.
 
-A block is `lanes_h × lanes_w` lanes of `tile_h × 4` pixels, for `row_groups` groups of 8 output channels, and `slices`
+A block is `lanes_h × lanes_w` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices`
 shares of each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
 stand in the compiled code; nothing in it was measured on a GPU.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
 from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
-TILE_W = 4
+TILE_W = 2
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RecordLaunch(KernelLaunch):
     Attributes:
         chunk_channels: input channels that a block stages at once.
         slices: warps that share a row group.
-        tile_h: rows of a lane's tile of pixels, which is 4 wide.
+        tile_h: rows of a lane's tile of pixels, which is 2 wide.
         lanes_h: lanes one above the other.
         lanes_w: lanes side by side.
         row_groups: groups of 8 output channels in a block.
@@ -165,7 +165,7 @@ class RecordProblem(ConvProblem):
     @property
     def tile_heights(self) -> tuple[int, ...]:
         """Rows of pixels that a lane may keep."""
-        return (3, 2) if self.kernel[1] == 1 else (2,)
+        return (6, 4) if self.kernel[1] == 1 else (4,)
 
     @property
     def slots(self) -> float:
@@ -199,22 +199,26 @@ class RecordCost:
 
 #: By (window taps, stride, tile_h).
 RECORD_COSTS = {
-    (9, 1, 3): RecordCost(12, 30, 40, 12),
-    (9, 1, 2): RecordCost(12, 27, 32, 16),
-    (9, 2, 2): RecordCost(12, 35, 80, 12),
-    (2, 1, 3): RecordCost(12, 27, 24, 12),
-    (2, 1, 2): RecordCost(12, 23, 16, 16),
-    (1, 0, 2): RecordCost(12, 37, 16, 16),
+    (9, 1, 6): RecordCost(7, 33, 32, 12),
+    (9, 1, 4): RecordCost(7, 27, 24, 16),
+    (9, 2, 4): RecordCost(7, 36, 72, 12),
+    (2, 1, 6): RecordCost(7, 33, 24, 12),
+    (2, 1, 4): RecordCost(7, 25, 16, 16),
+    (1, 0, 4): RecordCost(7, 29, 16, 16),
 }
-# From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
-# synchronisation 33, arithmetic 10. An assumption: figures commonly told of Turing, none measured.
-RECORD_LATENCY = 95
+#: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
+#: Turing, none measured (docs/gpu.md).
+LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
+#: From one record to the next of the same warp, without its multiply-adds: tests/test_cuda_compiles.py issues the
+#: compiled instructions in order with these latencies.
+RECORD_LATENCY = 67
 _STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
 _STORE_INSTRUCTIONS = 12  # a pixel of a row
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
 _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
-_COPY_BATCH = 8  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
+_COPY_BATCH = 16  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
+_RECORD_BATCH = 4  # pairs of records likewise
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
@@ -237,15 +241,38 @@ def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | 
 
 def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> Any:
     """Compute it for one cut or for columns of them."""
+    tile = 4 * _plane(problem, launch) * launch.chunk_channels
+    if longest is None:
+        longest = _longest_run(problem, launch)
+    sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
+    starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
+    return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
+
+
+def _plane(problem: RecordProblem, launch: Any) -> Any:
+    """Return the elements of the haloed tile of one channel."""
     taps_h, taps_w = problem.kernel_size
     plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
-    tile = 4 * plane_h * (-(-plane_w // 4) * 4) * launch.chunk_channels
-    if longest is None:
-        mean = (problem.slots + problem.loads) * launch.chunk_channels
-        longest = np.ceil((mean + 4 * np.sqrt(mean)) / 2 + 2 * launch.slices) * 2
-    sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    return np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
+    return plane_h * (-(-plane_w // 4) * 4)
+
+
+def _longest_run(problem: RecordProblem, launch: Any) -> Any:
+    """Return the records of the longest run that a random mask is expected to have."""
+    mean = (problem.slots + problem.loads) * launch.chunk_channels
+    return np.ceil((mean + 4 * np.sqrt(mean)) / 2 + 2 * launch.slices) * 2
+
+
+def _copy_rounds(problem: RecordProblem, launch: Any, capability: int) -> Any:
+    """Return how often a thread waits for memory in a chunk, one wait after the other.
+
+    Before architecture 8.0 it waits for each batch of loads; later for all copies together, with two buffers for none.
+    """
+    if capability >= 80:
+        return 2 - launch.buffers
+    batches = -(-_plane(problem, launch) // (32 * launch.warps)) * -(-launch.chunk_channels // _COPY_BATCH)
+    parts = launch.pixel_warps * launch.slices
+    return batches + np.ceil(_longest_run(problem, launch) / (64 * parts * _RECORD_BATCH))
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
@@ -279,13 +306,10 @@ def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu
     slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
     staged = bytes_shared / launch.buffers / 4 / (32 * launch.warps)
     store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
-    issue = slots * (cost.dispatch + pixels) + (loads + 1.5) * cost.load + staged * _STAGE_INSTRUCTIONS
-    shared = loads * cost.load_cycles + slots + 2 * staged
-    latency = (slots + loads + 1.5) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes
-    # Copies that no buffer hides: before architecture 8.0 a thread waits for each batch of its loads.
-    exposed = np.where(launch.buffers == 2, 0.0, _COPY_LATENCY)
-    if gpu.capability < 80:
-        exposed = _COPY_LATENCY * np.ceil(staged / _COPY_BATCH)
+    issue = slots * (cost.dispatch + pixels) + (loads + 2) * cost.load + staged * _STAGE_INSTRUCTIONS
+    shared = loads * (cost.load_cycles + 1) + slots + 2 + 2 * staged
+    latency = (slots + loads + 2) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes + loads * cost.load
+    exposed = _COPY_LATENCY * _copy_rounds(problem, launch, gpu.capability)
     seconds: Any = 0.0
     full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
     for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
