@@ -47,10 +47,8 @@ bench: $(READY)  ## latency of pruned YOLOv3 and of its layers against dense eng
 	@$(BIN)/prunekit bench layers --out runs/bench/rows.jsonl
 	@$(BIN)/prunekit bench plot runs/bench/rows.jsonl --out runs/bench/speedup.png
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then layers and nets against cuDNN, into runs/gpu/
-	@$(BIN)/python -m pytest tests/test_gpu.py -rs
-	@$(BIN)/python -m bench.gpu --out runs/gpu/rows.jsonl
-	@$(BIN)/python -m bench.gpu_nets --out runs/gpu/nets.jsonl
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, layers and nets against cuDNN, in ten minutes, into runs/gpu/
+	@$(BIN)/python -m bench.gpu_check --out runs/gpu
 
 clean:  ## remove what setup and runs made
 	rm -rf $(VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -121,7 +121,12 @@ native = Extension(
 
 cuda_native = Extension(
     "prunekit._cuda",
-    sources=["csrc/cuda/binding.cpp", "csrc/cuda/condensed_binding.cpp"],
+    sources=[
+        "csrc/cuda/binding.cpp",
+        "csrc/cuda/condensed_binding.cpp",
+        "csrc/cuda/bitmap_binding.cpp",
+        "csrc/cuda/semi_structured_binding.cpp",
+    ],
     depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cuda").glob("*"), Path("setup.py")]],
     include_dirs=include_paths(),
     library_dirs=library_paths(),

@@ -1,12 +1,13 @@
 """Are YOLOv3's convolutions faster with zeros on this GPU? Every layer shape against cuDNN, at nine pruning ratios.
 
-    python -m bench.gpu --out runs/gpu/rows.jsonl [--minutes 4] [--device cuda]
+    python -m bench.gpu --out runs/gpu/rows.jsonl [--minutes 4] [--dtypes float32,float16,bfloat16] [--device cuda]
 
-For each layer shape and ratio, the record kernel's best cuts by the model are compared with a float64 convolution and
-timed beside cuDNN (float32, tf32, float16; contiguous and channels-last): each as a replayed CUDA graph, with a warm
-and with a cold second-level cache. So are, in float32, the gradients to the input. The fastest cut stays; one whose
-output is wrong is an error, never a timing. Rows are JSON lines; the last lines printed are the verdict. On a processor
-(--device cpu) the same code runs on the reference, which tests it and measures nothing.
+For each layer shape, ratio and dtype, the sparse kernels' best cuts by their models are compared with a float64
+convolution and timed beside cuDNN (float32 and tf32, or the half precision; contiguous and channels-last): each as a
+replayed CUDA graph, with a warm and with a cold second-level cache. So are the gradients to the input. The fastest cut
+stays; one whose output is wrong is an error, never a timing. All shapes are measured at 90 and 95 % zeros before other
+ratios begin; what does not fit the time is left out with a note. Rows are JSON lines; the last lines printed are the
+verdict. On a processor (--device cpu) the same code runs on the reference, which tests it and measures nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,48 +27,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu_model import RATIOS, Layer, dense_seconds, modelled_layer, yolov3_layers
+from bench.gpu_model import RATIOS, Layer, yolov3_layers
+from bench.time_limit import TimeLimit
+from prunekit.ops import kernel_choice
+from prunekit.ops.conv_plan import ConvJob, inference_job, input_grad_job
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.masked_conv2d import dense_input_grad
-from prunekit.ops.record_filter import RecordFilter, pack_records
-from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches, gpu_of
-from prunekit.ops.record_plan import input_grad_job
+from prunekit.ops.record_launch import GPUS, Gpu, gpu_of
 from prunekit.timing import cuda_seconds
 
-_MAX_RELATIVE_RMS = 1e-5
-_CUTS = 6
+#: Relative RMS from float64 that rounding explains.
+_MOST_WRONG = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _MOST_WRONG}
+_FIRST_RATIOS = (90, 95, 99, 80)
+_CUTS = 4
 _REPLAYS = 15
 _COLD_BYTES = 192 << 20  # more than any second-level cache
+_FIRST_SECONDS = 5.0  # that a shape is taken to need until one was measured
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, write rows and print the verdict; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0, help="stop beginning new layers after so long")
+    parser.add_argument("--minutes", type=float, default=4.0, help="begin nothing that would end after so long")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--max-shapes", type=int, default=1000)
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
+    parser.add_argument("--dtypes", default=",".join(_DTYPES))
+    parser.add_argument("--no-verdict", action="store_true")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    gpu = gpu_of(torch.cuda.get_device_properties(device)) if device.type == "cuda" else GPUS["rtx-2070-super"]
+    gpu = gpu_of(torch.cuda.get_device_properties(device)) if device.type == "cuda" else GPUS["rtx-4090"]
     ratios = [int(word) for word in options.ratios.split(",")]
     layers = sorted(yolov3_layers(options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
-    deadline = time.monotonic() + 60 * options.minutes
+    limit = TimeLimit(60 * options.minutes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]] = {}
     with options.out.open("a") as out:
-        for layer, count in layers[: options.max_shapes]:
-            if time.monotonic() > deadline:
-                sys.stdout.write(f"out of time after {len(rows)} rows\n")
-                break
-            for row in measure_layer(layer, count, ratios, device, gpu):
-                rows.append(row | machine_state(device))
+        for ratio, dtype in passes(ratios, options.dtypes.split(","), gpu):
+            for layer, count in layers[: options.max_shapes]:
+
+                def measure(layer: Layer = layer, ratio: int = ratio, dtype: torch.dtype = dtype) -> dict[str, Any]:
+                    return measure_layer(layer, ratio, dtype, device, gpu, dense)
+
+                row = limit.run(f"{dtype}", measure, _FIRST_SECONDS if device.type == "cuda" else 0.0)
+                if row is None:
+                    continue
+                rows.append({"layer": asdict(layer), "count": count, **row, **machine_state(device)})
                 out.write(json.dumps(rows[-1]) + "\n")
                 out.flush()
-    print_verdict(rows, ratios)
+    if limit.skipped:
+        sys.stdout.write(f"{len(limit.skipped)} of the rows did not fit the time: {limit.skipped[0]}\n")
+    if not options.no_verdict:
+        print_verdict(rows)
     return rows
+
+
+def passes(ratios: list[int], dtypes: list[str], gpu: Gpu) -> list[tuple[int, torch.dtype]]:
+    """Return ratios and dtypes in the order of measuring: the usual ratios before others, bfloat16 after all else."""
+    order = [ratio for ratio in _FIRST_RATIOS if ratio in ratios]
+    order += [ratio for ratio in ratios if ratio not in order]
+    here = [_DTYPES[name] for name in dtypes if name != "bfloat16"]
+    found = [(ratio, dtype) for ratio in order for dtype in here]
+    has_bfloat16 = "bfloat16" in dtypes and gpu.capability >= 80
+    return found + [(ratio, torch.bfloat16) for ratio in order if has_bfloat16]
 
 
 def machine_state(device: torch.device) -> dict[str, Any]:
@@ -82,49 +108,55 @@ def machine_state(device: torch.device) -> dict[str, Any]:
 
 
 def measure_layer(
-    layer: Layer, count: int, ratios: list[int], device: torch.device, gpu: Gpu
-) -> Iterator[dict[str, Any]]:
-    """Yield a row per ratio; the dense timings are taken once."""
-    generator = torch.Generator().manual_seed(0)
+    layer: Layer,
+    ratio: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    gpu: Gpu,
+    dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]],
+) -> dict[str, Any]:
+    """Return the row of a ratio; the dense timings are taken once and kept in `dense`."""
+    generator = torch.Generator().manual_seed(ratio)
     size = layer.size * layer.stride
-    x = torch.randn(1, layer.in_channels, size, size, generator=generator).to(device)
+    x = torch.randn(1, layer.in_channels, size, size, generator=generator).to(device, dtype)
     weight = torch.randn(layer.out_channels, layer.in_channels, layer.kernel, layer.kernel, generator=generator)
-    weight /= (layer.in_channels * layer.kernel**2) ** 0.5
-    dense = dense_timings(x, weight.to(device), layer)
-    strongest = min((name for name in dense if name.startswith("float32")), key=lambda name: dense[name]["warm_ms"])
-    for ratio in ratios:
-        mask = torch.rand(weight.shape, generator=generator) >= ratio / 100
-        sparse = tune(x, weight, mask, layer, gpu)
-        gradient = tune_gradient(x, weight, mask, layer, gpu)
-        modelled, _, floor = modelled_layer(layer, 1 - ratio / 100, gpu)
-        yield {
-            "layer": asdict(layer),
-            "count": count,
-            "ratio": ratio,
-            "dense": dense,
-            "strongest_float32": strongest,
-            **sparse,
-            "input_grad": gradient,
-            "modelled_ms": 1e3 * modelled,
-            "modelled_dense_ms": 1e3 * dense_seconds(layer, gpu),
-            "memory_floor_ms": 1e3 * floor,
-        }
+    weight = (weight / (layer.in_channels * layer.kernel**2) ** 0.5).to(device, dtype)
+    mask = torch.rand(weight.shape, generator=generator) >= ratio / 100
+    if (layer, dtype) not in dense:
+        dense[layer, dtype] = dense_timings(x, weight, layer)
+    here, name = dense[layer, dtype], str(dtype).removeprefix("torch.")
+    strongest = min((mode for mode in here if mode.startswith(name)), key=lambda mode: here[mode]["warm_ms"])
+    geometry = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
+    job, gradient = inference_job(x.shape, mask, *geometry, 1), input_grad_job(x.shape, mask, *geometry, 1)
+    assert job is not None, "the kernels take every layer of YOLOv3"
+    assert gradient is not None, "the kernels take every layer of YOLOv3"
+    modelled = job.choose(gpu, dtype, allow_tf32=False, cache=None)
+    plain = kernel_choice.dense_seconds(job.problem, gpu, by_winograd=False, dtype=dtype)
+    return {
+        "ratio": ratio,
+        "dtype": name,
+        "dense": here,
+        "strongest": strongest,
+        **tune(x, weight, job, gpu),
+        "input_grad": tune_gradient(x, weight, gradient, layer, gpu),
+        "modelled_ms": 1e3 * modelled.sparse_seconds,
+        "modelled_dense_ms": 1e3 * plain,
+        "floor_ms": 1e3 * kernel_choice.floor_seconds(job.problem, gpu, dtype),
+    }
 
 
 def dense_timings(x: Tensor, weight: Tensor, layer: Layer) -> dict[str, dict[str, float]]:
-    """CuDNN's times by dtype and memory format; on a processor float32 alone."""
-    modes = {"float32": (torch.float32, False)}
-    if x.is_cuda:
-        modes |= {"tf32": (torch.float32, True), "float16": (torch.float16, False)}
-    timings = {}
+    """CuDNN's times in x's dtype, in float32 also with tf32, by memory format; on a processor contiguous alone."""
+    name, timings = str(x.dtype).removeprefix("torch."), {}
+    modes = {name: False, "tf32": True} if x.is_cuda and x.dtype == torch.float32 else {name: False}
+    formats = (torch.contiguous_format, torch.channels_last)
     torch.backends.cudnn.benchmark = True
-    for name, (dtype, allows_tf32) in modes.items():
+    for label, allows_tf32 in modes.items():
         torch.backends.cudnn.allow_tf32 = allows_tf32
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            a, b = (t.to(dtype).to(memory_format=memory_format) for t in (x, weight))
-            call = _dense_call(a, b, layer)
-            label = name + ("-channels-last" if memory_format == torch.channels_last else "")
-            timings[label] = timed(call, x.device)
+        for memory_format in formats if x.is_cuda else formats[:1]:
+            a, b = (t.to(memory_format=memory_format) for t in (x, weight))
+            mode = label + ("-channels-last" if memory_format == torch.channels_last else "")
+            timings[mode] = timed(_dense_call(a, b, layer), x.device)
     torch.backends.cudnn.allow_tf32 = False
     return timings
 
@@ -133,65 +165,53 @@ def _dense_call(x: Tensor, weight: Tensor, layer: Layer) -> Callable[[], Tensor]
     return lambda: F.conv2d(x, weight, None, layer.stride, layer.kernel // 2)
 
 
-def tune(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gpu) -> dict[str, Any]:
+def tune(x: Tensor, weight: Tensor, job: ConvJob, gpu: Gpu) -> dict[str, Any]:
     """Check and time the modelled best cuts; return the fastest's row."""
-    kernel, stride = (layer.kernel, layer.kernel), (layer.stride, layer.stride)
-    density = float(mask.float().mean())
-    size = (layer.size, layer.size)
-    problem = RecordProblem(layer.out_channels, layer.in_channels, kernel, 1, density, 1, size, stride)
-    kept = torch.where(mask, weight, 0).to(x.device)
-    expected = F.conv2d(x.double(), kept.double(), None, layer.stride, layer.kernel // 2)
-    best: dict[str, Any] = {"sparse": None, "launch": None}
-    packed: dict[tuple[int, int], RecordFilter] = {}
-    for launch in best_launches(problem, gpu, _CUTS if x.is_cuda else 1):
-        key = launch.chunk_channels, launch.slices
-        if key not in packed:
-            packed[key] = _to(pack_records(weight, mask, 1, problem.window_taps, *key), x.device)
-        call = _sparse_call(x, packed[key], layer, launch)
+    kept = torch.where(job.mask.to(x.device), weight, 0)
+    stride, padding, _ = job.geometry
+    expected = F.conv2d(x.double(), kept.double(), None, stride, padding)
+    best: dict[str, Any] = {"sparse": None, "kernel": None, "launch": None}
+    for plan in job.plans(gpu, x.dtype, x.device, _CUTS if x.is_cuda else 1):
+        filled = plan.pattern.fill(kept)
+
+        def call(plan: Any = plan, filled: Any = filled) -> Tensor:
+            y: Tensor = plan.run(x, filled)
+            return y
+
         difference = float((call().double() - expected).norm() / expected.norm().clamp(min=1e-30))
-        if not difference <= _MAX_RELATIVE_RMS:
-            raise AssertionError(f"{layer} at density {density:.3f} with {launch} is off by {difference:.3g}")
+        if not difference <= _MOST_WRONG[x.dtype]:
+            raise AssertionError(f"{job.problem} by {plan.kernel.name} with {plan.launch} is off by {difference:.3g}")
         timing = timed(call, x.device)
         if best["sparse"] is None or timing["warm_ms"] < best["sparse"]["warm_ms"]:
-            best = {"sparse": timing, "launch": asdict(launch), "relative_rms": difference}
+            cut = {"kernel": plan.kernel.name, "launch": asdict(plan.launch)}
+            best = {"sparse": timing, **cut, "relative_rms": difference}
     return best
 
 
-def tune_gradient(x: Tensor, weight: Tensor, mask: Tensor, layer: Layer, gpu: Gpu) -> dict[str, Any]:
-    """Check and time the gradient to the input beside cuDNN's in float32; its layer of 3 channels needs none."""
+def tune_gradient(x: Tensor, weight: Tensor, job: ConvJob, layer: Layer, gpu: Gpu) -> dict[str, Any]:
+    """Check and time the gradient to the input beside cuDNN's; its layer of 3 channels needs none."""
     two = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
-    job = input_grad_job(x.shape, mask, *two, 1)
-    assert job is not None, "the record kernel takes every layer of YOLOv3"
-    kept = torch.where(mask, weight, 0).to(x.device)
-    size = (layer.size, layer.size)
-    grad = torch.randn(1, layer.out_channels, *size, generator=torch.Generator().manual_seed(1)).to(x.device)
+    density, size = job.dense_problem.density, (layer.size, layer.size)
+    kept = weight.clone()
+    assert job.sources is not None
+    is_kept = torch.zeros(weight.numel(), dtype=torch.bool)
+    is_kept[job.sources[job.mask]] = True
+    kept.view(-1)[~is_kept.to(x.device)] = 0
+    generator = torch.Generator().manual_seed(int(1e6 * density))
+    grad = torch.randn(1, layer.out_channels, *size, generator=generator).to(x.device, x.dtype)
     choice, _ = job.measure(
         gpu,
         x.device,
-        lambda plan: plan.run(torch.ops.prunekit.record_conv2d, grad, kept),
+        x.dtype,
+        lambda plan: plan.run(grad, kept),
         lambda: dense_input_grad(grad, kept, list(x.shape), *two, 1),
         cuda_seconds if x.is_cuda else lambda call: timed(call, x.device)["warm_ms"] / 1e3,
         KernelCache(None),
         allow_tf32=False,
         cuts=_CUTS if x.is_cuda else 1,
     )
-    return {"sparse_ms": 1e3 * choice.sparse_seconds, "dense_ms": 1e3 * choice.dense_seconds, "chosen": choice.kernel}
-
-
-def _to(packed: RecordFilter, device: torch.device) -> RecordFilter:
-    return RecordFilter(packed.header, packed.starts.to(device), packed.records.to(device), packed.rows.to(device))
-
-
-def _sparse_call(x: Tensor, packed: RecordFilter, layer: Layer, launch: RecordLaunch) -> Callable[[], Tensor]:
-    two = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
-    tensors = packed.starts, packed.records, packed.rows
-    words = packed.header.words()
-
-    def call() -> Tensor:
-        y: Tensor = torch.ops.prunekit.record_conv2d(x, words, *tensors, None, None, *two, "none", 0.0, launch.words())
-        return y
-
-    return call
+    sparse_ms = 1e3 * choice.sparse_seconds if choice.sparse_seconds < float("inf") else None
+    return {"sparse_ms": sparse_ms, "dense_ms": 1e3 * choice.dense_seconds, "chosen": choice.kernel}
 
 
 def timed(call: Callable[[], Tensor], device: torch.device) -> dict[str, float]:
@@ -230,31 +250,31 @@ def _median_ms(replay: Callable[[], None], device: torch.device, flush: Tensor |
     return statistics.median(times)
 
 
-def print_verdict(rows: list[dict[str, Any]], ratios: list[int]) -> None:
-    """Per ratio: the layers' sum against cuDNN's, each layer taking the faster, and how the model did."""
+def print_verdict(rows: list[dict[str, Any]]) -> None:
+    """Per dtype and ratio: the layers' sum against cuDNN's, each layer taking the faster, and how the model did."""
     write = sys.stdout.write
-    for ratio in ratios:
-        here = [row for row in rows if row["ratio"] == ratio and row["sparse"]]
+    for dtype, ratio in sorted({(row["dtype"], row["ratio"]) for row in rows}):
+        here = [row for row in rows if (row["dtype"], row["ratio"]) == (dtype, ratio) and row["sparse"]]
         if not here:
             continue
-        counts = [row["count"] for row in here]
-        dense = [row["dense"][row["strongest_float32"]]["warm_ms"] for row in here]
-        sparse = [row["sparse"]["warm_ms"] for row in here]
-        dense_sum = sum(count * ms for count, ms in zip(counts, dense, strict=True))
-        faster_sum = sum(count * min(pair) for count, *pair in zip(counts, dense, sparse, strict=True))
-        wins = sum(a < b for a, b in zip(sparse, dense, strict=True))
-        ratio_to_model = sum(sparse) / sum(row["modelled_ms"] for row in here)
-        gradients = [row["input_grad"] for row in here]
-        dense_grad, faster_grad = (
-            sum(n * pick((g["dense_ms"], g["sparse_ms"])) for n, g in zip(counts, gradients, strict=True))
-            for pick in (lambda pair: pair[0], min)
-        )
+        speedups, sums = {}, {}
+        for cache in ("warm", "cold"):
+            dense = [min(t[f"{cache}_ms"] for mode, t in r["dense"].items() if mode.startswith(dtype)) for r in here]
+            sparse = [row["sparse"][f"{cache}_ms"] for row in here]
+            dense_sum = sum(row["count"] * ms for row, ms in zip(here, dense, strict=True))
+            faster = sum(row["count"] * min(*both) for row, *both in zip(here, dense, sparse, strict=True))
+            speedups[cache], sums[cache] = dense_sum / faster, (faster, dense_sum)
+        wins = sum(row["sparse"]["warm_ms"] < row["dense"][row["strongest"]]["warm_ms"] for row in here)
+        to_model = sum(row["sparse"]["warm_ms"] for row in here) / sum(row["modelled_ms"] for row in here)
+        gradients = [(row["count"], row["input_grad"]) for row in here]
+        dense_grad = sum(count * g["dense_ms"] for count, g in gradients)
+        faster_grad = sum(count * min(g["dense_ms"], g["sparse_ms"] or g["dense_ms"]) for count, g in gradients)
         write(
-            f"{ratio} % zeros: convolutions {faster_sum:.2f} ms against cuDNN's float32 {dense_sum:.2f} ms, "
-            f"{dense_sum / faster_sum:.2f}×; faster in {wins} of {len(here)} shapes; "
-            f"measured / modelled {ratio_to_model:.2f}; gradients to the input {dense_grad / faster_grad:.2f}×\n"
+            f"{dtype}, {ratio} % zeros: convolutions {sums['warm'][0]:.2f} ms, cuDNN's {sums['warm'][1]:.2f} ms, "
+            f"{speedups['warm']:.2f}× (cold {speedups['cold']:.2f}×); faster in {wins} of {len(here)} shapes; "
+            f"measured / modelled {to_model:.2f}; gradients to the input {dense_grad / faster_grad:.2f}×\n"
         )
-    write(f"{len(rows)} rows, all within {_MAX_RELATIVE_RMS:g} of float64\n")
+    write(f"{len(rows)} rows of layers, all within their dtype's rounding of float64\n")
 
 
 if __name__ == "__main__":

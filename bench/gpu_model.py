@@ -1,11 +1,12 @@
 """What would YOLOv3 take on GPUs that are not here? Modelled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices] [--image-size 416]
+    python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices | --break-even]
 
-Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py for float16) count
-the compiled kernels' instructions, shared memory's cycles, an assumed latency and the bytes of memory; the dense side
-is the same convolutions as an implicit GEMM at 70 % of the dtype's peak, which is kind to it at batch 1. docs/gpu.md
-lists the assumptions.
+Nothing is run on a GPU. The models (prunekit/ops/record_launch.py for float32, condensed_launch.py, bitmap_launch.py
+and semi_structured_launch.py for float16) count the compiled kernels' instructions, shared memory's cycles, an assumed
+latency and the bytes of memory; the dense side is the same convolutions as an implicit GEMM at 70 % of the dtype's
+peak, which is kind to it at batch 1. Each layer takes the fastest of its dtype's sparse kernels. docs/gpu.md lists the
+assumptions.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
-from prunekit.ops import condensed_launch, kernel_choice
-from prunekit.ops.condensed_launch import CondensedLaunch, CondensedProblem
+from prunekit.ops import kernel_choice
 from prunekit.ops.conv_arguments import pair
-from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, choose_launch, memory_seconds
-from prunekit.ops.record_plan import extra_seconds, input_grad_problem
+from prunekit.ops.conv_plan import input_grad_problem
+from prunekit.ops.conv_problem import ConvProblem
+from prunekit.ops.record_launch import GPUS, Gpu
+from prunekit.ops.sparse_kernels import kernels_for
 from prunekit.ops.transposed_conv import TransposedConv
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
 
 
@@ -46,10 +49,15 @@ class Layer:
         """Multiply-adds of the dense convolution."""
         return self.batch * self.out_channels * self.in_channels * self.kernel**2 * self.size**2
 
-    def problem(self, density: float) -> RecordProblem:
-        """The layer as the model sees it."""
+    def problem(self, density: float) -> ConvProblem:
+        """The layer as the models see it."""
         kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
-        return RecordProblem(self.out_channels, self.in_channels, kernel, 1, density, self.batch, size, stride)
+        sizes = self.out_channels, self.in_channels, kernel, 1, density, self.batch, size, stride
+        return ConvProblem(*sizes, padding=(self.kernel // 2, self.kernel // 2))
+
+    def __str__(self) -> str:
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"{self.in_channels} → {self.out_channels}, {self.kernel}×{self.kernel}{stride}"
 
 
 def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
@@ -69,43 +77,18 @@ def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
     return found
 
 
-def modelled_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, RecordLaunch | None, float]:
-    """Return (seconds, launch, seconds of memory alone); without a launch the layer runs dense."""
-    problem = layer.problem(density)
-    chosen = choose_launch(problem, gpu)
-    if chosen is None:
-        return dense_seconds(layer, gpu), None, memory_seconds(problem, gpu)
-    return chosen[1], chosen[0], memory_seconds(problem, gpu)
-
-
-def condensed_layer(layer: Layer, density: float, gpu: Gpu) -> tuple[float, CondensedLaunch | None, float]:
-    """Return the same of the tensor-core kernel in float16."""
-    kernel, stride, size = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (layer.size, layer.size)
-    padding = layer.kernel // 2, layer.kernel // 2
-    problem = CondensedProblem(
-        layer.out_channels, layer.in_channels, kernel, 1, density, layer.batch, size, stride, padding
-    )
-    chosen = condensed_launch.choose_launch(problem, gpu)
-    if chosen is None:
-        return dense_seconds(layer, gpu, "float16"), None, 0.0
-    return chosen[1], chosen[0], condensed_launch.memory_seconds(problem, chosen[0], gpu)
-
-
-#: By dtype, the kernel's modelled time of a layer.
-MODELS: dict[str, Callable[[Layer, float, Gpu], tuple[float, RecordLaunch | CondensedLaunch | None, float]]] = {
-    "float32": modelled_layer,
-    "float16": condensed_layer,
-}
+def modelled_layer(layer: Layer, density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, str]:
+    """Return (seconds of the dtype's fastest sparse kernel, its name and cut); where none fits, of dense."""
+    problem, found = layer.problem(density), []
+    for kernel in kernels_for(problem, DTYPES[dtype], gpu):
+        for launch in kernel.best_launches(problem, gpu, 1):
+            found.append((kernel.seconds(problem, launch, gpu), f"{kernel.name} {launch}"))
+    return min(found, default=(dense_seconds(layer, gpu, dtype), "dense"))
 
 
 def dense_seconds(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float:
     """An implicit GEMM at a fixed share of the peak, or the bytes of its weights, input and output."""
-    if dtype == "float32":
-        return kernel_choice.dense_seconds(layer.problem(1.0), gpu, by_winograd=False)
-    compute = 2 * layer.macs / (kernel_choice.DENSE_SHARE_OF_PEAK * gpu.tensor_peak_gflops * 1e9)
-    area = layer.batch * layer.size**2
-    elements = layer.macs / area + layer.out_channels * area + layer.in_channels * area * layer.stride**2
-    return max(compute, 2 * elements / (gpu.memory_gb_per_s * 1e9))
+    return kernel_choice.dense_seconds(layer.problem(1.0), gpu, by_winograd=False, dtype=DTYPES[dtype])
 
 
 def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
@@ -117,7 +100,7 @@ def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
 def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, float]:
     """Return (the sum over layers of the faster of sparse and dense, of dense alone)."""
     sparse = sum(
-        count * min(MODELS[dtype](layer, density, gpu)[0], dense_seconds(layer, gpu, dtype))
+        count * min(modelled_layer(layer, density, gpu, dtype)[0], dense_seconds(layer, gpu, dtype))
         for layer, count in layers.items()
     )
     return sparse, sum(count * dense_seconds(layer, gpu, dtype) for layer, count in layers.items())
@@ -127,65 +110,86 @@ def break_even(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float | None:
     """The sparsity in percent from which the sparse kernel's modelled time is below the dense one's, or None."""
     low, high = 0.0, 0.995
     dense = dense_seconds(layer, gpu, dtype)
-    if MODELS[dtype](layer, 1 - high, gpu)[0] > dense:
+    if modelled_layer(layer, 1 - high, gpu, dtype)[0] > dense:
         return None
     while high - low > 0.005:
         middle = (low + high) / 2
-        if MODELS[dtype](layer, 1 - middle, gpu)[0] > dense:
+        if modelled_layer(layer, 1 - middle, gpu, dtype)[0] > dense:
             low = middle
         else:
             high = middle
     return 100 * high
 
 
-def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu, allow_tf32: bool) -> str:
+def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu, dtype: str, allow_tf32: bool) -> str:
     """What the dispatch would bring at a ratio: the speed-up over dense at its best, and how many layers are sparse."""
     total, dense, sparse_layers = 0.0, 0.0, 0
     for layer, count in layers.items():
-        forward = problem = layer.problem(1 - ratio / 100)
+        forward = layer.problem(1 - ratio / 100)
+        problem = forward
         if direction == "input_grad":
             padding, x_size = layer.kernel // 2, (layer.size * layer.stride,) * 2
             transposed = TransposedConv.of(forward.kernel_size, forward.stride, (padding, padding), (1, 1), 1)
             problem = input_grad_problem(forward, transposed, x_size)
-        slow = kernel_choice.dense_seconds(forward, gpu, allow_tf32=allow_tf32)
-        extra = extra_seconds(direction, problem, forward, gpu)
         choice = kernel_choice.choose_kernel(
-            problem, torch.float32, gpu, allow_tf32=allow_tf32, dense=slow, extra=extra
+            problem, DTYPES[dtype], gpu, allow_tf32=allow_tf32, direction=direction, dense_problem=forward
         )
-        total, dense = total + count * choice.seconds, dense + count * slow
+        total, dense = total + count * choice.seconds, dense + count * choice.dense_seconds
         sparse_layers += count * (choice.kernel != "dense")
     return f"{dense / total:.2f}×, {sparse_layers}"
 
 
+def print_choices(layers: Mapping[Layer, int], batch: int, dtype: str) -> None:
+    """Print what the dispatch would bring, forward and backward, on every GPU."""
+    write = sys.stdout.write
+    write(f"| modelled, batch {batch} | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
+    write("|---" * (len(RATIOS) + 2) + "|\n")
+    for gpu in GPUS.values():
+        dense_sides = [dtype, "tf32"] if dtype == "float32" and gpu.tf32_lanes else [dtype]
+        for direction in ("inference", "input_grad"):
+            for side in dense_sides:
+                cells = " | ".join(dispatched(layers, direction, r, gpu, dtype, side == "tf32") for r in RATIOS)
+                write(f"| {gpu.name}, {direction} | {side} | {cells} |\n")
+
+
+def print_break_even(layers: Mapping[Layer, int], dtype: str) -> None:
+    """Print for every layer shape and GPU from which percentage of zeros on the sparse kernel is faster."""
+    write = sys.stdout.write
+    write("| layer | output | layers | " + " | ".join(gpu.name for gpu in GPUS.values()) + " |\n")
+    write("|---" * (len(GPUS) + 3) + "|\n")
+    for layer, count in sorted(layers.items(), key=lambda pair: (pair[0].kernel, pair[0].stride, -pair[0].size)):
+        points = [break_even(layer, gpu, dtype) for gpu in GPUS.values()]
+        cells = " | ".join("none" if p is None else f"{p:.1f}" if p > 99 else f"{p:.0f}" for p in points)
+        write(f"| {layer} | {layer.size}×{layer.size} | {count} | {cells} |\n")
+
+
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
     parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
-    parser.add_argument("--dtype", choices=sorted(MODELS), default="float32")
+    parser.add_argument("--break-even", action="store_true", help="print it for every layer shape and GPU")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     options = parser.parse_args()
     dtype: str = options.dtype
     layers = yolov3_layers(options.image_size, options.batch)
     write = sys.stdout.write
     if options.choices:
-        write("| modelled, batch 1 | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
-        write("|---" * (len(RATIOS) + 2) + "|\n")
-        for gpu in GPUS.values():
-            for direction in ("inference", "input_grad"):
-                for allow_tf32 in (False, True)[: 1 + bool(gpu.tf32_lanes)]:
-                    cells = " | ".join(dispatched(layers, direction, r, gpu, allow_tf32) for r in RATIOS)
-                    write(f"| {gpu.name}, {direction} | {'tf32' if allow_tf32 else 'float32'} | {cells} |\n")
+        print_choices(layers, options.batch, dtype)
+        return
+    if options.break_even:
+        print_break_even(layers, dtype)
         return
     if options.layers:
         gpu = GPUS[options.layers]
         for layer, count in sorted(layers.items(), key=lambda pair: -pair[1] * pair[0].macs):
-            seconds, launch, floor = MODELS[dtype](layer, 0.1, gpu)
+            seconds, launch = modelled_layer(layer, 0.1, gpu, dtype)
             dense = dense_seconds(layer, gpu, dtype)
-            shape = f"{layer.in_channels}→{layer.out_channels} {layer.kernel}×{layer.kernel}/{layer.stride}"
+            floor = kernel_choice.floor_seconds(layer.problem(0.1), gpu, DTYPES[dtype])
             write(
-                f"{count} × {shape} at {layer.size}: modelled {1e6 * seconds:.0f} µs, memory {1e6 * floor:.0f}, "
+                f"{count} × {layer} at {layer.size}: modelled {1e6 * seconds:.0f} µs, floor {1e6 * floor:.0f}, "
                 f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, "
                 f"break-even {break_even(layer, gpu, dtype)}\n"
             )

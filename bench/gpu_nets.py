@@ -2,11 +2,12 @@
 
     python -m bench.gpu_nets --out runs/gpu/nets.jsonl [--minutes 4] [--device cuda]
 
-The dense net runs in float32, tf32 and float16; eager, torch.compile and as a CUDA graph; contiguous and channels-last.
-`prunekit.accelerate` runs the pruned net, contiguous and channels-last; its outputs were compared with the net's before
-it was timed. Latencies are wall-clock medians of one image, with the wait for the device. Rows are JSON lines; the last
-lines printed are the verdict. On a processor (--device cpu) the same code runs on the reference, which tests it and
-measures nothing.
+The dense net runs in float32, tf32, float16 and bfloat16; eager and as a CUDA graph; contiguous and channels-last.
+`prunekit.accelerate` runs the pruned net in float32 and half precision; its outputs were compared with the net's before
+it was timed. Latencies are wall-clock medians of one image, with the wait for the device. What does not fit the time is
+left out with a note; torch.compile comes last, in processes that are ended when their time is over. Rows are JSON
+lines; the last lines printed are the verdict. On a processor (--device cpu) the same code runs on the reference, which
+tests it and measures nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,91 +27,126 @@ from torch import Tensor, nn
 import prunekit
 from bench.gpu import machine_state
 from bench.gpu_model import RATIOS
+from bench.time_limit import TimeLimit, run_process
 from prunekit.benchmark.problems import pruned_net, random_image
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu
 from prunekit.ops.masked_conv2d_cuda import CudaDevice
 from prunekit.ops.record_launch import GPUS
+from prunekit.ops.sparse_kernel import cuda_op
 from prunekit.timing import time_in_turn
 
 NETS = {"yolov3": 416, "resnet50": 224}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 _RUNS = 20
-_FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+_FIRST_SECONDS = 15.0  # that one acceleration is taken to need until one was measured
+_TUNING_SHARE = 1 / 12  # of the time that is left
+_COMPILE_SECONDS, _LEAST_COMPILE_SECONDS = 90.0, 30.0
 Call = Callable[[], object]
+Row = dict[str, Any]
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, write rows and print the verdict; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0, help="stop beginning new ratios after so long")
+    parser.add_argument("--minutes", type=float, default=4.0, help="begin nothing that would end after so long")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--image-size", type=int, help="of both nets, in pixels; by default 416 and 224")
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--width", type=float, default=1.0, help="of both nets' layers, 1 as published")
     parser.add_argument("--ratios", default=",".join(map(str, (90, 95, *(r for r in RATIOS if r not in (90, 95))))))
+    parser.add_argument("--dtypes", default="float32,float16", help="of the pruned nets")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-verdict", action="store_true")
     options = parser.parse_args(arguments)
-    device, ratios = torch.device(options.device), [int(word) for word in options.ratios.split(",")]
+    device, limit = torch.device(options.device), TimeLimit(60 * options.minutes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with options.out.open("a") as out:
-        names, begin = options.nets.split(","), time.monotonic()
-        for position, name in enumerate(names):
-            deadline = begin + 60 * options.minutes * (position + 1) / len(names)
-            for row in measure_net(name, options.image_size or NETS[name], options.width, ratios, device, deadline):
-                rows.append(row | machine_state(device))
-                out.write(json.dumps(rows[-1]) + "\n")
-                out.flush()
-    print_verdict(rows)
+        for row in measure_nets(options, device, limit):
+            rows.append(row | machine_state(device))
+            out.write(json.dumps(rows[-1]) + "\n")
+            out.flush()
+    for note in limit.skipped:
+        sys.stdout.write(f"did not fit the time: {note}\n")
+    if not options.no_verdict:
+        print_verdict(rows)
     return rows
 
 
-def measure_net(
-    name: str, size: int, width: float, ratios: list[int], device: torch.device, deadline: float
-) -> Iterator[dict[str, Any]]:
-    """Yield a row per ratio; the dense timings are taken once."""
-    x = random_image(size).to(device)
-    dense = dense_timings(pruned_net(name, 0.0, width).to(device), x)
-    strongest = min((mode for mode in dense if mode.startswith("float32")), key=lambda mode: dense[mode])
-    for ratio in ratios:
-        if time.monotonic() > deadline:
-            sys.stdout.write(f"out of time for {name} at {ratio} % zeros\n")
-            continue
-        net = pruned_net(name, ratio, width).to(device)
-        yield {
-            "net": name,
-            "image_size": size,
-            "ratio": ratio,
-            "dense_ms": dense,
-            "strongest_float32": strongest,
-            "accelerated": {label: accelerated(net, x, memory_format) for label, memory_format in _FORMATS.items()},
-        }
+def measure_nets(options: argparse.Namespace, device: torch.device, limit: TimeLimit) -> Iterator[Row]:
+    """Yield a row per net, ratio and dtype, the nets in turn; then those of torch.compile."""
+    is_cuda = device.type == "cuda"
+    sizes = {name: options.image_size or NETS[name] for name in options.nets.split(",")}
+    dtypes = options.dtypes.split(",")
+    dense: dict[str, dict[str, float]] = {}
+    for name, size in sizes.items():
+        x = random_image(size).to(device)
+        dense[name] = {}
+        for mode, call in dense_modes(pruned_net(name, 0.0, options.width).to(device), x):
+            ms = limit.run(f"dense {name}", call)
+            dense[name] |= {} if ms is None else {mode: ms}
+    for ratio in (int(word) for word in options.ratios.split(",")):
+        for name, size in sizes.items():
+            for dtype in dtypes:
+
+                def measure(name: str = name, size: int = size, dtype: str = dtype, ratio: int = ratio) -> Row:
+                    net = pruned_net(name, ratio, options.width).to(device, DTYPES[dtype])
+                    x = random_image(size).to(device, DTYPES[dtype])
+                    # What the first format measures, the second finds in the cache; halves are for channels-last.
+                    formats = FORMATS if dtype == "float32" else {"channels-last": torch.channels_last}
+                    seconds = _TUNING_SHARE * limit.left
+                    return {label: accelerated(net, x, f, seconds) for label, f in formats.items()}
+
+                fast = limit.run(f"accelerate {name} in {dtype}", measure, _FIRST_SECONDS if is_cuda else 0.0)
+                if fast is not None:
+                    row = {"net": name, "image_size": size, "ratio": ratio, "dtype": dtype}
+                    yield {**row, "dense_ms": dense[name], "accelerated": fast}
+    if not options.no_compile:
+        for name, size in sizes.items():
+            yield from (compiled(name, size, options, dtype, limit) for dtype in dtypes)
 
 
-def dense_timings(net: nn.Module, x: Tensor) -> dict[str, float]:
-    """Median milliseconds by "dtype mode format"; on a processor float32 eager alone."""
-    timings = {}
+def compiled(name: str, size: int, options: argparse.Namespace, dtype: str, limit: TimeLimit) -> Row:
+    """Return the row of torch.compile's dense net: its milliseconds, or why there are none."""
+    row: Row = {"net": name, "image_size": size, "dtype": dtype, "compile_ms": None}
+    seconds = min(_COMPILE_SECONDS, limit.left)
+    if seconds < _LEAST_COMPILE_SECONDS:
+        return row | {"note": f"torch.compile was left out: {limit.left:.0f} s were left"}
+    arguments = ["--net", name, "--image-size", str(size), "--dtype", dtype, "--width", str(options.width)]
+    command = [sys.executable, "-m", "bench.gpu_compiled", *arguments, "--device", options.device]
+    code, printed = run_process(command, seconds, is_quiet=True)
+    if code != 0:
+        why = f"was ended after {seconds:.0f} s" if code is None else f"failed with exit code {code}"
+        return row | {"note": f"torch.compile {why}"}
+    return row | {"compile_ms": float(printed.split()[-1])}
+
+
+def dense_modes(net: nn.Module, x: Tensor) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Yield "dtype mode format" and what measures its median milliseconds; on a processor float32 eager alone."""
     torch.backends.cudnn.benchmark = True
     modes = {"float32": (torch.float32, False)}
     if x.is_cuda:
-        modes |= {"tf32": (torch.float32, True), "float16": (torch.float16, False)}
+        modes |= {"tf32": (torch.float32, True), "float16": (torch.float16, False), "bfloat16": (torch.bfloat16, False)}
     for precision, (dtype, is_tf32_allowed) in modes.items():
-        with allow_tf32(is_tf32_allowed):
-            for label, memory_format in _FORMATS.items():
-                here = copy.deepcopy(net).to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
-                image = x.to(dtype).contiguous(memory_format=memory_format)
-                for mode, call in _ways_to_run(here, image).items():
-                    timings[f"{precision} {mode} {label}"] = _median_ms(call, x)
-    return timings
+        for label, memory_format in FORMATS.items():
+            here = copy.deepcopy(net).to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
+            image = x.to(dtype).contiguous(memory_format=memory_format)
+            for mode, way in _ways_to_run(here, image).items():
+
+                def measure(way: Callable[[], Call] = way, is_allowed: bool = is_tf32_allowed) -> float:
+                    with allow_tf32(is_allowed):
+                        return median_ms(way(), x)
+
+                yield f"{precision} {mode} {label}", measure
 
 
-def _ways_to_run(net: nn.Module, x: Tensor) -> dict[str, Call]:
-    ways: dict[str, Call] = {"eager": lambda: net(x)}
+def _ways_to_run(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Call]]:
+    ways: dict[str, Callable[[], Call]] = {"eager": lambda: lambda: net(x)}
     if x.is_cuda:
-        ways["cuda-graph"] = captured(lambda: net(x), x.device)
-        if x.is_contiguous():  # the compiler chooses the layout itself
-            compiled = torch.compile(net)
-            ways["compile"] = lambda: compiled(x)
+        ways["cuda-graph"] = lambda: captured(lambda: net(x), x.device)
     return ways
 
 
@@ -140,16 +175,16 @@ def allow_tf32(is_allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def accelerated(net: nn.Module, x: Tensor, memory_format: torch.memory_format) -> dict[str, Any]:
-    """Accelerate for float32 in full precision, and time the result."""
+def accelerated(net: nn.Module, x: Tensor, memory_format: torch.memory_format, seconds: float) -> Row:
+    """Accelerate, in float32 with full precision, and time the result; kernels are measured for `seconds`."""
     here = copy.deepcopy(net).to(memory_format=memory_format)  # type: ignore[call-overload]
     image = x.contiguous(memory_format=memory_format)
     with allow_tf32(False):
-        fast = _accelerate(here, image)
+        fast = _accelerate(here, image, seconds)
         report = fast.report
         assert isinstance(report, AccelerationReport)
         return {
-            "ms": _median_ms(lambda: fast(image), x),
+            "ms": median_ms(lambda: fast(image), x),
             "engine": report.engine,
             "sparse_layers": sum(row.implementation != "dense" for row in report.rows),
             "layers": len(report.rows),
@@ -158,15 +193,17 @@ def accelerated(net: nn.Module, x: Tensor, memory_format: torch.memory_format) -
         }
 
 
-def _accelerate(net: nn.Module, x: Tensor) -> nn.Module:
+def _accelerate(net: nn.Module, x: Tensor, seconds: float) -> nn.Module:
     if x.is_cuda:
-        return prunekit.accelerate(net, x, tuning_seconds=30.0)
-    device = CudaDevice(GPUS["rtx-2070-super"], torch.ops.prunekit.record_conv2d, lambda call: 1.0, False, False)
+        return prunekit.accelerate(net, x, tuning_seconds=seconds)
+    device = CudaDevice(GPUS["rtx-4090"], cuda_op, lambda call: 1.0, False, False)
     with torch.no_grad():
         return accelerate_on_gpu(net, [x], net(x), 0.0, None, None, device)
 
 
-def _median_ms(call: Call, x: Tensor) -> float:
+def median_ms(call: Call, x: Tensor) -> float:
+    """Median wall-clock milliseconds of a call, with the wait for x's device."""
+
     def run() -> None:
         call()
         if x.is_cuda:
@@ -175,21 +212,28 @@ def _median_ms(call: Call, x: Tensor) -> float:
     return time_in_turn({"call": run}, _RUNS if x.is_cuda else 1)["call"].median_ms
 
 
-def print_verdict(rows: list[dict[str, Any]]) -> None:
-    """Per net and ratio: the faster format against the strongest dense float32, and what tf32 and float16 take."""
-    for row in rows:
-        best = min(row["accelerated"].values(), key=lambda one: one["ms"])
-        dense, strongest = row["dense_ms"], row["strongest_float32"]
-        others = [
-            f"{precision} {min(ms for mode, ms in dense.items() if mode.startswith(precision)):.2f} ms"
-            for precision in ("tf32", "float16")
-            if any(mode.startswith(precision) for mode in dense)
-        ]
-        sys.stdout.write(
-            f"{row['net']}, {row['ratio']} % zeros: {best['ms']:.2f} ms against {dense[strongest]:.2f} ms "
-            f"({strongest}): {dense[strongest] / best['ms']:.2f}×; {best['sparse_layers']} of {best['layers']} "
-            f"convolutions sparse{'; dense ' if others else ''}{', '.join(others)}\n"
-        )
+def print_verdict(rows: list[Row]) -> None:
+    """Per net, ratio and dtype: the faster format against the strongest dense in that dtype, and what others take."""
+    by_compiling = {(row["net"], row["dtype"]): row["compile_ms"] for row in rows if row.get("compile_ms")}
+    for row in (row for row in rows if "accelerated" in row):
+        best, dtype = min(row["accelerated"].values(), key=lambda one: one["ms"]), row["dtype"]
+        dense = dict(row["dense_ms"])
+        for (net, precision), ms in by_compiling.items():
+            dense |= {f"{precision} compile channels-last": ms} if net == row["net"] else {}
+        strongest = {
+            precision: min((mode for mode in dense if mode.startswith(f"{precision} ")), key=lambda mode: dense[mode])
+            for precision in ("float32", "tf32", "float16", "bfloat16")
+            if any(mode.startswith(f"{precision} ") for mode in dense)
+        }
+        line = f"{row['net']} in {dtype}, {row['ratio']} % zeros: {best['ms']:.2f} ms"
+        if dtype in strongest:
+            ms = dense[strongest[dtype]]
+            line += f" against {ms:.2f} ms ({strongest[dtype]}): {ms / best['ms']:.2f}×"
+        line += f"; {best['sparse_layers']} of {best['layers']} convolutions sparse"
+        others = [f"{name} {dense[mode]:.2f} ms" for name, mode in strongest.items() if name != dtype]
+        sys.stdout.write(f"{line}{'; dense ' if others else ''}{', '.join(others)}\n")
+    for row in (row for row in rows if row.get("note")):
+        sys.stdout.write(f"{row['net']} in {row['dtype']}: {row['note']}\n")
 
 
 if __name__ == "__main__":

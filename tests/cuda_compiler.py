@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import toolkit
+from record_programs import write_programs
 from sass import Function, read_functions
 
 ROOT = Path(__file__).parent.parent
@@ -59,10 +60,12 @@ def _folder() -> Path:
 def _cubins(architecture: str) -> list[tuple[Path, str]]:
     """The machine code of every kernel file, and what the compiler said."""
     compiled = []
+    write_programs(_folder())
     for kernel in toolkit.KERNELS:
         cubin = _folder() / f"{Path(kernel).stem}_sm_{architecture}.cubin"
-        command = [str(nvcc()), *toolkit.FLAGS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", kernel]
-        done = subprocess.run([*command, "-o", str(cubin)], cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [str(nvcc()), *toolkit.FLAGS, f"-I{_folder()}", f"-arch=sm_{architecture}", "-cubin"]
+        command += ["-Xptxas", "-v", kernel, "-o", str(cubin)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         compiled.append((cubin, done.stderr))
     return compiled
@@ -70,7 +73,7 @@ def _cubins(architecture: str) -> list[tuple[Path, str]]:
 
 def short_name(mangled: str) -> str:
     """record_conv2d<8,3,3,3,1,1> for its mangled name."""
-    name = re.search(r"\d((?:record|condensed)_conv2d)I((?:L[ib]\d+E)+)E", mangled)
+    name = re.search(r"\d((?:record|condensed|bitmap|semi_structured)_conv2d|add_cuts)I((?:L[ib]\d+E)+)E", mangled)
     assert name is not None, mangled
     numbers = ",".join(re.findall(r"L[ib](\d+)E", name[2]))
     return f"{name[1]}<{numbers}>"

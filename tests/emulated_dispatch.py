@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from emulated_kernels import Build, Convolution, RecordProblemCase, emulate
+from bitmap_problems import BitmapProblemCase
+from emulated_kernels import Build, CondensedProblemCase, Convolution, RecordProblemCase, emulate
+from semi_structured_problems import SemiStructuredCase
 from torch import Tensor
 
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.bitmap_filter import BitmapFilter, BitmapHeader
+from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.record_conv2d import output_format
 from prunekit.ops.record_filter import RecordFilter, RecordHeader
 from prunekit.ops.record_launch import GPUS, Gpu
+from prunekit.ops.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
+from prunekit.ops.sparse_kernel import cuda_op
+
+#: By kernel: what runs it, its filter and that one's header, and the architecture that is emulated.
+_EMULATED: dict[str, tuple[Any, Any, Any, int]] = {
+    "record": (RecordProblemCase, RecordFilter, RecordHeader, 750),
+    "condensed": (CondensedProblemCase, FragmentFilter, FragmentHeader, 800),
+    "bitmap": (BitmapProblemCase, BitmapFilter, BitmapHeader, 800),
+    "semi_structured": (SemiStructuredCase, SemiStructuredFilter, SemiStructuredHeader, 800),
+}
 
 
-def emulated_record_conv2d(*arguments: Any) -> Tensor:
-    """The op `record_conv2d`, by the emulated kernel."""
-    x, header, starts, records, rows, bias, residual, stride, padding, dilation, activation, slope, launch = arguments
-    packed = RecordFilter(RecordHeader.read(header), starts, records, rows)
+def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) -> Tensor:
+    """The op of a sparse kernel, by the emulated one."""
+    *filter, bias, residual, stride, padding, dilation, activation, slope, launch = arguments
     is_channels_last = output_format(x) == torch.channels_last
     if residual is not None:
         residual = residual.contiguous(memory_format=output_format(x))
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     conv = Convolution(x.detach(), bias, residual, *geometry, activation, slope, is_channels_last)
-    return emulate([RecordProblemCase(conv, packed, launch)], Build(750))[0]
+    make_case, make_filter, header_type, architecture = _EMULATED[kernel]
+    case = make_case(conv, make_filter(header_type.read(header), *filter), launch)
+    return emulate([case], Build(architecture))[0]
 
 
 @dataclass
@@ -39,17 +55,24 @@ class EmulatedGpu:
     allow_tf32: bool = False
     is_capturing: bool = False
     is_emulated: bool = True
-    launches: list[list[int]] = field(default_factory=list)
+    launches: list[list[str | int]] = field(default_factory=list)
+    epilogues: list[str] = field(default_factory=list)
+    residuals: list[bool] = field(default_factory=list)
 
-    def record_conv2d(self, *arguments: Any) -> Tensor:
-        self.launches.append(arguments[-1])
+    def conv2d(self, kernel: str, *arguments: Any) -> Tensor:
+        *_, residual, _, _, _, activation, _, launch = arguments
+        self.launches.append([kernel, *launch])
+        self.epilogues.append(activation)
+        self.residuals.append(residual is not None)
         if self.is_emulated:
-            return emulated_record_conv2d(*arguments)
-        y: Tensor = torch.ops.prunekit.record_conv2d(*arguments)
-        return y
+            return emulated_conv2d(kernel, *arguments)
+        return cuda_op(kernel)(*arguments)
+
+    def ops(self, kernel: str) -> Callable[..., Tensor]:
+        return partial(self.conv2d, kernel)
 
     def device(self, _: Tensor) -> cuda.CudaDevice:
-        return cuda.CudaDevice(self.gpu, self.record_conv2d, lambda call: 1e-6, self.allow_tf32, self.is_capturing)
+        return cuda.CudaDevice(self.gpu, self.ops, lambda call: 1e-6, self.allow_tf32, self.is_capturing)
 
 
 @contextmanager

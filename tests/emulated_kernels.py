@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.epilogue import EPILOGUES
 from prunekit.ops.fragment_filter import FragmentFilter
 from prunekit.ops.record_filter import RecordFilter
 
@@ -131,7 +132,7 @@ class Convolution:
     def sizes(self, y: Tensor) -> list[int]:
         n, _, h, w = self.x.shape
         geometry = *self.stride, *self.padding, *self.dilation
-        return [n, h, w, *y.shape[2:], *geometry, int(self.activation != "none")]
+        return [n, h, w, *y.shape[2:], *geometry, EPILOGUES.index(self.activation)]
 
     def slope(self) -> np.ndarray[Any, Any]:
         return np.array([self.negative_slope], np.float32)

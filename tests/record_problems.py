@@ -11,7 +11,6 @@ from emulated_kernels import Convolution, RecordProblemCase
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
-from prunekit.ops.packed_conv2d import activate
 from prunekit.ops.record_conv2d import output_format
 from prunekit.ops.record_filter import pack_records, window_taps
 from prunekit.ops.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
@@ -19,6 +18,13 @@ from prunekit.ops.record_launch import RecordLaunch, RecordProblem, launches, sh
 DENSITIES = (0.0, 0.005, 0.05, 0.1, 0.3, 0.6, 1.0)
 KERNELS = ((3, 3), (3, 3), (1, 1), (5, 5), (1, 3), (4, 2), (7, 7))
 _SHARED_BYTES = 64 * 1024
+_ACTIVATIONS = (
+    ("none", 0.0),
+    ("leaky_relu", 0.1),
+    ("leaky_relu", 0.0),
+    ("leaky_relu_last", 0.0),
+    ("leaky_relu_last", 0.2),
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,13 @@ class RandomConvolution:
 
 
 def random_convolutions(
-    count: int, seed: int, max_size: int, dtypes: Sequence[torch.dtype] = (torch.float32,)
+    count: int, seed: int, max_size: int, dtypes: Sequence[torch.dtype] = (torch.float32,), most_channels: int = 44
 ) -> Iterator[tuple[RandomConvolution, random.Random]]:
     """Yield `count` convolutions in these dtypes in turn, and what draws the rest of the problem."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     while count:
-        groups, c, k = draw.choice((1, 1, 1, 2, 3)), draw.randint(1, 20), draw.randint(1, draw.choice((20, 44)))
+        groups, c = draw.choice((1, 1, 1, 2, 3)), draw.randint(1, 20)
+        k = draw.randint(1, draw.choice((20, most_channels)))
         r, s = draw.choice(KERNELS)
         stride = draw.choice(((1, 1), (1, 1), (2, 2), (draw.randint(1, 3), draw.randint(1, 3))))
         dilation = draw.choice(((1, 1), (1, 1), (draw.randint(1, 2), draw.randint(1, 3))))
@@ -54,17 +61,25 @@ def random_convolutions(
             mask[draw.randrange(groups * k)] = False
         x = torch.randn(n, groups * c, h, w, generator=generator).to(dtype)
         bias = torch.randn(groups * k, generator=generator).to(dtype) if draw.random() < 0.5 else None
-        activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
+        activation, slope = draw.choice(_ACTIVATIONS)
         x_here = x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else x
         is_channels_last = output_format(x_here) == torch.channels_last
         expected = masked_conv2d_oracle(x, weight, mask, bias, stride, padding, dilation, groups)
-        expected = activate(expected, activation, slope)
         residual = torch.randn(expected.shape, generator=generator).to(dtype) if draw.random() < 0.3 else None
+        expected = _finished(expected, residual, activation, slope)
         if residual is not None:
-            expected = expected + residual.double()
             residual = residual.to(memory_format=torch.channels_last) if is_channels_last else residual
         conv = Convolution(x_here, bias, residual, stride, padding, dilation, activation, slope, is_channels_last)
         yield RandomConvolution(conv, weight, mask, groups, expected), draw
+
+
+def _finished(y: Tensor, residual: Tensor | None, activation: str, slope: float) -> Tensor:
+    def leaky(y: Tensor) -> Tensor:
+        return torch.where(y > 0, y, slope * y)
+
+    y = leaky(y) if activation == "leaky_relu" else y
+    y = y if residual is None else y + residual.double()
+    return leaky(y) if activation == "leaky_relu_last" else y
 
 
 def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[RecordProblemCase, Tensor]]:
@@ -73,7 +88,7 @@ def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple
         conv, weight = drawn.conv, drawn.weight
         k, c, r, s = weight.shape
         density = float(drawn.mask.float().mean())
-        geometry = conv.x.shape[0], _size(drawn.expected), conv.stride, conv.dilation
+        geometry = conv.x.shape[0], _size(drawn.expected), conv.stride, conv.padding, conv.dilation
         launch = _draw_launch(RecordProblem(k, c, (r, s), drawn.groups, density, *geometry), draw)
         taps = window_taps((r, s), conv.stride, conv.dilation)
         packed = pack_records(weight, drawn.mask, drawn.groups, taps, launch.chunk_channels, launch.slices)

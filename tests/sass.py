@@ -10,6 +10,8 @@ _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+((?:@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 _FUNCTION = re.compile(r"^\.text\.(\w+):")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
+_REGISTER = re.compile(r"\bR(\d+)\b")
+_WIDTHS = {"64": 2, "128": 4}
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,55 @@ class Function:
         raise AssertionError(f"no loop around {base}")
 
     def round_from(self, label: str) -> Counter[str] | None:
-        """Instructions from a label up to and with the next jump through the table; None where the loop is left.
+        """Instructions from a label up to and with the next jump through the table; None where the loop is left."""
+        found = self.path_from(label)
+        return None if found is None else Counter(i.base for i in found)
+
+    def path_from(self, label: str) -> list[Instruction] | None:
+        """Those instructions in order.
 
         Conditional branches are not taken: they are the ends of loops and the check of the table's range.
         """
-        counts: Counter[str] = Counter()
+        found: list[Instruction] = []
         at = self.labels[label]
         for _ in range(500):
             instruction = self.instructions[at]
-            counts[instruction.base] += 1
+            found.append(instruction)
             if instruction.base == "BRX":
-                return counts
+                return found
             if instruction.base in ("EXIT", "BAR", "RET"):
                 return None
             target = _TARGET.search(instruction.rest)
             is_jump = instruction.base == "BRA" and not instruction.predicate
             at = self.labels[target[1]] if is_jump and target else at + 1
         return None
+
+
+def cycles_of_round(path: list[Instruction], latencies: dict[str, int], fma_cycles: int) -> int:
+    """Cycles from a round of a loop to the next of the same warp, were it alone on its scheduler.
+
+    Instructions issue in order, one a cycle and multiply-adds one in `fma_cycles`, each when its operands are there.
+
+    Args:
+        path: one round, ending with the jump to the next.
+        latencies: from issue to result: of "LDS", "LDC", "jump" (until the target's first instruction) and "other".
+        fma_cycles: between multiply-adds.
+    """
+    ready: dict[int, int] = {}
+    ends, now = [], 0
+    for _ in range(4):  # until the rounds are alike
+        for instruction in path:
+            base = instruction.base
+            registers = [int(n) for n in _REGISTER.findall(instruction.rest)]
+            width = next((w for part, w in _WIDTHS.items() if part in instruction.name.split(".")), 1)
+            written = [registers[0] + i for i in range(width)] if base not in ("BRX", "BRA") and registers else []
+            read = registers[1:] if written else [r + i for r in registers for i in range(2)]  # BRX reads a pair
+            now = max([now, *(ready.get(register, 0) for register in read)])
+            kind = base if base in latencies else "jump" if base in ("BRX", "BRA") else "other"
+            ready |= dict.fromkeys(written, now + latencies[kind])
+            now += latencies["jump"] if kind == "jump" else fma_cycles if base == "FFMA" else 1
+        ends.append(now)
+    return ends[-1] - ends[-2]
 
 
 def read_functions(disassembly: str) -> dict[str, Function]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from emulated_kernels import COMPILER
 from engine_nets import random_net
 from oracles import TOLERANCE
 from residual_nets import residual_net
-from sparse_choices import choose_sparse
+from sparse_choices import HALF_KERNELS, choose_sparse
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -35,7 +36,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the 
 def program_of(net: nn.Module, inputs: Sequence[Tensor], gpu: EmulatedGpu) -> GpuProgram:
     graph, _ = build_graph(net, inputs)
     kernels = choose_layers(graph, inputs, gpu.device(inputs[0]), KernelCache(None), 0.0, lambda done, total: None)
-    return GpuProgram(graph, kernels, gpu.record_conv2d)
+    return GpuProgram(graph, kernels, gpu.ops)
 
 
 def accelerated(net: nn.Module, x: Tensor, gpu: EmulatedGpu, seconds: float = 0.0) -> nn.Module:
@@ -86,7 +87,65 @@ def test_activation_and_residual_are_fused_where_the_epilogue_can(
     for a, b in zip(net(x), outputs, strict=True):
         assert relative_rms(a, b) <= TOLERANCE[torch.float32]
     assert len(gpu.launches) == 4
+    assert gpu.epilogues == ["leaky_relu", "none", "leaky_relu", "leaky_relu_last"]
+    assert gpu.residuals == [False, False, True, True]
     assert outputs[1].is_contiguous(memory_format=memory_format)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_nets_run_on_tensor_cores_and_agree_with_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose_sparse(monkeypatch)
+    monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
+    gpu, net = EmulatedGpu(GPUS["rtx-4090"]), residual_net().to(dtype)
+    x = torch.randn(2, 3, 14, 18).to(dtype).contiguous(memory_format=torch.channels_last)
+    graph, folded = build_graph(net, [x])
+    assert folded == 1
+    assert [node.op for node in graph.nodes] == ["conv2d"] * 4 + ["global_mean", "torch", "torch"]
+    outputs = program_of(net, [x], gpu).run([x])
+    assert {launch[0] for launch in gpu.launches} <= HALF_KERNELS
+    exact = copy.deepcopy(net).float()(x.float())
+    for a, b in zip(exact, outputs, strict=True):
+        assert b.dtype == dtype
+        assert relative_rms(a, b) <= 2 * TOLERANCE[dtype]
+    report = accelerated(net, x, EmulatedGpu(GPUS["rtx-4090"], is_emulated=False)).report
+    assert isinstance(report, AccelerationReport)
+    assert all(row.implementation.startswith(tuple(HALF_KERNELS)) or row.name == "stem" for row in report.rows)
+    assert report.peak_gflops == GPUS["rtx-4090"].tensor_peak_gflops
+
+
+def test_random_nets_in_half_precision_agree_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, ran = EmulatedGpu(GPUS["a100"], is_emulated=False), 0
+    choose_sparse(monkeypatch)
+    for seed in range(300, 308):
+        case = random_net(seed)
+        exact = list(tree_leaves(case.net(*(x.clone() for x in case.inputs))))
+        inputs = tuple(x.bfloat16() for x in case.inputs)
+        net = case.net.bfloat16()
+        own = list(tree_leaves(net(*(x.clone() for x in inputs))))
+        try:
+            outputs = program_of(net, inputs, gpu).run(inputs)
+        except CaptureError:
+            continue
+        ran += 1
+        for a, b, c in zip(exact, own, outputs, strict=True):
+            assert (b.shape, b.dtype) == (c.shape, c.dtype)
+            assert relative_rms(a, c) <= 2 * relative_rms(a, b) + TOLERANCE[torch.bfloat16], seed
+    assert ran >= 5
+    assert {launch[0] for launch in gpu.launches} == HALF_KERNELS
+
+
+def test_a_wrong_half_precision_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_sparse(monkeypatch)
+
+    class Broken(EmulatedGpu):
+        def conv2d(self, kernel: str, *arguments: object) -> Tensor:
+            return super().conv2d(kernel, *arguments) * 1.02
+
+    with pytest.raises(WrongOutputError, match="differs from the original"):
+        accelerated(residual_net().half(), torch.randn(1, 3, 14, 18).half(), Broken(is_emulated=False))
 
 
 class PretendedGraph:
@@ -228,8 +287,8 @@ def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     choose_sparse(monkeypatch)
 
     class Broken(EmulatedGpu):
-        def record_conv2d(self, *arguments: object) -> Tensor:
-            return super().record_conv2d(*arguments) * 1.001
+        def conv2d(self, kernel: str, *arguments: object) -> Tensor:
+            return super().conv2d(kernel, *arguments) * 1.001
 
     with pytest.raises(WrongOutputError, match="differs from the original"):
         accelerated(residual_net(), torch.randn(1, 3, 14, 18), Broken(is_emulated=False))

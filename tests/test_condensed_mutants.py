@@ -26,8 +26,8 @@ MUTANTS = {
     ),
     "no barrier before a buffer is written again": (
         KERNEL,
-        "      __syncthreads();\n      has_special = has_special_ahead;",
-        "      has_special = has_special_ahead;",
+        "    __syncthreads();\n    has_special = has_special_ahead;",
+        "    has_special = has_special_ahead;",
         "thread",
     ),
     "no barrier before slices are added": (
@@ -41,14 +41,19 @@ MUTANTS = {
     "inputs of both buffers in one": (STAGE, "(shared) + buffer * num_inputs;", "(shared);", ""),
     "one lane does not multiply": (
         KERNEL,
-        "      device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1]",
-        "      if (lane != 5) device::multiply_add<IS_BFLOAT16>(sum[2 * pair + 1]",
+        "      device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair + 1]",
+        "      if (lane != 5) device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair + 1]",
         "",
     ),
     "halves of the inputs swapped": (KERNEL, "weights, input[0], input[1]", "weights, input[1], input[0]", ""),
     "both units multiply the first one's inputs": (KERNEL, "weights, input[2]", "weights, input[0]", ""),
     "all lanes name the first eight taps": (KERNEL, "lane % STEP_COLUMNS];", "lane % 8];", ""),
-    "the second unit of a pair is the first": (KERNEL, "first_unit + threadIdx.x % 32 / 16", "first_unit", ""),
+    "the second unit of a pair is the first": (
+        KERNEL,
+        "first_unit + threadIdx.x % 32 * UNITS_A_LOAD / 32",
+        "first_unit",
+        "",
+    ),
     "every slice runs all steps": (
         KERNEL,
         "int step = first; step < count; step += conv.slices) {\n    const int4",
@@ -58,8 +63,8 @@ MUTANTS = {
     "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
     "columns of the last step are not turned": (
         STAGE,
-        "at < count * STEP_COLUMNS;",
-        "at < count * STEP_COLUMNS - 3;",
+        "at < count * STEP.columns;",
+        "at < count * STEP.columns - 3;",
         "",
     ),
     "row groups past the last are copied": (
@@ -85,7 +90,7 @@ MUTANTS = {
         "conv.chunk_channels",
         "address,undefined",
     ),
-    "inf and nan go the fast way": (KERNEL, "        if (is_special) {", "        if (is_special && false) {", ""),
+    "inf and nan go the fast way": (KERNEL, "      if (is_special) {", "      if (is_special && false) {", ""),
     "dropped weights meet inf and nan": (KERNEL, "if (weight != DROPPED)", "if (weight != 1)", ""),
     "inf and nan meet another row's weights": (KERNEL, "weights[i / 2 * 2]", "weights[i % 2 * 2]", ""),
     "rows are stored where they stand": (
@@ -95,6 +100,13 @@ MUTANTS = {
         "address,undefined",
     ),
     "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
+    "the last activation comes before the residual, too": (
+        KERNEL,
+        "float value = activate(conv, BEFORE_RESIDUAL, sum[unit][i] + bias[i / 2]);",
+        "float value = activate(conv, ActivationPlace(conv.activation), sum[unit][i] + bias[i / 2]);",
+        "",
+    ),
+    "no activation after the residual": (KERNEL, "activate(conv, AFTER_RESIDUAL, value)", "value", ""),
     "shared memory for one buffer only": (
         LAUNCH,
         "sums ? conv.buffers * (inputs + filter)",

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunekit.ops.fragment_filter import pack_fragments
 from prunekit.ops.record_filter import pack_records
+from prunekit.ops.semi_structured_filter import pack_semi_structured
 
 ROOT = Path(__file__).parent.parent
 needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine")
@@ -116,7 +117,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.architectures() == "75", module.architectures()
 assert module.toolkit_version() > 11000
-for name in ("record_conv2d", "condensed_conv2d"):
+for name in ("record_conv2d", "condensed_conv2d", "bitmap_conv2d", "semi_structured_conv2d"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::" + name, "CUDA")
 has_native = torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::packed_conv2d", "CPU")
 assert has_native == prunekit.nn.native_status().available
@@ -133,8 +134,10 @@ def test_the_extension_builds_against_this_torch_and_loads(built: Path) -> None:
 
 
 LAUNCH = """
+#include "bitmap_conv2d.h"
 #include "condensed_conv2d.h"
 #include "record_conv2d.h"
+#include "semi_structured_conv2d.h"
 #include <cstdio>
 template <typename Conv> Conv smallest() {
   Conv conv{};
@@ -144,7 +147,7 @@ template <typename Conv> Conv smallest() {
 }
 int main() {
   auto records = smallest<prunekit::RecordConv>();
-  records.tile_h = 2, records.lanes_h = records.lanes_w = 1;
+  records.tile_h = 4, records.lanes_h = records.lanes_w = 1;
   const int64_t record_header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
   std::puts(prunekit::launch_record_conv2d(records, record_header, nullptr).c_str());
   auto fragments = smallest<prunekit::CondensedConv>();
@@ -153,6 +156,14 @@ int main() {
   for (const bool is_bfloat16 : {false, true}) {
     std::puts(prunekit::launch_condensed_conv2d(fragments, is_bfloat16, fragment_header, nullptr).c_str());
   }
+  auto bitmaps = smallest<prunekit::BitmapConv>();
+  bitmaps.warp_units = 8, bitmaps.tile_h = bitmaps.units_w = bitmaps.pixel_warps = bitmaps.slices = bitmaps.cuts = 1;
+  const int64_t bitmap_header[prunekit::BITMAP_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0};
+  const auto plan = prunekit::plan_bitmap_launch(bitmaps, bitmap_header);
+  std::puts(prunekit::launch_bitmap_conv2d(bitmaps, plan, false, nullptr).c_str());
+  fragments.warp_units = 8;
+  const int64_t sparse_header[prunekit::SEMI_STRUCTURED_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0, 1};
+  std::puts(prunekit::launch_semi_structured_conv2d(fragments, false, sparse_header, nullptr).c_str());
 }
 """
 
@@ -169,7 +180,7 @@ def test_a_launch_without_a_driver_says_so(built: Path, tmp_path: Path) -> None:
     command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), *kernels, *libraries]
     subprocess.run([*command, "-o", str(program)], check=True)
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 3
+    assert len(said) == 4
     assert all(line.startswith("CUDA says cudaError") for line in said)
 
 
@@ -202,4 +213,21 @@ def test_fake_cuda_tensors_give_shapes_of_the_condensed_op() -> None:
         )
     assert y.shape == (2, 6, 10, 15)
     assert y.dtype == torch.bfloat16
+    assert y.device.type == "cuda"
+
+
+def test_fake_cuda_tensors_give_shapes_of_the_semi_structured_op() -> None:
+    packed = pack_semi_structured(torch.randn(6, 5, 3, 3).half(), torch.rand(6, 5, 3, 3) < 0.3, 1, 2, 2)
+    with FakeTensorMode():
+        x = torch.empty(2, 5, 20, 30, device="cuda", dtype=torch.float16)
+        tensors = [
+            torch.empty(t.shape, dtype=t.dtype, device="cuda")
+            for t in (packed.starts, packed.columns, packed.fragments, packed.metadata, packed.rows)
+        ]
+        geometry = [2, 2], [1, 1], [1, 1]
+        y = torch.ops.prunekit.semi_structured_conv2d(
+            x, packed.header.words(), *tensors, None, None, *geometry, "none", 0.0, [4, 1, 1, 1, 1, 1, 1]
+        )
+    assert y.shape == (2, 6, 10, 15)
+    assert y.dtype == torch.float16
     assert y.device.type == "cuda"

@@ -49,16 +49,23 @@ MUTANTS = {
         "address,undefined",
     ),
     "the last records of a chunk are not copied": (KERNEL, "at < count;", "at < count - 2;", ""),
-    "row groups past the last are copied": (
+    "the last segment's end is not copied": (KERNEL, "at <= row_groups * runs;", "at < row_groups * runs;", ""),
+    "starts of row groups past the last are copied": (
         KERNEL,
-        "min(conv.block_row_groups, conv.num_row_groups - block.first_row_group)",
-        "conv.block_row_groups",
+        "row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);",
+        "row_groups = conv.block_row_groups;",
         "address,undefined",
+    ),
+    "two warps copy the same part of a run": (
+        KERNEL,
+        "2 * (part * 32 + threadIdx.x % 32)",
+        "2 * (0 * part + threadIdx.x % 32)",
+        "",
     ),
     "every slice reads the first one's records": (
         KERNEL,
-        "run + starts[slice] - starts[0]",
-        "run + 0 * starts[slice]",
+        "run + starts[first + slice] - starts[first]",
+        "run + 0 * starts[first + slice]",
         "",
     ),
     "rows are stored where they stand": (
@@ -71,28 +78,32 @@ MUTANTS = {
     "rows past the last are stored": (KERNEL, "first_row + row >= conv.rows_per_group", "false", "address,undefined"),
     "a pixel past the last line is stored": (KERNEL, "p < conv.p && q", "p <= conv.p && q", "address,undefined"),
     "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
-    "taps are transposed": (
-        KERNEL,
-        "TAP_H = TAP / S % R, TAP_W = TAP % S, CHANNEL",
-        "TAP_W = TAP / S % R, TAP_H = TAP % S, CHANNEL",
-        "",
-    ),
-    "a window's channels are those of its first": (KERNEL, "at + c * conv.plane + ", "at + ", ""),
     "the stride of a lane is forgotten": (KERNEL, "lane_w * TILE_W * conv.stride_w", "lane_w * TILE_W", ""),
-    "the dilation is forgotten": (KERNEL, "tap_w * conv.dilation_w", "tap_w", ""),
     "the residual is activated": (
         KERNEL,
-        "activate(conv, sum[row][i] + bias);",
-        "activate(conv, sum[row][i] + bias + (conv.residual ? conv.residual[at] : 0.0f)) - "
+        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias);",
+        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias + (conv.residual ? conv.residual[at] : 0.0f)) - "
         "(conv.residual ? conv.residual[at] : 0.0f);",
+        "",
+    ),
+    "the residual comes after the last activation": (
+        KERNEL,
+        "activate(conv, AFTER_RESIDUAL, conv.residual ? value + __ldg(conv.residual + at) : value);",
+        "activate(conv, AFTER_RESIDUAL, value) + (conv.residual ? conv.residual[at] : 0.0f);",
+        "",
+    ),
+    "an activation before the residual is done again after it": (
+        EPILOGUE,
+        "conv.activation != place",
+        "conv.activation == NO_ACTIVATION || (place == BEFORE_RESIDUAL && conv.activation == AFTER_RESIDUAL)",
         "",
     ),
     "the slope is applied to positive values": (EPILOGUE, "value >= 0.0f", "value <= 0.0f", ""),
     "the halo is one column short": (LAUNCH, "conv.stride_w + reach_w + 1;", "conv.stride_w + reach_w - 3;", ""),
     "shared memory for one record buffer only": (
         LAUNCH,
-        "sums ? conv.buffers * (tile + records)",
-        "sums ? conv.buffers * tile + records",
+        "staged = conv.buffers * (tile + records);",
+        "staged = conv.buffers * tile + records;",
         "address,undefined",
     ),
 }

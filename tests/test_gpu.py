@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitmap_problems import bitmap_problems
 from condensed_problems import condensed_problems
 from conv_cases import ConvCase, random_cases
 from emulated_kernels import RecordProblemCase
@@ -68,6 +69,20 @@ def test_the_condensed_kernel_agrees_with_the_oracle_and_with_itself() -> None:
 
 
 @needs_kernels
+def test_the_bitmap_kernels_agree_with_the_oracle_and_with_themselves() -> None:
+    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
+    for case, expected in bitmap_problems(300, seed=46, dtypes=dtypes):
+        conv = case.conv
+        bias = None if conv.bias is None else conv.bias.cuda()
+        residual = None if conv.residual is None else conv.residual.cuda()
+        here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
+        arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
+        y = torch.ops.prunekit.bitmap_conv2d(*arguments)
+        assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
+        assert torch.equal(y, torch.ops.prunekit.bitmap_conv2d(*arguments)), "two runs differ"
+
+
+@needs_kernels
 def test_graphs_streams_and_devices() -> None:
     case, expected = next(record_problems(1, seed=42))
     here = _on(case, "cuda")
@@ -103,11 +118,13 @@ def _conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, case: Co
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_masked_conv2d_and_its_gradients_agree_with_float64(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second call and its gradients come from the record kernel in float32, from cuDNN in float16."""
+    """The second call and its gradients come from the record kernel in float32, from the condensed one in halves."""
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("bfloat16 needs architecture 8.0")
     choose_sparse(monkeypatch)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for case in random_cases(60, seed=45, max_size=24):
@@ -126,13 +143,14 @@ def test_masked_conv2d_and_its_gradients_agree_with_float64(
         for reference, got in zip(references, grads, strict=True):
             assert relative_difference(reference, got.cpu()) <= TOLERANCE[dtype], case.geometry
         again = torch.autograd.grad(_conv(leaves[0], leaves[1], mask, bias, case), leaves[0], grad.cuda())
-        if dtype == torch.float32:
-            assert torch.equal(again[0], grads[0]), "two runs differ"
+        assert torch.equal(again[0], grads[0]), "two runs differ"
 
 
 @needs_kernels
-def test_measuring_chooses_and_a_packed_convolution_can_be_captured() -> None:
-    x, weight = torch.randn(1, 128, 52, 52, device="cuda"), torch.randn(256, 128, 3, 3, device="cuda")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_measuring_chooses_and_a_packed_convolution_can_be_captured(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 128, 52, 52, device="cuda").to(dtype)
+    weight = torch.randn(256, 128, 3, 3, device="cuda").to(dtype)
     mask = torch.rand(weight.shape, device="cuda") < 0.02
     cache = KernelCache(None)
     with pytest.MonkeyPatch.context() as patch:
@@ -147,26 +165,27 @@ def test_measuring_chooses_and_a_packed_convolution_can_be_captured() -> None:
         replayed.zero_()
         graph.replay()
         torch.cuda.synchronize()
-    assert relative_difference(y.cpu(), replayed.cpu()) <= TOLERANCE[torch.float32]
+    assert relative_difference(y.cpu(), replayed.cpu()) <= TOLERANCE[dtype]
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_accelerated_models_agree_and_replay(
-    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    memory_format: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    net = residual_net(64, 0.05).cuda()
-    x = torch.randn(2, 3, 64, 48, device="cuda").contiguous(memory_format=memory_format)
+    net = residual_net(64, 0.05).cuda().to(dtype)
+    x = torch.randn(2, 3, 64, 48, device="cuda").to(dtype).contiguous(memory_format=memory_format)
     fast = prunekit.accelerate(net, x, tuning_cache=None)
     report = fast.report
     assert isinstance(report, AccelerationReport)
     assert report.after_ms <= report.before_ms
     assert report.engine == "cuda graph", report.notes
     kept = fast(x)
-    for other in (x, torch.randn_like(x), torch.randn(1, 3, 33, 40, device="cuda")):
+    for other in (x, torch.randn_like(x), torch.randn(1, 3, 33, 40, device="cuda").to(dtype)):
         for a, b in zip(net(other), fast(other), strict=True):
-            assert relative_difference(a.cpu(), b.cpu()) <= 10 * TOLERANCE[torch.float32]
+            assert relative_difference(a.cpu(), b.cpu()) <= 10 * TOLERANCE[dtype]
     assert isinstance(fast, GpuModel)
     assert fast.note is None
     assert all(torch.equal(a, b) for a, b in zip(kept, fast(x), strict=True)), "a replay wrote over an earlier result"

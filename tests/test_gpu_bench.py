@@ -20,6 +20,7 @@ from prunekit.ops.record_launch import (
     best_launches,
     choose_launch,
     gpu_of,
+    launches,
     memory_seconds,
     modelled_seconds,
     shared_bytes,
@@ -31,11 +32,20 @@ TURING = GPUS["rtx-2070-super"]
 def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--device", "cpu", "--image-size", "32", "--max-shapes", "2", "--ratios", "50,95"]
-    rows = gpu.main([*arguments, "--out", str(out)])
+    rows = gpu.main([*arguments, "--dtypes", "float32,bfloat16", "--out", str(out)])
     assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
-    assert len(rows) == 4
-    assert all(row["relative_rms"] <= 1e-5 for row in rows)
-    assert "95 % zeros: convolutions" in capsys.readouterr().out
+    assert [(row["ratio"], row["dtype"]) for row in rows[::2]] == [
+        (95, "float32"), (50, "float32"), (95, "bfloat16"), (50, "bfloat16")
+    ]  # fmt: skip
+    sparse = [row for row in rows if row["sparse"]]  # an output of one pixel has none on tensor cores
+    assert {(row["dtype"], row["kernel"]) for row in sparse} == {("float32", "record"), ("bfloat16", "condensed")}
+    assert all(row["relative_rms"] <= (1e-5 if row["dtype"] == "float32" else 2e-2) for row in sparse)
+    printed = capsys.readouterr().out
+    assert "float32, 95 % zeros: convolutions" in printed
+    assert "bfloat16, 50 % zeros: convolutions" in printed
+    assert "8 rows of layers" in printed.splitlines()[-1]
+    assert gpu.main([*arguments, "--minutes", "0", "--out", str(out)]) == []
+    assert "12 of the rows did not fit the time" in capsys.readouterr().out
 
 
 def test_yolov3_is_75_convolutions_of_33_billion_multiply_adds() -> None:
@@ -92,6 +102,40 @@ def test_the_best_cut_is_the_least_modelled() -> None:
     assert all(shared_bytes(problem, launch) <= TURING.shared_bytes for launch in best)
 
 
+def test_searching_all_cuts_at_once_finds_what_trying_each_finds() -> None:
+    for kernel, density, name in ((3, 0.1, "rtx-2070-super"), (1, 0.02, "a100"), (5, 0.3, "h100")):
+        device = GPUS[name]
+        problem = RecordProblem(48, 20, (kernel, kernel), 2, density, 2, (17, 23), padding=(kernel // 2, kernel // 2))
+        times = [modelled_seconds(problem, cut, device) for cut in launches(problem, device.shared_bytes)]
+        assert modelled_seconds(problem, best_launches(problem, device, 1)[0], device) == min(times)
+        halves = CondensedProblem.of(problem)
+        cuts = list(condensed_launch.launches(halves, device.shared_bytes))
+        times = [condensed_launch.modelled_seconds(halves, cut, device) for cut in cuts]
+        chosen = condensed_launch.best_launches(halves, device, 3)
+        assert [condensed_launch.modelled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
+        assert len(cuts) == len(set(cuts)) > 50
+
+
+@pytest.mark.parametrize("dtype", sorted(gpu_model.DTYPES))
+def test_break_even_is_where_the_faster_one_changes(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = gpu_model.Layer(256, 128, 3, 1, 52)
+    for device in GPUS.values():
+        point = gpu_model.break_even(layer, device, dtype)
+        if point is None:
+            assert dtype == "float16"
+            continue
+        dense = gpu_model.dense_seconds(layer, device, dtype)
+        assert gpu_model.modelled_layer(layer, 1 - point / 100, device, dtype)[0] <= dense
+        assert gpu_model.modelled_layer(layer, 1.01 - point / 100, device, dtype)[0] > dense
+    gpu_model.print_break_even({layer: 11}, dtype)
+    assert "| 128 → 256, 3×3 | 52×52 | 11 | " in capsys.readouterr().out
+    gpu_model.print_choices({layer: 11}, 1, dtype)
+    printed = capsys.readouterr().out
+    assert f"| {TURING.name}, input_grad | {dtype} | 1.00×, 0 |" in printed
+    assert ("| tf32 |" in printed) == (dtype == "float32")
+    assert "×, 11 |" in printed
+
+
 def test_expected_records_are_those_of_a_random_mask() -> None:
     generator = torch.Generator().manual_seed(3)
     for kernel, density in ((3, 0.1), (3, 0.02), (1, 0.2), (5, 0.05)):
@@ -132,10 +176,19 @@ def test_nets_are_measured_from_image_to_output(
     monkeypatch.setattr("prunekit.nn.accelerate_gpu._WHOLE_MODEL_RUNS", 1)
     out = tmp_path / "nets.jsonl"
     arguments = ["--device", "cpu", "--nets", "resnet50", "--image-size", "32", "--width", "0.125"]
-    rows = gpu_nets.main([*arguments, "--ratios", "95", "--out", str(out)])
+    arguments += ["--dtypes", "float32,bfloat16", "--ratios", "95", "--out", str(out)]
+    monkeypatch.setattr(gpu_nets, "_LEAST_COMPILE_SECONDS", 1e9)
+    rows = gpu_nets.main(arguments)
     assert [json.loads(line) for line in out.read_text().splitlines()] == json.loads(json.dumps(rows))
-    (row,) = rows
-    for one in row["accelerated"].values():
-        assert one["layers"] == 54  # the linear layer is pruned too
-        assert one["relative_rms"] <= 1e-4
-    assert "resnet50, 95 % zeros" in capsys.readouterr().out
+    for row, most in zip(rows[:2], (1e-4, 5e-2), strict=True):
+        for one in row["accelerated"].values():
+            assert one["layers"] == 54  # the linear layer is pruned too
+            assert one["relative_rms"] <= most
+    printed = capsys.readouterr().out
+    assert "resnet50 in float32, 95 % zeros" in printed
+    assert "resnet50 in bfloat16, 95 % zeros" in printed
+    assert "resnet50 in bfloat16: torch.compile was left out" in printed.splitlines()[-1]
+    assert [row["note"] for row in gpu_nets.main([*arguments, "--minutes", "0"])] == [
+        "torch.compile was left out: 0 s were left"
+    ] * 2
+    assert "did not fit the time: accelerate resnet50 in float32" in capsys.readouterr().out

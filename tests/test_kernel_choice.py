@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,30 @@ from typing import Any
 import pytest
 import torch
 from emulated_dispatch import EmulatedGpu, dispatched
+from sparse_choices import HALF_KERNELS
 from torch import Tensor
 
 import prunekit
 from prunekit.errors import WrongOutputError
 from prunekit.ops import masked_conv2d_cuda as cuda
+from prunekit.ops.bitmap_launch import BitmapLaunch
+from prunekit.ops.condensed_kernel import CondensedKernel
+from prunekit.ops.condensed_launch import CondensedLaunch
+from prunekit.ops.conv_plan import ConvPlan, forward_job
+from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.kernel_cache import KernelCache, KernelTimes
 from prunekit.ops.kernel_choice import (
+    candidates,
     choose_kernel,
     dense_seconds,
     exact_float32,
     floor_seconds,
-    is_possible,
     is_tf32_allowed,
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_launch import GPUS, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
 FLOAT = torch.float32
@@ -62,26 +70,125 @@ def test_tf32_and_winograd_make_dense_faster_where_they_apply() -> None:
 
 
 def test_a_dtype_without_a_sparse_kernel_is_named() -> None:
-    choice = choose_kernel(LAYER, torch.float16, GPUS["a100"], allow_tf32=False)
-    assert (choice.kernel, choice.reason) == ("dense", "no sparse kernel for float16")
+    for dtype, name in ((torch.float64, "a100"), (torch.bfloat16, "rtx-2070-super")):
+        choice = choose_kernel(LAYER, dtype, GPUS[name], allow_tf32=False)
+        expected = f"no sparse kernel for {str(dtype).removeprefix('torch.')} on this device"
+        assert (choice.kernel, choice.reason) == ("dense", expected)
+
+
+class FasterKernel(CondensedKernel):
+    """Another kernel for the same dtypes, by its model much faster."""
+
+    name = "faster"
+
+    def seconds(self, problem: ConvProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
+        return super().seconds(problem, launch, gpu) / 4
+
+
+def test_a_further_kernel_is_one_more_entry_and_competes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half, cache = GPUS["rtx-4090"], torch.float16, KernelCache(None)
+    problem = replace(LAYER, density=0.02)
+    alone = choose_kernel(problem, half, gpu, allow_tf32=True)
+    assert alone.kernel == "semi_structured"
+    cache.put(key_of(problem, half, gpu, True, "inference"), KernelTimes(alone.kernel, alone.launch, 1e-6, 2e-6))
+    assert choose_kernel(problem, half, gpu, allow_tf32=False, cache=cache).is_measured  # tf32 is float32's matter
+    monkeypatch.setitem(SPARSE_KERNELS, "faster", FasterKernel())
+    both = choose_kernel(problem, half, gpu, allow_tf32=True, cache=cache)
+    assert (both.kernel, both.is_measured) == ("faster", False)  # what was measured without it does not count
+    assert both.sparse_seconds < alone.sparse_seconds / 2
+    assert choose_kernel(problem, FLOAT, gpu, allow_tf32=False).kernel == "record"
+
+    job = forward_job((1, 20, 9, 9), torch.rand(24, 20, 3, 3) < 0.2, (1, 1), (1, 1), (1, 1), 1)
+    assert job is not None
+    y, ran = torch.randn(1, 24, 9, 9).half(), list[str]()
+
+    def run(plan: ConvPlan) -> Tensor:
+        ran.append(plan.kernel.name)
+        return y
+
+    def seconds_of(call: Callable[[], Tensor]) -> float:
+        before = len(ran)
+        call()
+        if len(ran) == before:
+            return 3e-6  # dense
+        return 1e-6 if ran[-1] == "condensed" else 2e-6
+
+    where = gpu, torch.device("cpu"), half
+    choice, plan = job.measure(*where, run, lambda: y, seconds_of, cache, False, cuts=2)
+    assert plan is not None
+    assert {name: ran.count(name) for name in ran} == dict.fromkeys(
+        ("faster", *HALF_KERNELS), 4
+    )  # 2 cuts, two runs each
+    assert (plan.kernel.name, plan.launch) == (choice.kernel, choice.launch)
+    assert (choice.kernel, choice.sparse_seconds, choice.dense_seconds) == ("condensed", 1e-6, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_break_even_later_and_never_on_the_largest(dtype: torch.dtype) -> None:
+    for name, gpu in GPUS.items():
+        kernels = [
+            choose_kernel(replace(LAYER, density=density), dtype, gpu, allow_tf32=True).kernel
+            for density in (0.5, 0.1, 0.05, 0.01)
+        ]
+        has_cores = dtype == torch.float16 or gpu.capability >= 80
+        is_sparse = name in ("rtx-2070-super", "rtx-4090") and has_cores
+        assert (kernels[0] == "dense") == (name != "rtx-4090")
+        assert (kernels[2] != "dense") == is_sparse
+        assert (kernels[3] != "dense") == (is_sparse or name == "a100")  # just so there
+        assert dense_seconds(LAYER, gpu, dtype=dtype) < dense_seconds(LAYER, gpu)
+        assert floor_seconds(LAYER, gpu, dtype) <= floor_seconds(LAYER, gpu)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch", "density", "kernel"),
+    [("rtx-2070-super", 1, 0.05, "bitmap"), ("rtx-2070-super", 1, 0.01, "condensed"),
+     ("rtx-4090", 1, 0.1, "semi_structured"), ("a100", 16, 0.1, "semi_structured")],
+)  # fmt: skip
+def test_each_half_precision_kernel_is_the_fastest_somewhere(gpu: str, batch: int, density: float, kernel: str) -> None:
+    size = (13, 13) if batch == 1 else (26, 26)
+    problem = ConvProblem(1024, 512, (3, 3), 1, density, batch, size, padding=(1, 1))
+    found = candidates(problem, torch.float16, GPUS[gpu], 1)
+    assert {one.kernel.name for one in found} == (HALF_KERNELS if gpu != "rtx-2070-super" else {"condensed", "bitmap"})
+    choice = choose_kernel(problem, torch.float16, GPUS[gpu], allow_tf32=True)
+    assert (choice.kernel, choice.launch) == (kernel, found[0].launch)
+    assert choice.sparse_seconds == min(one.seconds for one in found)
+    for one in found:
+        assert one.kernel.launch_of(one.launch.numbers()) == one.launch
+        assert one.kernel.is_possible(problem, one.launch, GPUS[gpu])
+        for wrong in ({"chunk_channels": 4096}, {"warp_units": 5}, {"tile_h": 999}, {"buffers": 3}, {"slices": 9}):
+            assert not one.kernel.is_possible(problem, replace(one.launch, **wrong), GPUS[gpu]), (one, wrong)
+        launches, moved = one.kernel.fill_cost(problem, one.launch)
+        assert launches <= 4
+        assert moved >= 12 * density * problem.num_weights
+    assert not SPARSE_KERNELS["bitmap"].is_possible(problem, BitmapLaunch(64, 8, 4, 2, 1, 4, 1, 1, 9), GPUS[gpu])
+
+
+def test_a_kernel_of_many_taps_leaves_bitmaps_chunks_that_halfwords_count() -> None:
+    problem = ConvProblem(64, 64, (16, 16), 1, 0.02, 1, (40, 40))
+    (launch,) = SPARSE_KERNELS["bitmap"].best_launches(problem, GPUS["a100"], 1)
+    assert launch.chunk_channels < 16
+    assert not SPARSE_KERNELS["bitmap"].is_possible(problem, replace(launch, chunk_channels=16), GPUS["a100"])
+    assert not SPARSE_KERNELS["bitmap"].takes(replace(problem, kernel_size=(17, 1)), torch.float16, GPUS["a100"])
 
 
 def test_an_empty_mask_has_a_choice() -> None:
     assert choose_kernel(replace(LAYER, density=0.0), FLOAT, GPUS["h100"], allow_tf32=False).launch is not None
+    for one in candidates(replace(LAYER, density=0.0), torch.float16, GPUS["h100"], 1):
+        assert 0 < one.seconds < 1e-4
 
 
 def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None:
     gpu, cache = GPUS["rtx-2070-super"], KernelCache(None)
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
-    cache.put(key, KernelTimes(launch, 2e-4, 1e-4))
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
+    cache.put(key, KernelTimes("record", launch, 2e-4, 1e-4))
     choice = choose_kernel(replace(LAYER, density=0.0501), FLOAT, gpu, allow_tf32=False, cache=cache)
     assert (choice.kernel, choice.is_measured) == ("dense", True)
     assert choice.reason == "below break-even: record 200.0 µs, dense 100.0 µs measured"
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=True, cache=cache).is_measured
-    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="input_grad", cache=cache).is_measured
-    cache.put(key, KernelTimes(replace(launch, chunk_channels=4096), 1e-5, 1e-4))
-    assert not is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
+    assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, direction="forward", cache=cache).is_measured
+    cache.put(key, KernelTimes("record", replace(launch, chunk_channels=4096), 1e-5, 1e-4))
+    assert not SPARSE_KERNELS["record"].is_possible(LAYER, replace(launch, chunk_channels=4096), gpu)
     assert not choose_kernel(LAYER, FLOAT, gpu, allow_tf32=False, cache=cache).is_measured
 
 
@@ -112,11 +219,11 @@ def test_the_fastest_cut_is_chosen_and_a_wrong_one_never() -> None:
     def call() -> Tensor:
         return right
 
-    times, choice = measure_kernel(iter([(cut, call) for cut in cuts]), call, seconds_of)
+    times, choice = measure_kernel(iter([("record", cut, call) for cut in cuts]), call, seconds_of)
     assert (choice.launch, choice.is_measured) == (cuts[1], True)
-    assert times == KernelTimes(cuts[1], 1e-6, 5e-6)
+    assert times == KernelTimes("record", cuts[1], 1e-6, 5e-6)
     with pytest.raises(WrongOutputError, match="differs from the dense convolution"):
-        measure_kernel(iter([(cuts[0], lambda: wrong)]), call, seconds_of)
+        measure_kernel(iter([("record", cuts[0], lambda: wrong)]), call, seconds_of)
 
 
 def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +248,11 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     gpu = GPUS["a100"]
     (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "forward")
+    key = key_of(LAYER, FLOAT, gpu, False, "inference")
     good = KernelCache(path)
-    good.put(key, KernelTimes(launch, 1e-5, 2e-5))
+    good.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
     good.save()
-    assert KernelCache(path).get(key) == KernelTimes(launch, 1e-5, 2e-5)
+    assert KernelCache(path).get(key) == KernelTimes("record", launch, 1e-5, 2e-5)
     document = json.loads(path.read_text())
     words = list(asdict(launch).values())
     for text in (
@@ -153,10 +260,13 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         "{",
         "[]",
         json.dumps({**document, "version": 0}),
-        json.dumps({**document, "kernels": {"k": [words[:6], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [[0, *words[1:]], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, -1.0, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words[:6], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", [0, *words[1:]], 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, -1.0, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["record", words, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["another", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": ["condensed", words, 1e-5, 1e-5]}}),
+        json.dumps({**document, "kernels": {"k": [None, words, 1e-5, 1e-5]}}),
         json.dumps({**document, "kernels": [1]}),
     ):
         path.write_text(text)
@@ -164,10 +274,10 @@ def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
         assert cache.note is not None
         assert "was ignored" in cache.note
         assert cache.get(key) is None
-        cache.put(key, KernelTimes(launch, 1e-5, 2e-5))
+        cache.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
         cache.save()
         assert KernelCache(path).note is None
     unwritable = KernelCache(tmp_path / "kernels.json" / "below")
-    unwritable.put(key, KernelTimes(None, 1e-5, 2e-5))
+    unwritable.put(key, KernelTimes(None, None, 1e-5, 2e-5))
     unwritable.save()
     assert "could not be written" in str(unwritable.note)

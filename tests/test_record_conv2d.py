@@ -85,7 +85,7 @@ def test_the_emulated_kernel_is_clean_under_sanitizers(sanitizer: str, architect
 @needs_compiler
 def test_a_launch_that_the_kernel_does_not_know_is_refused() -> None:
     case, _ = next(record_problems(1, seed=8))
-    for launch in ([1, 1, 1, 1, 2], [2, 1, 1, 17, 2], [2, 0, 1, 1, 1], [2, 33, 33, 1, 1], [2, 1, 1, 1, 3]):
+    for launch in ([1, 1, 1, 1, 2], [4, 1, 1, 17, 2], [4, 0, 1, 1, 1], [4, 33, 33, 1, 1], [4, 1, 1, 1, 3]):
         with pytest.raises(EmulationError, match="none that the kernel knows"):
             emulate([replace(case, launch=launch)], Build())
 

@@ -5,23 +5,6 @@
 #include "launch_kernel.cuh"
 
 namespace prunekit {
-namespace {
-
-// Code for 7.5, translated by a driver for a newer GPU, still has no bfloat16.
-constexpr int BFLOAT16_ARCHITECTURE = 80;
-
-template <typename Kernel>
-std::string refuse_bfloat16(Kernel kernel) {
-  cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    return describe(error);
-  }
-  return attributes.ptxVersion >= BFLOAT16_ARCHITECTURE ? "" : "bfloat16 needs a GPU and a build of architecture 8.0";
-}
-
-}  // namespace
 
 std::string launch_condensed_conv2d(CondensedConv conv, bool is_bfloat16, const int64_t* header, void* stream) {
   const CondensedLaunch launch = plan_condensed_launch(conv, header);
@@ -30,7 +13,7 @@ std::string launch_condensed_conv2d(CondensedConv conv, bool is_bfloat16, const 
   }
   std::string problem;
   visit_condensed_kernel(is_bfloat16, InputWindow::of(conv), conv.warp_units, [&](auto kernel) {
-    problem = is_bfloat16 ? refuse_bfloat16(kernel) : "";
+    problem = is_bfloat16 ? refuse_before_80(kernel, "bfloat16 needs") : "";
     problem = problem.empty() ? launch_kernel(kernel, launch, conv, stream) : problem;
   });
   return problem;

@@ -11,6 +11,17 @@ namespace prunekit {
 constexpr int UNIT_PIXELS = 8;  // side by side in a line of the output: 16 bytes, one row of a matrix that a warp loads
 constexpr int MAX_CONDENSED_WARPS = 8;  // two such blocks of a multiprocessor have 128 registers a thread
 
+// What a step is made of: weights of `fragments` times FRAGMENT_ROWS rows, 512 bytes each, the places of `columns`
+// taps, and `metadata` times 16 bytes that say which columns weights stand in.
+struct StepLayout {
+  int fragments, columns, metadata;
+
+  // In units of 16 bytes.
+  constexpr int size() const { return fragments * 32 + columns / 4 + metadata; }
+};
+
+constexpr StepLayout CONDENSED_STEP{1, STEP_COLUMNS, 0};
+
 // All sizes in elements; the strides of x, y and the residual are any, so channels-last needs no copy. Elements are the
 // bits of a float16 or bfloat16.
 struct CondensedConv {
@@ -18,6 +29,7 @@ struct CondensedConv {
   const int32_t* starts;
   const int32_t* columns;
   const uint16_t* fragments;
+  const int32_t* metadata;   // or null: of steps that have some
   const int32_t* rows;
   const uint16_t* bias;      // or null
   const uint16_t* residual;  // of y's strides, or null
@@ -27,7 +39,7 @@ struct CondensedConv {
   int n, h, w, p, q;
   int group_channels, num_row_groups, num_chunks, chunk_channels, kernel_h, kernel_w;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int has_activation;
+  int activation;  // an ActivationPlace
   float negative_slope;
   // A block makes tile_h × units_w units, warp_units for each of pixel_warps, times block_row_groups, times slices of
   // each run's steps.
@@ -64,11 +76,12 @@ struct CondensedLaunch {
 };
 
 // Fill what follows from the header and the block's choice; the sizes, strides and choices of CondensedConv are set.
-inline CondensedLaunch plan_condensed_launch(CondensedConv& conv, const int64_t* header) {
+inline CondensedLaunch plan_condensed_launch(
+    CondensedConv& conv, const int64_t* header, const StepLayout& step = CONDENSED_STEP) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t groups = header[FRAGMENT_GROUPS];
   conv.group_channels = header[FRAGMENT_GROUP_CHANNELS];
-  conv.num_row_groups = ceil_div(header[FRAGMENT_OUT_CHANNELS] / groups, FRAGMENT_ROWS);
+  conv.num_row_groups = ceil_div(header[FRAGMENT_OUT_CHANNELS] / groups, FRAGMENT_ROWS * step.fragments);
   conv.chunk_channels = header[FRAGMENT_CHUNK_CHANNELS];
   conv.num_chunks = ceil_div(conv.group_channels, conv.chunk_channels);
   conv.kernel_h = header[FRAGMENT_KERNEL_H];
@@ -86,10 +99,9 @@ inline CondensedLaunch plan_condensed_launch(CondensedConv& conv, const int64_t*
   // An odd number of units, so that planes begin in all banks in turn.
   const int64_t plane = plane_h * conv.units_w | 1;
   const int64_t inputs = 16 * plane * conv.kernel_w * conv.chunk_channels;
-  const int64_t step_bytes = (FRAGMENT_ROWS * 2 + 4) * STEP_COLUMNS;  // weights, and where the columns' inputs lie
-  const int64_t filter = step_bytes * conv.longest * conv.block_row_groups;
+  const int64_t filter = int64_t{16} * step.size() * conv.longest * conv.block_row_groups;
   // Slices are added through the same memory.
-  const int64_t sums = int64_t{4} * 4 * conv.warp_units * 32 * (warps - warps / conv.slices);
+  const int64_t sums = int64_t{4} * 4 * conv.warp_units * step.fragments * 32 * (warps - warps / conv.slices);
   const int64_t shared_bytes = conv.buffers * (inputs + filter) > sums ? conv.buffers * (inputs + filter) : sums;
   if (plane_h > (1 << 20) || shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};

@@ -11,11 +11,10 @@ struct CondensedBlock {
   int image, group, first_row_group, first_p, first_q;
 };
 
-__device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv) {
+__device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv, int tile, int rows) {
   const int tiles_w = (conv.q + conv.units_w * UNIT_PIXELS - 1) / (conv.units_w * UNIT_PIXELS);
   const int tiles_h = (conv.p + conv.tile_h - 1) / conv.tile_h;
   const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
-  const int tile = blockIdx.x, rows = blockIdx.y;
   return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
           tile / tiles_w % tiles_h * conv.tile_h, tile % tiles_w * conv.units_w * UNIT_PIXELS};
 }
@@ -23,17 +22,21 @@ __device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv) 
 // One chunk in shared memory.
 struct CondensedChunk {
   int4* inputs;    // [channels][kernel_w][plane] units
-  int4* steps;     // [row groups][longest][lanes]
-  int32_t* taps;   // [row groups][longest][STEP_COLUMNS]: where a column's inputs lie, in bytes from `inputs`
+  int4* steps;     // [row groups][longest][fragments][lanes]
+  int32_t* taps;   // [row groups][longest][columns]: where a column's inputs lie, in bytes from `inputs`
+  int4* metadata;  // [row groups][longest] times what a step has
 };
 
+template <typename Steps>
 __device__ __forceinline__ CondensedChunk find_chunk(const CondensedConv& conv, unsigned char* shared, int buffer) {
+  constexpr StepLayout STEP = Steps::LAYOUT;
   const int num_inputs = conv.chunk_channels * conv.kernel_w * conv.plane;
   const int num_steps = conv.block_row_groups * conv.longest;
   // All inputs stand before all steps, so that both begin at 16 bytes.
   int4* inputs = reinterpret_cast<int4*>(shared) + buffer * num_inputs;
-  int4* steps = reinterpret_cast<int4*>(shared) + conv.buffers * num_inputs + buffer * num_steps * 36;
-  return {inputs, steps, reinterpret_cast<int32_t*>(steps + num_steps * 32)};
+  int4* steps = reinterpret_cast<int4*>(shared) + conv.buffers * num_inputs + buffer * num_steps * Steps::SIZE;
+  int4* taps = steps + num_steps * STEP.fragments * 32;
+  return {inputs, steps, reinterpret_cast<int32_t*>(taps), taps + num_steps * (STEP.columns / 4)};
 }
 
 // The lines of inputs that one thread reads: of which places, in which channels.
@@ -161,21 +164,30 @@ __device__ __forceinline__ const int32_t* run_start(
 }
 
 // Copy the chunk's steps for each of the block's row groups, and turn their columns into places of inputs.
+template <typename Steps>
 __device__ __forceinline__ void stage_steps(
     const CondensedConv& conv, const CondensedBlock& block, int chunk, const CondensedChunk& to) {
+  constexpr StepLayout STEP = Steps::LAYOUT;
+  constexpr int WEIGHTS = STEP.fragments * 32;
   const int row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);
   const int4* fragments = reinterpret_cast<const int4*>(conv.fragments);
   for (int g = 0; g < row_groups; ++g) {
     const int32_t* start = run_start(conv, block, g, chunk);
     const int begin = start[0], count = start[1] - begin;
-    for (int at = threadIdx.x; at < count * 32; at += blockDim.x) {
-      device::copy_async<16>(to.steps + g * conv.longest * 32 + at, fragments + int64_t{begin} * 32 + at, true);
+    for (int at = threadIdx.x; at < count * WEIGHTS; at += blockDim.x) {
+      device::copy_async<16>(to.steps + g * conv.longest * WEIGHTS + at, fragments + int64_t{begin} * WEIGHTS + at, true);
     }
-    for (int at = threadIdx.x; at < count * STEP_COLUMNS; at += blockDim.x) {
-      const int code = __ldg(conv.columns + int64_t{begin} * STEP_COLUMNS + at);
+    if constexpr (STEP.metadata > 0) {
+      const int4* metadata = reinterpret_cast<const int4*>(conv.metadata) + int64_t{begin} * STEP.metadata;
+      for (int at = threadIdx.x; at < count * STEP.metadata; at += blockDim.x) {
+        device::copy_async<16>(to.metadata + g * conv.longest * STEP.metadata + at, metadata + at, true);
+      }
+    }
+    for (int at = threadIdx.x; at < count * STEP.columns; at += blockDim.x) {
+      const int code = __ldg(conv.columns + int64_t{begin} * STEP.columns + at);
       const int plane = (code >> 16) * conv.kernel_w + (code & 255);
       const int line = (code >> 8 & 255) * conv.dilation_h;
-      to.taps[g * conv.longest * STEP_COLUMNS + at] = 16 * (plane * conv.plane + line * conv.units_w);
+      to.taps[g * conv.longest * STEP.columns + at] = 16 * (plane * conv.plane + line * conv.units_w);
     }
   }
 }

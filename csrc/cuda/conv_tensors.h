@@ -12,6 +12,7 @@
 
 #include "../check.h"
 #include "../conv_shape.h"
+#include "epilogue.h"
 
 namespace prunekit {
 
@@ -85,7 +86,8 @@ inline bool has_strides_of(const Tensor& a, const Tensor& b) {
 
 inline void check_choices(const std::string& activation, const std::vector<int64_t>& launch, size_t length) {
   STD_TORCH_CHECK(
-      activation == "none" || activation == "leaky_relu", "activation must be none or leaky_relu, got ", activation);
+      activation == "none" || activation == "leaky_relu" || activation == "leaky_relu_last",
+      "activation must be none, leaky_relu or leaky_relu_last, got ", activation);
   STD_TORCH_CHECK(launch.size() == length, "launch must be ", length, " numbers");
   for (const int64_t number : launch) {
     STD_TORCH_CHECK(number >= 0 && number <= 4096, "launch must be ", length, " numbers of up to 4096");
@@ -134,7 +136,10 @@ void fill_conv(
   conv.stride_h = shape.stride_h, conv.stride_w = shape.stride_w;
   conv.padding_h = shape.padding_h, conv.padding_w = shape.padding_w;
   conv.dilation_h = shape.dilation_h, conv.dilation_w = shape.dilation_w;
-  conv.has_activation = activation != "none", conv.negative_slope = static_cast<float>(negative_slope);
+  conv.activation = activation == "none" ? NO_ACTIVATION
+      : activation == "leaky_relu"       ? BEFORE_RESIDUAL
+                                         : AFTER_RESIDUAL;
+  conv.negative_slope = static_cast<float>(negative_slope);
 }
 
 }  // namespace prunekit

@@ -66,25 +66,31 @@ __device__ __forceinline__ void copy_column_async(
   }
 }
 
-// Reads pairs from shared memory one after the other. Load and step are one piece for the compiler, which otherwise keeps
-// two pointers and moves one into the other at every step.
-class SharedStream {
- public:
-  __device__ __forceinline__ explicit SharedStream(const int2* first)
-      : address_(static_cast<unsigned>(__cvta_generic_to_shared(first))) {}
-
-  __device__ __forceinline__ int2 next() {
-    int2 value;
-    asm volatile("ld.shared.v2.s32 {%0, %1}, [%2];\n\tadd.u32 %2, %2, 8;"
-                 : "=r"(value.x), "=r"(value.y), "+r"(address_)
-                 :
-                 : "memory");
-    return value;
+// Copy pairs of records, `stride` records apart and at most MOST of them, as long as they begin before `end`; before
+// sm_80 all loads are under way before the first store.
+template <int MOST>
+__device__ __forceinline__ void copy_strided_async(int2* to, const int32_t* from, int stride, int end) {
+  if constexpr (HAS_ASYNC_COPY) {
+#pragma unroll
+    for (int i = 0; i < MOST; ++i) {
+      if (i * stride < end) {
+        copy_async<16>(to + i * stride, from + 2 * i * stride, true);
+      }
+    }
+  } else {
+    int4 value[MOST];
+#pragma unroll
+    for (int i = 0; i < MOST; ++i) {
+      value[i] = i * stride < end ? __ldg(reinterpret_cast<const int4*>(from + 2 * i * stride)) : make_int4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < MOST; ++i) {
+      if (i * stride < end) {
+        *reinterpret_cast<int4*>(to + i * stride) = value[i];
+      }
+    }
   }
-
- private:
-  unsigned address_;
-};
+}
 
 __device__ __forceinline__ void commit_copies() {
   if constexpr (HAS_ASYNC_COPY) {
@@ -98,6 +104,13 @@ __device__ __forceinline__ void wait_for_copies() {
   if constexpr (HAS_ASYNC_COPY) {
     asm volatile("cp.async.wait_group %0;" ::"n"(NEWER) : "memory");
   }
+}
+
+// The same number, of which the compiler knows nothing: what follows from it is computed where it is needed rather than
+// kept in a register across all that comes before.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 }  // namespace prunekit::device

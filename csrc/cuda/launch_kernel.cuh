@@ -15,6 +15,19 @@ inline std::string describe(cudaError_t error) {
   return std::string("CUDA says ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
 }
 
+// Why a kernel that is empty before architecture 8.0 cannot run, or an empty text. Code for 7.5, translated by a driver
+// for a newer GPU, is empty still.
+template <typename Kernel>
+std::string refuse_before_80(Kernel kernel, const char* what_needs) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return describe(error);
+  }
+  return attributes.ptxVersion >= 80 ? "" : std::string(what_needs) + " a GPU and a build of architecture 8.0";
+}
+
 template <typename Kernel, typename Launch, typename Conv>
 std::string launch_kernel(Kernel kernel, const Launch& launch, const Conv& conv, void* stream) {
   if (launch.shared_bytes > DEFAULT_SHARED_BYTES) {

@@ -1,12 +1,14 @@
 // Masked convolution in float32 on CUDA cores, on a record filter (record_filter.h).
 //
 //   y[n, k, p, q] = residual + activation(bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
+//   or, where the activation comes last, activation(residual + bias[k] + Σ …)
 //
 // A lane keeps ROWS output channels × TILE_H × TILE_W pixels in registers. A warp reads its row group's records, all
 // lanes the same one: LOAD_WINDOW brings the inputs around the lane's pixels from shared memory into registers, and a
 // slot multiplies one weight with the pixels' inputs, all of them registers that the slot's number fixes: one jump into
-// a table of ROWS · taps cases. So an input that was loaded once serves every kept weight of ROWS output channels and of
-// all its taps, which is what lets the kernel pass the one load a cycle that shared memory gives.
+// a table of ROWS · taps pieces of code (record_programs.py). So an input that was loaded once serves every kept weight
+// of ROWS output channels and of all its taps, which is what lets the kernel pass the one load a cycle that shared memory
+// gives.
 //
 // A block stages the haloed tile of one chunk of input channels and its row groups' records, two buffers in turn. Its
 // warps share the tile: pixel warps × row groups × slices, a slice being a share of each run of records; slices are added
@@ -17,133 +19,23 @@
 #include "epilogue.cuh"
 #include "record_launch.h"
 
+#ifdef PRUNEKIT_EMULATED
+#include "simt_record_programs.h"
+#else
 namespace prunekit {
 
-// The registers that one LOAD_WINDOW fills: CHANNELS planes around the lane's pixels. STRIDE 0 is any stride, for windows
-// of one tap.
-template <int TILE_H, int R, int S, int STRIDE, int CHANNELS>
-struct Window {
-  static constexpr int TAPS = R * S * CHANNELS;
-  static constexpr int STEP = STRIDE ? STRIDE : 1;
-  static constexpr int H = STRIDE ? (TILE_H - 1) * STEP + R : TILE_H;
-  static constexpr int W = STRIDE ? (TILE_W - 1) * STEP + S : TILE_W;
-  float value[CHANNELS][H][W];
+// Read a segment's records up to its END_SEGMENT and add to the sums of ROWS channels × TILE_H · TILE_W pixels. `from` is
+// the lane's first input in the tile. csrc/cuda/record_programs.py writes it, as PTX.
+template <int ROWS, int TILE_H, int R, int S, int STRIDE, int CHANNELS>
+__device__ void run_records(
+    const RecordConv& conv, const int2* segment, const float* from, float (&sum)[ROWS][TILE_H * TILE_W]);
 
-  // `from`: the lane's first input in the tile.
-  __device__ __forceinline__ void load(const float* from, const RecordConv& conv, int argument) {
-    const int channel = argument >> 16, tap_h = argument >> 8 & 255, tap_w = argument & 255;
-    const float* at = from + channel * conv.plane;
-    if constexpr (STRIDE == 0) {
-      at += tap_h * conv.dilation_h * conv.pitch + tap_w * conv.dilation_w;
-    }
-#pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-#pragma unroll
-      for (int i = 0; i < H; ++i) {
-        const float* line = at + c * conv.plane + (STRIDE ? i : i * conv.stride_h) * conv.pitch;
-        if constexpr (STRIDE == 0) {
-#pragma unroll
-          for (int j = 0; j < W; ++j) {
-            value[c][i][j] = line[j * conv.stride_w];
-          }
-        } else {
-          load_line(value[c][i], line);
-        }
-      }
-    }
-  }
+}  // namespace prunekit
 
-  // A lane's first input is aligned to 16 bytes: TILE_W · stride and the pitch are multiples of 4.
-  static __device__ __forceinline__ void load_line(float (&to)[W], const float* line) {
-#pragma unroll
-    for (int j = 0; j + 4 <= W; j += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(line + j);
-      to[j] = four.x, to[j + 1] = four.y, to[j + 2] = four.z, to[j + 3] = four.w;
-    }
-    if constexpr (W % 4 >= 2) {
-      const float2 two = *reinterpret_cast<const float2*>(line + W / 4 * 4);
-      to[W / 4 * 4] = two.x, to[W / 4 * 4 + 1] = two.y;
-    }
-    if constexpr (W % 2 == 1) {
-      to[W - 1] = line[W - 1];
-    }
-  }
+#include "record_programs.cuh"
+#endif
 
-  // Add weight · input of tap TAP to the tile's sums.
-  template <int TAP>
-  __device__ __forceinline__ void multiply_add(float (&sum)[TILE_H * TILE_W], float weight) const {
-    constexpr int TAP_H = TAP / S % R, TAP_W = TAP % S, CHANNEL = TAP / (R * S);
-#pragma unroll
-    for (int i = 0; i < TILE_H; ++i) {
-#pragma unroll
-      for (int j = 0; j < TILE_W; ++j) {
-        sum[i * TILE_W + j] += weight * value[CHANNEL][i * STEP + TAP_H][j * STEP + TAP_W];
-      }
-    }
-  }
-};
-
-#define PRUNEKIT_SLOT(i) \
-  case i: \
-    window.template multiply_add<(i) % Window::TAPS>(sum[(i) / Window::TAPS], weight); \
-    break;
-#define PRUNEKIT_SLOTS_4(i) PRUNEKIT_SLOT(i) PRUNEKIT_SLOT(i + 1) PRUNEKIT_SLOT(i + 2) PRUNEKIT_SLOT(i + 3)
-#define PRUNEKIT_SLOTS_8(i) PRUNEKIT_SLOTS_4(i) PRUNEKIT_SLOTS_4(i + 4)
-
-// Read one segment's records up to its END_SEGMENT. The switch is dense, so that it becomes one jump through a table.
-template <typename Window, int ROWS, int TILE>
-__device__ __forceinline__ void run_segment(
-    const RecordConv& conv, const int2* segment, const float* from, float (&sum)[ROWS][TILE]) {
-  constexpr int SLOTS = ROWS * Window::TAPS;
-  static_assert(SLOTS == 8 || SLOTS == 16 || SLOTS == 72, "the cases below are for these");
-  Window window;
-  device::SharedStream stream(segment);
-  while (true) {
-    const int2 record = stream.next();
-    const float weight = __int_as_float(record.y);
-    if constexpr (SLOTS == 8) {
-      switch (record.x) {
-        PRUNEKIT_SLOTS_8(0)
-        case 8:
-          window.load(from, conv, record.y);
-          break;
-        case 9:
-          return;
-      }
-    } else if constexpr (SLOTS == 16) {
-      switch (record.x) {
-        PRUNEKIT_SLOTS_8(0)
-        PRUNEKIT_SLOTS_8(8)
-        case 16:
-          window.load(from, conv, record.y);
-          break;
-        case 17:
-          return;
-      }
-    } else {
-      switch (record.x) {
-        PRUNEKIT_SLOTS_8(0)
-        PRUNEKIT_SLOTS_8(8)
-        PRUNEKIT_SLOTS_8(16)
-        PRUNEKIT_SLOTS_8(24)
-        PRUNEKIT_SLOTS_8(32)
-        PRUNEKIT_SLOTS_8(40)
-        PRUNEKIT_SLOTS_8(48)
-        PRUNEKIT_SLOTS_8(56)
-        PRUNEKIT_SLOTS_8(64)
-        case 72:
-          window.load(from, conv, record.y);
-          break;
-        case 73:
-          return;
-      }
-    }
-  }
-}
-
-#undef PRUNEKIT_SLOT
-#undef PRUNEKIT_SLOTS_4
-#undef PRUNEKIT_SLOTS_8
+namespace prunekit {
 
 // What a block works on.
 struct RecordBlock {
@@ -159,7 +51,7 @@ __device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, int ti
           tile / tiles_w % tiles_h * conv.lanes_h * tile_h, tile % tiles_w * conv.lanes_w * TILE_W};
 }
 
-constexpr int COPY_BATCH = 8;
+constexpr int COPY_BATCH = 16;
 
 // Copy the haloed tile of a chunk; outside the image it is zero.
 __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
@@ -181,22 +73,29 @@ __device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordB
   }
 }
 
-// A row group's first record of a chunk.
-__device__ __forceinline__ const int32_t* run_starts(
-    const RecordConv& conv, const RecordBlock& block, int row_group, int chunk) {
-  const int run = (block.group * conv.num_row_groups + block.first_row_group + row_group) * conv.num_chunks + chunk;
-  return conv.starts + run * conv.slices;
+// Copy where the segments of the block's row groups begin, of all chunks; they stand one after the other.
+__device__ __forceinline__ void stage_starts(const RecordConv& conv, const RecordBlock& block, int32_t* starts) {
+  const int runs = conv.num_chunks * conv.slices;
+  const int32_t* from = conv.starts + (block.group * conv.num_row_groups + block.first_row_group) * runs;
+  const int row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);
+  for (int at = threadIdx.x; at <= row_groups * runs; at += blockDim.x) {
+    starts[at] = __ldg(from + at);
+  }
 }
 
-// Copy the chunk's run of records for each of the block's row groups.
+constexpr int RECORD_BATCH = 4;
+
+// Copy the chunk's runs of records; the block's warps share the runs of its row groups.
 __device__ __forceinline__ void stage_records(
-    const RecordConv& conv, const RecordBlock& block, int chunk, int2* records) {
-  const int row_groups = min(conv.block_row_groups, conv.num_row_groups - block.first_row_group);
-  for (int g = 0; g < row_groups; ++g) {
-    const int32_t* starts = run_starts(conv, block, g, chunk);
-    const int begin = starts[0], count = starts[conv.slices] - begin;
-    for (int at = 2 * threadIdx.x; at < count; at += 2 * blockDim.x) {
-      device::copy_async<16>(records + g * conv.max_records + at, conv.records + 2 * (begin + at), true);
+    const RecordConv& conv, const RecordBlock& block, int chunk, const int32_t* starts, int2* records) {
+  const int warp = threadIdx.x / 32, row_group = warp % conv.block_row_groups;
+  if (block.first_row_group + row_group < conv.num_row_groups) {
+    const int part = warp / conv.block_row_groups, parts = conv.pixel_warps * conv.slices;
+    const int first = (row_group * conv.num_chunks + chunk) * conv.slices;
+    const int begin = starts[first], count = starts[first + conv.slices] - begin;
+    for (int at = 2 * (part * 32 + threadIdx.x % 32); at < count; at += 64 * parts * RECORD_BATCH) {
+      device::copy_strided_async<RECORD_BATCH>(
+          records + row_group * conv.max_records + at, conv.records + 2 * (begin + at), 64 * parts, count - at);
     }
   }
 }
@@ -227,7 +126,7 @@ __device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, in
   }
 }
 
-// Bias, activation, residual; then the pixels that exist are stored.
+// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored.
 template <int ROWS, int TILE>
 __device__ __forceinline__ void store(
     const RecordConv& conv, const RecordBlock& block, int row_group, int first_p, int first_q,
@@ -246,8 +145,8 @@ __device__ __forceinline__ void store(
       const int p = first_p + i / TILE_W, q = first_q + i % TILE_W;
       if (p < conv.p && q < conv.q) {
         const int64_t at = image + p * conv.y_stride_p + q * conv.y_stride_q;
-        const float value = activate(conv, sum[row][i] + bias);
-        conv.y[at] = conv.residual ? value + __ldg(conv.residual + at) : value;
+        const float value = activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias);
+        conv.y[at] = activate(conv, AFTER_RESIDUAL, conv.residual ? value + __ldg(conv.residual + at) : value);
       }
     }
   }
@@ -267,7 +166,8 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
   const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
 
   const int tile_floats = conv.chunk_channels * conv.plane;
-  float* tiles = reinterpret_cast<float*>(shared);
+  int32_t* starts = reinterpret_cast<int32_t*>(shared);
+  float* tiles = reinterpret_cast<float*>(shared + conv.starts_bytes);
   int2* records = reinterpret_cast<int2*>(tiles + conv.buffers * tile_floats);
   const int block_records = conv.block_row_groups * conv.max_records;
   const int lane_input = lane_h * TILE_H * conv.stride_h * conv.pitch + lane_w * TILE_W * conv.stride_w;
@@ -276,9 +176,11 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
   const auto stage = [&](int chunk) {
     const int buffer = chunk % conv.buffers;
     stage_tile(conv, block, chunk, tiles + buffer * tile_floats);
-    stage_records(conv, block, chunk, records + buffer * block_records);
+    stage_records(conv, block, chunk, starts, records + buffer * block_records);
     device::commit_copies();
   };
+  stage_starts(conv, block, starts);
+  __syncthreads();
   if (conv.buffers == 2) {
     stage(0);
   }
@@ -294,10 +196,10 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
     }
     __syncthreads();
     if (has_rows) {
-      const int32_t* starts = run_starts(conv, block, row_group, chunk);
+      const int first = (row_group * conv.num_chunks + chunk) * conv.slices;
       const int2* run = records + buffer * block_records + row_group * conv.max_records;
-      run_segment<Window<TILE_H, R, S, STRIDE, CHANNELS>>(
-          conv, run + starts[slice] - starts[0], tiles + buffer * tile_floats + lane_input, sum);
+      run_records<ROWS, TILE_H, R, S, STRIDE, CHANNELS>(
+          conv, run + starts[first + slice] - starts[first], tiles + buffer * tile_floats + lane_input, sum);
     }
     __syncthreads();
   }
@@ -314,14 +216,14 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
 template <typename Visit>
 void visit_record_kernel(RecordWindow window, int tile_h, const Visit& visit) {
   if (window.taps == 9 && window.stride == 1) {
-    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 3, 3, 1, 1>) : visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 1, 1>);
+    tile_h == 6 ? visit(record_conv2d<RECORD_ROWS, 6, 3, 3, 1, 1>) : visit(record_conv2d<RECORD_ROWS, 4, 3, 3, 1, 1>);
   } else if (window.taps == 9) {
-    visit(record_conv2d<RECORD_ROWS, 2, 3, 3, 2, 1>);
+    visit(record_conv2d<RECORD_ROWS, 4, 3, 3, 2, 1>);
   } else if (window.taps == WINDOW_CHANNELS) {
-    tile_h == 3 ? visit(record_conv2d<RECORD_ROWS, 3, 1, 1, 1, WINDOW_CHANNELS>)
-                : visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 1, WINDOW_CHANNELS>);
+    tile_h == 6 ? visit(record_conv2d<RECORD_ROWS, 6, 1, 1, 1, WINDOW_CHANNELS>)
+                : visit(record_conv2d<RECORD_ROWS, 4, 1, 1, 1, WINDOW_CHANNELS>);
   } else {
-    visit(record_conv2d<RECORD_ROWS, 2, 1, 1, 0, 1>);
+    visit(record_conv2d<RECORD_ROWS, 4, 1, 1, 0, 1>);
   }
 }
 

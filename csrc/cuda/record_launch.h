@@ -8,10 +8,10 @@
 
 namespace prunekit {
 
-constexpr int TILE_W = 4;  // pixels in a row of a lane's tile: one vector load
+constexpr int TILE_W = 2;  // pixels in a row of a lane's tile: lanes side by side load 8 bytes each, without bank conflicts
 // Registers allow so many warps; more for the kernels that keep fewer sums and inputs.
 constexpr int max_record_warps(int tile_h, int taps, int stride) {
-  return tile_h == 3 || (taps == 9 && stride == 2) ? 12 : 16;
+  return tile_h == 6 || (taps == 9 && stride == 2) ? 12 : 16;
 }
 
 // All sizes in elements; the strides of x, y and the residual are any, so channels-last needs no copy.
@@ -28,7 +28,7 @@ struct RecordConv {
   int n, h, w, p, q;
   int groups, group_channels, rows_per_group, num_row_groups, num_chunks, chunk_channels, slices;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int has_activation;
+  int activation;  // an ActivationPlace
   float negative_slope;
   // A lane's tile is tile_h × TILE_W pixels; a block is lanes_h × lanes_w lanes over pixel_warps warps, times
   // block_row_groups, times slices.
@@ -36,6 +36,7 @@ struct RecordConv {
   int buffers;                // 2: the next chunk is copied while one is read
   int plane_h, pitch, plane;  // of the haloed tile of one channel
   int max_records;            // of one run
+  int starts_bytes;           // of shared memory, before the tiles: where the segments begin
 };
 
 // The taps that one LOAD_WINDOW brings (a 3×3 kernel's, or those of WINDOW_CHANNELS channels of a 1×1 kernel), and the
@@ -80,7 +81,7 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   }
   const bool has_tall_kernel = window.stride == 1;
   const bool is_choice =
-      (conv.tile_h == 2 || (conv.tile_h == 3 && has_tall_kernel)) && conv.lanes_h > 0 && conv.lanes_w > 0 &&
+      (conv.tile_h == 4 || (conv.tile_h == 6 && has_tall_kernel)) && conv.lanes_h > 0 && conv.lanes_w > 0 &&
       conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
       conv.chunk_channels % (window.taps == WINDOW_CHANNELS ? WINDOW_CHANNELS : 1) == 0;
   conv.pixel_warps = is_choice ? ceil_div(int64_t{conv.lanes_h} * conv.lanes_w, 32) : 1;
@@ -96,10 +97,13 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   // Slices are added through the tiles' memory, RECORD_ROWS · tile pixels at a time per row.
   const int64_t sums = int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
   const int64_t records = int64_t{8} * conv.block_row_groups * conv.max_records;
-  const int64_t shared_bytes = conv.buffers * (tile + records) > sums ? conv.buffers * (tile + records) : sums;
+  const int64_t starts = ceil_div(conv.block_row_groups * conv.num_chunks * int64_t{conv.slices} + 1, 4) * 16;
+  const int64_t staged = conv.buffers * (tile + records);
+  const int64_t shared_bytes = starts + (staged > sums ? staged : sums);
   if (shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};
   }
+  conv.starts_bytes = static_cast<int>(starts);
   conv.plane_h = static_cast<int>(plane_h);
   conv.pitch = static_cast<int>(pitch);
   conv.plane = conv.plane_h * conv.pitch;

@@ -19,6 +19,13 @@ constexpr bool HAS_TENSOR_CORES = true;
 constexpr bool HAS_TENSOR_CORES = !IS_BFLOAT16;
 #endif
 
+// mma.sp came with 8.0.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool HAS_SPARSE_TENSOR_CORES = true;
+#else
+constexpr bool HAS_SPARSE_TENSOR_CORES = false;
+#endif
+
 template <bool IS_BFLOAT16>
 __device__ __forceinline__ float widen(uint16_t bits) {
   if constexpr (IS_BFLOAT16) {
@@ -74,6 +81,35 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const int4& a, uin
                  "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%7, %8}, {%9}, {%0, %1, %2, %3};"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                  : "r"(a.x), "r"(a.y), "r"(b0), "r"(a.z), "r"(a.w), "r"(b1));
+  }
+#endif
+}
+
+// ptxas advises metadata in ascending order, which PTX 8.5 can promise.
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 5)
+#define PRUNEKIT_MMA_SP "mma.sp::ordered_metadata"
+#else
+#define PRUNEKIT_MMA_SP "mma.sp"
+#endif
+
+// sum [16, 8] += a [16, 32] · b [32, 8] in float32, where a's rows hold two of every four columns. `metadata` names them:
+// of four lanes in a row, those of the first two (SELECTOR 0) or the last two (SELECTOR 1) count.
+template <bool IS_BFLOAT16, int SELECTOR>
+__device__ __forceinline__ void multiply_add_sparse(
+    float (&sum)[4], const int4& a, const uint32_t (&b)[4], uint32_t metadata) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  if constexpr (IS_BFLOAT16) {
+    asm(PRUNEKIT_MMA_SP ".sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata),
+          "n"(SELECTOR));
+  } else {
+    asm(PRUNEKIT_MMA_SP ".sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata),
+          "n"(SELECTOR));
   }
 #endif
 }

@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from record_programs import write_programs
 
 #: What wheels carry: every architecture from Turing to Hopper, and PTX for those that come after.
 ALL_ARCHITECTURES = ("75", "80", "86", "89", "90+PTX")
 NAMES = {"turing": "75", "ampere": "80;86", "ada": "89", "hopper": "90"}
-KERNELS = ("csrc/cuda/record_conv2d.cu", "csrc/cuda/condensed_conv2d.cu")
-# A switch over a record's operation must become one jump through a table (record_conv2d.cuh).
-FLAGS = ("-std=c++17", "-O3", "--jump-table-density", "10", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+KERNELS = (
+    "csrc/cuda/record_conv2d.cu",
+    "csrc/cuda/condensed_conv2d.cu",
+    "csrc/cuda/bitmap_conv2d.cu",
+    "csrc/cuda/semi_structured_conv2d.cu",
+)
+FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
 class CudaBuildError(Exception):
@@ -141,14 +146,15 @@ def compile_kernels(toolkit: Toolkit, folder: Path) -> list[str]:
     Raises:
         CudaBuildError: a compiler failed; its messages are in the error.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    write_programs(folder)
     objects = []
     jobs = os.environ.get("MAX_JOBS", "2")
     if not jobs.isdigit() or int(jobs) < 1:
         raise CudaBuildError(f"MAX_JOBS: expected a number from 1, found {jobs!r}")
     for kernel in KERNELS:
         target = folder / (Path(kernel).stem + "_cuda.o")
-        command = [str(toolkit.nvcc), *FLAGS, *architecture_flags(architectures()), "--threads", jobs, "-c", kernel]
+        flags = [*FLAGS, f"-I{folder}", *architecture_flags(architectures()), "--threads", jobs]
+        command = [str(toolkit.nvcc), *flags, "-c", kernel]
         done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,25 +27,8 @@ def save_graph(
     graph: Graph, choices: Mapping[str, ConvChoice], example: list[list[int]], lanes: int, path: str | Path
 ) -> None:
     """Write a graph, how its convolutions were cut on this machine, and the shapes it was traced with."""
-    tensors = {f"constant/{name}": tensor.contiguous().clone() for name, tensor in graph.constants.items()}
-    for name, weight in graph.weights.items():
-        tensors[f"bits/{name}"], tensors[f"values/{name}"] = weight.bits, weight.values
-    document = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-        "output_spec": graph.output_spec,
-        "nodes": [asdict(node) for node in graph.nodes],
-        "sizes": {name: list(size) for name, size in graph.sizes.items()},
-        "is_size_free": graph.is_size_free,
-        "shapes": {name: list(weight.shape) for name, weight in graph.weights.items()},
-        "example": example,
-        "lanes": lanes,
-        "choices": {name: asdict(choice) for name, choice in choices.items()},
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"prunekit": json.dumps(document)})
+    cuts = {name: asdict(choice) for name, choice in choices.items()}
+    write_document(graph, _FORMAT, {"example": example, "lanes": lanes, "choices": cuts}, path)
 
 
 def load_graph(path: str | Path) -> tuple[Graph, dict[str, ConvChoice], list[list[int]], int]:
@@ -53,20 +37,53 @@ def load_graph(path: str | Path) -> tuple[Graph, dict[str, ConvChoice], list[lis
     Raises:
         InputError: there is no such file, or it is not one of ours, or damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"expected a model saved by prunekit.save, but there is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        document: dict[str, Any] = json.loads(metadata.get("prunekit", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
-    if document.get("format") != _FORMAT or document.get("version") != _VERSION:
+    graph, document = read_document(path, _FORMAT)
+    with damage_told(path):
+        choices = {name: _choice(words) for name, words in document["choices"].items()}
+        return graph, choices, document["example"], int(document["lanes"])
+
+
+def write_document(graph: Graph, format: str, more: Mapping[str, Any], path: str | Path) -> None:
+    """Write a compressed graph, whose tensors are on the CPU, and what else JSON holds, as a file of this format."""
+    tensors = {f"constant/{name}": tensor.contiguous().clone() for name, tensor in graph.constants.items()}
+    for name, weight in graph.weights.items():
+        tensors[f"bits/{name}"], tensors[f"values/{name}"] = weight.bits, weight.values
+    document = {
+        "format": format,
+        "version": _VERSION,
+        "inputs": graph.inputs,
+        "outputs": graph.outputs,
+        "output_spec": graph.output_spec,
+        "nodes": [asdict(node) for node in graph.nodes],
+        "sizes": {name: list(size) for name, size in graph.sizes.items()},
+        "is_size_free": graph.is_size_free,
+        "shapes": {name: list(weight.shape) for name, weight in graph.weights.items()},
+        **more,
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"prunekit": json.dumps(document)})
+
+
+def format_of(path: str | Path) -> str:
+    """Return which of our formats a file has; "" for others.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    return str(_read(Path(path), with_tensors=False)[0].get("format", ""))
+
+
+def read_document(path: str | Path, format: str) -> tuple[Graph, dict[str, Any]]:
+    """Read what `write_document` wrote: the graph, and the whole document.
+
+    Raises:
+        InputError: there is no such file, or it is not one of this format, or damaged.
+    """
+    document, tensors = _read(Path(path), with_tensors=True)
+    if document.get("format") != format or document.get("version") != _VERSION:
         found = f"{document.get('format')!r} version {document.get('version')}"
-        raise InputError(f"expected {_FORMAT!r} version {_VERSION} in {path}, found {found}.")
-    try:
+        raise InputError(f"expected {format!r} version {_VERSION} in {path}, found {found}.")
+    with damage_told(path):
         graph = Graph(
             document["inputs"],
             [_node(entry) for entry in document["nodes"]],
@@ -80,9 +97,31 @@ def load_graph(path: str | Path) -> tuple[Graph, dict[str, ConvChoice], list[lis
             },
             is_size_free=bool(document["is_size_free"]),
         )
-        choices = {name: _choice(words) for name, words in document["choices"].items()}
-        return graph, choices, document["example"], int(document["lanes"])
-    except (KeyError, TypeError, ValueError) as error:
+    return graph, document
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise InputError(f"expected a model saved by prunekit.save, but there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if with_tensors else []
+            tensors = {name: file.get_tensor(name) for name in names}
+        document = json.loads(metadata.get("prunekit", "{}"))
+        if not isinstance(document, dict):
+            raise ValueError("its header is no object")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
+    return document, tensors
+
+
+@contextmanager
+def damage_told(path: str | Path) -> Iterator[None]:
+    """Turn what a damaged file leads to, within the block, into an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
 
 

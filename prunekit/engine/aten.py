@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from prunekit.engine.graph import Activation, Node
 
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 # Linear layers of more kept weights are left to torch: they have one pixel in vectors of sixteen. Of 25088 features to
 # 4096 a fifth takes as long here as all of it does in torch, a tenth half, a hundredth a tenth.
 _MAX_LINEAR_DENSITY = 0.15
-
-
-def is_image(value: object) -> bool:
-    """Tell whether an exported value is [N, C, H, W]."""
-    return isinstance(value, Tensor) and value.dim() == 4 and value.dtype == torch.float32 and value.numel() > 0
-
-
-def is_flat(value: object) -> bool:
-    """Tell whether an exported value is [N, features]."""
-    return isinstance(value, Tensor) and value.dim() == 2 and value.dtype == torch.float32 and value.numel() > 0
 
 
 def layer_of(node: fx.Node) -> str:
@@ -61,7 +51,7 @@ def _convolution(reader: GraphReader, node: fx.Node) -> Node | None:
     bias = reader.constant(a["bias"])
     if x is None or weight is None or (a["bias"] is not None and bias is None):
         return None
-    if reader.constants[weight].dim() != 4 or reader.constants[weight].dtype != torch.float32:
+    if reader.constants[weight].dim() != 4 or reader.constants[weight].dtype != reader.dtype:
         return None
     stride, dilation, padding = _pair(a["stride"]), _pair(a["dilation"]), a["padding"]
     if padding == "valid":
@@ -134,7 +124,7 @@ def _linear(reader: GraphReader, node: fx.Node) -> Node | None:
     if x is None or a["input"].meta["val"].dim() != 2 or weight is None or (a["bias"] is not None and bias is None):
         return None
     matrix = reader.constants[weight]
-    if matrix.dtype != torch.float32 or float(matrix.count_nonzero()) > _MAX_LINEAR_DENSITY * matrix.numel():
+    if matrix.dtype != reader.dtype or float(matrix.count_nonzero()) > _MAX_LINEAR_DENSITY * matrix.numel():
         return None
     name = f"{node.name}.weight"
     reader.constants[name] = matrix.reshape(-1, *reader.sizes[x])

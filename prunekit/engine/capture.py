@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import treespec_dumps
 
-from prunekit.engine.aten import READERS, is_flat, is_image, layer_of
+from prunekit.engine.aten import READERS, layer_of
 from prunekit.engine.graph import Graph, Node
 
 
@@ -20,8 +20,10 @@ class CaptureError(Exception):
     """The model cannot be captured; the message is one sentence."""
 
 
-def capture(model: nn.Module, inputs: Sequence[Tensor]) -> Graph:
+def capture(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Graph:
     """Capture `model`, which is in eval mode, on `inputs`; weights are shared with the model.
+
+    Values of another dtype than `dtype` are left to torch.
 
     Raises:
         CaptureError: torch.export fails, or the forward changes buffers.
@@ -33,11 +35,11 @@ def capture(model: nn.Module, inputs: Sequence[Tensor]) -> Graph:
     except Exception as error:  # whatever a foreign forward raises
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(f"torch.export cannot capture the model ({sentence})") from error
-    return GraphReader(program).graph()
+    return GraphReader(program, dtype).graph()
 
 
-def is_size_free(model: nn.Module, inputs: Sequence[Tensor], graph: Graph) -> bool:
-    """Tell whether `graph`, captured on `inputs`, is the model's for any image size and batch.
+def is_size_free(model: nn.Module, inputs: Sequence[Tensor], graph: Graph, dtype: torch.dtype = torch.float32) -> bool:
+    """Tell whether `graph`, captured on `inputs` in `dtype`, is the model's for any image size and batch.
 
     A size that the forward computes with, as in F.avg_pool2d(x, x.shape[2:]), is a constant of its graph: the model is
     captured once more on other sizes, or on twice the size where it does not run on odd ones, and must give the same.
@@ -51,7 +53,7 @@ def is_size_free(model: nn.Module, inputs: Sequence[Tensor], graph: Graph) -> bo
         ]
         try:
             with _without_torch_logs():
-                other = capture(model, others)
+                other = capture(model, others, dtype)
         except CaptureError:
             continue
         return _is_same(graph, other)
@@ -92,8 +94,8 @@ def _mutates(target: object) -> bool:
 class GraphReader:
     """Turns an exported program into a Graph."""
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: torch.export.ExportedProgram, dtype: torch.dtype = torch.float32) -> None:
+        self.program, self.dtype = program, dtype
         self.names: dict[fx.Node, str] = {}  # of the value that a node stands for
         self.flat: dict[fx.Node, str] = {}  # of the image whose pixels, [N, C · H · W], a node stands for
         self.constant_names: dict[fx.Node, str] = {}
@@ -144,10 +146,10 @@ class GraphReader:
         if isinstance(value, (tuple, list)) and value:  # decomposed BatchNorm: the first of three results
             value = value[0]
         reader = READERS.get(str(node.target))
-        if reader is not None and (is_image(value) or is_flat(value)):
+        if reader is not None and (self.is_image(value) or self.is_flat(value)):
             native = reader(self, node)
             if isinstance(native, fx.Node):  # it stands for another value, or for its pixels
-                if is_image(value):
+                if self.is_image(value):
                     self.names[node] = self.names[native]
                 else:
                     self.flat[node] = self.flat[native] if native in self.flat else self.names[native]
@@ -156,7 +158,7 @@ class GraphReader:
             if native is not None:
                 native.layer = layer_of(node)
                 self.nodes.append(native)
-                if is_image(value):
+                if self.is_image(value):
                     self.names[node] = native.name
                     self._keep_image_size(node)
                 else:
@@ -173,7 +175,7 @@ class GraphReader:
 
     def _keep_image_size(self, node: fx.Node) -> None:
         value = node.meta.get("val")
-        if node in self.names and isinstance(value, Tensor) and is_image(value):
+        if node in self.names and isinstance(value, Tensor) and self.is_image(value):
             channels, height, width = (int(size) for size in value.shape[1:])
             self.sizes[self.names[node]] = (channels, height, width)
 
@@ -218,13 +220,21 @@ class GraphReader:
         self.names[node] = node.name
         self._keep_image_size(node)
 
+    def is_image(self, value: object) -> bool:
+        """Tell whether an exported value is [N, C, H, W] in the graph's dtype."""
+        return isinstance(value, Tensor) and value.dim() == 4 and value.dtype == self.dtype and value.numel() > 0
+
+    def is_flat(self, value: object) -> bool:
+        """Tell whether an exported value is [N, features] in the graph's dtype."""
+        return isinstance(value, Tensor) and value.dim() == 2 and value.dtype == self.dtype and value.numel() > 0
+
     def constant(self, arg: object) -> str | None:
         """Return the name of the constant that `arg` is, or None."""
         return self.constant_names.get(arg) if isinstance(arg, fx.Node) else None
 
     def image(self, arg: object) -> str | None:
-        """Return the name of the float32 NCHW value that `arg` is, or None."""
-        is_value = isinstance(arg, fx.Node) and arg in self.names and is_image(arg.meta.get("val"))
+        """Return the name of the NCHW value of the graph's dtype that `arg` is, or None."""
+        is_value = isinstance(arg, fx.Node) and arg in self.names and self.is_image(arg.meta.get("val"))
         return self.names[arg] if is_value else None  # type: ignore[index]
 
     def pixels(self, arg: object) -> str | None:

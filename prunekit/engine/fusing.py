@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from prunekit.engine.graph import Activation, Graph, Node
 
 
@@ -81,11 +79,12 @@ def _fuse_into(node: Node, made_by: dict[str, Node], users: dict[str, int], grap
 def _fold(conv: Node, norm: Node, graph: Graph) -> None:
     """Scale whole filters, in float64; exact zeros of a weight stay exact zeros."""
     scale, shift = (graph.constants[norm.attributes[key]] for key in ("scale", "shift"))
-    weight = graph.constants[conv.attributes["weight"]].double() * scale[:, None, None, None]
+    weight = graph.constants[conv.attributes["weight"]]
+    dtype, weight = weight.dtype, weight.double() * scale[:, None, None, None]
     bias = conv.attributes["bias"]
     if bias is not None:
         shift = shift + graph.constants[bias].double() * scale
     weight_name, bias_name = f"{conv.name}.weight", f"{conv.name}.bias"
-    graph.constants[weight_name] = weight.to(torch.float32)
-    graph.constants[bias_name] = shift.to(torch.float32)
+    graph.constants[weight_name] = weight.to(dtype)
+    graph.constants[bias_name] = shift.to(dtype)
     conv.attributes |= {"weight": weight_name, "bias": bias_name}

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.engine.graph import Activation, Node
+from prunekit.ops.conv_plan import ConvPlan, Ops
+from prunekit.ops.conv_problem import ConvProblem
 from prunekit.ops.kernel_choice import KernelChoice
-from prunekit.ops.record_filter import RecordFilter
-from prunekit.ops.record_launch import RecordProblem
-from prunekit.ops.record_plan import RecordPlan
+from prunekit.ops.sparse_kernel import PackedFilter
 
 Values = Mapping[str, Any]
-#: Activations that the record kernel's epilogue computes.
+#: Activations that the sparse kernels' epilogues compute.
 _FUSED = ("none", "relu", "leaky_relu")
 
 
@@ -27,20 +27,18 @@ class LayerKernel:
 
     Attributes:
         choice: with the times it was made by.
-        problem: sizes and density, or None where the record kernel does not take them.
-        plan: of the record kernel, or None for dense.
+        problem: sizes and density, or None where no sparse kernel takes them.
+        plan: of the sparse kernel, or None for dense.
         filter: the plan's, with the weights.
     """
 
     choice: KernelChoice
-    problem: RecordProblem | None
-    plan: RecordPlan | None = None
-    filter: RecordFilter | None = None
+    problem: ConvProblem | None
+    plan: ConvPlan | None = None
+    filter: PackedFilter | None = None
 
 
-def convolve(
-    node: Node, values: Values, constants: Mapping[str, Tensor], kernel: LayerKernel, record: Callable[..., Tensor]
-) -> Tensor:
+def convolve(node: Node, values: Values, constants: Mapping[str, Tensor], kernel: LayerKernel, ops: Ops) -> Tensor:
     """Run a "conv2d" node: after(before(convolution + bias) + residual).
 
     Args:
@@ -48,7 +46,7 @@ def convolve(
         values: of the nodes before.
         constants: the graph's.
         kernel: what was chosen.
-        record: the op `record_conv2d`.
+        ops: gives a sparse kernel's op.
     """
     a, x = node.attributes, values[node.inputs[0]]
     bias = constants[a["bias"]] if a["bias"] else None
@@ -58,10 +56,13 @@ def convolve(
         y = activate_(y, before)
         return activate_(y if residual is None else y.add_(residual), after)
     if before.kind not in _FUSED:
-        y = activate_(kernel.plan.run(record, x, kernel.filter, bias), before)
+        y = activate_(kernel.plan.run(x, kernel.filter, bias, ops=ops), before)
         return activate_(y if residual is None else y.add_(residual), after)
-    name = "none" if before.kind == "none" else "leaky_relu"  # a slope of 0 is ReLU
-    return activate_(kernel.plan.run(record, x, kernel.filter, bias, residual, name, before.negative_slope), after)
+    # A slope of 0 is ReLU; the epilogue has one activation.
+    name, slope = "none" if before.kind == "none" else "leaky_relu", before.negative_slope
+    if before.kind == "none" and after.kind in _FUSED[1:]:
+        name, slope, after = "leaky_relu_last", after.negative_slope, Activation()
+    return activate_(kernel.plan.run(x, kernel.filter, bias, residual, name, slope, ops), after)
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, a: Mapping[str, Any]) -> Tensor:
@@ -88,7 +89,8 @@ def activate_(y: Tensor, activation: Activation) -> Tensor:
 
 def _affine(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tensor:
     scale, shift = (constants[node.attributes[key]][:, None, None] for key in ("scale", "shift"))
-    return activate_(torch.addcmul(shift, values[node.inputs[0]], scale), node.attributes["after"])
+    x = values[node.inputs[0]]
+    return activate_(torch.addcmul(shift, x.float(), scale).to(x.dtype), node.attributes["after"])
 
 
 def _pool(function: Callable[..., Tensor], *, has_dilation: bool) -> Callable[[Node, Values], Tensor]:

@@ -18,11 +18,12 @@ from prunekit.engine.gpu_nodes import LayerKernel, convolve, run_native
 from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
 from prunekit.errors import InputError
+from prunekit.ops.conv_plan import ConvJob, ConvPlan, Ops, inference_job
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import KernelChoice, dense_seconds
 from prunekit.ops.masked_conv2d_cuda import CudaDevice
-from prunekit.ops.record_filter import RecordFilter
-from prunekit.ops.record_plan import RecordJob, RecordPlan, inference_job
+from prunekit.ops.record_launch import Gpu
+from prunekit.ops.sparse_kernel import PackedFilter, cuda_op
 
 # Captured sizes that a model keeps; the one that was used longest ago goes first.
 _MAX_SIZES = 8
@@ -36,6 +37,7 @@ def choose_layers(
     cache: KernelCache,
     seconds: float,
     progress: Callable[[int, int], None],
+    known: Mapping[str, KernelChoice] | None = None,
 ) -> dict[str, LayerKernel]:
     """Choose a kernel for each convolution: as measured before, else as measured now, else by the model.
 
@@ -46,6 +48,7 @@ def choose_layers(
         cache: of measurements.
         seconds: for measuring; 0 lets the model choose.
         progress: called with (convolutions chosen, all of them).
+        known: choices that were made on such a device, by the convolution's name, which come before all.
 
     Raises:
         WrongOutputError: a kernel computes something else than the dense convolution.
@@ -56,7 +59,8 @@ def choose_layers(
     for done, node in enumerate(nodes):
         x_shape = (len(images[0]) if images else 1, *graph.sizes[node.inputs[0]])
         can_measure = seconds > 0 and time.monotonic() < deadline
-        kernels[node.name] = _choose(node, graph, x_shape, images, device, cache, can_measure)
+        before = (known or {}).get(node.name)
+        kernels[node.name] = _choose(node, graph, x_shape, images, device, cache, can_measure, before)
         progress(done + 1, len(nodes))
     cache.save()
     return kernels
@@ -70,22 +74,25 @@ def _choose(
     device: CudaDevice,
     cache: KernelCache,
     can_measure: bool,
+    known: KernelChoice | None,
 ) -> LayerKernel:
     a, weight = node.attributes, graph.constants[node.attributes["weight"]]
     job = inference_job(x_shape, weight != 0, a["stride"], a["padding"], a["dilation"], a["groups"])
     if job is None:
-        return LayerKernel(KernelChoice("dense", None, 0.0, 0.0, False, "the record kernel has no such sizes"), None)
+        return LayerKernel(KernelChoice("dense", None, 0.0, 0.0, False, "no sparse kernel has such sizes"), None)
     if job.problem.density == 1:
-        dense = dense_seconds(job.problem, device.gpu, allow_tf32=device.allow_tf32)
+        dense = dense_seconds(job.problem, device.gpu, allow_tf32=device.allow_tf32, dtype=weight.dtype)
         return LayerKernel(KernelChoice("dense", None, dense, dense, False, "it has no zeros"), job.problem)
-    choice = job.choose(device.gpu, allow_tf32=device.allow_tf32, cache=cache)
+    choice = known
+    if choice is None or not job.takes(choice, weight.dtype, device.gpu):
+        choice = job.choose(device.gpu, weight.dtype, allow_tf32=device.allow_tf32, cache=cache)
     if can_measure and not choice.is_measured:
         choice, plan = _measure(job, node, weight, _example(x_shape, images, weight), device, cache)
     else:
-        plan = job.pack(device.gpu, choice, weight.device)
+        plan = job.pack(device.gpu, choice, weight.device, weight.dtype)
     if plan is None:
-        is_record = choice.launch is not None
-        why = "its records need more shared memory than a block has" if is_record else choice.reason
+        is_sparse = choice.launch is not None
+        why = "its packed filter needs more shared memory than a block has" if is_sparse else choice.reason
         return LayerKernel(KernelChoice("dense", None, choice.sparse_seconds, choice.dense_seconds,
                                         choice.is_measured, why), job.problem)  # fmt: skip
     return LayerKernel(choice, job.problem, plan, plan.pattern.fill(weight))
@@ -98,26 +105,33 @@ def _example(x_shape: tuple[int, ...], images: Sequence[Tensor], weight: Tensor)
 
 
 def _measure(
-    job: RecordJob, node: Node, weight: Tensor, x: Tensor, device: CudaDevice, cache: KernelCache
-) -> tuple[KernelChoice, RecordPlan | None]:
+    job: ConvJob, node: Node, weight: Tensor, x: Tensor, device: CudaDevice, cache: KernelCache
+) -> tuple[KernelChoice, ConvPlan | None]:
     a = node.attributes
-    filters: dict[int, RecordFilter] = {}
+    filters: dict[int, PackedFilter] = {}
 
-    def run(plan: RecordPlan) -> Tensor:
+    def run(plan: ConvPlan) -> Tensor:
         filled = filters.setdefault(id(plan.pattern), plan.pattern.fill(weight))
-        return plan.run(device.record_conv2d, x, filled)
+        return plan.run(x, filled, ops=device.ops)
 
     def dense() -> Tensor:
         return torch.conv2d(x, weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])
 
-    return job.measure(device.gpu, weight.device, run, dense, device.seconds_of, cache, device.allow_tf32)
+    measured = device.seconds_of, cache, device.allow_tf32
+    return job.measure(device.gpu, weight.device, weight.dtype, run, dense, *measured)
 
 
 class GpuProgram:
     """A graph and the kernels of its convolutions; it waits for nothing, so a CUDA graph can capture it."""
 
-    def __init__(self, graph: Graph, kernels: Mapping[str, LayerKernel], record: Callable[..., Tensor]) -> None:
-        """`record` is the op `record_conv2d`; convolutions that run on it need no dense weight any more."""
+    def __init__(
+        self, graph: Graph, kernels: Mapping[str, LayerKernel], ops: Ops = cuda_op, gpu: Gpu | None = None
+    ) -> None:
+        """`ops` gives a sparse kernel's op; convolutions that run on one need no dense weight any more.
+
+        `gpu` is the device that the kernels were chosen for, if that is to be told in a file.
+        """
+        self.gpu = gpu
         are_needed = {name for node in graph.nodes for name in constants_of(node)}
         are_needed |= {n.attributes["weight"] for n in graph.convolutions() if kernels[n.name].plan is None}
         constants = {name: tensor for name, tensor in graph.constants.items() if name in are_needed}
@@ -125,7 +139,7 @@ class GpuProgram:
             if node.op == "affine":  # BatchNorm that no convolution took, kept in float64 until here
                 for key in ("scale", "shift"):
                     constants[node.attributes[key]] = constants[node.attributes[key]].float()
-        self.graph, self.kernels, self._record = replace(graph, constants=constants), dict(kernels), record
+        self.graph, self.kernels, self._ops = replace(graph, constants=constants), dict(kernels), ops
         last = {name: node.name for node in graph.nodes for name in node.inputs}
         kept = {*graph.outputs, *graph.inputs}
         self._dead = {
@@ -139,7 +153,7 @@ class GpuProgram:
         for node in self.graph.nodes:
             if node.op == "conv2d":
                 kernel = self.kernels[node.name]
-                values[node.name] = convolve(node, values, self.graph.constants, kernel, self._record)
+                values[node.name] = convolve(node, values, self.graph.constants, kernel, self._ops)
             elif node.is_native:
                 values[node.name] = run_native(node, values, self.graph.constants)
             else:
@@ -174,7 +188,7 @@ class GpuModel(nn.Module):
     wait for each other.
 
     Attributes:
-        report: what was chosen (`prunekit.nn.AccelerationReport`).
+        report: what was chosen (`prunekit.nn.AccelerationReport`); None after loading.
         note: why it is not replayed as a CUDA graph, or None.
     """
 
@@ -197,6 +211,11 @@ class GpuModel(nn.Module):
             InputError: the number, dtype, device or size of the inputs is not what the graph takes.
         """
         return self._run(inputs)
+
+    @property
+    def example(self) -> list[tuple[list[int], torch.dtype]]:
+        """Shapes and dtypes of the inputs that the graph was traced on."""
+        return [(shape, dtype) for shape, dtype, _ in self._example]
 
     def train(self, mode: bool = True) -> GpuModel:
         """Refuse to train: BatchNorm is folded, and there are no parameters.

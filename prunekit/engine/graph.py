@@ -54,7 +54,7 @@ class SparseWeight:
     Attributes:
         shape: [K, C / groups, R, S].
         bits: Which weights are kept, eight a byte as numpy.packbits does it, uint8.
-        values: The kept ones in order, float32 or bfloat16.
+        values: The kept ones in order, float32, or bfloat16 or float16.
     """
 
     shape: tuple[int, ...]

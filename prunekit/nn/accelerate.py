@@ -62,7 +62,7 @@ def accelerate(
     machine. Where it cannot be captured, or was measured slower, the result is a copy of the model's own class in
     which convolutions that measured faster on their packed filter are MaskedConv2d. `report` (an
     `AccelerationReport`) says what was chosen, and why. A model on a GPU becomes a `GpuModel`: the same graph, each
-    convolution on the kernel that is fastest there, captured as a CUDA graph.
+    convolution on the kernel that is fastest there, captured as a CUDA graph; it may be in float16 or bfloat16.
 
     Args:
         model: any module on the CPU or on one NVIDIA GPU; its convolutions may have been pruned by anyone and by any
@@ -80,7 +80,7 @@ def accelerate(
         InputError: the model is neither on the CPU nor on one GPU, does not run on the example, or its output there is
             not finite, or `weight_dtype` is another one; on a GPU also where the CUDA kernels were not built.
         WrongOutputError: the result's outputs differ by more than 1e-4 relative RMS from the model's, or from those of
-            the rounded weights.
+            the rounded weights; in half precision on a GPU, by more than the model's own rounding explains.
     """
     if weight_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")

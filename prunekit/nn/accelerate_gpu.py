@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunekit.engine.capture import CaptureError, capture, is_size_free
 from prunekit.engine.fusing import fuse
@@ -20,6 +22,7 @@ from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
+from prunekit.nn.tuning import MAX_RELATIVE_RMS
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import exact_float32, floor_seconds
 from prunekit.ops.masked_conv2d_cuda import CudaDevice, device_of
@@ -28,6 +31,8 @@ from prunekit.ops.record_launch import Gpu
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 10
+# Of half precision's rounding, the most that two ways through a deep net may differ by where none is exact.
+_ROUNDINGS = 16
 
 
 def check_gpu_arguments(*, whole_graph: bool, weight_dtype: torch.dtype) -> None:
@@ -63,7 +68,8 @@ def accelerate_on_gpu(
         device: where to run; None: the inputs' GPU.
 
     Raises:
-        WrongOutputError: the outputs differ by more than 1e-4 relative RMS, or a kernel's do from the dense one's.
+        WrongOutputError: the outputs differ by more than 1e-4 relative RMS; in half precision, from those of the model
+            in float32 by more than twice what the model's own do and one rounding. Or a kernel's differ from cuDNN's.
     """
     device = device or device_of(inputs[0])
     assert device is not None, "check_gpu_arguments comes first"
@@ -79,9 +85,10 @@ def accelerate_on_gpu(
     kernels = choose_layers(graph, inputs, device, cache, tuning_seconds, progress or (lambda done, total: None))
     seconds = time.perf_counter() - begin
     rows = [_row(graph, node, kernels[node.name], device.gpu) for node in graph.convolutions()]
-    program = GpuProgram(graph, kernels, device.record_conv2d)
+    program = GpuProgram(graph, kernels, device.ops, device.gpu)
     with exact_float32():
-        check_equal(expected, GpuModel(program, inputs, captures=False)(*inputs))
+        reference, most = _reference(model, inputs, expected)
+        check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)
     fast = GpuModel(program, inputs, captures=inputs[0].is_cuda)
     times = _time({"before": model, "after": fast}, inputs)
     notes = [note for note in (cache.note, fast.note, _foreign(graph)) if note]
@@ -100,9 +107,28 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
     for name, module in model.named_modules():
         if has_foreign_hooks(module):
             raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the graph would not call")
-    graph = capture(model, inputs)
-    graph.is_size_free = is_size_free(model, inputs, graph)
+    dtype = dtype_of(inputs)
+    graph = capture(model, inputs, dtype)
+    graph.is_size_free = is_size_free(model, inputs, graph, dtype)
     return graph, fuse(graph)
+
+
+def dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
+    """Return the images' dtype, in which the graph computes."""
+    return next((x.dtype for x in inputs if x.dim() == 4), torch.float32)
+
+
+def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> tuple[object, float]:
+    """Return what outputs are compared with, and by how much they may differ."""
+    halves = {leaf.dtype for leaf in tree_leaves(expected) if isinstance(leaf, Tensor) and leaf.itemsize == 2}
+    if not halves:
+        return expected, MAX_RELATIVE_RMS
+    rounding = max(torch.finfo(dtype).eps for dtype in halves)
+    try:
+        exact = copy.deepcopy(model).float()(*(x.float() if x.is_floating_point() else x for x in inputs))
+    except Exception:  # a forward may name its dtype
+        return expected, _ROUNDINGS * rounding
+    return exact, 2 * largest_difference(exact, expected) + rounding
 
 
 def _make_dense(model: nn.Module) -> None:
@@ -146,7 +172,7 @@ def _with_report(
         relative_rms=largest_difference(expected, fast(*inputs)),
         notes=notes,
         engine="cuda graph" if isinstance(fast, GpuModel) else "the model's own",
-        peak_gflops=gpu.fma_peak_gflops,
+        peak_gflops=gpu.fma_peak_gflops if dtype_of(inputs).itemsize == 4 else gpu.tensor_peak_gflops,
         tuning_seconds=seconds,
         gpu=gpu.name,
     )
@@ -161,20 +187,21 @@ def _row(graph: Graph, node: Node, kernel: LayerKernel, gpu: Gpu) -> LayerReport
     )
     batch = kernel.problem.batch if kernel.problem else 1
     nnz, choice = int(weight.count_nonzero()), kernel.choice
-    weight_bytes = 4 * weight.numel() if kernel.filter is None else 8 * kernel.filter.header.num_records
+    packed = [] if kernel.filter is None else [t for t in kernel.filter.arguments() if isinstance(t, Tensor)]
+    weight_bytes = sum(t.nbytes for t in packed) if packed else weight.nbytes
     elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
-    floor = floor_seconds(kernel.problem, gpu) if kernel.problem else None
+    floor = floor_seconds(kernel.problem, gpu, weight.dtype) if kernel.problem else None
     return LayerReport(
         name=node.layer or node.name,
         input_shape=(batch, *size),
         weight_shape=tuple(weight.shape),
         density=nnz / max(1, weight.numel()),
-        implementation=choice.kernel if choice.launch is None else f"record {choice.launch}",
+        implementation=choice.kernel if choice.launch is None else f"{choice.kernel} {choice.launch}",
         dense_ms=1e3 * choice.dense_seconds,
         sparse_ms=1e3 * choice.sparse_seconds,
         reason=choice.reason,
         kept_macs=nnz * output[1] * output[2],
-        num_bytes=weight_bytes + 4 * batch * elements,
+        num_bytes=weight_bytes + weight.itemsize * batch * elements,
         floor_ms=None if floor is None else 1e3 * floor,
     )
 

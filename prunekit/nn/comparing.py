@@ -10,17 +10,17 @@ from prunekit.nn.tuning import MAX_RELATIVE_RMS
 from prunekit.timing import relative_rms
 
 
-def check_equal(expected: object, actual: object) -> None:
+def check_equal(expected: object, actual: object, most: float = MAX_RELATIVE_RMS) -> None:
     """Compare outputs of any nesting.
 
     Raises:
-        WrongOutputError: they differ by more than 1e-4 relative RMS.
+        WrongOutputError: they differ by more than `most`, in relative RMS.
     """
     difference = largest_difference(expected, actual)
-    if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
+    if not difference <= most:  # also when it is nan
         raise WrongOutputError(
             f"the accelerated model differs from the original by {difference:.3g} relative RMS; expected at most "
-            f"{MAX_RELATIVE_RMS:g}."
+            f"{most:g}."
         )
 
 

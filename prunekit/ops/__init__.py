@@ -1,15 +1,24 @@
 """prunekit's ops: one file each, with the slow reference beside the schema. Importing loads the compiled kernels."""
 
-from prunekit.ops import condensed_conv2d, masked_conv2d_cuda, native, record_conv2d
+from prunekit.ops import (
+    bitmap_conv2d,
+    condensed_conv2d,
+    masked_conv2d_cuda,
+    native,
+    record_conv2d,
+    semi_structured_conv2d,
+)
 from prunekit.ops.masked_conv2d import masked_conv2d
 from prunekit.ops.native import NativeStatus, native_status
 
 __all__ = [
     "NativeStatus",
+    "bitmap_conv2d",
     "condensed_conv2d",
     "masked_conv2d",
     "masked_conv2d_cuda",
     "native",
     "native_status",
     "record_conv2d",
+    "semi_structured_conv2d",
 ]

@@ -3,6 +3,8 @@
     packed = pack_fragments(weight, mask, groups, chunk_channels)
     y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = condensed_conv2d(x, packed's parts, bias, …)
 
+With the activation "leaky_relu_last" it is activation(masked_conv2d(…) + residual).
+
 csrc/cuda/condensed_conv2d.cuh is the kernel. Elsewhere the reference unpacks the filter: slow, for judging. The op has
 no gradients: a module that trains uses `masked_conv2d`.
 """
@@ -13,10 +15,10 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.epilogue import finish
 from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader, unpack_fragments
 from prunekit.ops.library import define, fake, fallback
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
-from prunekit.ops.packed_conv2d import activate
 from prunekit.ops.record_conv2d import output_format
 
 define(
@@ -48,8 +50,7 @@ def condensed_conv2d_reference(
     weight, mask = unpack_fragments(FragmentFilter(read, starts, columns, fragments, rows))
     wide = None if bias is None else bias.float()
     y = masked_conv2d_reference(x.float(), weight.float(), mask, wide, stride, padding, dilation, read.groups)
-    y = activate(y, activation, negative_slope)
-    y = y if residual is None else y + residual.float()
+    y = finish(y, None if residual is None else residual.float(), activation, negative_slope)
     return y.to(x.dtype).contiguous(memory_format=output_format(x))
 
 

@@ -11,7 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 
+import numpy as np
+
+from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
 from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
 from prunekit.ops.record_launch import Gpu
 
@@ -20,7 +24,7 @@ MAX_WARPS = 8  # of a block (csrc/cuda/condensed_launch.h)
 
 
 @dataclass(frozen=True)
-class CondensedLaunch:
+class CondensedLaunch(KernelLaunch):
     """One cut: of the filter into chunks and slices, of the output into blocks.
 
     Attributes:
@@ -48,31 +52,16 @@ class CondensedLaunch:
         pixels = [self.warp_units, self.tile_h, self.units_w, self.pixel_warps]
         return [*pixels, self.row_groups, self.slices, self.buffers]
 
-    @property
-    def warps(self) -> int:
-        """Warps of a block."""
-        return self.pixel_warps * self.row_groups * self.slices
+    def __str__(self) -> str:
+        blocks = f"{self.tile_h}×{self.units_w} units of {UNIT_PIXELS}, {ROWS * self.row_groups} channels"
+        return f"{blocks}, {self.chunk_channels} a chunk, {self.slices} slices, {self.buffers} buffers"
 
 
 @dataclass(frozen=True)
-class CondensedProblem:
-    """A convolution as the model sees it: its sizes, and its mask by the density alone."""
+class CondensedProblem(ConvProblem):
+    """A convolution as the tensor-core kernel's model sees it."""
 
-    out_channels: int
-    group_channels: int
-    kernel_size: tuple[int, int]
-    groups: int
-    density: float
-    batch: int
-    size: tuple[int, int]  # P, Q
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def num_row_groups(self) -> int:
-        """Row groups of one conv group."""
-        return -(-(self.out_channels // self.groups) // ROWS)
+    ROWS: ClassVar[int] = ROWS
 
     @property
     def kept_columns(self) -> float:
@@ -127,6 +116,11 @@ _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
+def mma_share(gpu: Gpu) -> float:
+    """Return what products reach of the tensor cores' peak at best."""
+    return _MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE
+
+
 def bank_conflicts(kept_columns: float) -> float:
     """Cycles of a load of eight units in place of one: as counted in packed random filters (tests)."""
     return 1 + 1.2 * (1 - kept_columns)
@@ -140,17 +134,22 @@ def shared_bytes(problem: CondensedProblem, launch: CondensedLaunch, longest: in
         launch: its cut.
         longest: steps of the longest run of the packed filter; None expects four standard deviations above the mean.
     """
+    return int(_shared_bytes(problem, launch, longest))
+
+
+def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None) -> Any:
+    """Compute it for one cut or for columns of them."""
     taps_h, taps_w = problem.kernel_size
     plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     inputs = 16 * (plane_h * launch.units_w | 1) * taps_w * launch.chunk_channels
     if longest is None:
         taps = launch.chunk_channels * taps_h * taps_w
         kept = problem.kept_columns
-        columns = min(taps * kept + 4 * math.sqrt(taps * kept * (1 - kept)), taps)
-        longest = math.ceil(columns / STEP_COLUMNS)
+        columns = np.minimum(taps * kept + 4 * np.sqrt(taps * kept * (1 - kept)), taps)
+        longest = np.ceil(columns / STEP_COLUMNS)
     sums = 4 * 4 * launch.warp_units * 32 * (launch.warps - launch.warps // launch.slices)
     step_bytes = (2 * ROWS + 4) * STEP_COLUMNS
-    return max(launch.buffers * (inputs + step_bytes * longest * launch.row_groups), sums)
+    return np.maximum(launch.buffers * (inputs + step_bytes * longest * launch.row_groups), sums)
 
 
 def modelled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
@@ -159,93 +158,123 @@ def modelled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gp
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
     cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
     """
+    return float(_modelled_seconds(problem, launch, gpu))
+
+
+def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+    """Compute it for one cut or for columns of them."""
     p, q = problem.lines
     tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
     blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    bytes_shared = shared_bytes(problem, launch)
-    resident = min(
-        gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
-        min(_MAX_RESIDENT_WARPS[launch.warp_units], gpu.max_warps) // launch.warps,
-    )
-    if resident < 1 or bytes_shared > gpu.shared_bytes:
-        return math.inf
-    chunks = math.ceil(problem.group_channels / launch.chunk_channels)
-    units, run = launch.warp_units, problem.steps(launch.chunk_channels)
+    bytes_shared, units = _shared_bytes(problem, launch), launch.warp_units
+    most_warps = np.where(units == 8, *(min(_MAX_RESIDENT_WARPS[n], gpu.max_warps) for n in (8, 4)))
+    resident = np.minimum(gpu.shared_bytes_multiprocessor // (bytes_shared + 1024), most_warps // launch.warps)
+    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
+    resident = np.maximum(resident, 1)
+    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
+    run = _steps(problem, launch)
     steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
     products = units * (1 if gpu.capability >= 80 else 2)
-    lanes = gpu.tensor_lanes * (_MMA_SHARE_90 if gpu.capability == 90 else _MMA_SHARE) / 4  # of a scheduler
+    lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
     product_cycles = units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
     # What a thread stages in a chunk.
     taps_h = problem.kernel_size[0]
     plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     threads = 32 * launch.warps
-    staged = math.ceil(plane_h * launch.units_w * launch.chunk_channels / threads)
+    staged = np.ceil(plane_h * launch.units_w * launch.chunk_channels / threads)
     instructions, loads = problem.staging
     copied = run * launch.row_groups * 32 / threads  # 16 bytes each
     issue = steps * (STEP_INSTRUCTIONS + units + products) + staged * instructions
-    issue += copied * (8 + _TAP_INSTRUCTIONS / 2)
+    issue = issue + copied * (8 + _TAP_INSTRUCTIONS / 2)
     matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
     shared = steps * (4 + 1 + matrices) + staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
     latency = steps * (STEP_LATENCY + matrices + product_cycles) + staged * _COPY_LATENCY
     store = 4 * units * _STORE_INSTRUCTIONS / launch.slices + 8 * units * (launch.slices > 1)
-    seconds = 0.0
-    full, rest = divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
+    seconds: Any = 0.0
+    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
+    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
         busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = max(issue * busiest, steps * product_cycles * busiest, shared * warps)
-        cycles = chunks * (max(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds += waves * cycles / (gpu.clock_ghz * 1e9)
-    return max(seconds, memory_seconds(problem, launch, gpu)) + _LAUNCH_SECONDS
+        throughput = np.maximum(np.maximum(issue * busiest, steps * product_cycles * busiest), shared * warps)
+        cycles = chunks * (np.maximum(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
+        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
+    return np.where(fits, np.maximum(seconds, _memory_seconds(problem, launch, run, gpu)) + _LAUNCH_SECONDS, math.inf)
+
+
+def _steps(problem: CondensedProblem, launch: Any) -> Any:
+    """Steps of a run, of one cut or of columns of them."""
+    if isinstance(launch.chunk_channels, int):
+        return problem.steps(launch.chunk_channels)
+    chunks, places = np.unique(launch.chunk_channels, return_inverse=True)
+    return np.array([problem.steps(int(chunk)) for chunk in chunks])[places]
 
 
 def memory_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
     """Return the time that the steps, the input and the output take at the memory's full bandwidth."""
+    return float(_memory_seconds(problem, launch, problem.steps(launch.chunk_channels), gpu))
+
+
+def _memory_seconds(problem: CondensedProblem, launch: Any, run: Any, gpu: Gpu) -> Any:
     chunks = problem.group_channels / launch.chunk_channels
-    steps = problem.groups * problem.num_row_groups * chunks * problem.steps(launch.chunk_channels)
-    (p, q), channels = problem.size, problem.groups * problem.group_channels
-    inputs = problem.batch * channels * p * problem.stride[0] * q * problem.stride[1]
-    outputs = problem.batch * problem.out_channels * p * q
+    steps = problem.groups * problem.num_row_groups * chunks * run
+    inputs, outputs = problem.num_pixels
     return (36 * STEP_COLUMNS * steps + 2 * inputs + 2 * outputs) / (gpu.memory_gb_per_s * 1e9)
 
 
 def launches(problem: CondensedProblem, max_shared_bytes: int) -> Iterator[CondensedLaunch]:
     """Yield the cuts worth comparing."""
-    most = max(4, problem.group_channels)
-    chunk_choices = [n for n in (4, 8, 16, 32, 64, 128) if n <= most]
-    for warp_units in (4, 8):
-        for pixel_warps in (1, 2, 3, 4, 5, 6, 7, 8):
-            for tile_h, units_w in _tiles(problem.lines, warp_units * pixel_warps):
-                for row_groups in (1, 2, 4, 8):
-                    for slices in (1, 2, 3, 4, 6, 8):
-                        warps = pixel_warps * row_groups * slices
-                        if row_groups > problem.num_row_groups or not 2 <= warps <= MAX_WARPS:
-                            continue
-                        for chunk in chunk_choices:
-                            for buffers in (1, 2):
-                                launch = CondensedLaunch(
-                                    chunk, warp_units, tile_h, units_w, pixel_warps, row_groups, slices, buffers
-                                )
-                                if shared_bytes(problem, launch) <= max_shared_bytes:
-                                    yield launch
+    cuts = _cuts(problem)
+    fit = _shared_bytes(problem, CondensedLaunch.columns(cuts)) <= max_shared_bytes
+    yield from (CondensedLaunch(*numbers) for numbers in cuts[fit].tolist())
 
 
-def _tiles(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
+def _cuts(problem: CondensedProblem) -> np.ndarray[Any, Any]:
+    """Return int64 [cuts, fields of `CondensedLaunch`]."""
+    return _all_cuts(problem.lines, problem.num_row_groups, min(128, max(4, problem.group_channels)))
+
+
+@lru_cache(maxsize=512)
+def _all_cuts(lines: tuple[int, int], num_row_groups: int, most_channels: int) -> np.ndarray[Any, Any]:
+    chunks = crossed([n for n in (4, 8, 16, 32, 64, 128) if n <= most_channels], (1, 2))
+    parts = []
+    for warp_units, pixel_warps in ((units, warps) for units in (4, 8) for warps in range(1, MAX_WARPS + 1)):
+        shares = [
+            (g, s)
+            for g in (1, 2, 4, 8)
+            for s in (1, 2, 3, 4, 6, 8)
+            if g <= num_row_groups and 2 <= pixel_warps * g * s <= MAX_WARPS
+        ]
+        tiles = tile_choices(lines, warp_units * pixel_warps)
+        parts.append(crossed([warp_units], tiles, [pixel_warps], shares, chunks) if shares and tiles else _NO_CUTS)
+    units, tile_h, units_w, pixels, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
+    return np.stack([chunk_channels, units, tile_h, units_w, pixels, row_groups, slices, buffers], 1)
+
+
+_NO_CUTS = np.empty((0, 8), np.int64)
+
+
+def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
     """Return (lines, units side by side) that cut the output evenly and hold at most `units`, most of them used."""
     p, units_q = lines[0], -(-lines[1] // UNIT_PIXELS)
-    tiles = set()
+    found = set()
     for cuts in range(1, min(units_q, 12) + 1):
         units_w = min(-(-units_q // cuts), units)
         rows = min(units // units_w, p)
         tile_h = -(-p // -(-p // rows))
         if 4 * tile_h * units_w >= 3 * units:
-            tiles.add((tile_h, units_w))
-    return sorted(tiles)
+            found.add((tile_h, units_w))
+    return sorted(found)
+
+
+def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[CondensedLaunch, float] | None:
+    """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
+    best = best_launches(problem, gpu, 1)
+    return (best[0], modelled_seconds(problem, best[0], gpu)) if best else None
 
 
 @lru_cache(maxsize=4096)
-def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[CondensedLaunch, float] | None:
-    """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
-    timed = ((modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes))
-    seconds, launch = min(timed, key=lambda pair: pair[0], default=(math.inf, None))
-    return (launch, seconds) if launch is not None and math.isfinite(seconds) else None
+def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[CondensedLaunch, ...]:
+    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    cuts = _cuts(problem)
+    seconds = _modelled_seconds(problem, CondensedLaunch.columns(cuts), gpu)
+    return tuple(CondensedLaunch(*cuts[place].tolist()) for place in least(seconds, count))

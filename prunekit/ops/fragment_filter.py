@@ -8,8 +8,9 @@ channels make a chunk is chosen for one size and device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ ROWS = 16
 #: Columns of a step (csrc/fragment_filter.h).
 STEP_COLUMNS = 16
 DTYPES = (torch.float16, torch.bfloat16)
+#: Fewer input channels than this, of all groups.
+MAX_CHANNELS = 2**15
 _DROPPED = -0x8000  # the bits of -0.0
 _BANKS = 8  # of 16 bytes, in a line of shared memory
 
@@ -90,6 +93,50 @@ class FragmentFilter:
         tensors = (t.to(device) for t in (self.starts, self.columns, self.fragments, self.rows))
         return FragmentFilter(self.header, *tensors)
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.columns, self.fragments, self.rows
+
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_fragments(self)[0]
+
+
+@dataclass(frozen=True)
+class FragmentPattern:
+    """A fragment filter without its weights: what the mask alone decides, so that new weights cost one gather.
+
+    Attributes:
+        header: see there.
+        starts: int32 [runs + 1].
+        columns: int32 [steps, 16].
+        fragments: int16 [steps, 32, 8], the bits of -0.0 where no weight belongs.
+        rows: int32 [row groups · 16].
+        slots: int64 [nnz], the elements of `fragments` that are weights.
+        sources: int64 [nnz], which element of the weight each of them is.
+    """
+
+    header: FragmentHeader
+    starts: Tensor
+    columns: Tensor
+    fragments: Tensor
+    rows: Tensor
+    slots: Tensor
+    sources: Tensor
+
+    def fill(self, weight: Tensor) -> FragmentFilter:
+        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
+        # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
+        values = weight.detach().reshape(-1)[self.sources].add_(0.0)
+        fragments = self.fragments.view(weight.dtype).clone()
+        fragments.view(-1).index_copy_(0, self.slots, values)
+        return FragmentFilter(self.header, self.starts, self.columns, fragments, self.rows)
+
+    def to(self, device: torch.device) -> FragmentPattern:
+        """Return the pattern with its tensors on `device`."""
+        tensors = (self.starts, self.columns, self.fragments, self.rows, self.slots, self.sources)
+        return FragmentPattern(self.header, *(t.to(device) for t in tensors))
+
 
 def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int) -> FragmentFilter:
     """Pack the weights that `mask` keeps.
@@ -107,15 +154,48 @@ def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: in
         raise InputError(f"pack_fragments expects a float16 or bfloat16 weight; got {weight.dtype}.")
     if chunk_channels < 1:
         raise InputError(f"chunk_channels must be at least 1; got {chunk_channels}.")
+    return cut_into_steps(_condensed(weight, mask, groups), chunk_channels)
+
+
+def fragment_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FragmentPattern]:
+    """Condense a mask; return what packs its places for a number of channels a chunk, on the CPU.
+
+    Args:
+        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
+        groups: number of channel groups.
+        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+
+    Raises:
+        InputError: shapes, dtypes or numbers do not fit.
+    """
+    condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
+
+    def pack(chunk_channels: int) -> FragmentPattern:
+        packed = cut_into_steps(condensed, chunk_channels)
+        slots, *places = _kept(packed)
+        element = torch.from_numpy(np.ravel_multi_index(places, (*mask.shape[:2], mask[0, 0].numel())))
+        return FragmentPattern(
+            packed.header,
+            packed.starts,
+            packed.columns,
+            torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16),
+            packed.rows,
+            torch.from_numpy(slots),
+            element if sources is None else sources.flatten()[element],
+        )
+
+    return pack
+
+
+def _condensed(weight: Tensor, mask: Tensor, groups: int) -> CondensedFilter:
     # The one implementation of condensing is that of the Triton kernels, whose package stands without this one; read
     # here, at the first packing, so that prunekit stands without theirs.
     from prunekit_kernels.condensed_filter import condense
 
     try:
-        condensed = condense(weight, mask, groups)
+        return condense(weight, mask, groups)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return cut_into_steps(condensed, chunk_channels)
 
 
 def cut_into_steps(condensed: CondensedFilter, chunk_channels: int) -> FragmentFilter:
@@ -201,9 +281,7 @@ def _to_fragments(
     return np.ascontiguousarray(blocks.transpose(0, 5, 2, 1, 4, 3)).reshape(-1, 32, 8)
 
 
-def _from_fragments(
-    fragments: np.ndarray[tuple[int, ...], np.dtype[np.int16]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+def _from_fragments(fragments: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Undo `_to_fragments`."""
     blocks = fragments.reshape(-1, 8, 4, 2, 2, 2)  # steps, group, thread, column_half, row_half, pair
     return np.ascontiguousarray(blocks.transpose(0, 3, 2, 5, 4, 1)).reshape(-1, ROWS)
@@ -223,20 +301,28 @@ def unpack_fragments(packed: FragmentFilter) -> tuple[Tensor, Tensor]:
             f"the fragment filter's header tells of {header.num_runs} runs, {header.num_steps} steps and {num_rows} "
             f"rows; got {sizes[0] - 1}, {sizes[1]} columns, {sizes[2]} fragments and {sizes[3]}."
         )
-    bits = _from_fragments(packed.fragments.cpu().view(torch.int16).numpy())
-    code = packed.columns.cpu().numpy().astype(np.int64).ravel()
-    run = np.repeat(np.arange(header.num_runs), np.diff(packed.starts.cpu().numpy()) * STEP_COLUMNS)
-    column, place = (bits != _DROPPED).nonzero()
-    row_group, chunk = np.divmod(run[column], header.num_chunks)
-    row = packed.rows.cpu().numpy()[row_group * ROWS + place]
-    channel = chunk * header.chunk_channels + (code[column] >> 16)
-    tap = (code[column] >> 8 & 255) * header.kernel_w + (code[column] & 255)
+    slots, row, channel, tap = _kept(packed)
     weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
     mask = np.zeros(weight.shape, bool)
-    weight[row, channel, tap] = bits[column, place]
+    weight[row, channel, tap] = packed.fragments.cpu().view(torch.int16).numpy().ravel()[slots]
     mask[row, channel, tap] = True
     device = packed.fragments.device
     return (
         torch.from_numpy(weight.reshape(header.shape)).view(packed.fragments.dtype).to(device),
         torch.from_numpy(mask.reshape(header.shape)).to(device),
     )
+
+
+def _kept(packed: FragmentFilter) -> tuple[_Array, _Array, _Array, _Array]:
+    """Return each kept weight's place in the fragments, output channel, input channel of its group, and tap."""
+    header = packed.header
+    bits = _from_fragments(packed.fragments.cpu().view(torch.int16).numpy())
+    places = _from_fragments(np.arange(bits.size).reshape(-1, 32, 8))
+    code = packed.columns.cpu().numpy().astype(np.int64).ravel()
+    run = np.repeat(np.arange(header.num_runs), np.diff(packed.starts.cpu().numpy()) * STEP_COLUMNS)
+    column, place = (bits != _DROPPED).nonzero()
+    row_group, chunk = np.divmod(run[column], header.num_chunks)
+    row = packed.rows.cpu().numpy()[row_group * ROWS + place].astype(np.int64)
+    channel = chunk * header.chunk_channels + (code[column] >> 16)
+    tap = (code[column] >> 8 & 255) * header.kernel_w + (code[column] & 255)
+    return places[column, place], row, channel, tap

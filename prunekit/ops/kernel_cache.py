@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from prunekit.files import cache_folder, write_text
-from prunekit.ops.record_launch import RecordLaunch, RecordProblem
+from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class KernelKey:
         dtype: of input, weight and output.
         allow_tf32: whether the dense convolution could use tf32.
         direction: "forward", "input_grad" or "inference".
+        kernels: those that were compared with the dense convolution.
         problem: sizes, and the density to two digits.
     """
 
@@ -35,7 +37,8 @@ class KernelKey:
     dtype: str
     allow_tf32: bool
     direction: str
-    problem: RecordProblem
+    kernels: tuple[str, ...]
+    problem: ConvProblem
 
     def __str__(self) -> str:
         return json.dumps({**asdict(self), "torch": torch.__version__}, sort_keys=True)
@@ -43,9 +46,17 @@ class KernelKey:
 
 @dataclass(frozen=True)
 class KernelTimes:
-    """What was measured: the best cut of the record kernel (None: no cut fits), its seconds, and the dense ones."""
+    """What was measured.
 
-    launch: RecordLaunch | None
+    Attributes:
+        kernel: the fastest sparse one, or None where no cut of any fits.
+        launch: its cut, likewise.
+        seconds: of that.
+        dense_seconds: of the dense convolution.
+    """
+
+    kernel: str | None
+    launch: KernelLaunch | None
     seconds: float
     dense_seconds: float
 
@@ -96,7 +107,7 @@ class KernelCache:
         if self._path is None or not self._is_changed:
             return
         kernels = {
-            key: [list(asdict(t.launch).values()) if t.launch else None, t.seconds, t.dense_seconds]
+            key: [t.kernel, t.launch.numbers() if t.launch else None, t.seconds, t.dense_seconds]
             for key, t in self._times.items()
         }
         try:
@@ -108,9 +119,9 @@ class KernelCache:
 
 
 def _checked(value: Any) -> KernelTimes:
-    launch, seconds, dense_seconds = value
+    kernel, launch, seconds, dense_seconds = value
     are_times = all(isinstance(t, float) and t > 0 for t in (seconds, dense_seconds))
-    is_cut = launch is None or (len(launch) == 7 and all(isinstance(word, int) and 0 < word <= 4096 for word in launch))
-    if not are_times or not is_cut:
+    if not are_times or (kernel is None) != (launch is None) or kernel not in (None, *SPARSE_KERNELS):
         raise ValueError(f"{value!r} is no measurement")
-    return KernelTimes(None if launch is None else RecordLaunch(*launch), seconds, dense_seconds)
+    cut = None if kernel is None else SPARSE_KERNELS[kernel].launch_of(launch)
+    return KernelTimes(kernel, cut, seconds, dense_seconds)

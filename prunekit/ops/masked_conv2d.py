@@ -133,7 +133,7 @@ def masked_conv2d_reference(
     every element is.
     """
     kept = torch.where(mask, weight, 0)
-    if bool(x.sum().isfinite()):
+    if is_finite(x):
         return F.conv2d(x, kept, bias, stride, padding, dilation, groups)
     n, size = x.shape[0], conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     columns = F.unfold(x, tuple(weight.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))  # [N, C·R·S, P·Q]
@@ -141,6 +141,11 @@ def masked_conv2d_reference(
     rows = _masked_product(kept.flatten(1), mask.flatten(1), columns, groups)
     y = rows.view(n, -1, *size)
     return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Tell whether every element is finite, by their sum; half precision's is one of float32, which is not exceeded."""
+    return bool(x.sum(dtype=torch.float32 if x.itemsize < 4 else x.dtype).isfinite())
 
 
 def _masked_product(matrix: Tensor, mask: Tensor, columns: Tensor, groups: int) -> Tensor:
@@ -166,7 +171,7 @@ def masked_conv2d_input_grad_reference(
 ) -> Tensor:
     """Compute dL/dx [N, C, H, W] with torch's dense gradient; where dL/dy is inf or nan, gather kept weights."""
     kept = torch.where(mask, weight, 0)
-    if bool(grad.sum().isfinite()):
+    if is_finite(grad):
         return dense_input_grad(grad, kept, x_shape, stride, padding, dilation, groups)
     taps = weight[0].numel()
     # Transposing each group's block turns "rows that a tap feeds" into the gathered dimension: [groups·T, K/groups].

@@ -1,4 +1,4 @@
-"""masked_conv2d and its gradients on CUDA tensors: the record kernel where it is faster, cuDNN elsewhere.
+"""masked_conv2d and its gradients on CUDA tensors: a sparse kernel where it is faster, cuDNN elsewhere.
 
 A mask is packed when it comes a second time unchanged: masks that live for one call would cost more to pack than the
 call takes. Packing keeps places only; the weights are gathered into them at every call, so training sees each step.
@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.ops import masked_conv2d as op
+from prunekit.ops.conv_plan import ConvJob, ConvPlan, Ops, forward_job, input_grad_job
 from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import SPARSE_KERNELS, KernelChoice, is_tf32_allowed
+from prunekit.ops.kernel_choice import KernelChoice, is_tf32_allowed
 from prunekit.ops.library import kernel
 from prunekit.ops.native import cuda_status
 from prunekit.ops.record_launch import Gpu, gpu_of
-from prunekit.ops.record_plan import RecordJob, RecordPlan, forward_job, input_grad_job
+from prunekit.ops.sparse_kernel import cuda_op
+from prunekit.ops.sparse_kernels import has_sparse_kernel
 from prunekit.timing import cuda_seconds
 
 _LOG = logging.getLogger("prunekit")
@@ -38,14 +40,14 @@ class CudaDevice:
 
     Attributes:
         gpu: its figures.
-        record_conv2d: the op of that name.
+        ops: from a sparse kernel's name to its op.
         seconds_of: times a call.
         allow_tf32: whether torch lets cuDNN use tf32.
         is_capturing: a CUDA graph is being captured: nothing may wait for the device, so nothing is packed.
     """
 
     gpu: Gpu
-    record_conv2d: Callable[..., Tensor]
+    ops: Ops
     seconds_of: Callable[[Callable[[], Tensor]], float]
     allow_tf32: bool
     is_capturing: bool
@@ -56,7 +58,7 @@ def device_of(x: Tensor) -> CudaDevice | None:
     if x.device.type != "cuda" or not _has_kernels():
         return None
     is_capturing = torch.cuda.is_current_stream_capturing()
-    return CudaDevice(_gpu(x.device), torch.ops.prunekit.record_conv2d, cuda_seconds, is_tf32_allowed(), is_capturing)
+    return CudaDevice(_gpu(x.device), cuda_op, cuda_seconds, is_tf32_allowed(), is_capturing)
 
 
 @cache
@@ -90,7 +92,7 @@ class _PackedMask:
 
     version: int
     seen: set[tuple[object, ...]] = field(default_factory=set)
-    plans: OrderedDict[tuple[object, ...], RecordPlan | None] = field(default_factory=OrderedDict)
+    plans: OrderedDict[tuple[object, ...], ConvPlan | None] = field(default_factory=OrderedDict)
 
 
 _MASKS = WeakTensorKeyDictionary()
@@ -112,11 +114,13 @@ def _plan(
     dtype: torch.dtype,
     mask: Tensor,
     *geometry: object,
-) -> RecordPlan | None:
+) -> ConvPlan | None:
     """Return the plan, or None for dense; a mask's first call and calls while a graph is captured pack nothing."""
-    if device is None or dtype not in SPARSE_KERNELS or mask.is_inference():  # an inference tensor has no version
+    if device is None or not has_sparse_kernel(dtype, device.gpu):
         return None
-    key = direction, x_shape, device.gpu, device.allow_tf32, str(geometry)
+    if mask.is_inference():  # it has no version
+        return None
+    key = _key(device, direction, x_shape, dtype, geometry)
     with _LOCK:
         known = _packed_mask(mask)
         if key in known.plans:
@@ -125,16 +129,22 @@ def _plan(
         if key not in known.seen or device.is_capturing:
             known.seen.add(key)
             return None
-        job: RecordJob | None = _JOBS[direction](x_shape, mask, *geometry)  # type: ignore[arg-type]
+        job: ConvJob | None = _JOBS[direction](x_shape, mask, *geometry)  # type: ignore[arg-type]
         plan = None
         if job is not None:
-            choice = job.choose(device.gpu, allow_tf32=device.allow_tf32, cache=kernel_cache(), dtype=dtype)
-            plan = job.pack(device.gpu, choice, mask.device)
+            choice = job.choose(device.gpu, dtype, allow_tf32=device.allow_tf32, cache=kernel_cache())
+            plan = job.pack(device.gpu, choice, mask.device, dtype)
         _keep(known, key, plan)
         return plan
 
 
-def _keep(known: _PackedMask, key: tuple[object, ...], plan: RecordPlan | None) -> None:
+def _key(
+    device: CudaDevice, direction: str, x_shape: tuple[int, ...], dtype: torch.dtype, geometry: object
+) -> tuple[object, ...]:
+    return direction, x_shape, dtype, device.gpu, device.allow_tf32, str(geometry)
+
+
+def _keep(known: _PackedMask, key: tuple[object, ...], plan: ConvPlan | None) -> None:
     known.plans[key] = plan
     if len(known.plans) > _PLANS_OF_A_MASK:
         known.plans.popitem(last=False)
@@ -154,7 +164,7 @@ def masked_conv2d_cuda(
     device, geometry = device_of(x), (stride, padding, dilation, groups)
     plan = _plan(device, "forward", tuple(x.shape), x.dtype, mask, *geometry)
     if plan is not None and device is not None:
-        return plan.run(device.record_conv2d, x, weight, bias)
+        return plan.run(x, weight, bias, ops=device.ops)
     if device is not None and device.is_capturing:  # the reference asks the device whether x is finite
         return F.conv2d(x, torch.where(mask, weight, 0), bias, *geometry)
     return op.masked_conv2d_reference(x, weight, mask, bias, *geometry)
@@ -174,7 +184,7 @@ def masked_conv2d_input_grad_cuda(
     device, geometry = device_of(grad), (stride, padding, dilation, groups)
     plan = _plan(device, "input_grad", tuple(x_shape), grad.dtype, mask, *geometry)
     if plan is not None and device is not None:
-        return plan.run(device.record_conv2d, grad, weight)
+        return plan.run(grad, weight, ops=device.ops)
     if device is not None and device.is_capturing:
         return op.dense_input_grad(grad, torch.where(mask, weight, 0), x_shape, *geometry)
     return op.masked_conv2d_input_grad_reference(grad, weight, mask, x_shape, *geometry)
@@ -199,8 +209,8 @@ def tune_masked_conv2d(
     for x's size and the mask's density; the mask is packed.
 
     Args:
-        x: [N, C, H, W], float32, on a GPU.
-        weight: [K, C / groups, R, S].
+        x: [N, C, H, W], float32, float16 or bfloat16, on a GPU.
+        weight: [K, C / groups, R, S], of x's dtype.
         mask: bool, of weight's shape, True = kept.
         stride: pair.
         padding: pair.
@@ -211,7 +221,7 @@ def tune_masked_conv2d(
         WrongOutputError: a sparse kernel computes something else than the dense convolution.
     """
     device, geometry = device_of(x), (list(stride), list(padding), list(dilation), groups)
-    if device is None or x.dtype not in SPARSE_KERNELS:
+    if device is None or not has_sparse_kernel(x.dtype, device.gpu):
         return {}
     kept = torch.where(mask, weight.detach(), 0)
     y = F.conv2d(x, kept, None, *geometry)
@@ -228,7 +238,8 @@ def tune_masked_conv2d(
         choice, plan = job.measure(
             device.gpu,
             x.device,
-            lambda plan, source=inputs[direction]: plan.run(device.record_conv2d, source, kept),  # type: ignore[misc]
+            x.dtype,
+            lambda plan, source=inputs[direction]: plan.run(source, kept, ops=device.ops),  # type: ignore[misc]
             dense[direction],
             device.seconds_of,
             measured,
@@ -236,7 +247,6 @@ def tune_masked_conv2d(
         )
         choices[direction] = choice
         with _LOCK:
-            key = direction, tuple(x.shape), device.gpu, device.allow_tf32, str(geometry)
-            _keep(_packed_mask(mask), key, plan)
+            _keep(_packed_mask(mask), _key(device, direction, tuple(x.shape), x.dtype, geometry), plan)
     measured.save()
     return choices

@@ -3,6 +3,8 @@
     packed = pack_records(weight, mask, groups, window_taps(kernel_size, stride, dilation), chunk_channels, slices)
     y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = record_conv2d(x, packed's parts, bias, …)
 
+With the activation "leaky_relu_last" it is activation(masked_conv2d(…) + residual).
+
 csrc/cuda/record_conv2d.cuh is the kernel. Elsewhere the reference unpacks the filter: slow, for judging. The op has no
 gradients: a module that trains uses `masked_conv2d`.
 """
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.epilogue import finish
 from prunekit.ops.library import define, fake, fallback
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
-from prunekit.ops.packed_conv2d import activate
 from prunekit.ops.record_filter import RecordFilter, RecordHeader, unpack_records
 
 define(
@@ -51,8 +53,7 @@ def record_conv2d_reference(
     read = RecordHeader.read(header)
     weight, mask = unpack_records(RecordFilter(read, starts, records, rows))
     y = masked_conv2d_reference(x, weight, mask, bias, stride, padding, dilation, read.groups)
-    y = activate(y, activation, negative_slope)
-    y = y if residual is None else y + residual
+    y = finish(y, residual, activation, negative_slope)
     return y.contiguous(memory_format=output_format(x))
 
 

@@ -97,6 +97,14 @@ class RecordFilter:
     records: Tensor
     rows: Tensor
 
+    def arguments(self) -> tuple[object, ...]:
+        """Return what the op is told of the filter."""
+        return self.header.words(), self.starts, self.records, self.rows
+
+    def weight(self) -> Tensor:
+        """Return the weight [K, C / groups, R, S], with zeros where dropped."""
+        return unpack_records(self)[0]
+
 
 @dataclass(frozen=True)
 class RecordPattern:
@@ -201,7 +209,7 @@ def pack_pattern(
     )
     runs = starts[::slices]
     header = replace(header, num_records=len(records), longest=int(np.diff(runs).max()))
-    slots = (records[:, 0] < header.load_window).nonzero()[0]
+    slots = (np.roll(records[:, 0], 1) < header.load_window).nonzero()[0]
     carried = records[slots, 1].copy()
     records[slots, 1] = 0
     tensors = [torch.from_numpy(a.astype(np.int32)) for a in (starts, records, rows)]
@@ -229,11 +237,13 @@ def _stream(
     loads = np.unique(np.stack([segment, window, argument]), axis=1)
     num_segments = header.num_runs * header.slices
     counts = np.bincount(segment, minlength=num_segments) + np.bincount(loads[0], minlength=num_segments)
-    ends = np.repeat(np.arange(num_segments), 1 + (counts + 1) % 2)
+    begins = np.arange(num_segments)
+    ends = np.repeat(begins, 1 + counts % 2)
     nothing, end = np.zeros_like(ends), np.full_like(ends, header.end_segment)
     # Columns in the order of sorting: segment, window, load before slots, operation; then the argument.
     stream = np.concatenate(
         [
+            [begins, np.full_like(begins, -1), begins * 0, np.full_like(begins, header.end_segment), begins * 0],
             [loads[0], loads[1], loads[0] * 0, np.full_like(loads[0], header.load_window), loads[2]],
             [segment, window, np.ones_like(segment), slot, source],
             [ends, np.full_like(ends, _LAST), nothing, end, nothing],
@@ -242,7 +252,8 @@ def _stream(
     )
     stream = stream[:, np.lexsort((stream[3], stream[2], stream[1], stream[0]))]
     starts = np.concatenate([[0], np.cumsum(np.bincount(stream[0], minlength=num_segments))])
-    return starts, np.ascontiguousarray(stream[3:].T)
+    # An operation stands one record before its argument; the last one of a segment names none, so it takes END_SEGMENT.
+    return starts, np.ascontiguousarray(np.stack([np.roll(stream[3], -1), stream[4]], axis=1))
 
 
 def _cut_runs(header: RecordHeader, run: _Array, window: _Array) -> _Array:
@@ -306,7 +317,7 @@ def unpack_records(packed: RecordFilter) -> tuple[Tensor, Tensor]:
             f"{header.out_channels} rows; got {len(packed.starts) - 1}, {len(packed.records)} and {len(packed.rows)}."
         )
     stream = packed.records.cpu().numpy()
-    operation, argument = stream[:, 0].astype(np.int64), stream[:, 1]
+    operation, argument = np.roll(stream[:, 0], 1).astype(np.int64), stream[:, 1]
     run = np.repeat(np.arange(num_segments), np.diff(packed.starts.cpu().numpy())) // header.slices
     is_load, is_slot = operation == header.load_window, operation < header.load_window
     last_load = np.maximum.accumulate(np.where(is_load, np.arange(len(stream)), -1))

@@ -1,22 +1,24 @@
 """How the record kernel is cut into blocks, and what a cut is expected to cost: the documented model behind the choice.
 
-A block is `lanes_h × lanes_w` lanes of `tile_h × 4` pixels, for `row_groups` groups of 8 output channels, and `slices`
+A block is `lanes_h × lanes_w` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices`
 shares of each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
 stand in the compiled code; nothing in it was measured on a GPU.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+
+from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
 from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
-TILE_W = 4
+TILE_W = 2
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,13 @@ def gpu_of(properties: Any) -> Gpu:
 
 
 @dataclass(frozen=True)
-class RecordLaunch:
+class RecordLaunch(KernelLaunch):
     """One cut: of the filter into chunks and slices, of the output into blocks.
 
     Attributes:
         chunk_channels: input channels that a block stages at once.
         slices: warps that share a row group.
-        tile_h: rows of a lane's tile of pixels, which is 4 wide.
+        tile_h: rows of a lane's tile of pixels, which is 2 wide.
         lanes_h: lanes one above the other.
         lanes_w: lanes side by side.
         row_groups: groups of 8 output channels in a block.
@@ -143,25 +145,12 @@ class RecordLaunch:
         """Warps side by side over the pixels."""
         return -(-self.lanes_h * self.lanes_w // 32)
 
-    @property
-    def warps(self) -> int:
-        """Warps of a block."""
-        return self.pixel_warps * self.row_groups * self.slices
-
 
 @dataclass(frozen=True)
-class RecordProblem:
-    """A convolution as the model sees it: its sizes, and its mask by the density alone."""
+class RecordProblem(ConvProblem):
+    """A convolution as the record kernel's model sees it."""
 
-    out_channels: int
-    group_channels: int
-    kernel_size: tuple[int, int]
-    groups: int
-    density: float
-    batch: int
-    size: tuple[int, int]  # P, Q
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+    ROWS: ClassVar[int] = ROWS
 
     @property
     def window_taps(self) -> int:
@@ -176,12 +165,7 @@ class RecordProblem:
     @property
     def tile_heights(self) -> tuple[int, ...]:
         """Rows of pixels that a lane may keep."""
-        return (3, 2) if self.kernel[1] == 1 else (2,)
-
-    @property
-    def num_row_groups(self) -> int:
-        """Row groups of one conv group."""
-        return -(-(self.out_channels // self.groups) // ROWS)
+        return (6, 4) if self.kernel[1] == 1 else (4,)
 
     @property
     def slots(self) -> float:
@@ -215,22 +199,26 @@ class RecordCost:
 
 #: By (window taps, stride, tile_h).
 RECORD_COSTS = {
-    (9, 1, 3): RecordCost(12, 30, 40, 12),
-    (9, 1, 2): RecordCost(12, 27, 32, 16),
-    (9, 2, 2): RecordCost(12, 35, 80, 12),
-    (2, 1, 3): RecordCost(12, 27, 24, 12),
-    (2, 1, 2): RecordCost(12, 23, 16, 16),
-    (1, 0, 2): RecordCost(12, 37, 16, 16),
+    (9, 1, 6): RecordCost(7, 33, 32, 12),
+    (9, 1, 4): RecordCost(7, 27, 24, 16),
+    (9, 2, 4): RecordCost(7, 36, 72, 12),
+    (2, 1, 6): RecordCost(7, 33, 24, 12),
+    (2, 1, 4): RecordCost(7, 25, 16, 16),
+    (1, 0, 4): RecordCost(7, 29, 16, 16),
 }
-# From one record to the next of the same warp, without its multiply-adds: shared load 23, table 29, jumps and
-# synchronisation 33, arithmetic 10. An assumption: figures commonly told of Turing, none measured.
-RECORD_LATENCY = 95
+#: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
+#: Turing, none measured (docs/gpu.md).
+LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
+#: From one record to the next of the same warp, without its multiply-adds: tests/test_cuda_compiles.py issues the
+#: compiled instructions in order with these latencies.
+RECORD_LATENCY = 67
 _STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
 _STORE_INSTRUCTIONS = 12  # a pixel of a row
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
 _COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
-_COPY_BATCH = 8  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
+_COPY_BATCH = 16  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
+_RECORD_BATCH = 4  # pairs of records likewise
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
@@ -248,15 +236,43 @@ def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | 
         launch: its cut.
         longest: records of the longest run of the packed filter; None expects four standard deviations above the mean.
     """
+    return int(_shared_bytes(problem, launch, longest))
+
+
+def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> Any:
+    """Compute it for one cut or for columns of them."""
+    tile = 4 * _plane(problem, launch) * launch.chunk_channels
+    if longest is None:
+        longest = _longest_run(problem, launch)
+    sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
+    starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
+    return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
+
+
+def _plane(problem: RecordProblem, launch: Any) -> Any:
+    """Return the elements of the haloed tile of one channel."""
     taps_h, taps_w = problem.kernel_size
     plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
     plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
-    tile = 4 * plane_h * (-(-plane_w // 4) * 4) * launch.chunk_channels
-    if longest is None:
-        mean = (problem.slots + problem.loads) * launch.chunk_channels
-        longest = math.ceil((mean + 4 * math.sqrt(mean)) / 2 + 2 * launch.slices) * 2
-    sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    return int(max(launch.buffers * (tile + 8 * launch.row_groups * longest), sums))
+    return plane_h * (-(-plane_w // 4) * 4)
+
+
+def _longest_run(problem: RecordProblem, launch: Any) -> Any:
+    """Return the records of the longest run that a random mask is expected to have."""
+    mean = (problem.slots + problem.loads) * launch.chunk_channels
+    return np.ceil((mean + 4 * np.sqrt(mean)) / 2 + 2 * launch.slices) * 2
+
+
+def _copy_rounds(problem: RecordProblem, launch: Any, capability: int) -> Any:
+    """Return how often a thread waits for memory in a chunk, one wait after the other.
+
+    Before architecture 8.0 it waits for each batch of loads; later for all copies together, with two buffers for none.
+    """
+    if capability >= 80:
+        return 2 - launch.buffers
+    batches = -(-_plane(problem, launch) // (32 * launch.warps)) * -(-launch.chunk_channels // _COPY_BATCH)
+    parts = launch.pixel_warps * launch.slices
+    return batches + np.ceil(_longest_run(problem, launch) / (64 * parts * _RECORD_BATCH))
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
@@ -265,43 +281,47 @@ def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
     memory, and the latency of a warp's records one after the other; the memory's bytes are a floor below it all.
     """
-    cost = record_cost(problem, launch.tile_h)
-    pixels = launch.tile_h * TILE_W
+    return float(_modelled_seconds(problem, launch.tile_h, launch, gpu))
+
+
+def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
+    """Compute it for one cut or for columns of them, all of this tile."""
+    cost = record_cost(problem, tile_h)
+    pixels = tile_h * TILE_W
     p, q = problem.size
-    tiles = problem.batch * -(-p // (launch.lanes_h * launch.tile_h)) * -(-q // (launch.lanes_w * TILE_W))
+    tiles = problem.batch * -(-p // (launch.lanes_h * tile_h)) * -(-q // (launch.lanes_w * TILE_W))
     blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    bytes_shared = shared_bytes(problem, launch)
-    resident = min(
+    bytes_shared = _shared_bytes(problem, launch)
+    resident = np.minimum(
         gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
         min(cost.max_warps, gpu.max_warps) // launch.warps,
     )
-    if resident < 1 or bytes_shared > gpu.shared_bytes:
-        return math.inf
-    chunks = math.ceil(problem.group_channels / launch.chunk_channels)
+    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
+    resident = np.maximum(resident, 1)
+    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
     # A warp's share of a chunk, and how much more the slowest warp of the block has: runs of row groups differ.
     slots = problem.slots * launch.chunk_channels / launch.slices
     loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
     run = (problem.slots + problem.loads) * launch.chunk_channels
-    slowest = 1 + _EXPECTED_MAXIMUM[launch.row_groups] / math.sqrt(run) + launch.slices / (2 * run)
+    slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
     staged = bytes_shared / launch.buffers / 4 / (32 * launch.warps)
     store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
-    issue = slots * (cost.dispatch + pixels) + (loads + 1.5) * cost.load + staged * _STAGE_INSTRUCTIONS
-    shared = loads * cost.load_cycles + slots + 2 * staged
-    latency = (slots + loads + 1.5) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes
-    # Copies that no buffer hides: before architecture 8.0 a thread waits for each batch of its loads.
-    exposed = 0.0 if launch.buffers == 2 else _COPY_LATENCY
-    if gpu.capability < 80:
-        exposed = _COPY_LATENCY * math.ceil(staged / _COPY_BATCH)
-    seconds = 0.0
-    full, rest = divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (int(rest > 0), -(-rest // gpu.multiprocessors))):
+    issue = slots * (cost.dispatch + pixels) + (loads + 2) * cost.load + staged * _STAGE_INSTRUCTIONS
+    shared = loads * (cost.load_cycles + 1) + slots + 2 + 2 * staged
+    latency = (slots + loads + 2) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes + loads * cost.load
+    exposed = _COPY_LATENCY * _copy_rounds(problem, launch, gpu.capability)
+    seconds: Any = 0.0
+    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
+    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
         warps = here * launch.warps
         busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = max(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps, shared * warps)
-        cycles = chunks * (max(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
-        cycles += (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds += waves * cycles / (gpu.clock_ghz * 1e9)
-    return max(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS
+        throughput = np.maximum(
+            np.maximum(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps), shared * warps
+        )
+        cycles = chunks * (np.maximum(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
+        cycles = cycles + (store + _BLOCK_INSTRUCTIONS) * busiest
+        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
+    return np.where(fits, np.maximum(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS, math.inf)
 
 
 #: Of so many normal deviates, the expected largest: row groups of a block.
@@ -316,37 +336,46 @@ _EXPECTED_MAXIMUM = {
     10: 1.54,
     12: 1.63,
     16: 1.77,
-    20: 1.87,
 }
+_EXPECTED_MAXIMA = np.interp(np.arange(17), list(_EXPECTED_MAXIMUM), list(_EXPECTED_MAXIMUM.values()))
 
 
 def memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
     """Return the time that the records, the input and the output take at the memory's full bandwidth."""
-    p, q = problem.size
     records = problem.groups * problem.num_row_groups * problem.group_channels * (problem.slots + problem.loads)
-    channels = problem.groups * problem.group_channels
-    inputs = problem.batch * channels * p * problem.stride[0] * q * problem.stride[1]
-    outputs = problem.batch * problem.out_channels * p * q
+    inputs, outputs = problem.num_pixels
     return (8 * records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
 
 
 def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLaunch]:
     """Yield the cuts worth comparing."""
-    p, q = problem.size
-    least = WINDOW_CHANNELS if problem.window_taps == WINDOW_CHANNELS else 1
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and n <= max(least, problem.group_channels)]
-    chunk_choices = [(n, buffers) for n in sizes for buffers in (1, 2)]
     for tile_h in problem.tile_heights:
-        max_warps = record_cost(problem, tile_h).max_warps
-        for pixel_warps in (1, 2, 3, 4, 6):
-            for lanes_h, lanes_w in _lane_grids(-(-p // tile_h), -(-q // TILE_W), 32 * pixel_warps):
-                for row_groups, slices in _WARPS:
-                    if row_groups > problem.num_row_groups or pixel_warps * row_groups * slices > max_warps:
-                        continue
-                    for chunk_channels, buffers in chunk_choices:
-                        launch = RecordLaunch(chunk_channels, slices, tile_h, lanes_h, lanes_w, row_groups, buffers)
-                        if shared_bytes(problem, launch) <= max_shared_bytes:
-                            yield launch
+        cuts = _cuts(problem, tile_h)
+        fit = _shared_bytes(problem, RecordLaunch.columns(cuts)) <= max_shared_bytes
+        yield from (RecordLaunch(*numbers) for numbers in cuts[fit].tolist())
+
+
+def _cuts(problem: RecordProblem, tile_h: int) -> np.ndarray[Any, Any]:
+    """Return int64 [cuts, fields of `RecordLaunch`]."""
+    (p, q), is_paired = problem.size, problem.window_taps == WINDOW_CHANNELS
+    tiles = -(-p // tile_h), -(-q // TILE_W)
+    limits = problem.num_row_groups, record_cost(problem, tile_h).max_warps
+    return _all_cuts(tile_h, tiles, limits, WINDOW_CHANNELS if is_paired else 1, min(64, problem.group_channels))
+
+
+@lru_cache(maxsize=512)
+def _all_cuts(
+    tile_h: int, tiles: tuple[int, int], limits: tuple[int, int], least_chunk: int, channels: int
+) -> np.ndarray[Any, Any]:
+    num_row_groups, max_warps = limits
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least_chunk and n <= max(least_chunk, channels)]
+    chunks = crossed(sizes, (1, 2))
+    parts = []
+    for pixel_warps in (1, 2, 3, 4, 6):
+        shares = [(g, s) for g, s in _WARPS if g <= num_row_groups and pixel_warps * g * s <= max_warps]
+        parts.append(crossed(_lane_grids(*tiles, 32 * pixel_warps), shares, chunks))
+    lanes_h, lanes_w, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
+    return np.stack([chunk_channels, slices, np.full_like(slices, tile_h), lanes_h, lanes_w, row_groups, buffers], 1)
 
 
 _WARPS = [(row_groups, slices) for row_groups in (1, 2, 3, 4, 5, 6, 8, 12, 16) for slices in (1, 2, 3, 4, 5, 6, 8, 12)]
@@ -371,6 +400,7 @@ def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float
 @lru_cache(maxsize=4096)
 def best_launches(problem: RecordProblem, gpu: Gpu, count: int) -> tuple[RecordLaunch, ...]:
     """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
-    timed = ((modelled_seconds(problem, launch, gpu), launch) for launch in launches(problem, gpu.shared_bytes))
-    best = heapq.nsmallest(count, (pair for pair in timed if math.isfinite(pair[0])), key=lambda pair: pair[0])
-    return tuple(launch for _, launch in best)
+    tables = {tile_h: _cuts(problem, tile_h) for tile_h in problem.tile_heights}
+    seconds = [_modelled_seconds(problem, h, RecordLaunch.columns(cuts), gpu) for h, cuts in tables.items()]
+    cuts = np.concatenate(list(tables.values()))
+    return tuple(RecordLaunch(*cuts[place].tolist()) for place in least(np.concatenate(seconds), count))

@@ -131,6 +131,12 @@ class TransposedConv:
         height, width = (y + axis.reach - 2 * axis.first(x, y) for axis, x, y in axes)
         return height, width
 
+    def paddings(self, x_size: Sequence[int], y_size: Sequence[int]) -> tuple[int, int]:
+        """Return the padding with which it runs on a gradient of `y_size`."""
+        axes = zip((self.height, self.width), x_size, y_size, strict=True)
+        height, width = (axis.reach - axis.first(x, y) for axis, x, y in axes)
+        return height, width
+
     def sources(self, weight_shape: Sequence[int]) -> Tensor:
         """Return int64 [C · phases, K / groups, *kernel_size]: which weight of [K, C / groups, R, S] stands where.
 

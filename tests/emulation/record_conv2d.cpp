@@ -23,7 +23,7 @@ void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
   prunekit::RecordConv conv{};
   int64_t at = 0, length = 0;
   for (int* size : {&conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w, &conv.padding_h,
-                    &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.has_activation, &conv.tile_h,
+                    &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation, &conv.tile_h,
                     &conv.lanes_h, &conv.lanes_w, &conv.block_row_groups, &conv.buffers}) {
     *size = static_cast<int>(words[at++]);
   }

@@ -374,6 +374,7 @@ template <typename T>
 T __ldg(const T* from) {
   return *from;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float __int_as_float(int bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));

@@ -31,14 +31,12 @@ void copy_column_async(float* to, int to_stride, const float* from, int64_t from
   }
 }
 
-class SharedStream {
- public:
-  explicit SharedStream(const int2* first) : at_(first) {}
-  int2 next() { return *at_++; }
-
- private:
-  const int2* at_;
-};
+template <int MOST>
+void copy_strided_async(int2* to, const int32_t* from, int stride, int end) {
+  for (int i = 0; i < MOST && i * stride < end; ++i) {
+    copy_async<16>(to + i * stride, from + 2 * i * stride, true);
+  }
+}
 
 inline void commit_copies() {
   simt::Unwatched unwatched;
@@ -61,5 +59,7 @@ void wait_for_copies() {
     }
   }
 }
+
+inline int opaque(int value) { return value; }
 
 }  // namespace prunekit::device

@@ -126,4 +126,59 @@ void multiply_add(float (&sum)[4], const int4& a, uint32_t b0, uint32_t b1) {
   std::copy(part.sum, part.sum + 4, sum);
 }
 
+constexpr bool HAS_SPARSE_TENSOR_CORES = PRUNEKIT_EMULATED >= 800;
+
+struct SparseMultiplication {
+  uint32_t a[4], b[4], metadata;
+  float sum[4];
+};
+
+// mma.sp.m16n8k32 with ordered metadata, by the layouts in PTX's manual: registers of a as in mma.m16n8k16, but that its
+// columns are those stored, two of each four in a row. Of four lanes, those that the selector names hold the columns in
+// the fours: 4 bits each, the first lane's those of columns 0 to 15, the second's the rest; the low half of a word is
+// of the upper eight rows.
+template <bool IS_BFLOAT16, int SELECTOR>
+void multiply_sparse_warp(SparseMultiplication* const* parts) {
+  const auto half = [](uint32_t word, unsigned high) { return widen<IS_BFLOAT16>(word >> 16 * high & 0xffff); };
+  float a[16][32] = {}, b[32][8];
+  bool is_stored[16][32] = {};
+  for (unsigned lane = 0; lane < simt::WARP; ++lane) {
+    const unsigned group = lane / 4, thread = lane % 4;
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = group + 8 * (i % 2), four = thread + 4 * (i / 2);
+      const uint32_t word = parts[4 * group + 2 * SELECTOR + four / 4]->metadata >> 16 * (i % 2) >> four % 4 * 4;
+      const unsigned first = word & 3, second = word >> 2 & 3;
+      if (first >= second) {
+        simt::stop("metadata that is not in ascending order");
+      }
+      a[row][4 * four + first] = half(parts[lane]->a[i], 0);
+      a[row][4 * four + second] = half(parts[lane]->a[i], 1);
+      is_stored[row][4 * four + first] = is_stored[row][4 * four + second] = true;
+      for (unsigned high = 0; high < 2; ++high) {
+        b[2 * thread + high + 8 * i][group] = half(parts[lane]->b[i], high);
+      }
+    }
+  }
+  for (unsigned lane = 0; lane < simt::WARP; ++lane) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = lane / 4 + 8 * (i / 2);
+      for (unsigned k = 0; k < 32; ++k) {
+        if (is_stored[row][k]) {  // what is not stored multiplies nothing, also not inf and nan
+          parts[lane]->sum[i] += a[row][k] * b[k][2 * (lane % 4) + i % 2];
+        }
+      }
+    }
+  }
+}
+
+template <bool IS_BFLOAT16, int SELECTOR>
+void multiply_add_sparse(float (&sum)[4], const int4& a, const uint32_t (&b)[4], uint32_t metadata) {
+  SparseMultiplication part{
+      {uint32_t(a.x), uint32_t(a.y), uint32_t(a.z), uint32_t(a.w)}, {b[0], b[1], b[2], b[3]}, metadata, {}};
+  std::copy(sum, sum + 4, part.sum);
+  static const char* const MEETINGS[] = {"multiply_add_sparse 0", "multiply_add_sparse 1"};
+  simt::meet<SparseMultiplication>(MEETINGS[SELECTOR], part, multiply_sparse_warp<IS_BFLOAT16, SELECTOR>);
+  std::copy(part.sum, part.sum + 4, sum);
+}
+
 }  // namespace prunekit::device

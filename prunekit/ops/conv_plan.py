@@ -1,8 +1,8 @@
-"""A masked convolution, or the gradient to its input, made ready for the record kernel.
+"""A masked convolution, or the gradient to its input, made ready for the sparse kernels.
 
     job = forward_job(x.shape, mask, stride, padding, dilation, groups)     # or input_grad_job(…)
-    plan = job.pack(gpu, job.choose(gpu, allow_tf32=False, cache=None))     # None: dense
-    y = plan.run(record_conv2d, x, weight, bias)
+    plan = job.pack(gpu, job.choose(gpu, dtype, allow_tf32=False, cache=None), device, dtype)   # None: dense
+    y = plan.run(op, x, weight, bias)
 
 The mask alone is packed; `run` gathers the weights into it.
 """
@@ -17,31 +17,35 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import (
     MEASURED_CUTS,
     KernelChoice,
+    candidates,
     choose_kernel,
-    dense_seconds,
-    is_possible,
     key_of,
     measure_kernel,
-    rounded,
 )
-from prunekit.ops.record_filter import MAX_KERNEL, MAX_WEIGHTS, RecordFilter, RecordPattern, pack_pattern
-from prunekit.ops.record_launch import Gpu, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.record_filter import MAX_KERNEL, MAX_WEIGHTS
+from prunekit.ops.record_launch import Gpu
+from prunekit.ops.sparse_kernel import FilterPattern, PackedFilter, SparseKernel, cuda_op
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 from prunekit.ops.transposed_conv import TransposedConv
 
 _PACKINGS = 4  # cuts to try where the longest run of a packed filter is longer than a random mask's would be
 _MAX_STRIDE = 4096
-_FILL_SECONDS, _FILL_BYTES = 4.5e-6, 44  # three launches; a weight's record read and written, its two indices, itself
+
+#: From a kernel's name to its op, or what stands for it.
+Ops = Callable[[str], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True)
-class RecordPlan:
-    """A mask packed for one cut of the kernel and one geometry.
+class ConvPlan:
+    """A mask packed for one cut of a kernel and one geometry.
 
     Attributes:
+        kernel: that runs it.
         pattern: of the mask, on the device.
         launch: the cut.
         geometry: stride, padding and dilation that the kernel runs with; a transposed convolution sets the padding.
@@ -49,40 +53,40 @@ class RecordPlan:
         x_shape: of that gradient, else of the input.
     """
 
-    pattern: RecordPattern
-    launch: RecordLaunch
+    kernel: SparseKernel
+    pattern: FilterPattern
+    launch: KernelLaunch
     geometry: tuple[list[int], list[int], list[int]]
     transposed: TransposedConv | None
     x_shape: tuple[int, ...]
 
     def run(
         self,
-        record_conv2d: Callable[..., Tensor],
         x: Tensor,
-        weight: Tensor | RecordFilter,
+        weight: Tensor | PackedFilter,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         activation: str = "none",
         negative_slope: float = 0.0,
+        ops: Ops = cuda_op,
     ) -> Tensor:
-        """Run the kernel: activation(convolution + bias) + residual, or for a gradient the convolution alone.
+        """Run the kernel: the epilogue's activation and residual, or for a gradient the convolution alone.
 
         Args:
-            record_conv2d: the op of that name, or what stands for it.
             x: the input [N, C, H, W]; for a gradient dL/dy [N, K, P, Q].
             weight: [K, C / groups, R, S] of the mask's shape, or the pattern filled with it.
             bias: [K] or None.
             residual: of the output's shape, or None.
-            activation: "none" or "leaky_relu".
+            activation: one that the op knows.
             negative_slope: of the activation.
+            ops: gives the kernel's op.
         """
-        packed = weight if isinstance(weight, RecordFilter) else self.pattern.fill(weight)
-        filter_words = packed.header.words(), packed.starts, packed.records, packed.rows
-        stride, padding, dilation = self.geometry
+        packed = self.pattern.fill(weight) if isinstance(weight, Tensor) else weight
+        op, (stride, padding, dilation) = ops(self.kernel.name), self.geometry
 
         def convolve(padding: Sequence[int]) -> Tensor:
             end = list(padding), dilation, activation, negative_slope, self.launch.words()
-            return record_conv2d(x, *filter_words, bias, residual, stride, *end)
+            return op(x, *packed.arguments(), bias, residual, stride, *end)
 
         if self.transposed is None:
             return convolve(padding)
@@ -90,12 +94,12 @@ class RecordPlan:
 
 
 @dataclass(frozen=True)
-class RecordJob:
+class ConvJob:
     """What is to be computed.
 
     Attributes:
         direction: "forward", "input_grad", or "inference": a convolution whose weights are filled in once for all.
-        problem: of the convolution that the record kernel would run.
+        problem: of the convolution that a sparse kernel would run.
         mask: bool, of that convolution's filter, on the CPU.
         sources: which weight stands where, for a transposed filter, else None.
         geometry: stride, padding and dilation.
@@ -105,106 +109,104 @@ class RecordJob:
     """
 
     direction: str
-    problem: RecordProblem
+    problem: ConvProblem
     mask: Tensor
     sources: Tensor | None
     geometry: tuple[list[int], list[int], list[int]]
     transposed: TransposedConv | None
     x_shape: tuple[int, ...]
-    dense_problem: RecordProblem
+    dense_problem: ConvProblem
 
-    def choose(
-        self, gpu: Gpu, *, allow_tf32: bool, cache: KernelCache | None, dtype: torch.dtype = torch.float32
-    ) -> KernelChoice:
+    def choose(self, gpu: Gpu, dtype: torch.dtype, *, allow_tf32: bool, cache: KernelCache | None) -> KernelChoice:
         """Choose by what the cache has of the device, else by the model."""
-        dense = dense_seconds(self.dense_problem, gpu, allow_tf32=allow_tf32)
         return choose_kernel(
             self.problem,
             dtype,
             gpu,
             allow_tf32=allow_tf32,
-            dense=dense,
-            extra=extra_seconds(self.direction, self.problem, self.dense_problem, gpu),
             direction=self.direction,
+            dense_problem=self.dense_problem,
             cache=cache,
         )
 
-    def pack(self, gpu: Gpu, choice: KernelChoice, device: torch.device) -> RecordPlan | None:
+    def takes(self, choice: KernelChoice, dtype: torch.dtype, gpu: Gpu) -> bool:
+        """Tell whether a choice that was made elsewhere can run here."""
+        if choice.launch is None:
+            return True
+        kernel = SPARSE_KERNELS[choice.kernel]
+        return kernel.takes(self.problem, dtype, gpu) and kernel.is_possible(self.problem, choice.launch, gpu)
+
+    def pack(self, gpu: Gpu, choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> ConvPlan | None:
         """Pack the mask for a choice, or for the next best cut where its longest run does not fit; None: run dense."""
         if choice.launch is None:
             return None
-        others = best_launches(rounded(self.problem), gpu, _PACKINGS)
-        return next(self._packed(gpu, [choice.launch, *others], device), None)
+        first = SPARSE_KERNELS[choice.kernel], choice.launch
+        return next(self._packed(gpu, [first, *self._best(gpu, dtype, _PACKINGS)], device), None)
 
     def measure(
         self,
         gpu: Gpu,
         device: torch.device,
-        run: Callable[[RecordPlan], Tensor],
+        dtype: torch.dtype,
+        run: Callable[[ConvPlan], Tensor],
         dense: Callable[[], Tensor],
         seconds_of: Callable[[Callable[[], Tensor]], float],
         cache: KernelCache,
         allow_tf32: bool,
         cuts: int = MEASURED_CUTS,
-    ) -> tuple[KernelChoice, RecordPlan | None]:
-        """Time the model's best cuts and the dense convolution, and remember what came out.
+    ) -> tuple[KernelChoice, ConvPlan | None]:
+        """Time the models' best cuts and the dense convolution, and remember what came out.
 
         Args:
             gpu: the device's figures.
             device: where the tensors are.
+            dtype: of the tensors.
             run: runs a plan.
             dense: runs the dense convolution.
             seconds_of: times a call.
             cache: takes the result.
             allow_tf32: whether the dense one may use tf32.
-            cuts: how many of the model's best to time.
+            cuts: how many of the model's best to time, of each kernel.
 
         Raises:
             WrongOutputError: the two compute different things.
         """
-        plans: dict[RecordLaunch, RecordPlan] = {}
+        plans: dict[tuple[str, KernelLaunch], ConvPlan] = {}
 
-        def candidates() -> Iterator[tuple[RecordLaunch, Callable[[], Tensor]]]:
-            for plan in self._packed(gpu, best_launches(rounded(self.problem), gpu, cuts), device):
-                plans[plan.launch] = plan
-                yield plan.launch, lambda plan=plan: run(plan)  # type: ignore[misc]
+        def runs() -> Iterator[tuple[str, KernelLaunch, Callable[[], Tensor]]]:
+            for plan in self.plans(gpu, dtype, device, cuts):
+                plans[plan.kernel.name, plan.launch] = plan
+                yield plan.kernel.name, plan.launch, lambda plan=plan: run(plan)  # type: ignore[misc]
 
-        fastest, choice = measure_kernel(candidates(), dense, seconds_of)
-        cache.put(key_of(self.problem, torch.float32, gpu, allow_tf32, self.direction), fastest)
-        return choice, plans[choice.launch] if choice.launch is not None else None
+        fastest, choice = measure_kernel(runs(), dense, seconds_of)
+        cache.put(key_of(self.problem, dtype, gpu, allow_tf32, self.direction), fastest)
+        return choice, None if choice.launch is None else plans[choice.kernel, choice.launch]
 
-    def _packed(self, gpu: Gpu, launches: Sequence[RecordLaunch], device: torch.device) -> Iterator[RecordPlan]:
-        """Yield a plan for each cut that fits; cuts with the same chunks and slices share a packing."""
-        patterns: dict[tuple[int, int], RecordPattern] = {}
-        for launch in launches:
-            cut = launch.chunk_channels, launch.slices
-            if cut not in patterns:
-                groups, taps = self.problem.groups, self.problem.window_taps
-                patterns[cut] = pack_pattern(self.mask, groups, taps, *cut, self.sources).to(device)
-            if is_possible(self.problem, launch, gpu, patterns[cut].header.longest):
-                yield RecordPlan(patterns[cut], launch, self.geometry, self.transposed, self.x_shape)
+    def plans(self, gpu: Gpu, dtype: torch.dtype, device: torch.device, cuts: int) -> Iterator[ConvPlan]:
+        """Yield plans of the models' best cuts, so many of each kernel, those of least modelled time first."""
+        return self._packed(gpu, self._best(gpu, dtype, cuts), device)
 
+    def _best(self, gpu: Gpu, dtype: torch.dtype, count: int) -> list[tuple[SparseKernel, KernelLaunch]]:
+        found = candidates(self.problem, dtype, gpu, count, self.direction, self.dense_problem)
+        return [(candidate.kernel, candidate.launch) for candidate in found]
 
-def extra_seconds(direction: str, problem: RecordProblem, dense_problem: RecordProblem, gpu: Gpu) -> float:
-    """Model what is done beside the kernel: filling in the weights, and bringing the phases of a gradient home.
-
-    Args:
-        direction: `RecordJob`'s.
-        problem: of the convolution that the kernel runs.
-        dense_problem: of the convolution itself.
-        gpu: the device's figures.
-    """
-    seconds, moved = 0.0, 0.0
-    if direction != "inference":
-        kept = problem.density * problem.out_channels * problem.group_channels * math.prod(problem.kernel_size)
-        seconds, moved = _FILL_SECONDS, _FILL_BYTES * kept
-    if direction == "input_grad" and dense_problem.stride != (1, 1):
-        p, q = problem.size
-        moved += 8 * problem.batch * problem.out_channels * p * q
-    return seconds + moved / (gpu.memory_gb_per_s * 1e9)
+    def _packed(
+        self, gpu: Gpu, cuts: Sequence[tuple[SparseKernel, KernelLaunch]], device: torch.device
+    ) -> Iterator[ConvPlan]:
+        """Yield a plan for each cut that fits; cuts that are packed alike share a pattern."""
+        packers: dict[str, Callable[[KernelLaunch], FilterPattern]] = {}
+        patterns: dict[tuple[str, tuple[int, ...]], FilterPattern] = {}
+        for kernel, launch in cuts:
+            if kernel.name not in packers:
+                packers[kernel.name] = kernel.packer(self.mask, self.problem, self.sources)
+            key = kernel.name, kernel.pattern_key(launch)
+            if key not in patterns:
+                patterns[key] = packers[kernel.name](launch).to(device)
+            if kernel.is_possible(self.problem, launch, gpu, patterns[key].header):
+                yield ConvPlan(kernel, patterns[key], launch, self.geometry, self.transposed, self.x_shape)
 
 
-def input_grad_problem(forward: RecordProblem, transposed: TransposedConv, x_size: Sequence[int]) -> RecordProblem:
+def input_grad_problem(forward: ConvProblem, transposed: TransposedConv, x_size: Sequence[int]) -> ConvProblem:
     """Return the problem of the transposed convolution, with the same kept weights in a larger filter.
 
     Args:
@@ -214,15 +216,16 @@ def input_grad_problem(forward: RecordProblem, transposed: TransposedConv, x_siz
     """
     out_channels = forward.group_channels * forward.groups * transposed.num_phases
     group_channels = forward.out_channels // forward.groups
-    weights = forward.out_channels * forward.group_channels * math.prod(forward.kernel_size)
+    places = out_channels * group_channels * math.prod(transposed.kernel_size)
     return replace(
         forward,
         out_channels=out_channels,
         group_channels=group_channels,
         kernel_size=transposed.kernel_size,
-        density=forward.density * weights / (out_channels * group_channels * math.prod(transposed.kernel_size)),
+        density=forward.density * forward.num_weights / places,
         size=transposed.output_size(x_size, forward.size),
         stride=(1, 1),
+        padding=transposed.paddings(x_size, forward.size),
         dilation=transposed.dilation,
     )
 
@@ -234,8 +237,8 @@ def forward_job(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> RecordJob | None:
-    """Return the job of the convolution itself, or None where the record kernel does not take its sizes."""
+) -> ConvJob | None:
+    """Return the job of the convolution itself, or None where no sparse kernel takes its sizes."""
     size = conv_output_size(x_shape, mask.shape, stride, padding, dilation)
     kernel = (mask.shape[2], mask.shape[3])
     numbers = [*stride, *padding, *dilation]
@@ -245,7 +248,7 @@ def forward_job(
         return None
     here = mask.cpu()
     density = float(here.float().mean())
-    problem = RecordProblem(
+    problem = ConvProblem(
         mask.shape[0],
         mask.shape[1],
         kernel,
@@ -254,10 +257,11 @@ def forward_job(
         x_shape[0],
         size,
         (stride[0], stride[1]),
+        (padding[0], padding[1]),
         (dilation[0], dilation[1]),
     )
     geometry = list(stride), list(padding), list(dilation)
-    return RecordJob("forward", problem, here, None, geometry, None, tuple(x_shape), problem)
+    return ConvJob("forward", problem, here, None, geometry, None, tuple(x_shape), problem)
 
 
 def input_grad_job(
@@ -267,8 +271,8 @@ def input_grad_job(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> RecordJob | None:
-    """Return the job of the gradient to the input, or None where the record kernel does not take its sizes."""
+) -> ConvJob | None:
+    """Return the job of the gradient to the input, or None where no sparse kernel takes its sizes."""
     forward = forward_job(x_shape, mask, stride, padding, dilation, groups)
     if forward is None:
         return None
@@ -279,7 +283,7 @@ def input_grad_job(
         return None
     problem = input_grad_problem(forward.problem, transposed, x_shape[2:])
     geometry = [1, 1], [0, 0], list(transposed.dilation)
-    return RecordJob("input_grad", problem, kept, sources, geometry, transposed, tuple(x_shape), forward.problem)
+    return ConvJob("input_grad", problem, kept, sources, geometry, transposed, tuple(x_shape), forward.problem)
 
 
 def inference_job(
@@ -289,7 +293,7 @@ def inference_job(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> RecordJob | None:
-    """Return the job of a convolution whose weights stay, or None where the record kernel does not take its sizes."""
+) -> ConvJob | None:
+    """Return the job of a convolution whose weights stay, or None where no sparse kernel takes its sizes."""
     job = forward_job(x_shape, mask, stride, padding, dilation, groups)
     return None if job is None else replace(job, direction="inference")

@@ -1,0 +1,125 @@
+"""An accelerated model of a GPU as a file: the graph, the weights without their zeros, and what was chosen; no pickle.
+
+What is packed is not in the file: loading packs anew for the device that is there, by the choices of the file where it
+is such a device as they were made on, else by what is known of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.engine.artefact import damage_told, read_document, write_document
+from prunekit.engine.gpu_nodes import LayerKernel
+from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
+from prunekit.engine.graph import Graph
+from prunekit.engine.program import operator_of
+from prunekit.errors import InputError
+from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.kernel_choice import KernelChoice
+from prunekit.ops.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.record_launch import Gpu
+from prunekit.ops.sparse_kernels import SPARSE_KERNELS
+
+GPU_FORMAT = "prunekit accelerated GPU model"
+
+
+def save_gpu_model(model: GpuModel, path: str | Path) -> None:
+    """Write a model to one safetensors file, under a temporary name and then renamed."""
+    program = model.program
+    gpu = program.gpu
+    write_document(
+        _compressed(program),
+        GPU_FORMAT,
+        {
+            "example": [[shape, str(dtype).removeprefix("torch.")] for shape, dtype in model.example],
+            "gpu": None if gpu is None else _identity(gpu),
+            "choices": {name: _words(kernel) for name, kernel in program.kernels.items()},
+        },
+        path,
+    )
+
+
+def _compressed(program: GpuProgram) -> Graph:
+    """Return the graph on the CPU, weights of packed filters unpacked."""
+    graph = program.graph
+    constants = {name: tensor.detach().cpu() for name, tensor in graph.constants.items()}
+    for node in graph.convolutions():
+        packed = program.kernels[node.name].filter
+        if packed is not None:
+            constants[node.attributes["weight"]] = packed.weight().cpu()
+    here = replace(graph, constants=constants, weights={})
+    here.compress()
+    return here
+
+
+def _identity(gpu: Gpu) -> list[Any]:
+    return [gpu.name, gpu.capability, gpu.multiprocessors]
+
+
+def _words(kernel: LayerKernel) -> list[Any]:
+    """What JSON holds of a choice; without a packed filter it is dense, whatever was hoped for."""
+    choice = kernel.choice
+    is_sparse = kernel.plan is not None and choice.launch is not None
+    sparse = choice.sparse_seconds if math.isfinite(choice.sparse_seconds) else None
+    numbers = kernel.plan.launch.numbers() if is_sparse and kernel.plan is not None else None
+    return [choice.kernel if is_sparse else "dense", numbers, sparse, choice.dense_seconds, choice.is_measured]
+
+
+def _choice(words: list[Any]) -> KernelChoice:
+    """Undo `_words`.
+
+    Raises:
+        ValueError: they are none.
+    """
+    name, numbers, sparse, dense, is_measured = words
+    if (name == "dense") != (numbers is None):
+        raise ValueError(f"{words!r} is no choice")
+    launch = None if numbers is None else SPARSE_KERNELS[name].launch_of(numbers)
+    seconds = math.inf if sparse is None else float(sparse)
+    return KernelChoice(name, launch, seconds, float(dense), bool(is_measured), "as the model was saved")
+
+
+def load_gpu_model(path: str | Path, device: CudaDevice, where: torch.device, cache: KernelCache) -> GpuModel:
+    """Read what `save_gpu_model` wrote, and pack it for a device.
+
+    Args:
+        path: the file.
+        device: what the dispatch needs of it.
+        where: its tensors.
+        cache: of measurements, for a device that the file's choices are not for.
+
+    Raises:
+        InputError: there is no such file, or it is another one, or damaged, or this torch lacks one of its operators.
+    """
+    graph, document = read_document(path, GPU_FORMAT)
+    with damage_told(path):
+        choices = {name: _choice(words) for name, words in document["choices"].items()}
+        are_ours = document["gpu"] == _identity(device.gpu)
+        examples = [_example(shape, dtype, where) for shape, dtype in document["example"]]
+        constants = {name: tensor.to(where) for name, tensor in graph.constants.items()}
+        for name, weight in graph.weights.items():
+            constants[name] = weight.dense().to(where, weight.values.dtype)
+        here = replace(graph, constants=constants, weights={})
+        try:
+            for node in here.nodes:
+                if not node.is_native:
+                    operator_of(node.attributes["target"])
+        except InputError as error:
+            raise InputError(f"the model in {path} cannot run: {error}") from error
+        known = choices if are_ours else {}
+        kernels = choose_layers(here, examples, device, cache, 0.0, lambda done, total: None, known)
+        program = GpuProgram(here, kernels, device.ops, device.gpu)
+        return GpuModel(program, examples, captures=where.type == "cuda")
+
+
+def _example(shape: list[int], dtype: str, where: torch.device) -> Tensor:
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{dtype!r} is no dtype")
+    return torch.empty([int(size) for size in shape], dtype=found, device=where)

@@ -1,0 +1,76 @@
+"""Masked convolution on a bitmap filter: the float16 and bfloat16 op of NVIDIA GPUs, on tensor cores.
+
+    packed = pack_bitmaps(weight, mask, groups, chunk_channels)
+    y = activation(masked_conv2d(x, weight, mask, bias, …)) + residual = bitmap_conv2d(x, packed's parts, bias, …)
+
+With the activation "leaky_relu_last" it is activation(masked_conv2d(…) + residual).
+
+csrc/cuda/bitmap_conv2d.cuh is the kernel. Elsewhere the reference unpacks the filter: slow, for judging. The op has
+no gradients: a module that trains uses `masked_conv2d`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.ops.bitmap_filter import BitmapFilter, BitmapHeader, unpack_bitmaps
+from prunekit.ops.conv_arguments import conv_output_size
+from prunekit.ops.epilogue import finish
+from prunekit.ops.library import define, fake, fallback
+from prunekit.ops.masked_conv2d import masked_conv2d_reference
+from prunekit.ops.record_conv2d import output_format
+
+define(
+    "bitmap_conv2d(Tensor x, int[] header, Tensor starts, Tensor records, Tensor values, Tensor rows, "
+    "Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, "
+    "float negative_slope, int[] launch) -> Tensor"
+)
+
+
+@fallback("bitmap_conv2d")
+def bitmap_conv2d_reference(
+    x: Tensor,
+    header: list[int],
+    starts: Tensor,
+    records: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str,
+    negative_slope: float,
+    launch: list[int],
+) -> Tensor:
+    """Unpack and run the masked reference in float32; `launch` cuts the kernel's work and has no part in the result."""
+    read = BitmapHeader.read(header)
+    weight, mask = unpack_bitmaps(BitmapFilter(read, starts, records, values, rows))
+    wide = None if bias is None else bias.float()
+    y = masked_conv2d_reference(x.float(), weight.float(), mask, wide, stride, padding, dilation, read.groups)
+    y = finish(y, None if residual is None else residual.float(), activation, negative_slope)
+    return y.to(x.dtype).contiguous(memory_format=output_format(x))
+
+
+@fake("bitmap_conv2d")
+def _(
+    x: Tensor,
+    header: list[int],
+    starts: Tensor,
+    records: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str,
+    negative_slope: float,
+    launch: list[int],
+) -> Tensor:
+    shape = BitmapHeader.read(header).shape
+    size = conv_output_size(x.shape, shape, stride, padding, dilation)
+    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))

@@ -1,0 +1,67 @@
+// Prints a block's shared memory in bytes, as the launchers compute it, for problems that come as lines of numbers.
+#include <cstdio>
+
+#include "condensed_launch.h"
+#include "record_launch.h"
+
+namespace {
+
+using namespace prunekit;
+
+// What both kernels read: sizes of the output, stride and dilation, and the weight's.
+struct Numbers {
+  int p, q, stride_h, stride_w, dilation_h, dilation_w;
+  long k, c, r, s, groups, chunk_channels, longest;
+};
+
+template <typename Conv>
+void fill(Conv& conv, const Numbers& n) {
+  conv.n = 1, conv.p = n.p, conv.q = n.q;
+  conv.stride_h = n.stride_h, conv.stride_w = n.stride_w;
+  conv.dilation_h = n.dilation_h, conv.dilation_w = n.dilation_w;
+  conv.padding_h = conv.padding_w = 1;  // so that lines stay lines
+}
+
+int64_t condensed(const Numbers& n, const int (&cut)[7]) {
+  CondensedConv conv{};
+  fill(conv, n);
+  conv.warp_units = cut[0], conv.tile_h = cut[1], conv.units_w = cut[2], conv.pixel_warps = cut[3];
+  conv.block_row_groups = cut[4], conv.slices = cut[5], conv.buffers = cut[6];
+  int64_t header[FRAGMENT_HEADER_WORDS] = {};
+  header[FRAGMENT_OUT_CHANNELS] = n.k, header[FRAGMENT_GROUP_CHANNELS] = n.c, header[FRAGMENT_GROUPS] = n.groups;
+  header[FRAGMENT_KERNEL_H] = n.r, header[FRAGMENT_KERNEL_W] = n.s;
+  header[FRAGMENT_CHUNK_CHANNELS] = n.chunk_channels, header[FRAGMENT_LONGEST] = n.longest;
+  const CondensedLaunch launch = plan_condensed_launch(conv, header);
+  return launch.refusal.empty() ? launch.shared_bytes : -1;
+}
+
+int64_t record(const Numbers& n, const int (&cut)[7]) {
+  RecordConv conv{};
+  fill(conv, n);
+  conv.tile_h = cut[0], conv.lanes_h = cut[1], conv.lanes_w = cut[2], conv.block_row_groups = cut[3];
+  conv.buffers = cut[4];
+  int64_t header[RECORD_HEADER_WORDS] = {};
+  header[RECORD_OUT_CHANNELS] = n.k, header[RECORD_GROUP_CHANNELS] = n.c, header[RECORD_GROUPS] = n.groups;
+  header[RECORD_KERNEL_H] = n.r, header[RECORD_KERNEL_W] = n.s, header[RECORD_CHUNK_CHANNELS] = n.chunk_channels;
+  header[RECORD_SLICES] = cut[5], header[RECORD_WINDOW_TAPS] = cut[6], header[RECORD_LONGEST] = n.longest;
+  const RecordLaunch launch = plan_record_launch(conv, header);
+  return launch.refusal.empty() ? launch.shared_bytes : -1;
+}
+
+}  // namespace
+
+int main() {
+  Numbers n{};
+  int is_record = 0, cut[7] = {};
+  while (std::scanf(
+             "%d %d %d %d %d %d %d %ld %ld %ld %ld %ld %ld %ld", &is_record, &n.p, &n.q, &n.stride_h, &n.stride_w,
+             &n.dilation_h, &n.dilation_w, &n.k, &n.c, &n.r, &n.s, &n.groups, &n.chunk_channels, &n.longest) == 14) {
+    for (int& number : cut) {
+      if (std::scanf("%d", &number) != 1) {
+        return 1;
+      }
+    }
+    std::printf("%lld\n", static_cast<long long>(is_record ? record(n, cut) : condensed(n, cut)));
+  }
+  return 0;
+}
