@@ -233,7 +233,9 @@ __device__ __forceinline__ void convolve(const CondensedConv& conv, unsigned cha
     const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
 #pragma unroll
     for (int fragment = 0; fragment < FRAGMENTS; ++fragment) {
-      store<IS_BFLOAT16>(conv, block, group * FRAGMENTS + fragment, first_place, sum[fragment]);
+      // Found anew, so that no registers keep it through the steps.
+      const UnitPlace first = UnitPlace::of(conv, device::opaque(first_unit));
+      store<IS_BFLOAT16>(conv, block, group * FRAGMENTS + fragment, first, sum[fragment]);
     }
   }
 }
