@@ -139,5 +139,6 @@ def test_the_condensed_kernels_multiply_on_tensor_cores(architecture: str) -> No
         products = units if int(architecture) >= 80 else 2 * units
         assert loop["HMMA"] == steps * products, name
         assert loop["LDS"] == 2 * steps, name
-        # The model's: prunekit/ops/condensed_launch.py.
-        assert loop.total() - loop["HMMA"] - loop["LDSM"] <= steps * (STEP_INSTRUCTIONS + units // 2), (name, loop)
+        # The model's: prunekit/ops/condensed_launch.py. On 9.0 a loop may hold one NOP more, which it does not count.
+        rest = loop.total() - loop["HMMA"] - loop["LDSM"] - min(loop["NOP"], int(architecture) >= 90)
+        assert rest <= steps * (STEP_INSTRUCTIONS + units // 2), (name, loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from emulated_kernels import RecordProblemCase
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from record_problems import record_problems
 from residual_nets import residual_net
+from semi_structured_problems import semi_structured_problems
 from sparse_choices import choose_sparse
 from torch import Tensor
 
@@ -55,31 +57,21 @@ def test_the_record_kernel_agrees_with_the_oracle_and_with_itself() -> None:
 
 
 @needs_kernels
-def test_the_condensed_kernel_agrees_with_the_oracle_and_with_itself() -> None:
-    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
-    for case, expected in condensed_problems(300, seed=45, dtypes=dtypes):
+@pytest.mark.parametrize("problems", [condensed_problems, bitmap_problems, semi_structured_problems])
+def test_a_tensor_core_kernel_agrees_with_the_oracle_and_with_itself(problems: Callable[..., Any]) -> None:
+    is_new = torch.cuda.get_device_capability()[0] >= 8
+    if problems is semi_structured_problems and not is_new:
+        pytest.skip("sparse tensor cores need architecture 8.0")
+    for case, expected in problems(300, seed=45, dtypes=DTYPES if is_new else DTYPES[:1]):
         conv = case.conv
         bias = None if conv.bias is None else conv.bias.cuda()
         residual = None if conv.residual is None else conv.residual.cuda()
         here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
         arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
-        y = torch.ops.prunekit.condensed_conv2d(*arguments)
+        op = getattr(torch.ops.prunekit, case.source)
+        y = op(*arguments)
         assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
-        assert torch.equal(y, torch.ops.prunekit.condensed_conv2d(*arguments)), "two runs differ"
-
-
-@needs_kernels
-def test_the_bitmap_kernels_agree_with_the_oracle_and_with_themselves() -> None:
-    dtypes = DTYPES if torch.cuda.get_device_capability()[0] >= 8 else DTYPES[:1]
-    for case, expected in bitmap_problems(300, seed=46, dtypes=dtypes):
-        conv = case.conv
-        bias = None if conv.bias is None else conv.bias.cuda()
-        residual = None if conv.residual is None else conv.residual.cuda()
-        here = replace(conv, x=conv.x.cuda(), bias=bias, residual=residual)
-        arguments = replace(case, conv=here, packed=case.packed.to("cuda")).arguments()
-        y = torch.ops.prunekit.bitmap_conv2d(*arguments)
-        assert relative_difference(expected, y.cpu()) <= TOLERANCE[y.dtype]
-        assert torch.equal(y, torch.ops.prunekit.bitmap_conv2d(*arguments)), "two runs differ"
+        assert torch.equal(y, op(*arguments)), "two runs differ"
 
 
 @needs_kernels
@@ -122,7 +114,7 @@ def _conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, case: Co
 def test_masked_conv2d_and_its_gradients_agree_with_float64(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second call and its gradients come from the record kernel in float32, from the condensed one in halves."""
+    """The second call and its gradients come from the record kernel in float32, from any other in halves."""
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("bfloat16 needs architecture 8.0")
     choose_sparse(monkeypatch)

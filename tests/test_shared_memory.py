@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from emulated_kernels import COMPILER, ROOT
 
-from prunekit.ops import condensed_launch, record_launch
+from prunekit.ops import condensed_launch, record_launch, semi_structured_launch
 from prunekit.ops.condensed_launch import CondensedProblem
 from prunekit.ops.record_launch import GPUS, RecordProblem
 
@@ -49,17 +49,22 @@ def test_both_formulas_give_the_same_bytes(program: Path) -> None:
     for problem, draw in _problems(60):
         for launch in draw.sample(list(record_launch.launches(problem, 96 << 10)), 5):
             longest = 2 * draw.randint(0, 400)
-            cut = [*launch.words(), launch.slices, problem.window_taps]
+            cut = [*launch.words(), launch.slices, problem.window_taps, 0]
             lines.append(_line(True, problem, launch.chunk_channels, longest, cut))
             expected.append(record_launch.shared_bytes(problem, launch, longest))
         here = CondensedProblem.of(problem)
         for launch_16 in draw.sample(list(condensed_launch.launches(here, 96 << 10)), 5):
             longest = draw.randint(0, 100)
-            lines.append(_line(False, here, launch_16.chunk_channels, longest, launch_16.words()))
+            lines.append(_line(False, here, launch_16.chunk_channels, longest, [*launch_16.words(), 0]))
             expected.append(condensed_launch.shared_bytes(here, launch_16, longest))
+        for sparse in draw.sample(semi_structured_launch.best_launches(here, GPUS["a100"], 200), 5):
+            longest = draw.randint(0, 100)
+            cut = [*sparse.words(), sparse.fragments]
+            lines.append(_line(False, here, sparse.chunk_channels, longest, cut))
+            expected.append(semi_structured_launch.shared_bytes(here, sparse, longest))
     done = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=True)
     assert list(map(int, done.stdout.split())) == expected
-    assert len(expected) == 600
+    assert len(expected) == 900
 
 
 def test_chosen_cuts_fit_their_device() -> None:

@@ -233,7 +233,15 @@ __device__ __forceinline__ void convolve(const CondensedConv& conv, unsigned cha
     const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
 #pragma unroll
     for (int fragment = 0; fragment < FRAGMENTS; ++fragment) {
-      store<IS_BFLOAT16>(conv, block, group * FRAGMENTS + fragment, first_place, sum[fragment]);
+      // Found anew, so that no registers keep it through the steps.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+      // There dense steps would spill for it.
+      const UnitPlace first =
+          UNITS_A_LOAD == 2 ? first_place : UnitPlace::of(conv, device::opaque(first_unit));
+#else
+      const UnitPlace first = UnitPlace::of(conv, device::opaque(first_unit));
+#endif
+      store<IS_BFLOAT16>(conv, block, group * FRAGMENTS + fragment, first, sum[fragment]);
     }
   }
 }

@@ -3,12 +3,13 @@
 
 #include "condensed_launch.h"
 #include "record_launch.h"
+#include "semi_structured_conv2d.h"
 
 namespace {
 
 using namespace prunekit;
 
-// What both kernels read: sizes of the output, stride and dilation, and the weight's.
+// What all kernels read: sizes of the output, stride and dilation, and the weight's.
 struct Numbers {
   int p, q, stride_h, stride_w, dilation_h, dilation_w;
   long k, c, r, s, groups, chunk_channels, longest;
@@ -22,20 +23,23 @@ void fill(Conv& conv, const Numbers& n) {
   conv.padding_h = conv.padding_w = 1;  // so that lines stay lines
 }
 
-int64_t condensed(const Numbers& n, const int (&cut)[7]) {
+// `cut` ends with the fragments of a semi-structured filter, or 0.
+int64_t condensed(const Numbers& n, const int (&cut)[8]) {
   CondensedConv conv{};
   fill(conv, n);
   conv.warp_units = cut[0], conv.tile_h = cut[1], conv.units_w = cut[2], conv.pixel_warps = cut[3];
   conv.block_row_groups = cut[4], conv.slices = cut[5], conv.buffers = cut[6];
-  int64_t header[FRAGMENT_HEADER_WORDS] = {};
+  int64_t header[SEMI_STRUCTURED_HEADER_WORDS] = {};
   header[FRAGMENT_OUT_CHANNELS] = n.k, header[FRAGMENT_GROUP_CHANNELS] = n.c, header[FRAGMENT_GROUPS] = n.groups;
   header[FRAGMENT_KERNEL_H] = n.r, header[FRAGMENT_KERNEL_W] = n.s;
   header[FRAGMENT_CHUNK_CHANNELS] = n.chunk_channels, header[FRAGMENT_LONGEST] = n.longest;
-  const CondensedLaunch launch = plan_condensed_launch(conv, header);
+  header[SEMI_STRUCTURED_FRAGMENTS] = cut[7];
+  const CondensedLaunch launch =
+      cut[7] ? plan_semi_structured_launch(conv, header) : plan_condensed_launch(conv, header);
   return launch.refusal.empty() ? launch.shared_bytes : -1;
 }
 
-int64_t record(const Numbers& n, const int (&cut)[7]) {
+int64_t record(const Numbers& n, const int (&cut)[8]) {
   RecordConv conv{};
   fill(conv, n);
   conv.tile_h = cut[0], conv.lanes_h = cut[1], conv.lanes_w = cut[2], conv.block_row_groups = cut[3];
@@ -52,7 +56,7 @@ int64_t record(const Numbers& n, const int (&cut)[7]) {
 
 int main() {
   Numbers n{};
-  int is_record = 0, cut[7] = {};
+  int is_record = 0, cut[8] = {};
   while (std::scanf(
              "%d %d %d %d %d %d %d %ld %ld %ld %ld %ld %ld %ld", &is_record, &n.p, &n.q, &n.stride_h, &n.stride_w,
              &n.dilation_h, &n.dilation_w, &n.k, &n.c, &n.r, &n.s, &n.groups, &n.chunk_channels, &n.longest) == 14) {
