@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from sparse_choices import choose_sparse
 from torch import Tensor
 
 import prunekit
-from prunekit.engine.gpu_program import GpuModel
+from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.nn import AccelerationReport
+from prunekit.nn.accelerate_gpu import build_graph
 from prunekit.ops import masked_conv2d_cuda
 from prunekit.ops.fragment_filter import DTYPES
 from prunekit.ops.kernel_cache import KernelCache
@@ -181,6 +183,26 @@ def test_accelerated_models_agree_and_replay(
     assert isinstance(fast, GpuModel)
     assert fast.note is None
     assert all(torch.equal(a, b) for a, b in zip(kept, fast(x), strict=True)), "a replay wrote over an earlier result"
+
+
+@needs_kernels
+def test_a_saved_model_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = residual_net(64, 0.05).cuda().half(), torch.randn(1, 3, 64, 48, device="cuda").half()
+    device = masked_conv2d_cuda.device_of(x)
+    assert device is not None
+    with monkeypatch.context() as patch:
+        choose_sparse(patch)
+        graph, _ = build_graph(net, [x])
+        kernels = choose_layers(graph, [x], device, KernelCache(None), 0.0, lambda done, total: None)
+    model = GpuModel(GpuProgram(graph, kernels, device.ops, device.gpu), [x])
+    prunekit.save(model, tmp_path / "model.safetensors")
+    loaded = prunekit.load(tmp_path / "model.safetensors")
+    assert isinstance(loaded, GpuModel)
+    assert {name: k.choice.launch for name, k in loaded.program.kernels.items()} == {
+        name: k.choice.launch for name, k in kernels.items()
+    }
+    for a, b in zip(model(x), loaded(x), strict=True):
+        assert relative_difference(a.cpu(), b.cpu()) <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import prunekit
 from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model
-from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
+from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
 from prunekit.ops.kernel_cache import KernelCache
@@ -53,6 +53,7 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def test_a_loaded_model_runs_the_same_cuts_and_gives_the_same_bits(kernel: str, tmp_path: Path) -> None:
     dtype = torch.float32 if kernel == "record" else torch.float16
     path, x = tmp_path / "below" / "model.safetensors", torch.randn(1, 3, 14, 18).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last if dtype == torch.float16 else torch.contiguous_format)
     gpu = EmulatedGpu(GPUS["rtx-4090"], is_emulated=False)
     with pytest.MonkeyPatch.context() as patch:
         choose_sparse(patch, only=kernel)
@@ -69,6 +70,8 @@ def test_a_loaded_model_runs_the_same_cuts_and_gives_the_same_bits(kernel: str, 
     assert gpu.launches == 2 * chosen, "the file's choices, where the model by itself would run dense"
     assert all(torch.equal(a, b) for a, b in zip(expected, outputs, strict=True))
     assert loaded.report is None
+    stem = loaded.program.graph.constants[next(loaded.program.graph.convolutions()).attributes["weight"]]
+    assert is_channels_last(stem) == (dtype == torch.float16)
     assert loaded(torch.randn(2, 3, 9, 11).to(dtype))[1].shape == (2, 12, 5, 6)
     # On another device the model chooses: dense, for so few channels.
     other = EmulatedGpu(GPUS["a100"], is_emulated=False)

@@ -37,7 +37,7 @@ def save_gpu_model(model: GpuModel, path: str | Path) -> None:
         _compressed(program),
         GPU_FORMAT,
         {
-            "example": [[shape, str(dtype).removeprefix("torch.")] for shape, dtype in model.example],
+            "example": [[shape, str(dtype).removeprefix("torch."), is_last] for shape, dtype, is_last in model.example],
             "gpu": None if gpu is None else _identity(gpu),
             "choices": {name: _words(kernel) for name, kernel in program.kernels.items()},
         },
@@ -101,7 +101,7 @@ def load_gpu_model(path: str | Path, device: CudaDevice, where: torch.device, ca
     with damage_told(path):
         choices = {name: _choice(words) for name, words in document["choices"].items()}
         are_ours = document["gpu"] == _identity(device.gpu)
-        examples = [_example(shape, dtype, where) for shape, dtype in document["example"]]
+        examples = [_example(shape, dtype, is_last, where) for shape, dtype, is_last in document["example"]]
         constants = {name: tensor.to(where) for name, tensor in graph.constants.items()}
         for name, weight in graph.weights.items():
             constants[name] = weight.dense().to(where, weight.values.dtype)
@@ -118,8 +118,9 @@ def load_gpu_model(path: str | Path, device: CudaDevice, where: torch.device, ca
         return GpuModel(program, examples, captures=where.type == "cuda")
 
 
-def _example(shape: list[int], dtype: str, where: torch.device) -> Tensor:
+def _example(shape: list[int], dtype: str, is_channels_last: bool, where: torch.device) -> Tensor:
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype")
-    return torch.empty([int(size) for size in shape], dtype=found, device=where)
+    x = torch.empty([int(size) for size in shape], dtype=found, device=where)
+    return x.contiguous(memory_format=torch.channels_last) if is_channels_last else x

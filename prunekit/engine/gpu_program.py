@@ -42,7 +42,7 @@ def choose_layers(
     """Choose a kernel for each convolution: as measured before, else as measured now, else by the model.
 
     Args:
-        graph: fused.
+        graph: fused; where an image of the example is channels-last, its convolutions' weights become so, too.
         inputs: the example; their batch and memory format are what is measured.
         device: where to run.
         cache: of measurements.
@@ -54,6 +54,8 @@ def choose_layers(
         WrongOutputError: a kernel computes something else than the dense convolution.
     """
     deadline = time.monotonic() + seconds
+    if _has_channels_last(inputs):
+        _match_format(graph)
     nodes, kernels = list(graph.convolutions()), {}
     images = [x for x in inputs if x.dim() == 4]
     for done, node in enumerate(nodes):
@@ -64,6 +66,22 @@ def choose_layers(
         progress(done + 1, len(nodes))
     cache.save()
     return kernels
+
+
+def _has_channels_last(inputs: Sequence[Tensor]) -> bool:
+    return any(is_channels_last(x) for x in inputs)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Tell whether x is an image in this memory format and not in the usual one."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _match_format(graph: Graph) -> None:
+    """Bring weights into the images' format, as cuDNN would copy each of them at every call."""
+    for node in graph.convolutions():
+        name = node.attributes["weight"]
+        graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)
 
 
 def _choose(
@@ -99,9 +117,8 @@ def _choose(
 
 
 def _example(x_shape: tuple[int, ...], images: Sequence[Tensor], weight: Tensor) -> Tensor:
-    is_channels_last = any(not x.is_contiguous() for x in images)
     x = torch.randn(x_shape, dtype=weight.dtype, device=weight.device)
-    return x.contiguous(memory_format=torch.channels_last) if is_channels_last else x
+    return x.contiguous(memory_format=torch.channels_last) if _has_channels_last(images) else x
 
 
 def _measure(
@@ -199,6 +216,7 @@ class GpuModel(nn.Module):
         super().__init__()
         self.program, self.report, self.note = program, None, None if captures else "it is run node by node"
         self._example = [(list(x.shape), x.dtype, x.device) for x in example]
+        self._formats = [is_channels_last(x) for x in example]
         self._spec = treespec_loads(program.graph.output_spec)
         self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
         self._lock = threading.Lock()
@@ -213,9 +231,10 @@ class GpuModel(nn.Module):
         return self._run(inputs)
 
     @property
-    def example(self) -> list[tuple[list[int], torch.dtype]]:
-        """Shapes and dtypes of the inputs that the graph was traced on."""
-        return [(shape, dtype) for shape, dtype, _ in self._example]
+    def example(self) -> list[tuple[list[int], torch.dtype, bool]]:
+        """Shapes and dtypes of the inputs that the graph was traced on, and whether they were channels-last."""
+        known = zip(self._example, self._formats, strict=True)
+        return [(shape, dtype, is_last) for (shape, dtype, _), is_last in known]
 
     def train(self, mode: bool = True) -> GpuModel:
         """Refuse to train: BatchNorm is folded, and there are no parameters.
