@@ -83,7 +83,7 @@ def compiled(build: Build, source: str) -> Path:
         [*command, str(emulation / f"{source}.cpp"), "-o", str(program)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
+    assert build.edits or "warning" not in done.stderr, done.stderr  # a planted bug may leave a variable unused
     return program
 
 

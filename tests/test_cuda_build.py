@@ -180,7 +180,7 @@ def test_a_launch_without_a_driver_says_so(built: Path, tmp_path: Path) -> None:
     command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), *kernels, *libraries]
     subprocess.run([*command, "-o", str(program)], check=True)
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 4
+    assert len(said) == 5
     assert all(line.startswith("CUDA says cudaError") for line in said)
 
 

@@ -54,8 +54,10 @@ MUTANTS = {
 
 
 def _problems() -> list[tuple[SemiStructuredCase, Tensor]]:
-    """Random ones, and some whose inputs hold inf."""
-    problems = list(semi_structured_problems(15, seed=95, max_size=8))
+    """Random ones, more that add slices of several fragments, and some whose inputs hold inf."""
+    drawn = list(semi_structured_problems(60, seed=95, max_size=8))
+    sliced = [problem for problem in drawn[15:] if problem[0].launch[5] > 1 and problem[0].packed.header.fragments > 1]
+    problems = [*drawn[:15], *sliced[:4]]
     for case, expected in problems[:9]:
         if not expected.numel():
             continue
