@@ -11,7 +11,7 @@ from emulated_kernels import Convolution, RecordProblemCase
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
-from prunekit.ops.record_conv2d import output_format
+from prunekit.ops.filter_op import output_format
 from prunekit.ops.record_filter import pack_records, window_taps
 from prunekit.ops.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
 

@@ -11,15 +11,11 @@ no gradients: a module that trains uses `masked_conv2d`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.epilogue import finish
+from prunekit.ops.filter_op import empty_output, unpacked_output
 from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader, unpack_fragments
 from prunekit.ops.library import define, fake, fallback
-from prunekit.ops.masked_conv2d import masked_conv2d_reference
-from prunekit.ops.record_conv2d import output_format
 
 define(
     "condensed_conv2d(Tensor x, int[] header, Tensor starts, Tensor columns, Tensor fragments, Tensor rows, "
@@ -47,11 +43,9 @@ def condensed_conv2d_reference(
 ) -> Tensor:
     """Unpack and run the masked reference in float32; `launch` cuts the kernel's work and has no part in the result."""
     read = FragmentHeader.read(header)
-    weight, mask = unpack_fragments(FragmentFilter(read, starts, columns, fragments, rows))
-    wide = None if bias is None else bias.float()
-    y = masked_conv2d_reference(x.float(), weight.float(), mask, wide, stride, padding, dilation, read.groups)
-    y = finish(y, None if residual is None else residual.float(), activation, negative_slope)
-    return y.to(x.dtype).contiguous(memory_format=output_format(x))
+    unpacked = unpack_fragments(FragmentFilter(read, starts, columns, fragments, rows))
+    end = stride, padding, dilation, activation, negative_slope
+    return unpacked_output(x, unpacked, read.groups, bias, residual, *end)
 
 
 @fake("condensed_conv2d")
@@ -71,6 +65,4 @@ def _(
     negative_slope: float,
     launch: list[int],
 ) -> Tensor:
-    shape = FragmentHeader.read(header).shape
-    size = conv_output_size(x.shape, shape, stride, padding, dilation)
-    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))
+    return empty_output(x, FragmentHeader.read(header).shape, stride, padding, dilation)

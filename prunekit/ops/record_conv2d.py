@@ -11,13 +11,10 @@ gradients: a module that trains uses `masked_conv2d`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.epilogue import finish
+from prunekit.ops.filter_op import empty_output, unpacked_output
 from prunekit.ops.library import define, fake, fallback
-from prunekit.ops.masked_conv2d import masked_conv2d_reference
 from prunekit.ops.record_filter import RecordFilter, RecordHeader, unpack_records
 
 define(
@@ -25,12 +22,6 @@ define(
     "Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, float negative_slope, "
     "int[] launch) -> Tensor"
 )
-
-
-def output_format(x: Tensor) -> torch.memory_format:
-    """Return channels-last for an x that is, else contiguous."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 @fallback("record_conv2d")
@@ -51,10 +42,9 @@ def record_conv2d_reference(
 ) -> Tensor:
     """Unpack and run the masked reference; `launch` cuts the kernel's work and has no part in the result."""
     read = RecordHeader.read(header)
-    weight, mask = unpack_records(RecordFilter(read, starts, records, rows))
-    y = masked_conv2d_reference(x, weight, mask, bias, stride, padding, dilation, read.groups)
-    y = finish(y, residual, activation, negative_slope)
-    return y.contiguous(memory_format=output_format(x))
+    unpacked = unpack_records(RecordFilter(read, starts, records, rows))
+    end = stride, padding, dilation, activation, negative_slope
+    return unpacked_output(x, unpacked, read.groups, bias, residual, *end)
 
 
 @fake("record_conv2d")
@@ -73,6 +63,4 @@ def _(
     negative_slope: float,
     launch: list[int],
 ) -> Tensor:
-    shape = RecordHeader.read(header).shape
-    size = conv_output_size(x.shape, shape, stride, padding, dilation)
-    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))
+    return empty_output(x, RecordHeader.read(header).shape, stride, padding, dilation)

@@ -12,14 +12,10 @@ reference unpacks the filter: slow, for judging. The op has no gradients: a modu
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.epilogue import finish
+from prunekit.ops.filter_op import empty_output, unpacked_output
 from prunekit.ops.library import define, fake, fallback
-from prunekit.ops.masked_conv2d import masked_conv2d_reference
-from prunekit.ops.record_conv2d import output_format
 from prunekit.ops.semi_structured_filter import (
     SemiStructuredFilter,
     SemiStructuredHeader,
@@ -53,11 +49,9 @@ def semi_structured_conv2d_reference(
 ) -> Tensor:
     """Unpack and run the masked reference in float32; `launch` cuts the kernel's work and has no part in the result."""
     read = SemiStructuredHeader.read(header)
-    weight, mask = unpack_semi_structured(SemiStructuredFilter(read, starts, columns, fragments, metadata, rows))
-    wide = None if bias is None else bias.float()
-    y = masked_conv2d_reference(x.float(), weight.float(), mask, wide, stride, padding, dilation, read.groups)
-    y = finish(y, None if residual is None else residual.float(), activation, negative_slope)
-    return y.to(x.dtype).contiguous(memory_format=output_format(x))
+    unpacked = unpack_semi_structured(SemiStructuredFilter(read, starts, columns, fragments, metadata, rows))
+    end = stride, padding, dilation, activation, negative_slope
+    return unpacked_output(x, unpacked, read.groups, bias, residual, *end)
 
 
 @fake("semi_structured_conv2d")
@@ -78,6 +72,4 @@ def _(
     negative_slope: float,
     launch: list[int],
 ) -> Tensor:
-    shape = SemiStructuredHeader.read(header).shape
-    size = conv_output_size(x.shape, shape, stride, padding, dilation)
-    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))
+    return empty_output(x, SemiStructuredHeader.read(header).shape, stride, padding, dilation)
