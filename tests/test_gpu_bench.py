@@ -40,7 +40,7 @@ def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixtu
     sparse = [row for row in rows if row["sparse"]]  # an output of one pixel has none on tensor cores
     kernels = {dtype: {row["kernel"] for row in sparse if row["dtype"] == dtype} for dtype in ("float32", "bfloat16")}
     assert kernels["float32"] == {"record"}
-    assert kernels["bfloat16"] == {"condensed", "semi_structured"}
+    assert kernels["bfloat16"] and kernels["bfloat16"] <= {"condensed", "semi_structured"}  # whichever is faster here
     assert all(row["relative_rms"] <= (1e-5 if row["dtype"] == "float32" else 2e-2) for row in sparse)
     printed = capsys.readouterr().out
     assert "float32, 95 % zeros: convolutions" in printed
