@@ -31,9 +31,9 @@ from bench.gpu_model import RATIOS, Layer, yolov3_layers
 from bench.time_limit import TimeLimit
 from prunekit.ops import kernel_choice
 from prunekit.ops.conv_plan import ConvJob, inference_job, input_grad_job
+from prunekit.ops.gpus import GPUS, Gpu, gpu_of
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.masked_conv2d import dense_input_grad
-from prunekit.ops.record_launch import GPUS, Gpu, gpu_of
 from prunekit.timing import cuda_seconds
 
 #: Relative RMS from float64 that rounding explains.

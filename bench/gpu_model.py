@@ -25,7 +25,7 @@ from prunekit.ops import kernel_choice
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.conv_plan import input_grad_problem
 from prunekit.ops.conv_problem import ConvProblem
-from prunekit.ops.record_launch import GPUS, Gpu
+from prunekit.ops.gpus import GPUS, Gpu
 from prunekit.ops.sparse_kernels import kernels_for
 from prunekit.ops.transposed_conv import TransposedConv
 

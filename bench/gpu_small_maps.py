@@ -15,7 +15,7 @@ import sys
 from bench.gpu_model import Layer, dense_seconds
 from prunekit.ops import bitmap_launch, condensed_launch
 from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.record_launch import GPUS, Gpu
+from prunekit.ops.gpus import GPUS, Gpu
 
 RATIOS = (50, 80, 90, 95, 99)
 #: (in_channels, out_channels, kernel, stride, output)

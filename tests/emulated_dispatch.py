@@ -19,9 +19,9 @@ from prunekit.ops import masked_conv2d_cuda as cuda
 from prunekit.ops.bitmap_filter import BitmapFilter, BitmapHeader
 from prunekit.ops.filter_op import output_format
 from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader
+from prunekit.ops.gpus import GPUS, Gpu
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.record_filter import RecordFilter, RecordHeader
-from prunekit.ops.record_launch import GPUS, Gpu
 from prunekit.ops.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
 from prunekit.ops.sparse_kernel import cuda_op
 

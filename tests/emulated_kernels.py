@@ -203,11 +203,14 @@ class EmulationError(Exception):
     """The emulated program did not end well; the message is what it printed."""
 
 
+_MOST_SECONDS = 600
+
+
 def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
     """Run the kernel on each case, all of one kernel; a seed other than 0 shuffles the order of threads.
 
     Raises:
-        EmulationError: a sanitizer or the emulator found something.
+        EmulationError: a sanitizer or the emulator found something, or the kernel does not end.
     """
     program = compiled(build, cases[0].source)
     outputs = [case.output() for case in cases]
@@ -216,9 +219,13 @@ def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
         problem.write_bytes(b"".join(_problem(case, y) for case, y in zip(cases, outputs, strict=True)))
         # A race's report may be long; the first one is enough.
         environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run(
-            [program, problem, result, str(seed)], capture_output=True, text=True, env=environment, check=False
-        )
+        command = [program, problem, result, str(seed)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, check=False, timeout=_MOST_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise EmulationError("it does not end") from None
         if done.returncode:
             raise EmulationError(f"exit code {done.returncode}: {done.stderr[:2000]}")
         values = np.fromfile(result, np.uint8)

@@ -48,6 +48,8 @@ def run_ptx(lines: Sequence[str], operands: Sequence[float | int], shared: np.nd
     def value_of(word: str) -> Any:
         if word.isdigit():
             return int(word)
+        if word.startswith("0f"):
+            return np.uint32(int(word[2:], 16))
         if word not in values:
             raise PtxError(f"{word} is read before it is written")
         return values[word]

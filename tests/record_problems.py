@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from emulated_kernels import Convolution, RecordProblemCase
@@ -105,5 +105,10 @@ def _draw_launch(problem: RecordProblem, draw: random.Random) -> RecordLaunch:
     assert choices, problem
     few = [launch for launch in choices if launch.warps <= draw.choice((2, 4, 12))]
     chosen = draw.choice(few or choices)
+    # The model asks for runs that cut a band evenly; the kernel takes any.
+    lanes_w = draw.randint(1, -(-problem.size[1] // 2))
+    uneven = replace(chosen, lanes=draw.randint(-(-chosen.lanes // 2), chosen.lanes), lanes_w=lanes_w)
+    if draw.random() < 0.6 and shared_bytes(problem, uneven) <= _SHARED_BYTES:
+        chosen = uneven
     assert shared_bytes(problem, chosen) <= _SHARED_BYTES
     return chosen

@@ -10,8 +10,8 @@ import torch
 from prunekit.ops.condensed_launch import CondensedLaunch
 from prunekit.ops.conv_plan import ConvJob
 from prunekit.ops.conv_problem import KernelLaunch
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.kernel_choice import KernelChoice, rounded
-from prunekit.ops.record_launch import Gpu
 from prunekit.ops.sparse_kernels import kernels_for
 
 #: Those that take float16.

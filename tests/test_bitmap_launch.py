@@ -22,7 +22,7 @@ from prunekit.ops.bitmap_launch import (
     shared_bytes,
 )
 from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.record_launch import GPUS
+from prunekit.ops.gpus import GPUS
 
 
 def _small_map(density: float) -> CondensedProblem:

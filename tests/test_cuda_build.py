@@ -147,7 +147,7 @@ template <typename Conv> Conv smallest() {
 }
 int main() {
   auto records = smallest<prunekit::RecordConv>();
-  records.tile_h = 4, records.lanes_h = records.lanes_w = 1;
+  records.tile_h = 4, records.lanes = records.lanes_w = 1;
   const int64_t record_header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
   std::puts(prunekit::launch_record_conv2d(records, record_header, nullptr).c_str());
   auto fragments = smallest<prunekit::CondensedConv>();

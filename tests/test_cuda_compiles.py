@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sass import cycles_of_round, read_functions
 
 from prunekit.ops.condensed_launch import STEP_INSTRUCTIONS
 from prunekit.ops.record_filter import RecordHeader, pack_records
-from prunekit.ops.record_launch import LATENCIES, RECORD_COSTS, RECORD_LATENCY, TILE_W
+from prunekit.ops.record_launch import COPY_BATCH, LATENCIES, RECORD_COSTS, RECORD_LATENCY, TILE_W
 
 BUDGETS = json.loads((Path(__file__).parent / "cuda_budgets.json").read_text())
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine")
@@ -94,6 +95,17 @@ def test_the_cost_model_waits_as_long_as_the_compiled_instructions(architecture:
         waits = [cycles_of_round(path, LATENCIES, fma_cycles) for path in slots if path is not None]
         assert len(waits) == 8 * taps
         assert RECORD_LATENCY - 4 <= max(waits) - fma_cycles * tile_h * TILE_W <= RECORD_LATENCY
+
+
+@needs_disassembler
+def test_a_batch_of_the_tile_is_under_way_before_it_is_stored() -> None:
+    """Before 8.0 each batch is one wait, as prunekit/ops/record_launch.py has it."""
+    for name, function in disassemble("75").items():
+        if name.startswith("record_conv2d"):
+            copies = [i.base for i in function.instructions if i.base in ("LDG", "STS")]
+            runs = [(base, len(list(run))) for base, run in groupby(copies)]
+            loads = [count for (base, count), (after, _) in pairwise(runs) if (base, after) == ("LDG", "STS")]
+            assert loads.count(COPY_BATCH) >= 2, (name, runs)
 
 
 def test_instructions_wait_for_what_they_read() -> None:

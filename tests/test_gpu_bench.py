@@ -13,13 +13,12 @@ from bench import gpu, gpu_model, gpu_nets
 from prunekit.ops import condensed_launch
 from prunekit.ops.condensed_launch import CondensedProblem
 from prunekit.ops.fragment_filter import pack_fragments
+from prunekit.ops.gpus import GPUS, gpu_of
 from prunekit.ops.record_filter import pack_records
 from prunekit.ops.record_launch import (
-    GPUS,
     RecordProblem,
     best_launches,
     choose_launch,
-    gpu_of,
     launches,
     memory_seconds,
     modelled_seconds,
@@ -40,7 +39,8 @@ def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixtu
     sparse = [row for row in rows if row["sparse"]]  # an output of one pixel has none on tensor cores
     kernels = {dtype: {row["kernel"] for row in sparse if row["dtype"] == dtype} for dtype in ("float32", "bfloat16")}
     assert kernels["float32"] == {"record"}
-    assert kernels["bfloat16"] and kernels["bfloat16"] <= {"condensed", "semi_structured"}  # whichever is faster here
+    assert kernels["bfloat16"]
+    assert kernels["bfloat16"] <= {"condensed", "semi_structured"}  # whichever is faster here
     assert all(row["relative_rms"] <= (1e-5 if row["dtype"] == "float32" else 2e-2) for row in sparse)
     printed = capsys.readouterr().out
     assert "float32, 95 % zeros: convolutions" in printed

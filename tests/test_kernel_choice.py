@@ -22,6 +22,7 @@ from prunekit.ops.condensed_kernel import CondensedKernel
 from prunekit.ops.condensed_launch import CondensedLaunch
 from prunekit.ops.conv_plan import ConvPlan, forward_job
 from prunekit.ops.conv_problem import ConvProblem
+from prunekit.ops.gpus import GPUS, Gpu
 from prunekit.ops.kernel_cache import KernelCache, KernelTimes
 from prunekit.ops.kernel_choice import (
     candidates,
@@ -33,7 +34,7 @@ from prunekit.ops.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_launch import GPUS, Gpu, RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.record_launch import RecordLaunch, RecordProblem, best_launches
 from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))

@@ -18,8 +18,9 @@ from prunekit.ops import masked_conv2d_cuda as cuda
 from prunekit.ops.bitmap_filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
 from prunekit.ops.conv_plan import input_grad_job
 from prunekit.ops.fragment_filter import fragment_packer, pack_fragments
+from prunekit.ops.gpus import GPUS
 from prunekit.ops.masked_conv2d import is_finite
-from prunekit.ops.record_launch import GPUS, RecordProblem
+from prunekit.ops.record_launch import RecordProblem
 from prunekit.ops.semi_structured_filter import pack_semi_structured, semi_structured_packer
 from prunekit.ops.sparse_kernel import PackedFilter
 from prunekit.ops.transposed_conv import TransposedConv

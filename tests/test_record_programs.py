@@ -29,8 +29,8 @@ def relative_error(program: Program, seed: int, edit: Edit = lambda line: line) 
     mask = torch.rand(weight.shape, generator=generator) < 0.4
     packed = pack_records(weight, mask, 1, taps, channels, 2)
     pitch = -(-((TILE_W - 1) * steps[1] + (s - 1) * dilation[1] + 1) // 4) * 4 + 4
-    plane = ((program.tile_h - 1) * steps[0] + (r - 1) * dilation[0] + 1) * pitch
-    tile = torch.randn(channels, plane // pitch, pitch, generator=generator)
+    height, turn, skew = (program.tile_h - 1) * steps[0] + (r - 1) * dilation[0] + 1, program.tile_h * steps[0], 6
+    tile = torch.randn(channels, height, pitch, generator=generator)
 
     sums = torch.zeros(ROWS, program.tile_h, TILE_W, dtype=torch.float64)
     for row, k in enumerate(packed.rows.tolist()):
@@ -39,14 +39,22 @@ def relative_error(program: Program, seed: int, edit: Edit = lambda line: line) 
             part = tile[c, top :: steps[0], left :: steps[1]][: program.tile_h, :TILE_W]
             sums[row] += weight[k, c, tap_h, tap_w].double() * part.double()
 
-    shared = np.concatenate([tile.numpy().ravel().view(np.int32), packed.records.numpy().ravel()])
-    numbers = [plane, pitch, steps[0] * pitch, steps[1], dilation[0] * pitch, dilation[1]]
+    if is_any:
+        distances = [steps[0] * pitch, steps[1], dilation[0] * pitch, dilation[1]]
+        staged = tile
+    else:  # as the kernel stages it: for stride 2 even columns first, and a gap where a window leaves the lane's lines
+        distances = [pitch // program.stride, pitch // program.stride + skew]
+        parted = torch.cat([tile[..., i :: program.stride] for i in range(program.stride)], -1).flatten(1)
+        gap = torch.full((channels, skew), float("nan"))
+        staged = torch.cat([parted[:, : turn * pitch], gap, parted[:, turn * pitch :], gap[:, :-2]], 1)
+    plane = staged.numel() // channels
+    shared = np.concatenate([staged.numpy().ravel().view(np.int32), packed.records.numpy().ravel()])
     found: list[float | int] = [0.0] * (ROWS * program.pixels)
     lines = [edit(line) for line in program.lines()]
     try:
         for start in packed.starts[:-1].tolist():
-            addresses = [tile.numel() * 4 + 8 * start, 0]
-            found = run_ptx(lines, [*found, *addresses, *(4 * n for n in numbers)], shared)[: len(found)]
+            addresses = [staged.numel() * 4 + 8 * start, 0]
+            found = run_ptx(lines, [*found, *addresses, *(4 * n for n in (plane, *distances))], shared)[: len(found)]
     except PtxError:
         return float("inf")
     ours = torch.tensor([float(np.float32(f)) for f in found], dtype=torch.float64).view_as(sums)

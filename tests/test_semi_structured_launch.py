@@ -9,7 +9,7 @@ import torch
 
 from prunekit.ops import condensed_launch
 from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.record_launch import GPUS
+from prunekit.ops.gpus import GPUS
 from prunekit.ops.semi_structured_filter import FRAGMENTS, pack_semi_structured
 from prunekit.ops.semi_structured_launch import (
     RESIDENT_WARPS,

@@ -12,7 +12,8 @@ from emulated_kernels import COMPILER, ROOT
 
 from prunekit.ops import condensed_launch, record_launch, semi_structured_launch
 from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.record_launch import GPUS, RecordProblem
+from prunekit.ops.gpus import GPUS
+from prunekit.ops.record_launch import RecordProblem
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the launchers' arithmetic with")
 

@@ -61,7 +61,7 @@ Tensor record_conv2d(
   conv.rows = rows.const_data_ptr<int32_t>();
   conv.bias = output.has_bias ? output.bias.const_data_ptr<float>() : nullptr;
   conv.residual = output.has_residual ? output.residual.const_data_ptr<float>() : nullptr;
-  conv.tile_h = launch[0], conv.lanes_h = launch[1], conv.lanes_w = launch[2];
+  conv.tile_h = launch[0], conv.lanes = launch[1], conv.lanes_w = launch[2];
   conv.block_row_groups = launch[3], conv.buffers = launch[4];
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const std::string problem = launch_record_conv2d(conv, header.data(), current_stream(x.get_device_index()));

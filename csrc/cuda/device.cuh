@@ -42,55 +42,76 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_i
   }
 }
 
-// Copy `count` floats, of MOST at the most, as copy_async<4> does; before sm_80 all loads are under way before the first
-// store.
-template <int MOST>
-__device__ __forceinline__ void copy_column_async(
-    float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
-  if constexpr (HAS_ASYNC_COPY) {
-    for (int i = 0; i < count; ++i) {
-      copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
-    }
-  } else {
-    float value[MOST];
+// One place of a tile, as it is copied channel by channel. A single one is there; of more, some may not be.
+struct Column {
+  float* to;
+  const float* from;
+  bool is_there;
+};
+
+// Copy COUNT floats of each column, as copy_async<4> does, and move on by as many; before sm_80 all loads are under way
+// before the first store.
+template <int COUNT, int COLUMNS>
+__device__ __forceinline__ void copy_columns_async(Column (&columns)[COLUMNS], int to_stride, int64_t from_stride) {
+  float value[COLUMNS][COUNT] = {};
 #pragma unroll
-    for (int i = 0; i < MOST; ++i) {
-      value[i] = is_inside && i < count ? __ldg(from + i * from_stride) : 0.0f;
-    }
+  for (int c = 0; c < COLUMNS; ++c) {
+    float* to = columns[c].to;
 #pragma unroll
-    for (int i = 0; i < MOST; ++i) {
-      if (i < count) {
-        to[i * to_stride] = value[i];
+    for (int i = 0; i < COUNT; ++i) {
+      if (COLUMNS == 1 || columns[c].is_there) {
+        if constexpr (HAS_ASYNC_COPY) {
+          copy_async<4>(to, columns[c].from, true);
+        } else {
+          value[c][i] = __ldg(columns[c].from);
+        }
       }
+      columns[c].from += from_stride, to += to_stride;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < COLUMNS; ++c) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (!HAS_ASYNC_COPY && (COLUMNS == 1 || columns[c].is_there)) {
+        *columns[c].to = value[c][i];
+      }
+      columns[c].to += to_stride;
     }
   }
 }
 
-// Copy pairs of records, `stride` records apart and at most MOST of them, as long as they begin before `end`; before
-// sm_80 all loads are under way before the first store.
+// A copy of pairs of records, `stride` records apart and at most MOST of them, as long as they begin before `end`: it is
+// under way from `begin` on, and before sm_80 it is stored by `finish`, so that other copies can begin in between.
 template <int MOST>
-__device__ __forceinline__ void copy_strided_async(int2* to, const int32_t* from, int stride, int end) {
-  if constexpr (HAS_ASYNC_COPY) {
+struct StridedCopy {
+  int4 value[HAS_ASYNC_COPY ? 1 : MOST];
+
+  __device__ __forceinline__ void begin(int2* to, const int32_t* from, int stride, int end) {
 #pragma unroll
     for (int i = 0; i < MOST; ++i) {
-      if (i * stride < end) {
-        copy_async<16>(to + i * stride, from + 2 * i * stride, true);
-      }
-    }
-  } else {
-    int4 value[MOST];
-#pragma unroll
-    for (int i = 0; i < MOST; ++i) {
-      value[i] = i * stride < end ? __ldg(reinterpret_cast<const int4*>(from + 2 * i * stride)) : make_int4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int i = 0; i < MOST; ++i) {
-      if (i * stride < end) {
-        *reinterpret_cast<int4*>(to + i * stride) = value[i];
+      if constexpr (HAS_ASYNC_COPY) {
+        if (i * stride < end) {
+          copy_async<16>(to + i * stride, from + 2 * i * stride, true);
+        }
+      } else {
+        const bool is_there = i * stride < end;
+        value[i] = is_there ? __ldg(reinterpret_cast<const int4*>(from + 2 * i * stride)) : make_int4(0, 0, 0, 0);
       }
     }
   }
-}
+
+  __device__ __forceinline__ void finish(int2* to, int stride, int end) {
+    if constexpr (!HAS_ASYNC_COPY) {
+#pragma unroll
+      for (int i = 0; i < MOST; ++i) {
+        if (i * stride < end) {
+          *reinterpret_cast<int4*>(to + i * stride) = value[i];
+        }
+      }
+    }
+  }
+};
 
 __device__ __forceinline__ void commit_copies() {
   if constexpr (HAS_ASYNC_COPY) {

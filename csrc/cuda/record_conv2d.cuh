@@ -37,39 +37,101 @@ __device__ void run_records(
 
 namespace prunekit {
 
-// What a block works on.
+// What a block works on: `skipped` lanes of its first line of lanes belong to the block before.
 struct RecordBlock {
-  int image, group, first_row_group, first_p, first_q;
+  int image, group, first_row_group, first_line, skipped, first_q, lanes;
 };
 
-__device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, int tile_h) {
-  const int tiles_w = (conv.q + conv.lanes_w * TILE_W - 1) / (conv.lanes_w * TILE_W);
-  const int tiles_h = (conv.p + conv.lanes_h * tile_h - 1) / (conv.lanes_h * tile_h);
-  const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
-  const int tile = blockIdx.x, rows = blockIdx.y;
-  return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
-          tile / tiles_w % tiles_h * conv.lanes_h * tile_h, tile % tiles_w * conv.lanes_w * TILE_W};
+__device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, unsigned tile, unsigned rows) {
+  const unsigned runs = tile / conv.bands, band = tile - runs * conv.bands;
+  const unsigned image = runs / conv.runs, run = runs - image * conv.runs;
+  const unsigned group = rows / conv.row_blocks, row_block = rows - group * conv.row_blocks;
+  const int first = run * conv.lanes, first_line = first / conv.lanes_w;
+  return {static_cast<int>(image), static_cast<int>(group), static_cast<int>(row_block) * conv.block_row_groups,
+          first_line, first - first_line * conv.lanes_w, static_cast<int>(band) * conv.lanes_w * TILE_W,
+          min(conv.lanes, conv.band_lanes - first)};
 }
 
-constexpr int COPY_BATCH = 16;
+// What a thread works on in its block.
+struct RecordLane {
+  int column, row_group, slice, line, place;
+  bool has_pixels, has_rows;
+};
 
-// Copy the haloed tile of a chunk; outside the image it is zero.
-__device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
+__device__ __forceinline__ RecordLane find_lane(const RecordConv& conv, const RecordBlock& block, unsigned thread) {
+  const int warp = thread / 32, rest = conv.by_pixel_warps.of(warp), pixel_warp = warp - rest * conv.pixel_warps;
+  const int slice = conv.by_row_groups.of(rest), row_group = rest - slice * conv.block_row_groups;
+  const int pixel = pixel_warp * 32 + thread % 32;
+  const int tile = block.skipped + min(pixel, block.lanes - 1);  // lanes without pixels read with the last that has some
+  const int line = conv.by_lanes_w.of(tile);
+  return {(row_group * conv.pixel_warps + pixel_warp) * 32 + static_cast<int>(thread % 32), row_group, slice, line,
+          tile - line * conv.lanes_w, pixel < block.lanes, block.first_row_group + row_group < conv.num_row_groups};
+}
+
+constexpr int COPY_BATCH = 24, COPY_REST = 8;  // loads under way together; of what batches leave
+
+// Copy a chunk's inputs of PLACES places at a time, all channels. Places outside the image stay the zeros that they are.
+template <int TILE_H, int STRIDE, int PLACES>
+__device__ __forceinline__ void stage_places(
+    const RecordConv& conv, const RecordBlock& block, int first_channel, int channels, float* tile) {
+  const unsigned parts = conv.copy_parts;
+  const unsigned thread = device::opaque(threadIdx.x);  // found anew for each chunk: registers are for sums
+  const unsigned part = parts > 1 ? conv.by_places.of(thread) : 0;
+  const int top = device::opaque(block.first_line) * TILE_H * conv.stride_h - conv.padding_h;
+  const int left = device::opaque(block.first_q) * conv.stride_w - conv.padding_w;
+  const float* image = conv.x + block.image * conv.x_stride_n +
+      (block.group * conv.group_channels + first_channel + static_cast<int>(part)) * conv.x_stride_c;
+  if (part >= parts) {
+    return;
+  }
+#pragma unroll 1
+  for (unsigned first = thread - part * conv.by_places.divisor; first < conv.by_places.divisor; first += PLACES * blockDim.x) {
+    device::Column columns[PLACES];
+#pragma unroll
+    for (int i = 0; i < PLACES; ++i) {
+      const unsigned at = first + i * blockDim.x, line = conv.by_pitch.of(at), column = at - line * conv.pitch;
+      const int y = top + line, x = left + column;
+      const bool is_inside = y >= 0 && y < conv.h && x >= 0 && x < conv.w;
+      unsigned to = at;
+      if constexpr (STRIDE == 2) {
+        to += column / 2 + column % 2 * (conv.pitch / 2) - column;
+      }
+      if constexpr (STRIDE > 0) {
+        to += line / (TILE_H * STRIDE) * conv.skew;
+      }
+      columns[i] = {tile + part * conv.plane + to, image + (is_inside ? y * conv.x_step_h + x * conv.x_step_w : 0),
+                    is_inside && at < conv.by_places.divisor};
+    }
+    if (PLACES == 1 && !columns[0].is_there) {
+      continue;
+    }
+    int count = (channels - static_cast<int>(part) + parts - 1) / parts;
+    constexpr int MOST = COPY_BATCH / PLACES;
+#pragma unroll 1
+    for (; count >= MOST; count -= MOST) {
+      device::copy_columns_async<MOST>(columns, conv.copy_to, conv.copy_from);
+    }
+#pragma unroll 1
+    for (; count >= COPY_REST; count -= COPY_REST) {
+      device::copy_columns_async<COPY_REST>(columns, conv.copy_to, conv.copy_from);
+    }
+#pragma unroll 1
+    for (; count > 0; --count) {
+      device::copy_columns_async<1>(columns, conv.copy_to, conv.copy_from);
+    }
+  }
+}
+
+// Few channels leave room for two places in a batch.
+template <int TILE_H, int STRIDE>
+__device__ __forceinline__ void stage_tile(
+    const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
   const int first = chunk * conv.chunk_channels;
   const int channels = min(conv.chunk_channels, conv.group_channels - first);
-  const float* image =
-      conv.x + block.image * conv.x_stride_n + (block.group * conv.group_channels + first) * conv.x_stride_c;
-  const int top = block.first_p * conv.stride_h - conv.padding_h;
-  const int left = block.first_q * conv.stride_w - conv.padding_w;
-  for (int at = threadIdx.x; at < conv.plane; at += blockDim.x) {
-    const int y = top + at / conv.pitch, x = left + at % conv.pitch;
-    const bool is_inside = y >= 0 && y < conv.h && x >= 0 && x < conv.w;
-    const float* from = is_inside ? image + y * conv.x_stride_h + x * conv.x_stride_w : image;
-    for (int c = 0; c < channels; c += COPY_BATCH) {
-      device::copy_column_async<COPY_BATCH>(
-          tile + c * conv.plane + at, conv.plane, from + c * conv.x_stride_c, conv.x_stride_c,
-          min(COPY_BATCH, channels - c), is_inside);
-    }
+  if (device::HAS_ASYNC_COPY || conv.copy_parts > 1 || conv.chunk_channels > COPY_BATCH / 2) {
+    stage_places<TILE_H, STRIDE, 1>(conv, block, first, channels, tile);
+  } else {
+    stage_places<TILE_H, STRIDE, 2>(conv, block, first, channels, tile);
   }
 }
 
@@ -83,39 +145,49 @@ __device__ __forceinline__ void stage_starts(const RecordConv& conv, const Recor
   }
 }
 
-constexpr int RECORD_BATCH = 4;
+constexpr int RECORD_BATCH = 2;
 
-// Copy the chunk's runs of records; the block's warps share the runs of its row groups.
-__device__ __forceinline__ void stage_records(
-    const RecordConv& conv, const RecordBlock& block, int chunk, const int32_t* starts, int2* records) {
-  const int warp = threadIdx.x / 32, row_group = warp % conv.block_row_groups;
-  if (block.first_row_group + row_group < conv.num_row_groups) {
-    const int part = warp / conv.block_row_groups, parts = conv.pixel_warps * conv.slices;
-    const int first = (row_group * conv.num_chunks + chunk) * conv.slices;
-    const int begin = starts[first], count = starts[first + conv.slices] - begin;
-    for (int at = 2 * (part * 32 + threadIdx.x % 32); at < count; at += 64 * parts * RECORD_BATCH) {
-      device::copy_strided_async<RECORD_BATCH>(
-          records + row_group * conv.max_records + at, conv.records + 2 * (begin + at), 64 * parts, count - at);
-    }
+// Copy a chunk: its tile, and its runs of records, which the warps of a row group share.
+template <int TILE_H, int STRIDE>
+__device__ __forceinline__ void stage_chunk(
+    const RecordConv& conv, const RecordBlock& block, int chunk, const int32_t* starts, float* tile, int2* records) {
+  const int thread = device::opaque(threadIdx.x);
+  const int warp = thread / 32, part = conv.by_row_groups.of(warp), row_group = warp - part * conv.block_row_groups;
+  const int stride = 64 * conv.pixel_warps * conv.slices;
+  const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
+  const int first = (row_group * conv.num_chunks + chunk) * conv.slices;
+  const int begin = has_rows ? starts[first] : 0, count = has_rows ? starts[first + conv.slices] - begin : 0;
+  int at = 2 * (part * 32 + thread % 32);
+  int2* to = records + row_group * conv.max_records + at;
+  const int32_t* from = conv.records + 2 * (begin + at);
+  device::StridedCopy<RECORD_BATCH> copy;
+  copy.begin(to, from, stride, count - at);
+  stage_tile<TILE_H, STRIDE>(conv, block, chunk, tile);
+  copy.finish(to, stride, count - at);
+  for (at += stride * RECORD_BATCH; at < count; at += stride * RECORD_BATCH) {
+    to += stride * RECORD_BATCH, from += 2 * stride * RECORD_BATCH;
+    copy.begin(to, from, stride, count - at);
+    copy.finish(to, stride, count - at);
   }
 }
 
-// Add the slices' sums into slice 0's, one row at a time through shared memory, in the order of slices.
+// Add the slices' sums through shared memory, one row after the other. A row ends up in one slice, row modulo slices, which
+// adds those behind it in their order, and then the first ones.
 template <int ROWS, int TILE>
 __device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, int column, float* shared,
                                            float (&sum)[ROWS][TILE]) {
   const int columns = 32 * conv.pixel_warps * conv.block_row_groups;
 #pragma unroll
-  for (int row = 0; row < ROWS; ++row) {
+  for (int row = 0, turn = slice; row < ROWS; ++row, turn = turn ? turn - 1 : conv.slices - 1) {
     __syncthreads();
-    if (slice > 0) {
+    if (turn > 0) {
 #pragma unroll
       for (int i = 0; i < TILE; ++i) {
-        shared[((slice - 1) * TILE + i) * columns + column] = sum[row][i];
+        shared[((turn - 1) * TILE + i) * columns + column] = sum[row][i];
       }
     }
     __syncthreads();
-    if (slice == 0) {
+    if (turn == 0) {
       for (int other = 1; other < conv.slices; ++other) {
 #pragma unroll
         for (int i = 0; i < TILE; ++i) {
@@ -126,27 +198,57 @@ __device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, in
   }
 }
 
-// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored.
+// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored. What is read comes
+// in batches, so that a thread waits for memory twice, and once more for each of its rows of a residual.
 template <int ROWS, int TILE>
 __device__ __forceinline__ void store(
-    const RecordConv& conv, const RecordBlock& block, int row_group, int first_p, int first_q,
+    const RecordConv& conv, const RecordBlock& block, int row_group, int slice, int first_p, int first_q,
     const float (&sum)[ROWS][TILE]) {
-  const int first_row = row_group * ROWS;
+  const int first_row = row_group * ROWS, rows = conv.rows_per_group - first_row;
+  const int32_t* channels = conv.rows + block.group * conv.rows_per_group + first_row;
+  int k[ROWS];
+  float bias[ROWS] = {};
 #pragma unroll
   for (int row = 0; row < ROWS; ++row) {
-    if (first_row + row >= conv.rows_per_group) {
-      return;
+    k[row] = __ldg(channels + min(row, rows - 1));
+  }
+  if (conv.bias) {
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+      bias[row] = __ldg(conv.bias + k[row]);
     }
-    const int k = __ldg(conv.rows + block.group * conv.rows_per_group + first_row + row);
-    const float bias = conv.bias ? __ldg(conv.bias + k) : 0.0f;
-    const int64_t image = block.image * conv.y_stride_n + k * conv.y_stride_k;
+  }
+  int places[TILE];  // of the pixels in their channel, or -1
+#pragma unroll
+  for (int i = 0; i < TILE; ++i) {
+    const int p = first_p + i / TILE_W, q = first_q + i % TILE_W;
+    places[i] = p < conv.p && q < conv.q ? p * conv.y_step_p + q * conv.y_step_q : -1;
+  }
+  const int64_t image = block.image * conv.y_stride_n;
+#pragma unroll
+  for (int row = 0, turn = slice; row < ROWS; ++row, turn = turn ? turn - 1 : conv.slices - 1) {
+    if (turn > 0 || row >= rows) {
+      continue;
+    }
+    const int64_t channel = image + k[row] * conv.y_stride_k;
+    float residual[TILE];
 #pragma unroll
     for (int i = 0; i < TILE; ++i) {
-      const int p = first_p + i / TILE_W, q = first_q + i % TILE_W;
-      if (p < conv.p && q < conv.q) {
-        const int64_t at = image + p * conv.y_stride_p + q * conv.y_stride_q;
-        const float value = activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias);
-        conv.y[at] = activate(conv, AFTER_RESIDUAL, conv.residual ? value + __ldg(conv.residual + at) : value);
+      residual[i] = -0.0f;  // which changes nothing
+    }
+    if (conv.residual) {
+      const float* from = conv.residual + channel;
+#pragma unroll
+      for (int i = 0; i < TILE; ++i) {
+        residual[i] = places[i] < 0 ? 0.0f : __ldg(from + places[i]);
+      }
+    }
+    float* y = conv.y + channel;
+#pragma unroll
+    for (int i = 0; i < TILE; ++i) {
+      const float value = activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias[row]) + residual[i];
+      if (places[i] >= 0) {
+        y[places[i]] = activate(conv, AFTER_RESIDUAL, value);
       }
     }
   }
@@ -156,36 +258,36 @@ template <int ROWS, int TILE_H, int R, int S, int STRIDE, int CHANNELS>
 __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS, STRIDE))
     record_conv2d(const RecordConv conv) {
   PRUNEKIT_DYNAMIC_SHARED(shared);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int pixel = warp % conv.pixel_warps * 32 + lane;
-  const int row_group = warp / conv.pixel_warps % conv.block_row_groups;
-  const int slice = warp / conv.pixel_warps / conv.block_row_groups;
-  const bool has_pixels = pixel < conv.lanes_h * conv.lanes_w;
-  const int lane_h = has_pixels ? pixel / conv.lanes_w : 0, lane_w = has_pixels ? pixel % conv.lanes_w : 0;
-  const RecordBlock block = find_block(conv, TILE_H);
-  const bool has_rows = block.first_row_group + row_group < conv.num_row_groups;
-
+  const RecordBlock block = find_block(conv, blockIdx.x, blockIdx.y);
+  const RecordLane lane = find_lane(conv, block, threadIdx.x);
   const int tile_floats = conv.chunk_channels * conv.plane;
   int32_t* starts = reinterpret_cast<int32_t*>(shared);
-  float* tiles = reinterpret_cast<float*>(shared + conv.starts_bytes);
+  float* tiles = reinterpret_cast<float*>(shared + conv.tiles_at);
   int2* records = reinterpret_cast<int2*>(tiles + conv.buffers * tile_floats);
   const int block_records = conv.block_row_groups * conv.max_records;
-  const int lane_input = lane_h * TILE_H * conv.stride_h * conv.pitch + lane_w * TILE_W * conv.stride_w;
+  const int lane_step = STRIDE ? TILE_W : TILE_W * conv.stride_w;
+  const int lane_input = lane.line * (TILE_H * conv.stride_h * conv.pitch + conv.skew) + lane.place * lane_step;
+
+  // Both in one register, or -1: with windows of stride 2 there is none left.
+  const int share = device::opaque(lane.has_rows ? lane.slice << 16 | lane.row_group : -1);
 
   float sum[ROWS][TILE_H * TILE_W] = {};
   const auto stage = [&](int chunk) {
-    const int buffer = chunk % conv.buffers;
-    stage_tile(conv, block, chunk, tiles + buffer * tile_floats);
-    stage_records(conv, block, chunk, starts, records + buffer * block_records);
+    const int buffer = chunk & (conv.buffers - 1);
+    stage_chunk<TILE_H, STRIDE>(
+        conv, block, chunk, starts, tiles + buffer * tile_floats, records + buffer * block_records);
     device::commit_copies();
   };
   stage_starts(conv, block, starts);
+  for (int at = 4 * threadIdx.x; at < conv.buffers * tile_floats; at += 4 * blockDim.x) {
+    *reinterpret_cast<float4*>(tiles + at) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
   __syncthreads();
   if (conv.buffers == 2) {
     stage(0);
   }
   for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
-    const int buffer = chunk % conv.buffers, ahead = chunk + conv.buffers - 1;
+    const int buffer = chunk & (conv.buffers - 1), ahead = chunk + conv.buffers - 1;
     if (ahead < conv.num_chunks) {
       stage(ahead);
     }
@@ -195,7 +297,8 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
       device::wait_for_copies<0>();
     }
     __syncthreads();
-    if (has_rows) {
+    if (share >= 0) {
+      const int slice = share >> 16, row_group = share & 0xffff;
       const int first = (row_group * conv.num_chunks + chunk) * conv.slices;
       const int2* run = records + buffer * block_records + row_group * conv.max_records;
       run_records<ROWS, TILE_H, R, S, STRIDE, CHANNELS>(
@@ -203,12 +306,15 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
     }
     __syncthreads();
   }
+  // Found anew: what is not kept in registers until here leaves them to the copies.
+  const RecordBlock here = find_block(conv, device::opaque(blockIdx.x), device::opaque(blockIdx.y));
+  const RecordLane last = find_lane(conv, here, device::opaque(threadIdx.x));
   if (conv.slices > 1) {
-    add_slices(conv, slice, (row_group * conv.pixel_warps + warp % conv.pixel_warps) * 32 + lane, tiles, sum);
+    add_slices(conv, last.slice, last.column, tiles, sum);
   }
-  if (slice == 0 && has_pixels && has_rows) {
-    store(conv, block, block.first_row_group + row_group, block.first_p + lane_h * TILE_H,
-          block.first_q + lane_w * TILE_W, sum);
+  if (last.has_pixels && last.has_rows) {
+    store(conv, here, here.first_row_group + last.row_group, last.slice, (here.first_line + last.line) * TILE_H,
+          here.first_q + last.place * TILE_W, sum);
   }
 }
 

@@ -1,18 +1,40 @@
 // From a convolution and its record filter to the kernel's arguments: checks and arithmetic, without CUDA.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <numeric>
 #include <string>
 
 #include "../record_filter.h"
+
+#ifdef __CUDACC__
+#define PRUNEKIT_DEVICE __device__
+#else
+#define PRUNEKIT_DEVICE
+#endif
 
 namespace prunekit {
 
 constexpr int TILE_W = 2;  // pixels in a row of a lane's tile: lanes side by side load 8 bytes each, without bank conflicts
 // Registers allow so many warps; more for the kernels that keep fewer sums and inputs.
 constexpr int max_record_warps(int tile_h, int taps, int stride) {
-  return tile_h == 6 || (taps == 9 && stride == 2) ? 12 : 16;
+  return tile_h == 6 ? 12 : 16;
 }
+
+// Division of numbers below 2^16 by a number that the launch knows.
+struct Divisor {
+  unsigned divisor, factor;
+
+  static Divisor by(int64_t divisor) {
+    const int64_t factor = ((int64_t{1} << 32) + divisor - 1) / divisor;  // at divisor 1 too large for the field
+    return {static_cast<unsigned>(divisor), static_cast<unsigned>(divisor > 1 ? factor : 0)};
+  }
+  PRUNEKIT_DEVICE unsigned of(unsigned number) const {
+    return factor ? static_cast<unsigned>(static_cast<uint64_t>(number) * factor >> 32) : number;
+  }
+};
 
 // All sizes in elements; the strides of x, y and the residual are any, so channels-last needs no copy.
 struct RecordConv {
@@ -30,13 +52,23 @@ struct RecordConv {
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int activation;  // an ActivationPlace
   float negative_slope;
-  // A lane's tile is tile_h × TILE_W pixels; a block is lanes_h × lanes_w lanes over pixel_warps warps, times
-  // block_row_groups, times slices.
-  int tile_h, lanes_h, lanes_w, pixel_warps, block_row_groups;
-  int buffers;                // 2: the next chunk is copied while one is read
-  int plane_h, pitch, plane;  // of the haloed tile of one channel
-  int max_records;            // of one run
-  int starts_bytes;           // of shared memory, before the tiles: where the segments begin
+  // A lane's tile is tile_h × TILE_W pixels. The output is cut into bands of lanes_w tiles, and a band, line by line, into
+  // runs of `lanes` tiles: a block has one run, over pixel_warps warps, times block_row_groups, times slices.
+  int tile_h, lanes, lanes_w, pixel_warps, block_row_groups;
+  int buffers;       // 2: the next chunk is copied while one is read
+  int max_records;   // of one run
+  int tiles_at;      // bytes of shared memory before the tiles: where the segments begin
+  // The haloed tile of one channel in shared memory: plane_h lines of `pitch`, and `skew` more after the lines of each line
+  // of lanes, `plane` in all. With windows of stride 2 a line has its even columns first, its odd ones from its middle on.
+  int plane_h, pitch, skew, plane;
+  // In bytes: from one channel of the tile to the next, and what LOAD_WINDOW adds on its way (record_programs.py).
+  int plane_bytes, steps[4];
+  // So many threads share a place of the tile's copy, each with every so manieth channel, which are so far apart.
+  int copy_parts, copy_to;
+  int64_t copy_from;
+  int bands, runs, band_lanes, row_blocks;  // of the output, of a band, the band's tiles, and blocks of row groups
+  Divisor by_pixel_warps, by_row_groups, by_lanes_w, by_pitch, by_places;  // places of a tile's copy: plane_h · pitch
+  int x_step_h, x_step_w, y_step_p, y_step_q;  // strides as 32 bits
 };
 
 // The taps that one LOAD_WINDOW brings (a 3×3 kernel's, or those of WINDOW_CHANNELS channels of a 1×1 kernel), and the
@@ -56,6 +88,30 @@ struct RecordWindow {
     return {1, window_taps == 1 ? 0 : -1};
   }
 };
+
+// Lines of lanes that a run touches at most, where it begins anywhere in a line that is a multiple of its length.
+inline int64_t touched_lines(int64_t lines, int64_t lanes, int64_t lanes_w) {
+  const int64_t first = lines * lanes_w <= lanes ? 0 : lanes_w - std::gcd(lanes, lanes_w);
+  const int64_t touched = (first + lanes + lanes_w - 1) / lanes_w;
+  return touched < lines ? touched : lines;
+}
+
+// Set the tile's sizes from plane_h and the width it needs. Lanes of a warp load 8 bytes each, 16 lanes at a time. They
+// find 16 different pairs of banks where a line of lanes begins as many pairs behind the line before, modulo 16, as it has
+// lanes: what the lines between do not give, `skew` does. Windows of one tap are loaded otherwise and need none.
+inline void lay_out_tile(RecordConv& conv, int64_t width, int window_stride) {
+  const int64_t lines = int64_t{conv.tile_h} * conv.stride_h, turns = (conv.plane_h - 1) / lines;
+  const int64_t step = window_stride == 1 ? 2 : 4;  // so that what is loaded as 8 bytes stands at a multiple of them
+  int64_t least = -1;
+  for (int64_t i = 0, pitch = (width + step - 1) / step * step; i < 8; ++i, pitch += step) {
+    const int64_t skew = window_stride ? 31 & (2 * conv.lanes_w - lines * pitch) : 0;
+    const int64_t plane = (conv.plane_h * pitch + turns * skew + 3) / 4 * 4;
+    if (least < 0 || plane < least) {
+      least = plane;
+      conv.pitch = static_cast<int>(pitch), conv.skew = static_cast<int>(skew), conv.plane = static_cast<int>(plane);
+    }
+  }
+}
 
 struct RecordLaunch {
   unsigned grid_x, grid_y, threads;
@@ -81,19 +137,33 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   }
   const bool has_tall_kernel = window.stride == 1;
   const bool is_choice =
-      (conv.tile_h == 4 || (conv.tile_h == 6 && has_tall_kernel)) && conv.lanes_h > 0 && conv.lanes_w > 0 &&
+      (conv.tile_h == 4 || (conv.tile_h == 6 && has_tall_kernel)) && conv.lanes > 0 && conv.lanes_w > 0 &&
       conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
       conv.chunk_channels % (window.taps == WINDOW_CHANNELS ? WINDOW_CHANNELS : 1) == 0;
-  conv.pixel_warps = is_choice ? ceil_div(int64_t{conv.lanes_h} * conv.lanes_w, 32) : 1;
+  conv.pixel_warps = is_choice ? ceil_div(conv.lanes, 32) : 1;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > max_record_warps(conv.tile_h, window.taps, window.stride)) {
     return {0, 0, 0, 0, "the launch is none that the kernel knows"};
   }
   const int64_t reach_h = int64_t{conv.dilation_h} * (kernel_h - 1), reach_w = int64_t{conv.dilation_w} * (kernel_w - 1);
-  const int64_t plane_h = (int64_t{conv.lanes_h} * conv.tile_h - 1) * conv.stride_h + reach_h + 1;
+  const int64_t lines = ceil_div(conv.p, conv.tile_h);
+  const int64_t plane_h = (touched_lines(lines, conv.lanes, conv.lanes_w) * conv.tile_h - 1) * conv.stride_h + reach_h + 1;
   const int64_t plane_w = (int64_t{conv.lanes_w} * TILE_W - 1) * conv.stride_w + reach_w + 1;
-  const int64_t pitch = ceil_div(plane_w, 4) * 4;
-  const int64_t tile = 4 * plane_h * pitch * conv.chunk_channels;
+  if (plane_h > (1 << 15) || plane_w > (1 << 15) || plane_h * (plane_w + 32) >= (1 << 16)) {
+    return {0, 0, 0, 0, "the block's tile does not fit shared memory"};
+  }
+  conv.plane_h = static_cast<int>(plane_h);
+  lay_out_tile(conv, plane_w, window.stride);
+  const int64_t plane = conv.plane;
+  const int part = window.stride ? conv.pitch / window.stride : 0;
+  const int steps[2][4] = {
+      {conv.stride_h * conv.pitch, conv.stride_w, conv.dilation_h * conv.pitch, conv.dilation_w},
+      {part, part + conv.skew, 0, 0}};
+  for (int i = 0; i < 4; ++i) {
+    conv.steps[i] = 4 * steps[window.stride > 0][i];
+  }
+  conv.plane_bytes = 4 * conv.plane;
+  const int64_t tile = 4 * plane * conv.chunk_channels;
   // Slices are added through the tiles' memory, RECORD_ROWS · tile pixels at a time per row.
   const int64_t sums = int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
   const int64_t records = int64_t{8} * conv.block_row_groups * conv.max_records;
@@ -103,13 +173,25 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   if (shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};
   }
-  conv.starts_bytes = static_cast<int>(starts);
-  conv.plane_h = static_cast<int>(plane_h);
-  conv.pitch = static_cast<int>(pitch);
-  conv.plane = conv.plane_h * conv.pitch;
-  const int64_t tiles = int64_t{conv.n} * ceil_div(conv.p, int64_t{conv.lanes_h} * conv.tile_h) *
-      ceil_div(conv.q, int64_t{conv.lanes_w} * TILE_W);
-  const int64_t rows = conv.groups * ceil_div(conv.num_row_groups, conv.block_row_groups);
+  conv.tiles_at = static_cast<int>(starts);
+  const int64_t last = (conv.h - 1) * std::abs(conv.x_stride_h) + (conv.w - 1) * std::abs(conv.x_stride_w);
+  const int64_t last_y = (conv.p - 1) * conv.y_stride_p + (conv.q - 1) * conv.y_stride_q;
+  if (std::max(last, last_y) >= (int64_t{1} << 31)) {
+    return {0, 0, 0, shared_bytes, "a channel of an image spans 2^31 elements or more"};
+  }
+  conv.x_step_h = static_cast<int>(conv.x_stride_h), conv.x_step_w = static_cast<int>(conv.x_stride_w);
+  conv.y_step_p = static_cast<int>(conv.y_stride_p), conv.y_step_q = static_cast<int>(conv.y_stride_q);
+  conv.by_places = Divisor::by(plane_h * conv.pitch), conv.by_pitch = Divisor::by(conv.pitch);
+  conv.by_pixel_warps = Divisor::by(conv.pixel_warps), conv.by_row_groups = Divisor::by(conv.block_row_groups);
+  conv.by_lanes_w = Divisor::by(conv.lanes_w);
+  conv.copy_parts = static_cast<int>(std::max(int64_t{1}, 32 * warps / (plane_h * conv.pitch)));
+  conv.copy_to = conv.copy_parts * conv.plane;
+  conv.copy_from = conv.copy_parts * conv.x_stride_c;
+  conv.bands = static_cast<int>(ceil_div(conv.q, int64_t{conv.lanes_w} * TILE_W));
+  conv.runs = static_cast<int>(ceil_div(lines * conv.lanes_w, conv.lanes));
+  conv.row_blocks = static_cast<int>(ceil_div(conv.num_row_groups, conv.block_row_groups));
+  conv.band_lanes = static_cast<int>(lines * conv.lanes_w);
+  const int64_t tiles = int64_t{conv.n} * conv.runs * conv.bands, rows = int64_t{conv.groups} * conv.row_blocks;
   if (tiles >= (int64_t{1} << 31) || rows > 65535) {
     return {0, 0, 0, shared_bytes, "the grid has more blocks than a GPU takes"};
   }

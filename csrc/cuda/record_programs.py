@@ -74,16 +74,18 @@ class Program:
         """The program's text.
 
         Operands: the sums, then the shared addresses of the segment and of the lane's first input, then in bytes a
-        channel's plane, a line's pitch, the distances of pixels below and beside one another, and of taps likewise.
+        channel's plane and `steps`.
 
         A record has the operation of the next one beside its own argument, so that an operation is there long before
         the jump that it selects, and the table's entry is what a jump waits for.
         """
         count = self.rows * self.pixels
-        segment, first, plane, pitch, step_h, step_w, tap_h, tap_w = (f"%{count + i}" for i in range(8))
+        segment, first, plane, *steps = (f"%{count + i}" for i in range(3 + self.steps))
         yield ".reg .b32 operation, next, at, place, part;"
         yield ".reg .f32 weight;"
         yield f".reg .f32 x<{self.channels * self.window_h * self.window_w}>;"
+        # Without values here, the compiler would keep the window's registers while the next chunk is copied.
+        yield from (f"mov.f32 x{i}, 0f00000000;" for i in range(self.channels * self.window_h * self.window_w))
         yield f"mov.b32 at, {segment};"
         yield "ld.shared.b32 next, [at];"
         slots = ", ".join(f"SLOT{slot}_%=" for slot in range(self.slots))
@@ -102,9 +104,9 @@ class Program:
         yield "shr.u32 place, part, 16;"
         yield f"mad.lo.u32 place, place, {plane}, {first};"
         if self.stride:
-            yield from self._load_lines(plane, pitch)
+            yield from self._load_lines(plane, *steps)
         else:
-            yield from self._load_pixels(step_h, step_w, tap_h, tap_w)
+            yield from self._load_pixels(*steps)
         yield "bra.uni NEXT_%=;"
         yield "END_SEGMENT_%=:"
 
@@ -118,24 +120,32 @@ class Program:
                 total, x = self.sum(row, i, j), self.input(channel, i * step + tap_h, j * step + tap_w)
                 yield f"fma.rn.f32 %{total}, weight, x{x}, %{total};"
 
-    def _load_lines(self, plane: str, pitch: str) -> Iterator[str]:
-        # A lane's first input is aligned to as many floats as a lane advances, and to 16 bytes at most.
+    @property
+    def steps(self) -> int:
+        """How many of `RecordConv::steps` it takes, bytes in a tile.
+
+        Windows of one tap take four: between pixels below and beside one another, and between taps likewise. Others
+        take two: between parts of a line, of which stride 2 has two, its even and its odd columns; and the same where
+        the window leaves the lines of its own lane.
+        """
+        return 2 if self.stride else 4
+
+    def _load_lines(self, plane: str, step: str, turn: str) -> Iterator[str]:
         for channel in range(self.channels):
             if channel:
                 yield f"add.u32 place, part, {plane};"
             yield "mov.b32 part, place;"
             for i in range(self.window_h):
-                j = 0
-                while j < self.window_w:
-                    width = min(TILE_W * self.stride, 4)
-                    while j + width > self.window_w:
-                        width //= 2
-                    registers = ", ".join(f"x{self.input(channel, i, j + k)}" for k in range(width))
-                    kind, to = (f".v{width}", f"{{{registers}}}") if width > 1 else ("", registers)
-                    yield f"ld.shared{kind}.f32 {to}, [place+{4 * j}];"
-                    j += width
-                if i + 1 < self.window_h:
-                    yield f"add.u32 place, place, {pitch};"
+                for parity in range(self.stride):
+                    columns = range(parity, self.window_w, self.stride)
+                    for at in range(0, len(columns), TILE_W):
+                        pair = columns[at : at + TILE_W]
+                        registers = ", ".join(f"x{self.input(channel, i, j)}" for j in pair)
+                        kind, to = (".v2", f"{{{registers}}}") if len(pair) > 1 else ("", registers)
+                        yield f"ld.shared{kind}.f32 {to}, [place+{4 * at}];"
+                    if (i, parity) != (self.window_h - 1, self.stride - 1):
+                        is_turn = parity == self.stride - 1 and i + 1 == self.tile_h * self.stride
+                        yield f"add.u32 place, place, {turn if is_turn else step};"
 
     def _load_pixels(self, step_h: str, step_w: str, tap_h: str, tap_w: str) -> Iterator[str]:
         yield "bfe.u32 operation, part, 8, 8;"
@@ -156,6 +166,7 @@ class Program:
         arguments = f"{self.rows}, {self.tile_h}, {self.r}, {self.s}, {self.stride}, {self.channels}"
         text = "\n".join(f'      "{line}\\n"' for line in ("{", *self.lines(), "}"))
         sums = ", ".join(f'"+f"(sum[{i // self.pixels}][{i % self.pixels}])' for i in range(self.rows * self.pixels))
+        steps = ", ".join(f'"r"(conv.steps[{i}])' for i in range(self.steps))
         return f"""
 template <>
 __device__ __forceinline__ void run_records<{arguments}>(
@@ -164,9 +175,7 @@ __device__ __forceinline__ void run_records<{arguments}>(
 {text}
       : {sums}
       : "r"(static_cast<unsigned>(__cvta_generic_to_shared(segment))),
-        "r"(static_cast<unsigned>(__cvta_generic_to_shared(from))), "r"(4 * conv.plane), "r"(4 * conv.pitch),
-        "r"(4 * conv.stride_h * conv.pitch), "r"(4 * conv.stride_w), "r"(4 * conv.dilation_h * conv.pitch),
-        "r"(4 * conv.dilation_w)
+        "r"(static_cast<unsigned>(__cvta_generic_to_shared(from))), "r"(conv.plane_bytes), {steps}
       : "memory");
 }}
 """

@@ -14,7 +14,7 @@ from prunekit.ops.bitmap_launch import WARP_UNITS, BitmapLaunch, shared_bytes, t
 from prunekit.ops.condensed_launch import MAX_WARPS, CondensedProblem
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.fragment_filter import MAX_CHANNELS
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
 
 # One gather: of a value its index and itself read, and written; a run is filled up by half of ALIGNMENT, about.

@@ -27,7 +27,7 @@ from prunekit.ops.condensed_launch import (
 )
 from prunekit.ops.conv_problem import crossed, least
 from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 
 #: Units of 8 pixels that a warp may sum.
 WARP_UNITS = (8, 14)

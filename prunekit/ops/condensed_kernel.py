@@ -12,7 +12,7 @@ from prunekit.ops import condensed_launch
 from prunekit.ops.condensed_launch import MAX_WARPS, CondensedLaunch, CondensedProblem, shared_bytes
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.fragment_filter import MAX_CHANNELS, STEP_COLUMNS, FragmentPattern, fragment_packer
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
 
 # Four launches; of a weight its two indices, itself read, gathered and made plain, and written; of a step's element the

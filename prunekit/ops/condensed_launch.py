@@ -17,7 +17,7 @@ import numpy as np
 
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
 from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 
 UNIT_PIXELS = 8
 MAX_WARPS = 8  # of a block (csrc/cuda/condensed_launch.h)

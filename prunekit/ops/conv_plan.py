@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.kernel_cache import KernelCache
 from prunekit.ops.kernel_choice import (
     MEASURED_CUTS,
@@ -28,7 +29,6 @@ from prunekit.ops.kernel_choice import (
     measure_kernel,
 )
 from prunekit.ops.record_filter import MAX_KERNEL, MAX_WEIGHTS
-from prunekit.ops.record_launch import Gpu
 from prunekit.ops.sparse_kernel import FilterPattern, PackedFilter, SparseKernel, cuda_op
 from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 from prunekit.ops.transposed_conv import TransposedConv

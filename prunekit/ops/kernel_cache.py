@@ -13,7 +13,7 @@ from prunekit.files import cache_folder, write_text
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.sparse_kernels import SPARSE_KERNELS
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from prunekit.errors import WrongOutputError
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.kernel_cache import KernelCache, KernelKey, KernelTimes
-from prunekit.ops.record_launch import Gpu
 from prunekit.ops.sparse_kernel import SparseKernel
 from prunekit.ops.sparse_kernels import SPARSE_KERNELS, has_sparse_kernel, kernels_for
 

@@ -1,7 +1,7 @@
 """How the record kernel is cut into blocks, and what a cut is expected to cost: the documented model behind the choice.
 
-A block is `lanes_h × lanes_w` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices`
-shares of each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
+A block is `lanes` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices` shares of
+each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
 stand in the compiled code; nothing in it was measured on a GPU.
 """
 
@@ -9,105 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any, ClassVar
 
 import numpy as np
 
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
 TILE_W = 2
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the model knows of a device.
-
-    Attributes:
-        name: As the driver calls it.
-        capability: Compute capability, for example 75.
-        multiprocessors: Streaming multiprocessors.
-        clock_ghz: Boost clock in GHz.
-        fma_lanes: float32 multiply-adds a cycle and multiprocessor.
-        memory_gb_per_s: Bandwidth of the device's memory.
-        l2_bytes: Size of its second-level cache.
-        shared_bytes: Shared memory that one block may have.
-        shared_bytes_multiprocessor: Shared memory of a multiprocessor.
-        max_warps: Warps of a multiprocessor.
-        tensor_lanes: float16 multiply-adds with float32 sums a cycle and multiprocessor.
-    """
-
-    name: str
-    capability: int
-    multiprocessors: int
-    clock_ghz: float
-    fma_lanes: int
-    memory_gb_per_s: float
-    l2_bytes: int
-    shared_bytes: int
-    shared_bytes_multiprocessor: int
-    max_warps: int
-    tensor_lanes: int
-
-    @property
-    def tensor_peak_gflops(self) -> float:
-        """10^9 float16 operations a second on tensor cores, multiply-adds counted as two."""
-        return 2 * self.tensor_lanes * self.multiprocessors * self.clock_ghz
-
-    @property
-    def fma_peak_gflops(self) -> float:
-        """10^9 float32 operations a second, multiply-adds counted as two."""
-        return 2 * self.fma_lanes * self.multiprocessors * self.clock_ghz
-
-    @property
-    def tf32_lanes(self) -> int:
-        """tf32 multiply-adds a cycle and multiprocessor: half as many as of float16 from 8.0 on, none before."""
-        return self.tensor_lanes // 2 if self.capability >= 80 else 0
-
-    @property
-    def tf32_peak_gflops(self) -> float:
-        """10^9 tf32 operations a second, multiply-adds counted as two."""
-        return 2 * self.tf32_lanes * self.multiprocessors * self.clock_ghz
-
-
-_KB = 1024
-_TENSOR_LANES = {80: 1024, 90: 2048, 100: 2048}  # of the large chips; others have 256
-#: As commonly published, boost clocks; not checked against data sheets.
-GPUS = {
-    "rtx-2070-super": Gpu(
-        "NVIDIA GeForce RTX 2070 SUPER", 75, 40, 1.770, 64, 448, 4 << 20, 64 * _KB, 64 * _KB, 32, 256
-    ),
-    "rtx-4090": Gpu("NVIDIA GeForce RTX 4090", 89, 128, 2.520, 128, 1008, 72 << 20, 99 * _KB, 100 * _KB, 48, 256),
-    "a100": Gpu("NVIDIA A100", 80, 108, 1.410, 64, 1555, 40 << 20, 163 * _KB, 164 * _KB, 64, 1024),
-    "h100": Gpu("NVIDIA H100", 90, 132, 1.830, 128, 3350, 50 << 20, 227 * _KB, 228 * _KB, 64, 2048),
-}
-
-
-def gpu_of(properties: Any) -> Gpu:
-    """Return what the model needs of a device, from `torch.cuda.get_device_properties`.
-
-    A device of the table keeps the table's figures; of others, what torch does not tell is taken to be modest.
-    """
-    for known in GPUS.values():
-        if known.name in properties.name:
-            return replace(known, multiprocessors=properties.multi_processor_count)
-    capability = 10 * properties.major + properties.minor
-    width, rate = getattr(properties, "memory_bus_width", 256), getattr(properties, "memory_clock_rate", 7_000_000)
-    return Gpu(
-        name=properties.name,
-        capability=capability,
-        multiprocessors=properties.multi_processor_count,
-        clock_ghz=getattr(properties, "clock_rate", 1_500_000) / 1e6,
-        fma_lanes=64 if capability in (75, 80) else 128,
-        memory_gb_per_s=2 * rate * 1e3 * width / 8 / 1e9,
-        l2_bytes=properties.L2_cache_size,
-        shared_bytes=properties.shared_memory_per_block_optin,
-        shared_bytes_multiprocessor=properties.shared_memory_per_multiprocessor,
-        max_warps=properties.max_threads_per_multi_processor // 32,
-        tensor_lanes=_TENSOR_LANES.get(capability, 256),
-    )
 
 
 @dataclass(frozen=True)
@@ -118,8 +30,8 @@ class RecordLaunch(KernelLaunch):
         chunk_channels: input channels that a block stages at once.
         slices: warps that share a row group.
         tile_h: rows of a lane's tile of pixels, which is 2 wide.
-        lanes_h: lanes one above the other.
-        lanes_w: lanes side by side.
+        lanes: tiles of a block, one after the other, line by line, in a band of the output.
+        lanes_w: tiles in a line of a band.
         row_groups: groups of 8 output channels in a block.
         buffers: 2 copies the next chunk while one is read.
     """
@@ -127,23 +39,24 @@ class RecordLaunch(KernelLaunch):
     chunk_channels: int
     slices: int
     tile_h: int
-    lanes_h: int
+    lanes: int
     lanes_w: int
     row_groups: int
     buffers: int
 
     def __str__(self) -> str:
-        blocks = f"{self.lanes_h}×{self.lanes_w} lanes of {self.tile_h}×{TILE_W}, {8 * self.row_groups} channels"
+        lanes = f"{self.lanes} lanes, {self.lanes_w} in a line, of {self.tile_h}×{TILE_W}"
+        blocks = f"{lanes}, {8 * self.row_groups} channels"
         return f"{blocks}, {self.chunk_channels} a chunk, {self.slices} slices, {self.buffers} buffers"
 
     def words(self) -> list[int]:
         """What the op is told; the rest is packed into the filter."""
-        return [self.tile_h, self.lanes_h, self.lanes_w, self.row_groups, self.buffers]
+        return [self.tile_h, self.lanes, self.lanes_w, self.row_groups, self.buffers]
 
     @property
     def pixel_warps(self) -> int:
         """Warps side by side over the pixels."""
-        return -(-self.lanes_h * self.lanes_w // 32)
+        return -(-self.lanes // 32)
 
 
 @dataclass(frozen=True)
@@ -199,12 +112,12 @@ class RecordCost:
 
 #: By (window taps, stride, tile_h).
 RECORD_COSTS = {
-    (9, 1, 6): RecordCost(7, 33, 32, 12),
-    (9, 1, 4): RecordCost(7, 27, 24, 16),
-    (9, 2, 4): RecordCost(7, 36, 72, 12),
-    (2, 1, 6): RecordCost(7, 33, 24, 12),
-    (2, 1, 4): RecordCost(7, 25, 16, 16),
-    (1, 0, 4): RecordCost(7, 29, 16, 16),
+    (9, 1, 6): RecordCost(7, 32, 32, 12),
+    (9, 1, 4): RecordCost(7, 26, 24, 16),
+    (9, 2, 4): RecordCost(7, 53, 54, 16),
+    (2, 1, 6): RecordCost(7, 32, 24, 12),
+    (2, 1, 4): RecordCost(7, 24, 16, 16),
+    (1, 0, 4): RecordCost(7, 28, 16, 16),
 }
 #: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
 #: Turing, none measured (docs/gpu.md).
@@ -212,13 +125,20 @@ LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
 #: From one record to the next of the same warp, without its multiply-adds: tests/test_cuda_compiles.py issues the
 #: compiled instructions in order with these latencies.
 RECORD_LATENCY = 67
-_STAGE_INSTRUCTIONS = 4  # an element of the tile: copy, two additions, loop
-_BLOCK_INSTRUCTIONS = 600  # what a warp does once
-_STORE_INSTRUCTIONS = 12  # a pixel of a row
+_STAGE_INSTRUCTIONS = {True: 4.5, False: 5.5}  # an element of the tile, copied asynchronously or loaded and stored
+_PLACE_INSTRUCTIONS, _CHUNK_INSTRUCTIONS = (
+    60,
+    110,
+)  # a place of the tile, before its channels; a chunk, before its places
+_RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
+_BLOCK_INSTRUCTIONS = 400  # what a warp does once
+_BLOCK_WAITS = 3  # for where runs begin, the channels' numbers and their biases
+_STORE_INSTRUCTIONS, _ADD_INSTRUCTIONS = 18, 3  # a pixel of a row, once and for each slice
+_ADD_CYCLES = 80  # of a row that slices add: two barriers, and shared memory between them
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
-_COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
-_COPY_BATCH = 16  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
-_RECORD_BATCH = 4  # pairs of records likewise
+_COPY_LATENCY = 236  # of loads that mostly come from the second-level cache
+COPY_BATCH, _COPY_REST = 24, 8  # loads of a thread under way together (csrc/cuda/record_conv2d.cuh)
+_RECORD_BATCH = 2  # pairs of records likewise
 _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
@@ -241,7 +161,7 @@ def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | 
 
 def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> Any:
     """Compute it for one cut or for columns of them."""
-    tile = 4 * _plane(problem, launch) * launch.chunk_channels
+    tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
     if longest is None:
         longest = _longest_run(problem, launch)
     sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
@@ -249,12 +169,31 @@ def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> A
     return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
 
 
-def _plane(problem: RecordProblem, launch: Any) -> Any:
-    """Return the elements of the haloed tile of one channel."""
+def _touched_lines(problem: RecordProblem, launch: Any) -> Any:
+    """Return how many lines of lanes a block touches at most: csrc/cuda/record_launch.h has the same."""
+    lines = -(-problem.size[0] // launch.tile_h)
+    first = np.where(lines * launch.lanes_w <= launch.lanes, 0, launch.lanes_w - np.gcd(launch.lanes, launch.lanes_w))
+    return np.minimum(lines, -(-(first + launch.lanes) // launch.lanes_w))
+
+
+def tile_layout(problem: RecordProblem, launch: Any) -> tuple[Any, Any, Any, Any]:
+    """Return (lines, pitch, skew, plane) of the haloed tile of one channel, in floats.
+
+    A line of lanes begins `skew` floats behind the lines before it, so that the lanes of a warp load from different
+    banks of shared memory: csrc/cuda/record_launch.h has the same.
+    """
     taps_h, taps_w = problem.kernel_size
-    plane_h = (launch.lanes_h * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
-    plane_w = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
-    return plane_h * (-(-plane_w // 4) * 4)
+    (_, stride), tile_lines = problem.kernel, launch.tile_h * problem.stride[0]
+    touched = _touched_lines(problem, launch)
+    lines = (touched * launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
+    width = (launch.lanes_w * TILE_W - 1) * problem.stride[1] + problem.dilation[1] * (taps_w - 1) + 1
+    step = 2 if stride == 1 else 4
+    pitches = -(-np.asarray(width) // step) * step + step * np.arange(8).reshape(8, *(1,) * np.ndim(width))
+    skews = (2 * launch.lanes_w - tile_lines * pitches) % 32 if stride else 0 * pitches
+    planes = -(-(lines * pitches + (lines - 1) // tile_lines * skews) // 4) * 4
+    least = planes.argmin(0)[None]
+    pitch, skew, plane = (np.take_along_axis(table, least, 0)[0] for table in (pitches, skews, planes))
+    return lines, pitch, skew, plane
 
 
 def _longest_run(problem: RecordProblem, launch: Any) -> Any:
@@ -266,60 +205,113 @@ def _longest_run(problem: RecordProblem, launch: Any) -> Any:
 def _copy_rounds(problem: RecordProblem, launch: Any, capability: int) -> Any:
     """Return how often a thread waits for memory in a chunk, one wait after the other.
 
-    Before architecture 8.0 it waits for each batch of loads; later for all copies together, with two buffers for none.
+    Before architecture 8.0 it waits for each batch of loads, where the first of records is under way with the first of
+    the tile; later for all copies together, with two buffers for none.
     """
     if capability >= 80:
         return 2 - launch.buffers
-    batches = -(-_plane(problem, launch) // (32 * launch.warps)) * -(-launch.chunk_channels // _COPY_BATCH)
-    parts = launch.pixel_warps * launch.slices
-    return batches + np.ceil(_longest_run(problem, launch) / (64 * parts * _RECORD_BATCH))
+    lines, pitch, _, _ = tile_layout(problem, launch)
+    columns = -(-lines * pitch // (32 * launch.warps))
+    parts = np.maximum(1, 32 * launch.warps // (lines * pitch))
+    together = np.where((2 * launch.chunk_channels > COPY_BATCH) | (parts > 1), 1, 2)
+    batches, rest = np.divmod(-(-launch.chunk_channels // parts), COPY_BATCH // together)
+    tile = -(-columns // together) * (batches + rest // _COPY_REST + rest % _COPY_REST)
+    sharing = launch.pixel_warps * launch.slices
+    return tile + np.ceil(_longest_run(problem, launch) / (64 * sharing * _RECORD_BATCH)) - 1
+
+
+@dataclass(frozen=True)
+class _ChunkWork:
+    """What a warp does in a chunk, in numbers or columns: first its copies, then, between barriers, its records."""
+
+    copy_instructions: Any
+    copy_waits: Any  # cycles that nothing hides
+    copied_words: Any
+    issue: Any
+    multiplied: Any  # cycles of the multiply-add lanes, all of the multiprocessor
+    shared: Any  # cycles of shared memory likewise
+    latency: Any  # of the warp's records one after the other, the slowest warp of a block
+    fetched: Any  # cycles of the second-level cache, for a block's copies
+
+    @classmethod
+    def of(cls, problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> _ChunkWork:
+        cost, pixels, threads = record_cost(problem, tile_h), tile_h * TILE_W, 32 * launch.warps
+        lines, pitch, _, plane = tile_layout(problem, launch)
+        tile = plane * launch.chunk_channels / threads
+        records = 2 * launch.row_groups * _longest_run(problem, launch) / threads
+        copies = tile * _STAGE_INSTRUCTIONS[gpu.capability >= 80] + records * _RECORD_INSTRUCTIONS
+        slots = problem.slots * launch.chunk_channels / launch.slices
+        loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
+        latency = (slots + loads + 2) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes + loads * cost.load
+        # Runs of row groups differ, and so do slices of a run.
+        run = (problem.slots + problem.loads) * launch.chunk_channels
+        slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
+        return cls(
+            copy_instructions=copies + -(-lines * pitch // threads) * _PLACE_INSTRUCTIONS + _CHUNK_INSTRUCTIONS,
+            copy_waits=_COPY_LATENCY * _copy_rounds(problem, launch, gpu.capability),
+            copied_words=tile + records,
+            issue=slots * (cost.dispatch + pixels) + (loads + 2) * cost.load,
+            multiplied=slots * pixels * 32 / gpu.fma_lanes,
+            shared=loads * (cost.load_cycles + 1) + slots + 2,
+            latency=latency * slowest,
+            fetched=4 * (tile + records) * threads / gpu.l2_bytes_per_cycle,
+        )
+
+    def cycles(self, launch: Any, blocks: Any, is_overlapped: Any) -> Any:
+        """Return the cycles of a chunk with so many blocks on a multiprocessor."""
+        warps = blocks * launch.warps
+        together = _largest(
+            (self.issue + self.copy_instructions) * -(-warps // 4),
+            self.multiplied * warps,
+            (self.shared + 2 * self.copied_words) * warps,
+            self.fetched * blocks,
+        )
+        # What one block takes, however idle the multiprocessor is.
+        records = _largest(
+            self.latency, self.issue * -(-launch.warps // 4), self.multiplied * launch.warps, self.shared * launch.warps
+        )
+        copies = self.copy_instructions * -(-launch.warps // 4) + self.copy_waits
+        alone = np.where(is_overlapped, copies, np.maximum(copies, self.fetched)) + records
+        return np.maximum(together, alone) + _CHUNK_CYCLES
+
+
+def _largest(*cycles: Any) -> Any:
+    return reduce(np.maximum, cycles)
 
 
 def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
     """Return the modelled time of one convolution.
 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
-    memory, and the latency of a warp's records one after the other; the memory's bytes are a floor below it all.
+    memory, the second-level cache, and one block's copies and a warp's records one after the other; the memory's bytes
+    are a floor below it all.
     """
     return float(_modelled_seconds(problem, launch.tile_h, launch, gpu))
 
 
 def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
     """Compute it for one cut or for columns of them, all of this tile."""
-    cost = record_cost(problem, tile_h)
-    pixels = tile_h * TILE_W
     p, q = problem.size
-    tiles = problem.batch * -(-p // (launch.lanes_h * tile_h)) * -(-q // (launch.lanes_w * TILE_W))
+    runs = -(-(-(-p // tile_h) * launch.lanes_w) // launch.lanes)
+    tiles = problem.batch * runs * -(-q // (launch.lanes_w * TILE_W))
     blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
     bytes_shared = _shared_bytes(problem, launch)
     resident = np.minimum(
         gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
-        min(cost.max_warps, gpu.max_warps) // launch.warps,
+        min(record_cost(problem, tile_h).max_warps, gpu.max_warps) // launch.warps,
     )
     fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
     resident = np.maximum(resident, 1)
     chunks = np.ceil(problem.group_channels / launch.chunk_channels)
-    # A warp's share of a chunk, and how much more the slowest warp of the block has: runs of row groups differ.
-    slots = problem.slots * launch.chunk_channels / launch.slices
-    loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
-    run = (problem.slots + problem.loads) * launch.chunk_channels
-    slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
-    staged = bytes_shared / launch.buffers / 4 / (32 * launch.warps)
-    store = ROWS * pixels * (_STORE_INSTRUCTIONS / launch.slices + 4 * (launch.slices > 1))
-    issue = slots * (cost.dispatch + pixels) + (loads + 2) * cost.load + staged * _STAGE_INSTRUCTIONS
-    shared = loads * (cost.load_cycles + 1) + slots + 2 + 2 * staged
-    latency = (slots + loads + 2) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes + loads * cost.load
-    exposed = _COPY_LATENCY * _copy_rounds(problem, launch, gpu.capability)
+    work, is_overlapped = _ChunkWork.of(problem, tile_h, launch, gpu), (gpu.capability >= 80) & (launch.buffers == 2)
+    has_slices = launch.slices > 1
+    end = ROWS * tile_h * TILE_W * (_STORE_INSTRUCTIONS / launch.slices + _ADD_INSTRUCTIONS * has_slices)
+    waits = _BLOCK_WAITS * _COPY_LATENCY + _ADD_CYCLES * ROWS * has_slices
     seconds: Any = 0.0
     full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
     for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
-        warps = here * launch.warps
-        busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = np.maximum(
-            np.maximum(issue * busiest, slots * pixels * 32 / gpu.fma_lanes * warps), shared * warps
-        )
-        cycles = chunks * (np.maximum(throughput, latency * slowest + exposed) + _CHUNK_CYCLES)
-        cycles = cycles + (store + _BLOCK_INSTRUCTIONS) * busiest
+        cycles = chunks * work.cycles(launch, here, is_overlapped)
+        cycles = cycles + (end + _BLOCK_INSTRUCTIONS) * -(-here * launch.warps // 4) + waits
         seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
     return np.where(fits, np.maximum(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS, math.inf)
 
@@ -368,27 +360,34 @@ def _all_cuts(
     tile_h: int, tiles: tuple[int, int], limits: tuple[int, int], least_chunk: int, channels: int
 ) -> np.ndarray[Any, Any]:
     num_row_groups, max_warps = limits
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least_chunk and n <= max(least_chunk, channels)]
+    sizes = [n for n in _CHUNKS if n % least_chunk == 0 and n <= max(least_chunk, channels)]
     chunks = crossed(sizes, (1, 2))
     parts = []
-    for pixel_warps in (1, 2, 3, 4, 6):
+    for pixel_warps in range(1, 9):
         shares = [(g, s) for g, s in _WARPS if g <= num_row_groups and pixel_warps * g * s <= max_warps]
-        parts.append(crossed(_lane_grids(*tiles, 32 * pixel_warps), shares, chunks))
-    lanes_h, lanes_w, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
-    return np.stack([chunk_channels, slices, np.full_like(slices, tile_h), lanes_h, lanes_w, row_groups, buffers], 1)
+        parts.append(crossed(_runs_of_lanes(*tiles, 32 * pixel_warps), shares, chunks))
+    lanes, lanes_w, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
+    cuts = np.stack([chunk_channels, slices, np.full_like(slices, tile_h), lanes, lanes_w, row_groups, buffers], 1)
+    return np.unique(cuts, axis=0)
 
 
-_WARPS = [(row_groups, slices) for row_groups in (1, 2, 3, 4, 5, 6, 8, 12, 16) for slices in (1, 2, 3, 4, 5, 6, 8, 12)]
+_CHUNKS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+_WARPS = [(row_groups, slices) for row_groups in range(1, 17) for slices in range(1, 13) if row_groups * slices <= 16]
 
 
-def _lane_grids(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, int]]:
-    """Return grids of at most `lanes` lanes that cut the tiles evenly, small ones too, for narrow memories."""
-    grids = {(1, 1), (2, 2)}
-    for cuts in (1, 2, 3, 4, 6, 8, 16, 32):
-        lanes_w = min(-(-tiles_w // cuts), lanes)
-        rows = min(max(1, lanes // lanes_w), tiles_h)
-        grids.add((-(-tiles_h // -(-tiles_h // rows)), lanes_w))
-    return sorted(grids, reverse=True)
+def _runs_of_lanes(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, int]]:
+    """Return (lanes of a block, of a line of its band): whole lines, runs over their ends, and a few small ones."""
+    runs = {(1, 1), (4, 2)}
+    for bands in (*range(1, 14), 16, 32):
+        lanes_w = min(-(-tiles_w // bands), lanes)
+        lines = min(max(1, lanes // lanes_w), tiles_h)
+        runs.add((-(-tiles_h // -(-tiles_h // lines)) * lanes_w, lanes_w))
+        lanes_w = -(-tiles_w // bands)
+        band = tiles_h * lanes_w
+        if 2 * band > lanes:
+            runs.add((min(lanes, band), lanes_w))
+            runs.add((-(-band // -(-band // lanes)), lanes_w))
+    return sorted(runs, reverse=True)
 
 
 def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float] | None:

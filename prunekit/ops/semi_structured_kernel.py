@@ -13,7 +13,7 @@ from prunekit.ops import semi_structured_launch
 from prunekit.ops.condensed_launch import MAX_WARPS, CondensedProblem
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.fragment_filter import MAX_CHANNELS, ROWS
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.semi_structured_filter import (
     SPARSE_STEP_COLUMNS,
     SemiStructuredPattern,

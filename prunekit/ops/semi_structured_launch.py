@@ -30,7 +30,7 @@ from prunekit.ops.condensed_launch import (
 )
 from prunekit.ops.conv_problem import KernelLaunch, crossed, least
 from prunekit.ops.fragment_filter import ROWS
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.semi_structured_filter import FRAGMENTS, SPARSE_STEP_COLUMNS
 
 #: (fragments, units of a warp) that the kernel is compiled for, and the warps of a multiprocessor that its registers

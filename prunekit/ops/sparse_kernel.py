@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
 from prunekit.ops.filter_header import FilterHeader
-from prunekit.ops.record_launch import Gpu
+from prunekit.ops.gpus import Gpu
 
 if TYPE_CHECKING:
     from typing_extensions import Self

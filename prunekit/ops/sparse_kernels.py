@@ -7,8 +7,8 @@ import torch
 from prunekit.ops.bitmap_kernel import BitmapKernel
 from prunekit.ops.condensed_kernel import CondensedKernel
 from prunekit.ops.conv_problem import ConvProblem
+from prunekit.ops.gpus import Gpu
 from prunekit.ops.record_kernel import RecordKernel
-from prunekit.ops.record_launch import Gpu
 from prunekit.ops.semi_structured_kernel import SemiStructuredKernel
 from prunekit.ops.sparse_kernel import SparseKernel
 

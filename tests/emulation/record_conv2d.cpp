@@ -24,7 +24,7 @@ void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
   int64_t at = 0, length = 0;
   for (int* size : {&conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w, &conv.padding_h,
                     &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation, &conv.tile_h,
-                    &conv.lanes_h, &conv.lanes_w, &conv.block_row_groups, &conv.buffers}) {
+                    &conv.lanes, &conv.lanes_w, &conv.block_row_groups, &conv.buffers}) {
     *size = static_cast<int>(words[at++]);
   }
   for (int64_t* stride : {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n,

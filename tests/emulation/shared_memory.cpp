@@ -42,7 +42,7 @@ int64_t condensed(const Numbers& n, const int (&cut)[8]) {
 int64_t record(const Numbers& n, const int (&cut)[8]) {
   RecordConv conv{};
   fill(conv, n);
-  conv.tile_h = cut[0], conv.lanes_h = cut[1], conv.lanes_w = cut[2], conv.block_row_groups = cut[3];
+  conv.tile_h = cut[0], conv.lanes = cut[1], conv.lanes_w = cut[2], conv.block_row_groups = cut[3];
   conv.buffers = cut[4];
   int64_t header[RECORD_HEADER_WORDS] = {};
   header[RECORD_OUT_CHANNELS] = n.k, header[RECORD_GROUP_CHANNELS] = n.c, header[RECORD_GROUPS] = n.groups;

@@ -21,22 +21,48 @@ void copy_async(void* to, const void* from, bool is_inside) {
   }
 }
 
-template <int MOST>
-void copy_column_async(float* to, int to_stride, const float* from, int64_t from_stride, int count, bool is_inside) {
-  if (count > MOST) {
-    simt::stop("a column longer than its batch");
-  }
-  for (int i = 0; i < count; ++i) {
-    copy_async<4>(to + i * to_stride, from + i * from_stride, is_inside);
+struct Column {
+  float* to;
+  const float* from;
+  bool is_there;
+};
+
+template <int COUNT, int COLUMNS>
+void copy_columns_async(Column (&columns)[COLUMNS], int to_stride, int64_t from_stride) {
+  for (Column& column : columns) {
+    for (int i = 0; i < COUNT; ++i, column.to += to_stride, column.from += from_stride) {
+      if (column.is_there) {
+        copy_async<4>(column.to, column.from, true);
+      }
+    }
   }
 }
 
+// Before architecture 8.0 nothing is there before `finish`.
 template <int MOST>
-void copy_strided_async(int2* to, const int32_t* from, int stride, int end) {
-  for (int i = 0; i < MOST && i * stride < end; ++i) {
-    copy_async<16>(to + i * stride, from + 2 * i * stride, true);
+struct StridedCopy {
+  const int32_t* source = nullptr;
+
+  void begin(int2* to, const int32_t* from, int stride, int end) {
+    source = from;
+    if (HAS_ASYNC_COPY) {
+      copy(to, stride, end);
+    }
   }
-}
+
+  void finish(int2* to, int stride, int end) {
+    if (!HAS_ASYNC_COPY) {
+      copy(to, stride, end);
+    }
+  }
+
+ private:
+  void copy(int2* to, int stride, int end) {
+    for (int i = 0; i < MOST && i * stride < end; ++i) {
+      copy_async<16>(to + i * stride, source + 2 * i * stride, true);
+    }
+  }
+};
 
 inline void commit_copies() {
   simt::Unwatched unwatched;

@@ -21,7 +21,9 @@ void run_records(const RecordConv& conv, const int2* segment, const float* from,
       for (int c = 0; c < CHANNELS; ++c) {
         for (int i = 0; i < H; ++i) {
           for (int j = 0; j < W; ++j) {
-            window[c][i][j] = at[c * conv.plane + i * step_h * conv.pitch + j * step_w];
+            const int column = STRIDE == 2 ? j % 2 * (conv.pitch / 2) + j / 2 : j * step_w;
+            const int turn = STRIDE && i >= TILE_H * STEP ? conv.skew : 0;
+            window[c][i][j] = at[c * conv.plane + i * step_h * conv.pitch + turn + column];
           }
         }
       }
