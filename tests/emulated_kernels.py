@@ -219,7 +219,7 @@ def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
         problem.write_bytes(b"".join(_problem(case, y) for case, y in zip(cases, outputs, strict=True)))
         # A race's report may be long; the first one is enough.
         environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        command = [program, problem, result, str(seed)]
+        command = [str(program), str(problem), str(result), str(seed)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, env=environment, check=False, timeout=_MOST_SECONDS
