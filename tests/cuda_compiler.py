@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import toolkit
 from record_programs import write_programs
 from sass import Function, read_functions
+from shared_folder import made_once
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,25 +48,22 @@ def disassembler() -> str | None:
     return next((str(f / "nvdisasm") for f in folders if (f / "nvdisasm").is_file()), None)
 
 
-@cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="prunekit-cubin-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _compile(architecture: str, kernel: str, folder: Path) -> None:
+    write_programs(folder)
+    command = [str(nvcc()), *toolkit.FLAGS, f"-I{folder}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
+    command += [kernel, "-o", str(folder / "cubin")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
 
 
 @cache
 def _cubins(architecture: str) -> list[tuple[Path, str]]:
     """The machine code of every kernel file, and what the compiler said."""
     compiled = []
-    write_programs(_folder())
     for kernel in toolkit.KERNELS:
-        cubin = _folder() / f"{Path(kernel).stem}_sm_{architecture}.cubin"
-        command = [str(nvcc()), *toolkit.FLAGS, f"-I{_folder()}", f"-arch=sm_{architecture}", "-cubin"]
-        command += ["-Xptxas", "-v", kernel, "-o", str(cubin)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        compiled.append((cubin, done.stderr))
+        folder = made_once(f"{Path(kernel).stem}_sm_{architecture}", partial(_compile, architecture, kernel))
+        compiled.append((folder / "cubin", (folder / "said").read_text()))
     return compiled
 
 
