@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Test files are run by this many processes.
+PROCESSES ?= 2
 # More arguments for every pip call, for example a package index with CPU builds of torch.
 PIP_ARGS ?=
 
@@ -33,7 +35,7 @@ demo: $(READY)  ## the main job on rendered images; no data needed
 	@$(BIN)/prunekit demo --out runs/demo
 
 test: lint types  ## everything that must pass
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff's rules and format
 	@$(BIN)/ruff check .

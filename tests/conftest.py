@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from commands import Options
+from shared_folder import shared_folder
 from stage_commands import prune_filters, train_for_a_moment, working_options
 
 from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
@@ -19,6 +21,32 @@ from prunekit.pipeline.training import train
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125
+#: Files that several processes begin with, the longest first, so that they end at about the same time.
+LONGEST = (
+    "test_cuda_compiles.py",
+    "test_record_conv2d.py",
+    "test_sanitizers.py",
+    "test_condensed_mutants.py",
+    "test_bitmap_mutants.py",
+    "test_cuda_mutants.py",
+    "test_killed_stages.py",
+    "test_semi_structured_mutants.py",
+    "test_condensed_conv2d.py",
+    "test_bitmap_conv2d.py",
+    "test_triton_kernels.py",
+    "test_triton_compiles.py",
+    "test_coco128.py",
+    "test_cuda_build.py",
+)
+
+
+def pytest_configure() -> None:
+    shared_folder()  # before further processes begin, which are told of it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import toolkit
 from record_programs import write_programs
 from sass import Function, read_functions
+from shared_folder import made_once
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,26 +48,20 @@ def disassembler() -> str | None:
     return next((str(f / "nvdisasm") for f in folders if (f / "nvdisasm").is_file()), None)
 
 
-@cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="prunekit-cubin-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _compile(architecture: str, kernel: str, folder: Path) -> None:
+    write_programs(folder)
+    command = [str(nvcc()), *toolkit.FLAGS, f"-I{folder}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
+    command += [kernel, "-o", str(folder / "cubin")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
 
 
 @cache
-def _cubins(architecture: str) -> list[tuple[Path, str]]:
-    """The machine code of every kernel file, and what the compiler said."""
-    compiled = []
-    write_programs(_folder())
-    for kernel in toolkit.KERNELS:
-        cubin = _folder() / f"{Path(kernel).stem}_sm_{architecture}.cubin"
-        command = [str(nvcc()), *toolkit.FLAGS, f"-I{_folder()}", f"-arch=sm_{architecture}", "-cubin"]
-        command += ["-Xptxas", "-v", kernel, "-o", str(cubin)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        compiled.append((cubin, done.stderr))
-    return compiled
+def _cubin(architecture: str, kernel: str) -> tuple[Path, str]:
+    """A kernel file's machine code, and what the compiler said."""
+    folder = made_once(f"{Path(kernel).stem}_sm_{architecture}", partial(_compile, architecture, kernel))
+    return folder / "cubin", (folder / "said").read_text()
 
 
 def short_name(mangled: str) -> str:
@@ -82,7 +75,8 @@ def short_name(mangled: str) -> str:
 def compile_for(architecture: str) -> dict[str, Compiled]:
     """What ptxas says of each kernel."""
     kernels = {}
-    parts = [part for _, said in _cubins(architecture) for part in said.split("Compiling entry function '")[1:]]
+    said = [_cubin(architecture, kernel)[1] for kernel in toolkit.KERNELS]
+    parts = [part for text in said for part in text.split("Compiling entry function '")[1:]]
     for part in parts:
         spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
@@ -96,13 +90,16 @@ def compile_for(architecture: str) -> dict[str, Compiled]:
 
 
 @cache
-def disassemble(architecture: str) -> dict[str, Function]:
-    """Each kernel's machine code."""
+def _disassemble(architecture: str, kernel: str) -> dict[str, Function]:
     tool = disassembler()
     assert tool is not None
-    functions: dict[str, Function] = {}
-    for cubin, _ in _cubins(architecture):
-        done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        functions |= read_functions(done.stdout)
-    return {short_name(name): function for name, function in functions.items()}
+    done = subprocess.run([tool, "-c", _cubin(architecture, kernel)[0]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {short_name(name): function for name, function in read_functions(done.stdout).items()}
+
+
+def disassemble(architecture: str, stem: str = "") -> dict[str, Function]:
+    """The machine code of each kernel, or of those in the one file csrc/cuda/<stem>.cu."""
+    kernels = [kernel for kernel in toolkit.KERNELS if stem in ("", Path(kernel).stem)]
+    assert kernels, stem
+    return {name: function for kernel in kernels for name, function in _disassemble(architecture, kernel).items()}

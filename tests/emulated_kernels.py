@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import shutil
@@ -11,12 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from shared_folder import made_once, shared_folder
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
@@ -46,28 +46,27 @@ class Build:
         return f"{self.architecture}-{self.sanitizer or 'plain'}"
 
 
-@cache
-def work_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="prunekit-emulation-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+#: Compilers and emulators side by side: one a core, which pytest's processes have to share.
+NUM_JOBS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @cache
 def compiled(build: Build, source: str) -> Path:
     """Compile tests/emulation/<source>.cpp against csrc/, or an edited copy of it."""
     name = hashlib.sha256(repr((build, source)).encode()).hexdigest()[:16]
+    return made_once(name, partial(_compile, build, source)) / "emulate"
+
+
+def _compile(build: Build, source: str, folder: Path) -> None:
     csrc = ROOT / "csrc"
     if build.edits:
-        csrc = work_folder() / name / "csrc"
-        shutil.copytree(ROOT / "csrc", csrc)
+        csrc = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", csrc, dirs_exist_ok=True)
         for file, text, replacement in build.edits:
             path = csrc / "cuda" / file
             before = path.read_text()
             assert before.count(text) == 1, f"{file} holds {text!r} {before.count(text)} times"
             path.write_text(before.replace(text, replacement))
-    program = work_folder() / name / "emulate"
-    program.parent.mkdir(exist_ok=True)
     emulation = ROOT / "tests" / "emulation"
     command = [
         COMPILER,
@@ -79,19 +78,17 @@ def compiled(build: Build, source: str) -> Path:
         *SANITIZERS[build.sanitizer],
     ]
     command += [f"-DPRUNEKIT_EMULATED={build.architecture}", f"-I{csrc / 'cuda'}", f"-I{emulation}"]
-    done = subprocess.run(
-        [*command, str(emulation / f"{source}.cpp"), "-o", str(program)], capture_output=True, text=True, check=False
-    )
+    command += [str(emulation / f"{source}.cpp"), "-o", str(folder / "emulate")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert build.edits or "warning" not in done.stderr, done.stderr  # a planted bug may leave a variable unused
-    return program
 
 
 def compile_all(source: str) -> None:
     """Compile a kernel for both ways of copying, plainly and with each sanitizer, a compiler a core."""
     builds = [Build(architecture, sanitizer) for sanitizer in SANITIZERS for architecture in (750, 800)]
     if COMPILER:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(NUM_JOBS) as pool:
             list(pool.map(lambda build: compiled(build, source), builds))
 
 
@@ -214,7 +211,7 @@ def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
     """
     program = compiled(build, cases[0].source)
     outputs = [case.output() for case in cases]
-    with tempfile.TemporaryDirectory(dir=work_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=shared_folder()) as folder:
         problem, result = Path(folder) / "problem", Path(folder) / "result"
         problem.write_bytes(b"".join(_problem(case, y) for case, y in zip(cases, outputs, strict=True)))
         # A race's report may be long; the first one is enough.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from emulated_kernels import Build, Case, EmulationError, emulate
+from emulated_kernels import NUM_JOBS, Build, Case, EmulationError, emulate
 from oracles import TOLERANCE, relative_difference
 from torch import Tensor
 
@@ -17,7 +16,7 @@ Mutant = tuple[str, str, str, str]
 def all_caught(mutants: Mapping[str, Mutant], problems: Sequence[tuple[Case, Tensor]]) -> dict[str, bool]:
     """Whether each is caught; compilers and emulators are processes, one a core."""
     emulate([case for case, _ in problems], Build())  # what all of them share is made before they begin
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(NUM_JOBS) as pool:
         return dict(zip(mutants, pool.map(lambda mutant: is_caught(mutant, problems), mutants.values()), strict=True))
 
 

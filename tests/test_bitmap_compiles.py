@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_is_decoded_and_multiplied_in_as_many_instructions_as_the_model_says(architecture: str) -> None:
     """For two units four matrices and two products; one count of bits, and eight loads of values."""
-    for name, function in disassemble(architecture).items():
+    for name, function in disassemble(architecture, "bitmap_conv2d").items():
         kernel, _, numbers = name.rstrip(">").partition("<")
         if kernel != "bitmap_conv2d":
             continue

@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_is_a_load_a_unit_and_sparse_products(architecture: str) -> None:
     """32 columns: loads of each fragment's weights, of taps, and of two fragments' metadata; four matrices a unit."""
-    for name, function in disassemble(architecture).items():
+    for name, function in disassemble(architecture, "semi_structured_conv2d").items():
         kernel, _, numbers = name.rstrip(">").partition("<")
         if kernel != "semi_structured_conv2d":
             continue
