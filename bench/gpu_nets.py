@@ -31,9 +31,9 @@ from bench.time_limit import TimeLimit, run_process
 from prunekit.benchmark.problems import pruned_net, random_image
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu
-from prunekit.ops.gpus import GPUS
-from prunekit.ops.masked_conv2d_cuda import CudaDevice
-from prunekit.ops.sparse_kernel import cuda_op
+from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.timing import time_in_turn
 
 NETS = {"yolov3": 416, "resnet50": 224}

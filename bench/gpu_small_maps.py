@@ -13,9 +13,9 @@ import argparse
 import sys
 
 from bench.gpu_model import Layer, dense_seconds
-from prunekit.ops import bitmap_launch, condensed_launch
-from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.gpus import GPUS, Gpu
+from prunekit.ops.cuda import bitmap_launch, condensed_launch
+from prunekit.ops.cuda.condensed_launch import CondensedProblem
+from prunekit.ops.cuda.gpus import GPUS, Gpu
 
 RATIOS = (50, 80, 90, 95, 99)
 #: (in_channels, out_channels, kernel, stride, output)

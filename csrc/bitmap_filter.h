@@ -1,5 +1,5 @@
 // The bitmap filter: a fragment filter (fragment_filter.h) whose steps hold nothing but the kept weights and a bitmap
-// (prunekit/ops/bitmap_filter.py packs it).
+// (prunekit/ops/cuda/bitmap_filter.py packs it).
 //
 // Runs, steps and rows are those of a fragment filter: 16 output channels × 16 of the taps that any of them keeps.
 //   `starts`   int32 [runs + 1][2]: each run's first step, and its first values in BITMAP_ALIGNMENTs; runs are

@@ -1,4 +1,4 @@
-// The fragment filter: a condensed filter cut into the pieces that tensor cores read (prunekit/ops/fragment_filter.py
+// The fragment filter: a condensed filter cut into the pieces that tensor cores read (prunekit/ops/cuda/fragment_filter.py
 // packs it).
 //
 // Output channels stand in row groups of FRAGMENT_ROWS. A run holds one row group and one chunk (`chunk_channels` input

@@ -1,5 +1,5 @@
 // The record filter: a packed filter as a stream of records that a GPU's warps read like a small program
-// (prunekit/ops/record_filter.py packs it).
+// (prunekit/ops/cuda/record_filter.py packs it).
 //
 // `records` is int32 [num_records, 2]: the operation of the *next* record, and this one's argument. A run holds one row
 // group (RECORD_ROWS output channels of one conv group) and one chunk (`chunk_channels` input channels); it is cut into

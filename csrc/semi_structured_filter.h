@@ -1,5 +1,5 @@
 // The semi-structured filter: any mask in steps whose rows keep two of four columns, as sparse tensor cores read them
-// (prunekit/ops/semi_structured_filter.py packs it).
+// (prunekit/ops/cuda/semi_structured_filter.py packs it).
 //
 // It is a fragment filter (fragment_filter.h) but for these:
 //   * A row group is `fragments` (1, 2 or 4) times FRAGMENT_ROWS output channels, which share their columns.

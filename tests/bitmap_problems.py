@@ -13,8 +13,8 @@ from emulated_kernels import Convolution
 from record_problems import random_convolutions
 from torch import Tensor
 
-from prunekit.ops.bitmap_filter import BitmapFilter, pack_bitmaps
-from prunekit.ops.fragment_filter import DTYPES, ROWS
+from prunekit.ops.cuda.bitmap_filter import BitmapFilter, pack_bitmaps
+from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS
 
 
 @dataclass(frozen=True)

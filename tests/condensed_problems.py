@@ -10,7 +10,7 @@ from emulated_kernels import CondensedProblemCase
 from record_problems import random_convolutions
 from torch import Tensor
 
-from prunekit.ops.fragment_filter import DTYPES, ROWS, pack_fragments
+from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS, pack_fragments
 
 UNIT_PIXELS = 8
 

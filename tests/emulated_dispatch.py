@@ -15,15 +15,15 @@ from emulated_kernels import Build, CondensedProblemCase, Convolution, RecordPro
 from semi_structured_problems import SemiStructuredCase
 from torch import Tensor
 
-from prunekit.ops import masked_conv2d_cuda as cuda
-from prunekit.ops.bitmap_filter import BitmapFilter, BitmapHeader
-from prunekit.ops.filter_op import output_format
-from prunekit.ops.fragment_filter import FragmentFilter, FragmentHeader
-from prunekit.ops.gpus import GPUS, Gpu
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.record_filter import RecordFilter, RecordHeader
-from prunekit.ops.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
-from prunekit.ops.sparse_kernel import cuda_op
+from prunekit.ops.cuda import masked_conv2d_cuda as cuda
+from prunekit.ops.cuda.bitmap_filter import BitmapFilter, BitmapHeader
+from prunekit.ops.cuda.filter_op import output_format
+from prunekit.ops.cuda.fragment_filter import FragmentFilter, FragmentHeader
+from prunekit.ops.cuda.gpus import GPUS, Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.record_filter import RecordFilter, RecordHeader
+from prunekit.ops.cuda.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
+from prunekit.ops.cuda.sparse_kernel import cuda_op
 
 #: By kernel: what runs it, its filter and that one's header, and the architecture that is emulated.
 _EMULATED: dict[str, tuple[Any, Any, Any, int]] = {

@@ -20,9 +20,9 @@ from shared_folder import made_once, shared_folder
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.epilogue import EPILOGUES
-from prunekit.ops.fragment_filter import FragmentFilter
-from prunekit.ops.record_filter import RecordFilter
+from prunekit.ops.cuda.epilogue import EPILOGUES
+from prunekit.ops.cuda.fragment_filter import FragmentFilter
+from prunekit.ops.cuda.record_filter import RecordFilter
 
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++") or ""

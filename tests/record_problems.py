@@ -11,9 +11,9 @@ from emulated_kernels import Convolution, RecordProblemCase
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
-from prunekit.ops.filter_op import output_format
-from prunekit.ops.record_filter import pack_records, window_taps
-from prunekit.ops.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.filter_op import output_format
+from prunekit.ops.cuda.record_filter import pack_records, window_taps
+from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
 
 DENSITIES = (0.0, 0.005, 0.05, 0.1, 0.3, 0.6, 1.0)
 KERNELS = ((3, 3), (3, 3), (1, 1), (5, 5), (1, 3), (4, 2), (7, 7))

@@ -14,8 +14,8 @@ from emulated_kernels import Convolution, _numbers
 from record_problems import random_convolutions
 from torch import Tensor
 
-from prunekit.ops.fragment_filter import DTYPES, ROWS
-from prunekit.ops.semi_structured_filter import FRAGMENTS, SemiStructuredFilter, pack_semi_structured
+from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS
+from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, SemiStructuredFilter, pack_semi_structured
 
 #: Units that a warp sums, by fragments (csrc/cuda/semi_structured_conv2d.h).
 WARP_UNITS = {1: 8, 2: 4, 4: 8}

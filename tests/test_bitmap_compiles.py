@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cuda_compiler import ARCHITECTURES, disassemble, disassembler, nvcc
 
-from prunekit.ops.bitmap_launch import STEP_INSTRUCTIONS, STEP_LOADS
+from prunekit.ops.cuda.bitmap_launch import STEP_INSTRUCTIONS, STEP_LOADS
 
 pytestmark = [
     pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine"),

@@ -16,8 +16,8 @@ from prunekit_kernels import condense
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunekit.errors import InputError
-from prunekit.ops.bitmap_conv2d import bitmap_conv2d_reference
-from prunekit.ops.bitmap_filter import (
+from prunekit.ops.cuda.bitmap_conv2d import bitmap_conv2d_reference
+from prunekit.ops.cuda.bitmap_filter import (
     ALIGNMENT,
     RECORD_WORDS,
     BitmapHeader,
@@ -26,7 +26,7 @@ from prunekit.ops.bitmap_filter import (
     pack_bitmaps,
     unpack_bitmaps,
 )
-from prunekit.ops.fragment_filter import DTYPES, pack_fragments
+from prunekit.ops.cuda.fragment_filter import DTYPES, pack_fragments
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "60"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")

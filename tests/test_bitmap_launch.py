@@ -10,8 +10,8 @@ import pytest
 import torch
 from emulated_kernels import COMPILER, ROOT
 
-from prunekit.ops.bitmap_filter import pack_bitmaps
-from prunekit.ops.bitmap_launch import (
+from prunekit.ops.cuda.bitmap_filter import pack_bitmaps
+from prunekit.ops.cuda.bitmap_launch import (
     BitmapLaunch,
     adding_seconds,
     best_launches,
@@ -21,8 +21,8 @@ from prunekit.ops.bitmap_launch import (
     modelled_seconds,
     shared_bytes,
 )
-from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.gpus import GPUS
+from prunekit.ops.cuda.condensed_launch import CondensedProblem
+from prunekit.ops.cuda.gpus import GPUS
 
 
 def _small_map(density: float) -> CondensedProblem:

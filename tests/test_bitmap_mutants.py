@@ -12,7 +12,7 @@ from oracles import masked_conv2d_oracle
 from planted_bugs import all_caught
 from torch import Tensor
 
-from prunekit.ops.bitmap_filter import unpack_bitmaps
+from prunekit.ops.cuda.bitmap_filter import unpack_bitmaps
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 

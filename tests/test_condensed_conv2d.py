@@ -14,8 +14,8 @@ from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from prunekit_kernels import condense
 
 from prunekit.errors import InputError
-from prunekit.ops.condensed_conv2d import condensed_conv2d_reference
-from prunekit.ops.fragment_filter import (
+from prunekit.ops.cuda.condensed_conv2d import condensed_conv2d_reference
+from prunekit.ops.cuda.fragment_filter import (
     DTYPES,
     FragmentFilter,
     FragmentHeader,

@@ -12,7 +12,7 @@ from oracles import masked_conv2d_oracle
 from planted_bugs import all_caught
 from torch import Tensor
 
-from prunekit.ops.fragment_filter import pack_fragments, unpack_fragments
+from prunekit.ops.cuda.fragment_filter import pack_fragments, unpack_fragments
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 

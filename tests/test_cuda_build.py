@@ -13,9 +13,9 @@ import torch
 from cuda_compiler import nvcc
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunekit.ops.fragment_filter import pack_fragments
-from prunekit.ops.record_filter import pack_records
-from prunekit.ops.semi_structured_filter import pack_semi_structured
+from prunekit.ops.cuda.fragment_filter import pack_fragments
+from prunekit.ops.cuda.record_filter import pack_records
+from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured
 
 ROOT = Path(__file__).parent.parent
 needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine")

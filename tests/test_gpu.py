@@ -25,9 +25,9 @@ import prunekit
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import build_graph
-from prunekit.ops import masked_conv2d_cuda
-from prunekit.ops.fragment_filter import DTYPES
-from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.cuda import masked_conv2d_cuda
+from prunekit.ops.cuda.fragment_filter import DTYPES
+from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.native import cuda_status
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from bench import gpu, gpu_model, gpu_nets
-from prunekit.ops import condensed_launch
-from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.fragment_filter import pack_fragments
-from prunekit.ops.gpus import GPUS, gpu_of
-from prunekit.ops.record_filter import pack_records
-from prunekit.ops.record_launch import (
+from prunekit.ops.cuda import condensed_launch
+from prunekit.ops.cuda.condensed_launch import CondensedProblem
+from prunekit.ops.cuda.fragment_filter import pack_fragments
+from prunekit.ops.cuda.gpus import GPUS, gpu_of
+from prunekit.ops.cuda.record_filter import pack_records
+from prunekit.ops.cuda.record_launch import (
     RecordProblem,
     best_launches,
     choose_launch,

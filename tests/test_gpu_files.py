@@ -22,8 +22,8 @@ from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
-from prunekit.ops.gpus import GPUS
-from prunekit.ops.kernel_cache import KernelCache
+from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.native import CudaStatus
 from prunekit.timing import relative_rms
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 import prunekit
 from prunekit.errors import WrongOutputError
-from prunekit.ops import masked_conv2d_cuda as cuda
-from prunekit.ops.bitmap_launch import BitmapLaunch
-from prunekit.ops.condensed_kernel import CondensedKernel
-from prunekit.ops.condensed_launch import CondensedLaunch
-from prunekit.ops.conv_plan import ConvPlan, forward_job
-from prunekit.ops.conv_problem import ConvProblem
-from prunekit.ops.gpus import GPUS, Gpu
-from prunekit.ops.kernel_cache import KernelCache, KernelTimes
-from prunekit.ops.kernel_choice import (
+from prunekit.ops.cuda import masked_conv2d_cuda as cuda
+from prunekit.ops.cuda.bitmap_launch import BitmapLaunch
+from prunekit.ops.cuda.condensed_kernel import CondensedKernel
+from prunekit.ops.cuda.condensed_launch import CondensedLaunch
+from prunekit.ops.cuda.conv_plan import ConvPlan, forward_job
+from prunekit.ops.cuda.conv_problem import ConvProblem
+from prunekit.ops.cuda.gpus import GPUS, Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache, KernelTimes
+from prunekit.ops.cuda.kernel_choice import (
     candidates,
     choose_kernel,
     dense_seconds,
@@ -34,8 +34,8 @@ from prunekit.ops.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_launch import RecordLaunch, RecordProblem, best_launches
-from prunekit.ops.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
 
 LAYER = RecordProblem(256, 128, (3, 3), 1, 0.05, 1, (52, 52))
 FLOAT = torch.float32

@@ -14,16 +14,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunekit
 from prunekit.nn import MaskedConv2d
-from prunekit.ops import masked_conv2d_cuda as cuda
-from prunekit.ops.bitmap_filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
-from prunekit.ops.conv_plan import input_grad_job
-from prunekit.ops.fragment_filter import fragment_packer, pack_fragments
-from prunekit.ops.gpus import GPUS
+from prunekit.ops.cuda import masked_conv2d_cuda as cuda
+from prunekit.ops.cuda.bitmap_filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
+from prunekit.ops.cuda.conv_plan import input_grad_job
+from prunekit.ops.cuda.fragment_filter import fragment_packer, pack_fragments
+from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.record_launch import RecordProblem
+from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured, semi_structured_packer
+from prunekit.ops.cuda.sparse_kernel import PackedFilter
+from prunekit.ops.cuda.transposed_conv import TransposedConv
 from prunekit.ops.masked_conv2d import is_finite
-from prunekit.ops.record_launch import RecordProblem
-from prunekit.ops.semi_structured_filter import pack_semi_structured, semi_structured_packer
-from prunekit.ops.sparse_kernel import PackedFilter
-from prunekit.ops.transposed_conv import TransposedConv
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 

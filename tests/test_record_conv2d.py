@@ -13,8 +13,8 @@ from oracles import TOLERANCE, relative_difference
 from record_problems import record_problems
 
 from prunekit.errors import InputError
-from prunekit.ops.record_conv2d import record_conv2d_reference
-from prunekit.ops.record_filter import RecordHeader, pack_records, unpack_records, window_taps
+from prunekit.ops.cuda.record_conv2d import record_conv2d_reference
+from prunekit.ops.cuda.record_filter import RecordHeader, pack_records, unpack_records, window_taps
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "200"))
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")

@@ -11,8 +11,8 @@ import torch
 from ptx_interpreter import PtxError, run_ptx
 from record_programs import PROGRAMS, TILE_W, Program
 
-from prunekit.ops.record_filter import ROWS, pack_records
-from prunekit.ops.record_launch import RECORD_COSTS
+from prunekit.ops.cuda.record_filter import ROWS, pack_records
+from prunekit.ops.cuda.record_launch import RECORD_COSTS
 
 Edit = Callable[[str], str]
 

@@ -8,7 +8,7 @@ import pytest
 from cuda_compiler import ARCHITECTURES, disassemble, disassembler, nvcc
 from semi_structured_problems import WARP_UNITS
 
-from prunekit.ops.semi_structured_launch import STEP_INSTRUCTIONS
+from prunekit.ops.cuda.semi_structured_launch import STEP_INSTRUCTIONS
 
 pytestmark = [
     pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine"),
@@ -36,6 +36,6 @@ def test_a_step_is_a_load_a_unit_and_sparse_products(architecture: str) -> None:
         assert loop["HMMA"] == steps * fragments * units, name
         loads = 1 + fragments + math.ceil(fragments / 2)
         assert loop["LDS"] == steps * loads, name
-        # The model's: prunekit/ops/semi_structured_launch.py.
+        # The model's: prunekit/ops/cuda/semi_structured_launch.py.
         rest = loop.total() - loop["HMMA"] - loop["LDSM"] - loop["LDS"]
         assert rest <= steps * (STEP_INSTRUCTIONS + units), (name, loop)

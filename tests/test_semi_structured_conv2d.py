@@ -11,7 +11,7 @@ from emulated_kernels import COMPILER, Build, EmulationError, emulate
 from oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from semi_structured_problems import SemiStructuredCase, semi_structured_problems
 
-from prunekit.ops.semi_structured_filter import unpack_semi_structured
+from prunekit.ops.cuda.semi_structured_filter import unpack_semi_structured
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "100"))
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")

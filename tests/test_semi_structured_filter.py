@@ -12,9 +12,9 @@ from semi_structured_problems import semi_structured_problems
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.fragment_filter import DTYPES
-from prunekit.ops.semi_structured_conv2d import semi_structured_conv2d_reference
-from prunekit.ops.semi_structured_filter import (
+from prunekit.ops.cuda.fragment_filter import DTYPES
+from prunekit.ops.cuda.semi_structured_conv2d import semi_structured_conv2d_reference
+from prunekit.ops.cuda.semi_structured_filter import (
     FRAGMENTS,
     SemiStructuredFilter,
     SemiStructuredHeader,

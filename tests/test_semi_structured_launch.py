@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from prunekit.ops import condensed_launch
-from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.gpus import GPUS
-from prunekit.ops.semi_structured_filter import FRAGMENTS, pack_semi_structured
-from prunekit.ops.semi_structured_launch import (
+from prunekit.ops.cuda import condensed_launch
+from prunekit.ops.cuda.condensed_launch import CondensedProblem
+from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, pack_semi_structured
+from prunekit.ops.cuda.semi_structured_launch import (
     RESIDENT_WARPS,
     best_launches,
     choose_launch,

@@ -13,8 +13,8 @@ from planted_bugs import all_caught
 from semi_structured_problems import SemiStructuredCase, semi_structured_problems
 from torch import Tensor
 
-from prunekit.ops import quad_order, semi_structured_filter
-from prunekit.ops.semi_structured_filter import pack_semi_structured, unpack_semi_structured
+from prunekit.ops.cuda import quad_order, semi_structured_filter
+from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured, unpack_semi_structured
 
 SPARSE, KERNEL, STAGE = "semi_structured_conv2d.cuh", "condensed_conv2d.cuh", "condensed_stage.cuh"
 MUTANTS = {
@@ -80,7 +80,7 @@ def test_a_planted_bug_is_caught(name: str, caught: dict[str, bool]) -> None:
     assert caught[name]
 
 
-#: Of prunekit/ops/quad_order.py: a text and its replacement.
+#: Of prunekit/ops/cuda/quad_order.py: a text and its replacement.
 PACKING = {
     "what finds no place is lost": ("self.kept[run, slot] = behind", "self.kept[run, slot] = 0"),
     "a quad takes three of a row": ("self.twice[run] |= self.once[run] & rows", "pass"),

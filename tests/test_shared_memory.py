@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from emulated_kernels import COMPILER, ROOT
 
-from prunekit.ops import condensed_launch, record_launch, semi_structured_launch
-from prunekit.ops.condensed_launch import CondensedProblem
-from prunekit.ops.gpus import GPUS
-from prunekit.ops.record_launch import RecordProblem
+from prunekit.ops.cuda import condensed_launch, record_launch, semi_structured_launch
+from prunekit.ops.cuda.condensed_launch import CondensedProblem
+from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.record_launch import RecordProblem
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the launchers' arithmetic with")
 

@@ -20,11 +20,11 @@ from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph
 from prunekit.engine.program import operator_of
 from prunekit.errors import InputError
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import KernelChoice
-from prunekit.ops.masked_conv2d_cuda import CudaDevice
-from prunekit.ops.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.kernel_choice import KernelChoice
+from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
 
 GPU_FORMAT = "prunekit accelerated GPU model"
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.engine.graph import Activation, Node
-from prunekit.ops.conv_plan import ConvPlan, Ops
-from prunekit.ops.conv_problem import ConvProblem
-from prunekit.ops.kernel_choice import KernelChoice
-from prunekit.ops.sparse_kernel import PackedFilter
+from prunekit.ops.cuda.conv_plan import ConvPlan, Ops
+from prunekit.ops.cuda.conv_problem import ConvProblem
+from prunekit.ops.cuda.kernel_choice import KernelChoice
+from prunekit.ops.cuda.sparse_kernel import PackedFilter
 
 Values = Mapping[str, Any]
 #: Activations that the sparse kernels' epilogues compute.

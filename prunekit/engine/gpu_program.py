@@ -18,12 +18,12 @@ from prunekit.engine.gpu_nodes import LayerKernel, convolve, run_native
 from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
 from prunekit.errors import InputError
-from prunekit.ops.conv_plan import ConvJob, ConvPlan, Ops, inference_job
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import KernelChoice, dense_seconds
-from prunekit.ops.masked_conv2d_cuda import CudaDevice
-from prunekit.ops.sparse_kernel import PackedFilter, cuda_op
+from prunekit.ops.cuda.conv_plan import ConvJob, ConvPlan, Ops, inference_job
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.kernel_choice import KernelChoice, dense_seconds
+from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.cuda.sparse_kernel import PackedFilter, cuda_op
 
 # Captured sizes that a model keeps; the one that was used longest ago goes first.
 _MAX_SIZES = 8

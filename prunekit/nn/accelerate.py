@@ -37,7 +37,7 @@ from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.tuning import tune_layer
 from prunekit.nn.whole_graph import build_whole_graph, layer_reports
 from prunekit.ops import native, native_status
-from prunekit.ops.kernel_choice import exact_float32
+from prunekit.ops.cuda.kernel_choice import exact_float32
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 3

@@ -23,10 +23,10 @@ from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.tuning import MAX_RELATIVE_RMS
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import exact_float32, floor_seconds
-from prunekit.ops.masked_conv2d_cuda import CudaDevice, device_of
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.kernel_choice import exact_float32, floor_seconds
+from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
 from prunekit.timing import Timing, time_in_turn
 

@@ -12,7 +12,7 @@ from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model, save_gpu_mo
 from prunekit.engine.gpu_program import GpuModel
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
-from prunekit.ops.masked_conv2d_cuda import device_of, kernel_cache
+from prunekit.ops.cuda.masked_conv2d_cuda import device_of, kernel_cache
 from prunekit.ops.native import cuda_status
 
 

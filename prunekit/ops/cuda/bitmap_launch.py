@@ -1,6 +1,6 @@
 """How the bitmap kernels are cut into blocks, and what a cut is expected to cost: the documented model.
 
-Blocks are those of the condensed kernel (prunekit/ops/condensed_launch.py), whose problem this model takes as well;
+Blocks are those of the condensed kernel (condensed_launch.py), whose problem this model takes as well;
 `cuts` blocks share the chunks of one output, and a second kernel adds what they summed. The model counts instructions
 and shared-memory cycles per step, as they stand in the compiled code; nothing in it was measured on a GPU.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.ops import condensed_launch
-from prunekit.ops.bitmap_filter import ALIGNMENT, MOST_PLANES, MOST_VALUES, RECORD_WORDS
-from prunekit.ops.condensed_launch import (
+from prunekit.ops.cuda import condensed_launch
+from prunekit.ops.cuda.bitmap_filter import ALIGNMENT, MOST_PLANES, MOST_VALUES, RECORD_WORDS
+from prunekit.ops.cuda.condensed_launch import (
     MAX_WARPS,
     UNIT_PIXELS,
     CondensedLaunch,
@@ -25,9 +25,9 @@ from prunekit.ops.condensed_launch import (
     _steps,
     bank_conflicts,
 )
-from prunekit.ops.conv_problem import crossed, least
-from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
-from prunekit.ops.gpus import Gpu
+from prunekit.ops.cuda.conv_problem import crossed, least
+from prunekit.ops.cuda.fragment_filter import ROWS, STEP_COLUMNS
+from prunekit.ops.cuda.gpus import Gpu
 
 #: Units of 8 pixels that a warp may sum.
 WARP_UNITS = (8, 14)

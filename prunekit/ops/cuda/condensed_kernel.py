@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.ops import condensed_launch
-from prunekit.ops.condensed_launch import MAX_WARPS, CondensedLaunch, CondensedProblem, shared_bytes
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.fragment_filter import MAX_CHANNELS, STEP_COLUMNS, FragmentPattern, fragment_packer
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
+from prunekit.ops.cuda import condensed_launch
+from prunekit.ops.cuda.condensed_launch import MAX_WARPS, CondensedLaunch, CondensedProblem, shared_bytes
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.fragment_filter import MAX_CHANNELS, STEP_COLUMNS, FragmentPattern, fragment_packer
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.sparse_kernel import FilterPattern, SparseKernel
 
 # Four launches; of a weight its two indices, itself read, gathered and made plain, and written; of a step's element the
 # pattern's read and written.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.epilogue import finish
+from prunekit.ops.cuda.epilogue import finish
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
 
 

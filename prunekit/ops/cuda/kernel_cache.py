@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from prunekit.files import cache_folder, write_text
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
 
 _VERSION = 3
 

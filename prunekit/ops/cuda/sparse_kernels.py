@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.ops.bitmap_kernel import BitmapKernel
-from prunekit.ops.condensed_kernel import CondensedKernel
-from prunekit.ops.conv_problem import ConvProblem
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.record_kernel import RecordKernel
-from prunekit.ops.semi_structured_kernel import SemiStructuredKernel
-from prunekit.ops.sparse_kernel import SparseKernel
+from prunekit.ops.cuda.bitmap_kernel import BitmapKernel
+from prunekit.ops.cuda.condensed_kernel import CondensedKernel
+from prunekit.ops.cuda.conv_problem import ConvProblem
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.record_kernel import RecordKernel
+from prunekit.ops.cuda.semi_structured_kernel import SemiStructuredKernel
+from prunekit.ops.cuda.sparse_kernel import SparseKernel
 
 #: By name.
 SPARSE_KERNELS: dict[str, SparseKernel] = {

@@ -3,7 +3,7 @@
     packed = pack_records(weight, mask, groups, window_taps=9, chunk_channels=8, slices=2)
 
 csrc/record_filter.h describes the records. A record filter runs on every input size; how it is cut into chunks and
-slices is chosen for one size and device (`prunekit.ops.record_launch`).
+slices is chosen for one size and device (`prunekit.ops.cuda.record_launch`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.filter_header import FilterHeader
+from prunekit.ops.cuda.filter_header import FilterHeader
 
 #: Output channels of a row group: what a lane sums in registers (csrc/record_filter.h).
 ROWS = 8

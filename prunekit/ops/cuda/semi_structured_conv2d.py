@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prunekit.ops.filter_op import empty_output, unpacked_output
-from prunekit.ops.library import define, fake, fallback
-from prunekit.ops.semi_structured_filter import (
+from prunekit.ops.cuda.filter_op import empty_output, unpacked_output
+from prunekit.ops.cuda.semi_structured_filter import (
     SemiStructuredFilter,
     SemiStructuredHeader,
     unpack_semi_structured,
 )
+from prunekit.ops.library import define, fake, fallback
 
 define(
     "semi_structured_conv2d(Tensor x, int[] header, Tensor starts, Tensor columns, Tensor fragments, "

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops import fragment_filter
-from prunekit.ops.fragment_filter import (
+from prunekit.ops.cuda import fragment_filter
+from prunekit.ops.cuda.fragment_filter import (
     STEP_COLUMNS,
     FragmentFilter,
     FragmentHeader,

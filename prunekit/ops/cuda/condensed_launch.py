@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
-from prunekit.ops.fragment_filter import ROWS, STEP_COLUMNS
-from prunekit.ops.gpus import Gpu
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch, crossed, least
+from prunekit.ops.cuda.fragment_filter import ROWS, STEP_COLUMNS
+from prunekit.ops.cuda.gpus import Gpu
 
 UNIT_PIXELS = 8
 MAX_WARPS = 8  # of a block (csrc/cuda/condensed_launch.h)

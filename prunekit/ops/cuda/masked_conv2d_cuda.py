@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.ops import masked_conv2d as op
-from prunekit.ops.conv_plan import ConvJob, ConvPlan, Ops, forward_job, input_grad_job
-from prunekit.ops.gpus import Gpu, gpu_of
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import KernelChoice, is_tf32_allowed
+from prunekit.ops.cuda.conv_plan import ConvJob, ConvPlan, Ops, forward_job, input_grad_job
+from prunekit.ops.cuda.gpus import Gpu, gpu_of
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.kernel_choice import KernelChoice, is_tf32_allowed
+from prunekit.ops.cuda.sparse_kernel import cuda_op
+from prunekit.ops.cuda.sparse_kernels import has_sparse_kernel
 from prunekit.ops.library import kernel
 from prunekit.ops.native import cuda_status
-from prunekit.ops.sparse_kernel import cuda_op
-from prunekit.ops.sparse_kernels import has_sparse_kernel
 from prunekit.timing import cuda_seconds
 
 _LOG = logging.getLogger("prunekit")

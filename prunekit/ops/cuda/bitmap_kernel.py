@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.ops import bitmap_launch
-from prunekit.ops.bitmap_filter import ALIGNMENT, MOST_TAP_ROWS, BitmapPattern, bitmap_packer
-from prunekit.ops.bitmap_launch import WARP_UNITS, BitmapLaunch, shared_bytes, takes_chunks
-from prunekit.ops.condensed_launch import MAX_WARPS, CondensedProblem
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.fragment_filter import MAX_CHANNELS
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
+from prunekit.ops.cuda import bitmap_launch
+from prunekit.ops.cuda.bitmap_filter import ALIGNMENT, MOST_TAP_ROWS, BitmapPattern, bitmap_packer
+from prunekit.ops.cuda.bitmap_launch import WARP_UNITS, BitmapLaunch, shared_bytes, takes_chunks
+from prunekit.ops.cuda.condensed_launch import MAX_WARPS, CondensedProblem
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.fragment_filter import MAX_CHANNELS
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.sparse_kernel import FilterPattern, SparseKernel
 
 # One gather: of a value its index and itself read, and written; a run is filled up by half of ALIGNMENT, about.
 _VALUE_BYTES = 12

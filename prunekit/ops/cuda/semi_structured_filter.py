@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.fragment_filter import (
+from prunekit.ops.cuda.fragment_filter import (
     DTYPES,
     ROWS,
     FragmentHeader,
@@ -26,7 +26,7 @@ from prunekit.ops.fragment_filter import (
     _from_fragments,
     _to_fragments,
 )
-from prunekit.ops.quad_order import order_columns
+from prunekit.ops.cuda.quad_order import order_columns
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prunekit.ops.filter_op import empty_output, unpacked_output
+from prunekit.ops.cuda.filter_op import empty_output, unpacked_output
+from prunekit.ops.cuda.record_filter import RecordFilter, RecordHeader, unpack_records
 from prunekit.ops.library import define, fake, fallback
-from prunekit.ops.record_filter import RecordFilter, RecordHeader, unpack_records
 
 define(
     "record_conv2d(Tensor x, int[] header, Tensor starts, Tensor records, Tensor rows, Tensor? bias, "

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.kernel_cache import KernelCache
-from prunekit.ops.kernel_choice import (
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.kernel_choice import (
     MEASURED_CUTS,
     KernelChoice,
     candidates,
@@ -28,10 +28,10 @@ from prunekit.ops.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.record_filter import MAX_KERNEL, MAX_WEIGHTS
-from prunekit.ops.sparse_kernel import FilterPattern, PackedFilter, SparseKernel, cuda_op
-from prunekit.ops.sparse_kernels import SPARSE_KERNELS
-from prunekit.ops.transposed_conv import TransposedConv
+from prunekit.ops.cuda.record_filter import MAX_KERNEL, MAX_WEIGHTS
+from prunekit.ops.cuda.sparse_kernel import FilterPattern, PackedFilter, SparseKernel, cuda_op
+from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.transposed_conv import TransposedConv
 
 _PACKINGS = 4  # cuts to try where the longest run of a packed filter is longer than a random mask's would be
 _MAX_STRIDE = 4096

@@ -1,6 +1,6 @@
 """How the kernel on sparse tensor cores is cut into blocks, and what a cut is expected to cost: the documented model.
 
-Blocks, staging and constants are those of the dense tensor cores' kernel (prunekit/ops/condensed_launch.py); what
+Blocks, staging and constants are those of the dense tensor cores' kernel (prunekit/ops/cuda/condensed_launch.py); what
 differs is a step: 32 columns, of which a row of 16, 32 or 64 output channels stores two of four. Nothing in it was
 measured on a GPU.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.ops.condensed_launch import (
+from prunekit.ops.cuda.condensed_launch import (
     _BLOCK_INSTRUCTIONS,
     _CHUNK_CYCLES,
     _COPY_LATENCY,
@@ -28,10 +28,10 @@ from prunekit.ops.condensed_launch import (
     mma_share,
     tile_choices,
 )
-from prunekit.ops.conv_problem import KernelLaunch, crossed, least
-from prunekit.ops.fragment_filter import ROWS
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.semi_structured_filter import FRAGMENTS, SPARSE_STEP_COLUMNS
+from prunekit.ops.cuda.conv_problem import KernelLaunch, crossed, least
+from prunekit.ops.cuda.fragment_filter import ROWS
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, SPARSE_STEP_COLUMNS
 
 #: (fragments, units of a warp) that the kernel is compiled for, and the warps of a multiprocessor that its registers
 #: allow (tests/cuda_budgets.json).

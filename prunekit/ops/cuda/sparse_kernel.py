@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.filter_header import FilterHeader
-from prunekit.ops.gpus import Gpu
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.filter_header import FilterHeader
+from prunekit.ops.cuda.gpus import Gpu
 
 if TYPE_CHECKING:
     from typing_extensions import Self

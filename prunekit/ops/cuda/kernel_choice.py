@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import WrongOutputError
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.kernel_cache import KernelCache, KernelKey, KernelTimes
-from prunekit.ops.sparse_kernel import SparseKernel
-from prunekit.ops.sparse_kernels import SPARSE_KERNELS, has_sparse_kernel, kernels_for
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.kernel_cache import KernelCache, KernelKey, KernelTimes
+from prunekit.ops.cuda.sparse_kernel import SparseKernel
+from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS, has_sparse_kernel, kernels_for
 
 DENSE_SHARE_OF_PEAK = 0.7
 #: Winograd's F(2×2, 3×3) multiplies 2.25 times less; transforms and memory are taken to leave this much of it.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.filter_header import FilterHeader
+from prunekit.ops.cuda.filter_header import FilterHeader
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.ops import record_launch
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.record_filter import RecordPattern, pack_pattern
-from prunekit.ops.record_launch import RECORD_COSTS, RecordLaunch, RecordProblem, shared_bytes
-from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
+from prunekit.ops.cuda import record_launch
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.record_filter import RecordPattern, pack_pattern
+from prunekit.ops.cuda.record_launch import RECORD_COSTS, RecordLaunch, RecordProblem, shared_bytes
+from prunekit.ops.cuda.sparse_kernel import FilterPattern, SparseKernel
 
 _FILL_LAUNCHES, _FILL_BYTES = 3, 44  # a weight's record read and written, its two indices, itself
 

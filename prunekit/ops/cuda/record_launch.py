@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch, crossed, least
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.record_filter import ROWS, WINDOW_CHANNELS, window_taps
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch, crossed, least
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.record_filter import ROWS, WINDOW_CHANNELS, window_taps
 
 TILE_W = 2
 

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.ops import semi_structured_launch
-from prunekit.ops.condensed_launch import MAX_WARPS, CondensedProblem
-from prunekit.ops.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.fragment_filter import MAX_CHANNELS, ROWS
-from prunekit.ops.gpus import Gpu
-from prunekit.ops.semi_structured_filter import (
+from prunekit.ops.cuda import semi_structured_launch
+from prunekit.ops.cuda.condensed_launch import MAX_WARPS, CondensedProblem
+from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.fragment_filter import MAX_CHANNELS, ROWS
+from prunekit.ops.cuda.gpus import Gpu
+from prunekit.ops.cuda.semi_structured_filter import (
     SPARSE_STEP_COLUMNS,
     SemiStructuredPattern,
     semi_structured_packer,
 )
-from prunekit.ops.semi_structured_launch import RESIDENT_WARPS, SemiStructuredLaunch, expected_steps, shared_bytes
-from prunekit.ops.sparse_kernel import FilterPattern, SparseKernel
+from prunekit.ops.cuda.semi_structured_launch import RESIDENT_WARPS, SemiStructuredLaunch, expected_steps, shared_bytes
+from prunekit.ops.cuda.sparse_kernel import FilterPattern, SparseKernel
 
 # Four launches; of a weight its two indices, itself read, gathered and made plain, and written; of a fragment's element
 # the pattern's read and written.
