@@ -102,6 +102,15 @@ class FragmentFilter:
         return unpack_fragments(self)[0]
 
 
+def fill_fragments(fragments: Tensor, slots: Tensor, sources: Tensor, weight: Tensor) -> Tensor:
+    """Return a copy of a pattern's fragments in the weight's dtype, with its elements `sources` in `slots`."""
+    # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
+    values = weight.detach().reshape(-1)[sources].add_(0.0)
+    filled = fragments.view(weight.dtype).clone()
+    filled.view(-1).index_copy_(0, slots, values)
+    return filled
+
+
 @dataclass(frozen=True)
 class FragmentPattern:
     """A fragment filter without its weights: what the mask alone decides, so that new weights cost one gather.
@@ -126,10 +135,7 @@ class FragmentPattern:
 
     def fill(self, weight: Tensor) -> FragmentFilter:
         """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
-        # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
-        values = weight.detach().reshape(-1)[self.sources].add_(0.0)
-        fragments = self.fragments.view(weight.dtype).clone()
-        fragments.view(-1).index_copy_(0, self.slots, values)
+        fragments = fill_fragments(self.fragments, self.slots, self.sources, weight)
         return FragmentFilter(self.header, self.starts, self.columns, fragments, self.rows)
 
     def to(self, device: torch.device) -> FragmentPattern:

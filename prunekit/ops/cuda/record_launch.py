@@ -126,10 +126,8 @@ LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
 #: compiled instructions in order with these latencies.
 RECORD_LATENCY = 67
 _STAGE_INSTRUCTIONS = {True: 4.5, False: 5.5}  # an element of the tile, copied asynchronously or loaded and stored
-_PLACE_INSTRUCTIONS, _CHUNK_INSTRUCTIONS = (
-    60,
-    110,
-)  # a place of the tile, before its channels; a chunk, before its places
+_PLACE_INSTRUCTIONS = 60  # a place of the tile, before its channels
+_CHUNK_INSTRUCTIONS = 110  # a chunk, before its places
 _RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
 _BLOCK_INSTRUCTIONS = 400  # what a warp does once
 _BLOCK_WAITS = 3  # for where runs begin, the channels' numbers and their biases
@@ -317,18 +315,7 @@ def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu
 
 
 #: Of so many normal deviates, the expected largest: row groups of a block.
-_EXPECTED_MAXIMUM = {
-    1: 0.0,
-    2: 0.56,
-    3: 0.85,
-    4: 1.03,
-    5: 1.16,
-    6: 1.27,
-    8: 1.42,
-    10: 1.54,
-    12: 1.63,
-    16: 1.77,
-}
+_EXPECTED_MAXIMUM = {1: 0.0, 2: 0.56, 3: 0.85, 4: 1.03, 5: 1.16, 6: 1.27, 8: 1.42, 10: 1.54, 12: 1.63, 16: 1.77}
 _EXPECTED_MAXIMA = np.interp(np.arange(17), list(_EXPECTED_MAXIMUM), list(_EXPECTED_MAXIMUM.values()))
 
 

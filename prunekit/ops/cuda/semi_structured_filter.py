@@ -25,6 +25,7 @@ from prunekit.ops.cuda.fragment_filter import (
     _condensed,
     _from_fragments,
     _to_fragments,
+    fill_fragments,
 )
 from prunekit.ops.cuda.quad_order import order_columns
 
@@ -121,10 +122,7 @@ class SemiStructuredPattern:
 
     def fill(self, weight: Tensor) -> SemiStructuredFilter:
         """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
-        # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
-        values = weight.detach().reshape(-1)[self.sources].add_(0.0)
-        fragments = self.fragments.view(weight.dtype).clone()
-        fragments.view(-1).index_copy_(0, self.slots, values)
+        fragments = fill_fragments(self.fragments, self.slots, self.sources, weight)
         return SemiStructuredFilter(self.header, self.starts, self.columns, fragments, self.metadata, self.rows)
 
     def to(self, device: torch.device) -> SemiStructuredPattern:
