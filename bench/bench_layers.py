@@ -13,8 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import prunekit
 from prunekit.benchmark.problems import Problem, layer_problems
+from prunekit.comparison import relative_rms
 from prunekit.nn import MAX_RELATIVE_RMS
-from prunekit.timing import relative_rms
 
 IMAGE_SIZE = 416
 NUM_LAYERS = 23  # distinct shapes of YOLOv3

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from prunekit.comparison import relative_rms
 from prunekit.nn import MAX_RELATIVE_RMS, MaskedConv2d
 from prunekit.ops.masked_conv2d import IMPLEMENTATIONS
-from prunekit.timing import relative_rms
 
 # The YOLOv3 layer shape that holds the most multiply-adds: 11 layers of the 75.
 X_SHAPE, WEIGHT_SHAPE = (1, 256, 26, 26), (512, 256, 3, 3)

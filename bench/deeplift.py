@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from bench.captum_deeplift import captum_contributions
+from prunekit.comparison import relative_rms
 from prunekit.detection import Detector, yolov3
 from prunekit.pipeline.environment import describe_environment
 from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
 from prunekit.prune.layers import prunable_layers
-from prunekit.timing import relative_rms
 
 # Float32 through 75 layers: Captum and prunekit round differently.
 LARGEST_DIFFERENCE = 1e-2

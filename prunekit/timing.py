@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 WARM_UP_RUNS = 2
 
@@ -75,9 +74,3 @@ def cuda_seconds(call: Callable[[], object], runs: int = 10) -> float:
         end.synchronize()
         seconds.append(begin.elapsed_time(end) / 1e3)
     return float(np.median(seconds[WARM_UP_RUNS:]))
-
-
-def relative_rms(expected: Tensor, actual: Tensor) -> float:
-    """Return the root mean square of the difference, relative to that of `expected` (nan where either is nan)."""
-    scale = expected.double().square().mean().sqrt().clamp(min=1e-30)
-    return float((actual.double() - expected.double()).square().mean().sqrt() / scale)

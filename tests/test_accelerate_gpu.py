@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 import prunekit
+from prunekit.comparison import relative_rms
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, _Captured, choose_layers
 from prunekit.errors import InputError, WrongOutputError
@@ -28,7 +29,6 @@ from prunekit.nn.accelerate_gpu import accelerate_on_gpu, build_graph, check_gpu
 from prunekit.ops.cuda.gpus import GPUS
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.native import CudaStatus
-from prunekit.timing import relative_rms
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import prunekit
 from prunekit.compaction import Certificate, CompactionResult, carry_optimizer, compact, export
+from prunekit.comparison import relative_rms
 from prunekit.detection import Detector, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.nn import MAX_RELATIVE_RMS
-from prunekit.timing import relative_rms
 
 
 def half_of(net: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from sparse_choices import choose_sparse
 from torch import Tensor
 
 import prunekit
+from prunekit.comparison import relative_rms
 from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
@@ -25,7 +26,6 @@ from prunekit.nn.accelerate_gpu import build_graph
 from prunekit.ops.cuda.gpus import GPUS
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.native import CudaStatus
-from prunekit.timing import relative_rms
 
 CPU = torch.device("cpu")
 

@@ -13,6 +13,8 @@ ROOMS = [
     "errors",
     "files",
     "timing",
+    "structure",
+    "comparison",
     "processor",
     "ops",
     "engine",

@@ -11,9 +11,9 @@ from typing import Literal
 from torch import Tensor
 
 from prunekit.benchmark.peers import Call
+from prunekit.comparison import relative_rms
 from prunekit.nn import MAX_RELATIVE_RMS
 from prunekit.pipeline.progress import Progress
-from prunekit.timing import relative_rms
 
 Kind = Literal["peer", "control", "prunekit"]
 

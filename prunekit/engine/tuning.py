@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunekit.comparison import MAX_RELATIVE_RMS, relative_rms
 from prunekit.engine.filters import MAX_BLOCK_TAPS, ConvChoice, cut
 from prunekit.engine.geometry import Layouts, Size, layouts_of, row_vectors_of, window_of
 from prunekit.engine.graph import Graph, Node
@@ -19,10 +20,7 @@ from prunekit.engine.program import Segment
 from prunekit.engine.tuning_cache import TuningCache, TuningKey
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.ops import native
-from prunekit.timing import relative_rms
 
-#: An engine's convolution may differ from torch's by this, in relative RMS: float32 rounding, no more.
-MAX_RELATIVE_RMS = 1e-4
 # Bytes of a channel block's input to try: a quarter, half and twice of a 32 KB L1, and a quarter of a 512 KB L2.
 _BLOCK_BYTES = (8 * 1024, 16 * 1024, 40 * 1024, 128 * 1024)
 # Tiles in one go to try where all channels are one block.

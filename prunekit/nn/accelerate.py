@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunekit.comparison import MAX_RELATIVE_RMS, check_equal, compare
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
-from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import (
     Followers,
     Fusible,
@@ -111,7 +111,7 @@ def accelerate(
         if built.exact is None or built.rounded is None:
             times = _compare(model, fast, inputs, expected)
         else:
-            check_equal(expected, built.exact(*inputs))
+            _check_equal(expected, built.exact(*inputs))
             times = _compare(model, fast, inputs, built.rounded(*inputs))
         if times["before"].median_ms < _CLEARLY_FASTER * times["after"].median_ms:
             modules = _accelerate_modules(model, inputs, expected, modules_notes)
@@ -131,7 +131,7 @@ def accelerate(
             batch_norms_folded=built.batch_norms_folded,
             before_ms=times["before"].median_ms,
             after_ms=times["after"].median_ms,
-            relative_rms=largest_difference(expected, fast(*inputs)),
+            relative_rms=compare(expected, fast(*inputs)).relative_rms,
             notes=built.notes,
             engine="whole graph",
             peak_gflops=peak,
@@ -157,7 +157,7 @@ def _accelerate_modules(
         batch_norms_folded=folded,
         before_ms=times["before"].median_ms,
         after_ms=times["after"].median_ms,
-        relative_rms=largest_difference(expected, fast(*inputs)),
+        relative_rms=compare(expected, fast(*inputs)).relative_rms,
         notes=[*notes, *(note for note in (native_status().reason, fusible.reason) if note)],
     )
     return fast
@@ -169,8 +169,12 @@ def _compare(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], expect
     Raises:
         WrongOutputError: they are not.
     """
-    check_equal(expected, fast(*inputs))
+    _check_equal(expected, fast(*inputs))
     return time_in_turn({"before": lambda: model(*inputs), "after": lambda: fast(*inputs)}, _WHOLE_MODEL_RUNS)
+
+
+def _check_equal(expected: object, actual: object) -> None:
+    check_equal(expected, actual, "the accelerated model", MAX_RELATIVE_RMS)
 
 
 def _inputs_of(model: object, example_input: object) -> tuple[Tensor, ...]:

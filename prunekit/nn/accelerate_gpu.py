@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunekit.comparison import MAX_RELATIVE_RMS, check_equal, compare
 from prunekit.engine.capture import CaptureError, capture, is_size_free
 from prunekit.engine.fusing import fuse
 from prunekit.engine.gpu_nodes import LayerKernel
@@ -19,15 +20,14 @@ from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph, Node
 from prunekit.errors import InputError
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
-from prunekit.nn.comparing import check_equal, largest_difference
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
-from prunekit.nn.tuning import MAX_RELATIVE_RMS
 from prunekit.ops.cuda.gpus import Gpu
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.cuda.kernel_choice import exact_float32, floor_seconds
 from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
+from prunekit.structure import map_tensors
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 10
@@ -88,7 +88,7 @@ def accelerate_on_gpu(
     program = GpuProgram(graph, kernels, device.ops, device.gpu)
     with exact_float32():
         reference, most = _reference(model, inputs, expected)
-        check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)
+        _check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)
     fast = GpuModel(program, inputs, captures=inputs[0].is_cuda)
     times = _time({"before": model, "after": fast}, inputs)
     notes = [note for note in (cache.note, fast.note, _foreign(graph)) if note]
@@ -118,6 +118,20 @@ def dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
     return next((x.dtype for x in inputs if x.dim() == 4), torch.float32)
 
 
+def _difference(exact: object, rounded: object) -> float:
+    """Return the largest relative RMS of outputs that may be of two dtypes."""
+    return compare(*(map_tensors(_widened, value) for value in (exact, rounded))).relative_rms
+
+
+def _check_equal(expected: object, actual: object, most: float) -> None:
+    wide, other = (map_tensors(_widened, value) for value in (expected, actual))
+    check_equal(wide, other, "the accelerated model", most)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> tuple[object, float]:
     """Return what outputs are compared with, and by how much they may differ."""
     halves = {leaf.dtype for leaf in tree_leaves(expected) if isinstance(leaf, Tensor) and leaf.itemsize == 2}
@@ -128,7 +142,7 @@ def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> 
         exact = copy.deepcopy(model).float()(*(x.float() if x.is_floating_point() else x for x in inputs))
     except Exception:  # a forward may name its dtype
         return expected, _ROUNDINGS * rounding
-    return exact, 2 * largest_difference(exact, expected) + rounding
+    return exact, 2 * _difference(exact, expected) + rounding
 
 
 def _make_dense(model: nn.Module) -> None:
@@ -169,7 +183,7 @@ def _with_report(
         batch_norms_folded=folded,
         before_ms=times["before"].median_ms,
         after_ms=times.get("after", times["before"]).median_ms,
-        relative_rms=largest_difference(expected, fast(*inputs)),
+        relative_rms=_difference(expected, fast(*inputs)),
         notes=notes,
         engine="cuda graph" if isinstance(fast, GpuModel) else "the model's own",
         peak_gflops=gpu.fma_peak_gflops if dtype_of(inputs).itemsize == 4 else gpu.tensor_peak_gflops,

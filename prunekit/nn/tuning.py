@@ -9,16 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prunekit.comparison import MAX_RELATIVE_RMS, relative_rms
 from prunekit.errors import WrongOutputError
 from prunekit.nn.acceleration_report import LayerReport
 from prunekit.nn.fusion import negative_slope
 from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.ops import native
 from prunekit.ops.packed_conv2d import ROW_CHOICES
-from prunekit.timing import relative_rms, time_in_turn
+from prunekit.timing import time_in_turn
 
-#: An accelerated layer or model may differ from its original by this, in relative RMS: float32 rounding, no more.
-MAX_RELATIVE_RMS = 1e-4
 # A call is repeated for about this long, within these bounds: enough for a stable median of layers of 0.1 ms, and
 # under 10 s for YOLOv3's 75.
 _SECONDS_A_CALL = 0.03

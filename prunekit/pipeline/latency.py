@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.compaction import CompactionResult
+from prunekit.comparison import relative_rms
 from prunekit.detection import Detector, decode, nms
 from prunekit.nn import MAX_RELATIVE_RMS, AccelerationReport, WrongOutputError, accelerate
-from prunekit.timing import Timing, relative_rms, time_in_turn
+from prunekit.timing import Timing, time_in_turn
 
 #: How a compacted model is timed.
 EAGER, ACCELERATED = "eager", "accelerated"
