@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.detection import MODELS, Detector, load_darknet_weights, save_darknet_weights, yolov3_tiny
@@ -68,13 +73,63 @@ def test_the_memory_format_does_not_matter(tmp_path: Path) -> None:
     assert_same(state(copy), state(net))
 
 
-def test_headers_before_version_0_2_count_images_in_32_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        np.array([0, 1, 0, 99], "<i4"),  # darknet before 0.2: images in 32 bits
+        np.array([0, 0, 0, 99], "<i4"),
+        np.array([0, 0, 0, 99, 0], "<i4"),  # programs that copy five numbers whatever the version
+        np.array([0, 1, 0, 99, 0], "<i4"),
+        np.array([0, 2, 0, 99, 0], "<i4"),
+        np.array([0, 2, 5, -1, -1], "<i4"),
+        np.array([1, 0, 0, 99, 0], "<i4"),
+        np.array([2**31 - 1, 2**31 - 1, 0, 99], "<i4"),  # flags in the version's place
+        np.array([-(2**31), 5, 0, 99], "<i4"),
+    ],
+    ids=str,
+)
+def test_the_headers_of_all_versions_are_read(header: npt.NDArray[np.int32], tmp_path: Path) -> None:
     net, copy = narrow(), narrow(seed=1)
     save_darknet_weights(net, tmp_path / "new.weights")
     values = (tmp_path / "new.weights").read_bytes()[20:]
-    (tmp_path / "old.weights").write_bytes(np.array([0, 1, 0, 99], "<i4").tobytes() + values)
+    (tmp_path / "old.weights").write_bytes(header.tobytes() + values)
     load_darknet_weights(copy, tmp_path / "old.weights")
     assert_same(state(copy), state(net))
+
+
+def test_a_float_too_many_or_too_few_is_not_taken_for_another_header(tmp_path: Path) -> None:
+    save_darknet_weights(narrow(), tmp_path / "new.weights")
+    values = (tmp_path / "new.weights").read_bytes()[20:]
+    for name, content in {
+        "one more": np.array([0, 1, 0, 99], "<i4").tobytes() + values + values[-4:],
+        "one less": np.array([0, 2, 5, 99, 0], "<i4").tobytes() + values[:-4],
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=r"expected \d+ floats"):
+            load_darknet_weights(narrow(), tmp_path / name)
+
+
+NET = narrow(seed=1)
+
+
+@settings(deadline=None, max_examples=int(os.environ.get("PRUNEKIT_FILES", "100")))
+@given(header=st.binary(max_size=24), removed=st.integers(0, 9), tail=st.binary(max_size=9))
+def test_any_bytes_load_whole_or_not_at_all(header: bytes, removed: int, tail: bytes, tmp_path_factory: Any) -> None:
+    path, values = tmp_path_factory.getbasetemp() / "any.weights", np.full(count_of(NET), 0.5, "<f4").tobytes()
+    content = header + values[: len(values) - removed] + tail
+    path.write_bytes(content)
+    before = state(NET)
+    try:
+        load_darknet_weights(NET, path)
+    except InputError:
+        assert_same(state(NET), before)
+    else:
+        assert len(content) - len(values) in (16, 20)
+        assert all(bool(value.isfinite().all()) for value in state(NET).values())
+
+
+def count_of(net: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in state(net).values())
 
 
 @pytest.mark.parametrize(

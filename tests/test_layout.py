@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "files",
+    "file_kinds",
     "timing",
     "structure",
     "comparison",

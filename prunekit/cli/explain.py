@@ -140,7 +140,8 @@ def _subject(
     Raises:
         InputError: something is missing, unknown, out of its range, or does not fit together.
     """
-    architecture = None if weights is None else architecture_of(weights)
+    is_detector = model is None or model in MODELS
+    architecture = architecture_of(weights) if weights is not None and is_detector else None
     if architecture is not None:
         model, num_classes = model or architecture.model, architecture.num_classes
         width = architecture.width if width is None else width

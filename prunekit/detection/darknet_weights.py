@@ -3,7 +3,7 @@
 A file is a header and then float32 values, all little-endian, layer after layer in the order of the cfg:
 
 * header: int32 major, minor and revision, then the number of images seen in training, int64 since
-  version 0.2 and int32 before;
+  version 0.2 and int32 before; some programs write all zeros there, and int64 all the same;
 * a convolution with batch normalisation: bias, scale, running mean, running variance, then the weights;
 * a convolution without: bias, weights.
 
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from prunekit.detection.blocks import ConvBlock
 from prunekit.detection.yolov3 import Detector
 from prunekit.errors import InputError
+from prunekit.file_kinds import kind_of_file
 from prunekit.files import write_bytes
 
 _VERSION = (0, 2, 5)  # what darknet itself has written since 2018
+_SHORT_HEADER, _LONG_HEADER = 16, 20  # bytes
 
 
 def load_darknet_weights(net: Detector, path: str | Path) -> None:
@@ -36,11 +38,11 @@ def load_darknet_weights(net: Detector, path: str | Path) -> None:
         path: the file.
 
     Raises:
-        InputError: the file cannot be read, or its number of floats is not the detector's.
+        InputError: the file cannot be read, is of another kind, or its number of floats is not the detector's.
     """
-    values = _read_values(Path(path))
     tensors = list(_tensors_in_file_order(net))
     expected = sum(tensor.numel() for tensor in tensors)
+    values = _read_values(Path(path), expected)
     if len(values) != expected:
         difference = "is cut off or of a smaller model" if len(values) < expected else "is of a larger model"
         raise InputError(
@@ -76,12 +78,14 @@ def _tensors_in_file_order(net: nn.Module) -> Iterator[Tensor]:
             yield from (module.bias, module.weight)
 
 
-def _read_values(path: Path) -> npt.NDArray[np.float32]:
+def _read_values(path: Path, expected: int) -> npt.NDArray[np.float32]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"expected a darknet file, but {path} cannot be read ({error.strerror})") from error
-    size = _header_size(content)
+    if content and (kind := kind_of_file(path)):
+        raise InputError(f"expected a darknet .weights file, but {path} is {kind}")
+    size = _header_size(content, expected)
     if len(content) < size:
         raise InputError(f"expected a header of {size} bytes, but {path} has {len(content)} bytes in all")
     num_floats, rest = divmod(len(content) - size, 4)
@@ -94,10 +98,18 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
     return values
 
 
-def _header_size(content: bytes) -> int:
-    if len(content) < 8:
-        return 16
-    major, minor = np.frombuffer(content, dtype="<i4", count=2)
+def _header_size(content: bytes, expected: int) -> int:
+    """Return the header's bytes: by its version; five words of old versions too where that leaves the expected floats.
+
+    The fifth must be zero, as a count of images is below 2^32: a file of four words with a float too many would
+    fit as well. Four words of new versions are not accepted, as a file that lacks its last float would fit.
+    """
+    if len(content) < _SHORT_HEADER:
+        return _SHORT_HEADER
+    # Python's numbers, as ten times what is no version leaves 32 bits.
+    major, minor = map(int, np.frombuffer(content, dtype="<i4", count=2))
     # Darknet's own rule, with its guard against versions that are flags.
-    has_long_count = 10 * int(major) + int(minor) >= 2 and major < 1000 and minor < 1000
-    return 20 if has_long_count else 16
+    if 10 * major + minor >= 2 and major < 1000 and minor < 1000:
+        return _LONG_HEADER
+    has_five_words = len(content) == _LONG_HEADER + 4 * expected and not any(content[_SHORT_HEADER:_LONG_HEADER])
+    return _LONG_HEADER if has_five_words else _SHORT_HEADER

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.detection import MODELS, Detector, load_darknet_weights
 from prunekit.errors import InputError
+from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.pipeline.described_tensors import read_described, read_description, save_described
 from prunekit.prune import prunable_layers
 
@@ -79,8 +80,8 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
             the sentence says which.
     """
     require_weights(path)
-    model = MODELS[name](num_classes=num_classes, width=width).eval()
-    if path.suffix != ".safetensors":
+    if not _is_described(path):
+        model = MODELS[name](num_classes=num_classes, width=width).eval()
         load_darknet_weights(model, path)
         return PrunedDetector(model)
     description, tensors = read_described(path, FORMAT, _WHAT)
@@ -88,6 +89,7 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
     for field, value in wanted.items():
         if description.get(field) != value:
             raise InputError(f"Expected {path} to hold a detector of {field} {value}, got {description.get(field)}.")
+    model = MODELS[name](num_classes=num_classes, width=width).eval()
     if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
     masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
@@ -103,13 +105,13 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
 
 
 def architecture_of(path: Path) -> Architecture | None:
-    """Return what a .safetensors file says about its detector; None for a darknet file, which says nothing.
+    """Return what a safetensors file says about its detector; None for a darknet file, which says nothing.
 
     Raises:
-        InputError: When there is no file, or a .safetensors file that prunekit did not write.
+        InputError: When there is no file, one of another kind, or a .safetensors file that prunekit did not write.
     """
     require_weights(path)
-    if path.suffix != ".safetensors":
+    if not _is_described(path):
         return None
     described = read_description(path, FORMAT, _WHAT)
     try:
@@ -124,6 +126,17 @@ def architecture_of(path: Path) -> Architecture | None:
 
 
 def require_weights(path: Path) -> None:
-    """Raise InputError unless there is a file."""
+    """Raise InputError unless there is a file, and one that may hold weights: not a trainer's checkpoint, say."""
     if not path.is_file():
         raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
+    kind = kind_of_file(path)
+    if kind is not None and not is_safetensors(path):
+        raise InputError(
+            f"--weights: expected a darknet .weights file or a .safetensors one that prunekit saved, "
+            f"but {path} is {kind}."
+        )
+
+
+def _is_described(path: Path) -> bool:
+    """Return whether a file is to be read as a stage's: what it holds decides, and its name where that is damaged."""
+    return path.suffix == ".safetensors" or is_safetensors(path)
