@@ -55,6 +55,34 @@ class CocoKind:
         return bool(found) and all(_is_in_range(sample) for sample in found)
 
 
+class ImageKind:
+    """A JPEG of noise between two whole ones; `on_bad_image="skip"` has to find whatever it cannot decode."""
+
+    name = "image"
+
+    def write(self, folder: Path) -> Path:
+        """Write three images and the JSON."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (40, 60, 3), generator=generator, dtype=torch.uint8).numpy()
+        sizes = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), (60, 40))
+        for file_name in sizes:
+            Image.fromarray(pixels).save(folder / file_name)
+        content = _coco_content(sizes)
+        content["annotations"] = [{"id": i, "image_id": i, "category_id": 2, "bbox": [5, 5, 9, 9]} for i in (1, 2, 3)]
+        (folder / "instances.json").write_text(json.dumps(content))
+        return folder / "b.jpg"
+
+    def open(self, path: Path) -> object:
+        """Take every sample of the data set beside the image."""
+        dataset = CocoDataset.open(path.parent / "instances.json", _IMAGE_SIZE, on_bad_image="skip")
+        return [dataset[index] for index in range(len(dataset))]
+
+    def is_right(self, expected: object, found: object) -> bool:
+        """Return whether the other two images came, and every box lies in its image."""
+        assert isinstance(found, list)
+        return {1, 3} <= {sample.image_id for sample in found} and all(map(_is_in_range, found))
+
+
 class DarknetKind:
     """Weights of a narrow YOLOv3-tiny as darknet writes them."""
 

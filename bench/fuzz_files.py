@@ -22,13 +22,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.fuzz_data_kinds import CocoKind, DarknetKind, DetectorKind
+from bench.fuzz_data_kinds import CocoKind, DarknetKind, DetectorKind, ImageKind
 from bench.fuzz_kinds import Kind
 from bench.mutations import mutate
 from prunekit.errors import InputError
 
 #: By the name that `--kind` takes. A new kind is a class with the methods of `Kind` and a line here.
-KINDS: Mapping[str, Callable[[], Kind]] = {kind.name: kind for kind in (CocoKind, DarknetKind, DetectorKind)}
+KINDS: Mapping[str, Callable[[], Kind]] = {kind.name: kind for kind in (CocoKind, ImageKind, DarknetKind, DetectorKind)}
 
 
 @dataclass
