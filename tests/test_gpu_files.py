@@ -18,8 +18,10 @@ from sparse_choices import choose_sparse
 from torch import Tensor
 
 import prunekit
+from prunekit import documents
 from prunekit.comparison import relative_rms
-from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model
+from prunekit.engine.artefact import GPU_FORMAT
+from prunekit.engine.gpu_artefact import load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
@@ -41,7 +43,7 @@ def _model(x: Tensor, gpu: EmulatedGpu) -> GpuModel:
 
 
 def _load(path: Path, gpu: EmulatedGpu) -> GpuModel:
-    return load_gpu_model(path, gpu.device(torch.empty(0)), CPU, KernelCache(None))
+    return load_gpu_model(documents.read(path, "a model"), path, gpu.device(torch.empty(0)), CPU, KernelCache(None))
 
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

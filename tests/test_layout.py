@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "files",
+    "documents",
     "timing",
     "structure",
     "comparison",

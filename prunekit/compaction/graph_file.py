@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
 
@@ -45,6 +46,7 @@ class ProgramModel(nn.Module):
         self.is_size_free = bool(document["is_size_free"])
         self._spec = treespec_loads(document["output_spec"])
         self._graph_module = fx.GraphModule(_Holder(tensors), _read_graph(document))
+        self._run_dry(document.get("dtypes"))
         self._shown = document
         self.eval()
 
@@ -56,6 +58,26 @@ class ProgramModel(nn.Module):
         """
         self._check(inputs)
         return tree_unflatten(list(self._graph_module(*inputs)), self._spec)
+
+    def _run_dry(self, dtypes: Sequence[str] | None) -> None:
+        """Run the program on tensors without memory, so that what does not fit is found now and not when it is called.
+
+        Nothing is checked behind an operator whose output's size depends on its input's values, nor in files of the
+        first version, which do not say the inputs' dtypes.
+        """
+        if dtypes is None:
+            return
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            inputs = [
+                torch.empty([int(n) for n in shape], dtype=_constant("dtype", dtype))
+                for shape, dtype in zip(self.shapes, dtypes, strict=True)
+            ]
+            try:
+                outputs = self._graph_module(*inputs)
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                return
+        if len(outputs) != self._spec.num_leaves:
+            raise ValueError(f"{self._spec.num_leaves} values are to leave the program, which returns {len(outputs)}")
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
         if len(inputs) != len(self.shapes):
@@ -114,6 +136,7 @@ def program_document(program: ExportedProgram, example: Sequence[Tensor], is_siz
         "nodes": nodes,
         "output_spec": treespec_dumps(spec),
         "shapes": [list(x.shape) for x in example],
+        "dtypes": [str(x.dtype).removeprefix("torch.") for x in example],
         "is_size_free": is_size_free,
     }
 
