@@ -94,7 +94,10 @@ def test_the_limit_takes_the_first_images(tmp_path: Path) -> None:
     [
         ({"category_id": 5}, "unknown category 5"),
         ({"image_id": 8}, "unknown image 8"),
-        ({"image_id": "7"}, "unknown image '7'"),
+        ({"image_id": "8"}, "unknown image '8'"),
+        ({"image_id": 7.5}, "unknown image 7.5"),
+        ({"image_id": True}, "unknown image True"),
+        ({"iscrowd": "perhaps"}, "iscrowd 'perhaps', neither 0 nor 1"),
         ({"bbox": [1, 2, 0, 4]}, "box of 0×4 pixels"),
         ({"bbox": [1, 2, 3, -4]}, "box of 3×-4 pixels"),
         ({"bbox": [60, 2, 3, 4]}, "outside its image"),
@@ -102,6 +105,11 @@ def test_the_limit_takes_the_first_images(tmp_path: Path) -> None:
         ({"bbox": None}, "four finite numbers"),
         ({"bbox": [1, 2, 3, float("nan")]}, "four finite numbers"),
         ({"bbox": [1, 2, "3", True]}, "four finite numbers"),
+        ({"bbox": [1, 2, "3", "wide"]}, "four finite numbers"),
+        ({"bbox": [1, 2, 3, 10**400]}, "four finite numbers"),
+        ({"bbox": [1, 2, 3, 0.001]}, "box of 3×0.001 pixels"),
+        ({"bbox": [-1e308, 2, 1e308, 3]}, "outside its image"),
+        ({"bbox": [59.9999, 2, 3, 4]}, "outside its image"),
     ],
 )
 def test_unusable_annotations_are_skipped_and_listed(change: Content, reason: str, tmp_path: Path) -> None:
@@ -131,7 +139,7 @@ def test_an_area_that_is_missing_or_impossible_is_the_boxs(area: Any, tmp_path: 
 
 def test_unusable_image_entries_are_skipped_and_listed(tmp_path: Path) -> None:
     content = small_content()
-    content["images"][1] = {"id": 3, "file_name": "b.png", "width": 0, "height": 50}
+    content["images"][1] = {"id": 3, "file_name": None, "width": 30, "height": 50}
     content["images"].append("not an image")
     write_coco(tmp_path, {**content, "images": [content["images"][0], content["images"][2]]})
     (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))

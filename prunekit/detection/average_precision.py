@@ -60,33 +60,39 @@ def evaluate_detections(dataset: CocoDataset, detections: Mapping[int, Detection
 def _ground_truth(dataset: CocoDataset) -> Any:
     entries = [
         {
-            "image_id": record.id,
-            "category_id": dataset.categories[annotation.label].id,
+            "image_id": number,
+            "category_id": annotation.label,
             "bbox": _xywh(*annotation.box),
             "area": annotation.area,
             "iscrowd": int(annotation.is_crowd),
         }
-        for record in dataset.images
+        for number, record in enumerate(dataset.images)
         for annotation in record.annotations
     ]
     return _index(dataset, entries)
 
 
 def _found(dataset: CocoDataset, detections: Mapping[int, Detections]) -> Any:
+    numbers = {record.id: number for number, record in enumerate(dataset.images)}
+    labels = {category.id: label for label, category in enumerate(dataset.categories)}
     entries = coco_results(detections, dataset.categories)
     for entry in entries:
         _, _, width, height = entry["bbox"]
         entry.update(area=width * height, iscrowd=0)
+        entry.update(image_id=numbers[entry["image_id"]], category_id=labels[entry["category_id"]])
     return _index(dataset, entries)
 
 
 def _index(dataset: CocoDataset, entries: list[dict[str, Any]]) -> Any:
-    """Build pycocotools' index; not its loadRes, which cannot take an empty list."""
+    """Build pycocotools' index; not its loadRes, which cannot take an empty list.
+
+    Images are called by their place and categories by their label: numpy would round ids above 2^53.
+    """
     coco = COCO()
     # Ids start at 1: pycocotools takes a match with id 0 for no match.
     numbered = [{"id": number, **entry} for number, entry in enumerate(entries, start=1)]
-    images = [{"id": r.id, "width": r.width, "height": r.height} for r in dataset.images]
-    categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+    images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(dataset.images)]
+    categories = [{"id": label, "name": c.name} for label, c in enumerate(dataset.categories)]
     coco.dataset = {"images": images, "annotations": numbered, "categories": categories}
     with redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
-from prunekit.detection.image_files import image_problem, read_image
+from prunekit.detection.coco_annotations import add_annotations
+from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_images
+from prunekit.detection.coco_json import CocoAnnotations, Skip, read_coco_json
+from prunekit.detection.image_files import read_image
 from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
 from prunekit.errors import InputError
 
@@ -85,7 +88,7 @@ class CocoDataset(Dataset[Sample]):
         image_size: int = 416,
         greyscale: bool = False,
         limit: int | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
+        on_bad_image: OnBadImage = "error",
         fill: float = 0.5,
         interpolation: Interpolation = "bilinear",
     ) -> CocoDataset:
@@ -96,7 +99,9 @@ class CocoDataset(Dataset[Sample]):
             image_size: side of the letterboxed images in pixels, a multiple of 32.
             greyscale: replace colours by Rec. 601 grey values.
             limit: use the first `limit` images only.
-            on_bad_image: whether a missing, damaged or wrongly sized image is an error or is skipped.
+            on_bad_image: whether a missing, damaged or wrongly sized image is an error or is skipped; to skip
+                files that end early too, every image is decoded once. With "error" only headers are read, and such
+                a file is an InputError when it is taken from the data set.
             fill: value of the letterbox's border.
             interpolation: how the letterbox resizes.
 
@@ -106,10 +111,20 @@ class CocoDataset(Dataset[Sample]):
         if limit is not None and limit < 1:
             raise InputError(f"expected a limit of at least 1 image, but got {limit}")
         annotation_file = _find_annotation_file(Path(path))
-        annotations = read_coco_json(annotation_file)
-        image_folder = _find_image_folder(annotation_file, annotations.images)
-        annotations = _without_bad_images(annotations, image_folder, limit, on_bad_image)
+        content = read_coco_json(annotation_file)
+        image_folder = find_image_folder(annotation_file, content.images.values())
+        records, bad_images = open_images(dict(islice(content.images.items(), limit)), image_folder, on_bad_image)
+        bad_annotations = add_annotations(content, records)
+        if len(bad_annotations) == len(content.annotations):
+            raise InputError(_nothing_usable(annotation_file, content.skipped + bad_annotations))
+        skipped = [*content.skipped, *bad_annotations, *bad_images]
+        annotations = CocoAnnotations(list(records.values()), content.categories, skipped)
         return cls(annotations, image_folder, image_size, greyscale, fill, interpolation)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """How many entries were left out for each kind of reason: "annotations that name an unknown category": 3."""
+        return dict(Counter(skip.kind or skip.reason for skip in self.skipped))
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +146,7 @@ class CocoDataset(Dataset[Sample]):
         record = self.images[index]
         letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
         file = self.image_folder / record.file_name
-        image = letterbox.apply(read_image(file, record.width, record.height))
+        image = letterbox.apply(read_image(file, record.width, record.height, record.upright))
         if self.greyscale:
             image = to_greyscale(image)
         return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
@@ -165,39 +180,6 @@ def _find_annotation_file(path: Path) -> Path:
     return files[0]
 
 
-def _find_image_folder(annotation_file: Path, images: Sequence[ImageRecord]) -> Path:
-    """Return the first folder near the annotation file that holds one of the images."""
-    own_folder = annotation_file.resolve().parent
-    root = own_folder.parent if own_folder.name == "annotations" else own_folder
-    folders = [folder for pattern in ("*/", "*/*/") for folder in root.glob(pattern) if folder.is_dir()]
-    # Splits may repeat file names, so instances_val2017.json prefers a folder val2017.
-    folders.sort(key=lambda folder: (folder.name not in annotation_file.stem, len(folder.parts), folder))
-    for record in images:
-        for folder in [root, *folders]:
-            if (folder / record.file_name).is_file():
-                return folder
-    raise InputError(
-        f"expected the images of {annotation_file} in {root} or a folder in it, "
-        f"but found none of the {len(images)}, such as {images[0].file_name}"
-    )
-
-
-def _without_bad_images(
-    annotations: CocoAnnotations,
-    image_folder: Path,
-    limit: int | None,
-    on_bad_image: Literal["error", "skip"],
-) -> CocoAnnotations:
-    good: list[ImageRecord] = []
-    bad: list[Skip] = []
-    for record in annotations.images[:limit]:
-        problem = image_problem(image_folder / record.file_name, record.width, record.height)
-        if problem:
-            bad.append(Skip(f"image {image_folder / record.file_name}", problem))
-        else:
-            good.append(record)
-    if bad and (on_bad_image == "error" or not good):
-        first = f"{bad[0].what} {bad[0].reason}"
-        more = f" and {len(bad) - 1} more have problems" if len(bad) > 1 else ""
-        raise InputError(f"expected every image of the data set to be readable, but {first}{more}")
-    return CocoAnnotations(good, annotations.categories, annotations.skipped + bad)
+def _nothing_usable(annotation_file: Path, skipped: list[Skip]) -> str:
+    detail = f": {len(skipped)} entries were skipped, {skipped[0].what} {skipped[0].reason}" if skipped else ""
+    return f"expected annotated objects in {annotation_file}, but found none that can be used{detail}"

@@ -1,9 +1,8 @@
-"""Read COCO's annotation JSON, checking every entry: bad files are errors, bad entries counted skips."""
+"""Read COCO's annotation JSON: a file that cannot be used is an error, an entry that cannot be used a counted skip."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prunekit.detection.coco_fields import id_of, side_of
 from prunekit.errors import InputError
 
 
@@ -35,13 +35,23 @@ class Annotation:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its objects; sizes and boxes in pixels of the original image."""
+    """One image and its objects; sizes and boxes in pixels of the original image.
+
+    Attributes:
+        id: The JSON's.
+        file_name: Of the image, relative to the data set's folder of images.
+        width: In pixels.
+        height: Likewise.
+        annotations: Its objects and crowds.
+        upright: Whether the pixels that are meant are those turned by the orientation in the file's EXIF data.
+    """
 
     id: int
     file_name: str
     width: int
     height: int
     annotations: list[Annotation] = field(default_factory=list)
+    upright: bool = False
 
     @property
     def objects(self) -> list[Annotation]:
@@ -60,43 +70,69 @@ class ImageRecord:
 
 
 class Skip(NamedTuple):
-    """Something left out: what, such as "annotation 17", and the reason."""
+    """Something left out: what, such as "annotation 17", the reason, and the kind of reason that is counted."""
 
     what: str
     reason: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """The usable content of an annotation file and what was skipped."""
+    """The usable images of a data set with their annotations, its categories, and what was skipped."""
 
     images: list[ImageRecord]
     categories: list[Category]
     skipped: list[Skip]
 
 
-def read_coco_json(path: Path) -> CocoAnnotations:
-    """Read an annotation file.
+class ImageEntry(NamedTuple):
+    """What the JSON says of an image; the size is None where it says none."""
 
-    Category ids become labels 0 … C-1 in the order of the ids. Boxes become xyxy and are clipped to their
-    image. Images without annotations stay. Annotations that cannot be used are skipped and listed.
+    id: int
+    file_name: str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class CocoContent:
+    """The content of an annotation file.
+
+    Attributes:
+        images: Every usable image, in the file's order, by the key that `id_of` makes of its id.
+        categories: In the order of the labels.
+        labels: Label of each category, by the key of its id.
+        annotations: As they are in the file, not checked yet.
+        skipped: Images that cannot be used.
+    """
+
+    images: dict[int | str, ImageEntry]
+    categories: list[Category]
+    labels: dict[int | str, int]
+    annotations: list[Any]
+    skipped: list[Skip]
+
+
+def read_coco_json(path: Path) -> CocoContent:
+    """Read an annotation file; UTF-8, UTF-16 and UTF-32, with a byte order mark or without.
+
+    Category ids become labels 0 … C-1 in the order of the ids. Ids may be numbers or text that says a number; other
+    text is replaced by numbers that no other id has.
 
     Raises:
-        InputError: the file is no COCO annotation file or nothing in it can be used.
+        InputError: the file is no COCO annotation file, or nothing in it can be used.
     """
     content = _load(path)
     skipped: list[Skip] = []
-    categories = _read_categories(content["categories"], path)
-    records = _read_images(content["images"], path, skipped)
-    labels = {category.id: label for label, category in enumerate(categories)}
-    for index, entry in enumerate(content["annotations"]):
-        problem = _add_annotation(entry, records, labels)
-        if problem:
-            skipped.append(Skip(_name_of("annotation", entry, index), problem))
-    if not any(record.annotations for record in records.values()):
-        detail = f": {len(skipped)} entries were skipped, {skipped[0].what} {skipped[0].reason}" if skipped else ""
-        raise InputError(f"expected annotated objects in {path}, but found none that can be used{detail}")
-    return CocoAnnotations(list(records.values()), categories, skipped)
+    categories, labels = _read_categories(content["categories"], path)
+    images = _read_images(content["images"], path, skipped)
+    return CocoContent(images, categories, labels, content["annotations"], skipped)
+
+
+def name_of(kind: str, entry: Any, index: int) -> str:
+    """Return how messages call an entry of the JSON: "annotation 17"."""
+    has_id = isinstance(entry, Mapping) and id_of(entry.get("id")) is not None
+    return f"{kind} {str(entry['id'])[:40]}" if has_id else f"{kind} at index {index}"
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -115,85 +151,52 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _read_categories(entries: list[Any], path: Path) -> list[Category]:
-    categories = []
+def _read_categories(entries: list[Any], path: Path) -> tuple[list[Category], dict[int | str, int]]:
+    names: dict[int | str, str] = {}
     for index, entry in enumerate(entries):
-        if not _is_category(entry):
-            raise InputError(f"expected an id and a name per category in {path}, but entry {index} is {entry!r}")
-        categories.append(Category(entry["id"], entry["name"]))
-    if not categories:
+        key = id_of(entry.get("id")) if isinstance(entry, Mapping) else None
+        if key is None or not isinstance(entry.get("name"), str):
+            raise InputError(
+                f"expected an id and a name per category in {path}, but entry {index} is {repr(entry)[:200]}"
+            )
+        if key in names:
+            raise InputError(
+                f"expected distinct category ids in {path}, but {_spelled(entry['id'], key)} is used twice"
+            )
+        names[key] = entry["name"]
+    if not names:
         raise InputError(f"expected at least one category in {path}, but the list is empty")
-    if len({category.id for category in categories}) < len(categories):
-        raise InputError(f"expected distinct category ids in {path}, but some are used twice")
-    return sorted(categories, key=lambda category: category.id)
+    # Numbers first and in their order, then text in the file's.
+    keys = sorted(names, key=lambda key: (isinstance(key, str), 0 if isinstance(key, str) else key))
+    numbers = _numbered(keys)
+    categories = [Category(numbers[key], names[key]) for key in keys]
+    return categories, {key: label for label, key in enumerate(keys)}
 
 
-def _read_images(entries: list[Any], path: Path, skipped: list[Skip]) -> dict[int, ImageRecord]:
-    records: dict[int, ImageRecord] = {}
+def _read_images(entries: list[Any], path: Path, skipped: list[Skip]) -> dict[int | str, ImageEntry]:
+    found: dict[int | str, tuple[str, tuple[int, int] | None]] = {}
     for index, entry in enumerate(entries):
-        if not _is_image(entry):
-            reason = "lacks a usable id, file_name, width or height"
-            skipped.append(Skip(_name_of("image", entry, index), reason))
+        key = id_of(entry.get("id")) if isinstance(entry, Mapping) else None
+        if key is None or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+            kind = "images without a usable id or file_name"
+            skipped.append(Skip(name_of("image", entry, index), "lacks a usable id or file_name", kind))
             continue
-        record = ImageRecord(entry["id"], entry["file_name"], entry["width"], entry["height"])
-        if record.id in records:
-            raise InputError(f"expected distinct image ids in {path}, but {record.id} is used twice")
-        records[record.id] = record
-    if not records:
+        if key in found:
+            raise InputError(f"expected distinct image ids in {path}, but {_spelled(entry['id'], key)} is used twice")
+        width, height = side_of(entry.get("width")), side_of(entry.get("height"))
+        found[key] = entry["file_name"], (width, height) if width and height else None
+    if not found:
         raise InputError(f"expected at least one usable image in {path}, but found none among {len(entries)}")
-    return records
+    numbers = _numbered(list(found))
+    return {key: ImageEntry(numbers[key], *facts) for key, facts in found.items()}
 
 
-def _add_annotation(entry: Any, records: dict[int, ImageRecord], labels: dict[int, int]) -> str | None:
-    """Add an annotation to its image, or return what is wrong with it."""
-    if not isinstance(entry, Mapping):
-        return "is not a JSON object"
-    image_id, category_id = entry.get("image_id"), entry.get("category_id")
-    if not (_is_id(image_id) and image_id in records):
-        return f"names the unknown image {image_id!r}"
-    if not (_is_id(category_id) and category_id in labels):
-        return f"names the unknown category {category_id!r}"
-    if not _is_box(entry.get("bbox")):
-        return "has no bbox of four finite numbers"
-    record = records[image_id]
-    x, y, width, height = map(float, entry["bbox"])
-    if width <= 0 or height <= 0:
-        return f"has a box of {width:g}×{height:g} pixels"
-    right, bottom = min(x + width, float(record.width)), min(y + height, float(record.height))
-    box = max(x, 0.0), max(y, 0.0), right, bottom
-    if box[0] >= box[2] or box[1] >= box[3]:
-        return "has a box outside its image"
-    area: Any = entry.get("area")
-    area = float(area) if _is_number(area) and area > 0 else width * height
-    record.annotations.append(Annotation(box, labels[category_id], area, bool(entry.get("iscrowd", 0))))
-    return None
+def _numbered(keys: list[int | str]) -> dict[int | str, int]:
+    """Return a number for every id: its own, or for text the next one above all numbers."""
+    following = max((key for key in keys if isinstance(key, int)), default=0) + 1
+    texts = {key: following + index for index, key in enumerate(key for key in keys if isinstance(key, str))}
+    return {key: key if isinstance(key, int) else texts[key] for key in keys}
 
 
-def _name_of(kind: str, entry: Any, index: int) -> str:
-    has_id = isinstance(entry, Mapping) and "id" in entry
-    return f"{kind} {entry['id']}" if has_id else f"{kind} at index {index}"
-
-
-def _is_category(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and _is_id(entry.get("id")) and isinstance(entry.get("name"), str)
-
-
-def _is_image(entry: Any) -> bool:
-    return (
-        isinstance(entry, Mapping)
-        and _is_id(entry.get("id"))
-        and isinstance(entry.get("file_name"), str)
-        and all(_is_id(entry.get(key)) and entry[key] > 0 for key in ("width", "height"))
-    )
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _spelled(given: Any, key: int | str) -> str:
+    return f"{key}" if given == key else f"{key} (as {given!r})"

@@ -24,8 +24,9 @@ class Inputs:
 def open_data(config: SharedChoices, path: Path, progress: Progress) -> CocoDataset:
     """Open a data set as the configuration wants its images, and say what was left out."""
     dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
-    for what, reason in dataset.skipped:
-        progress.message(f"skipped {what}: {reason}")
+    for kind, count in dataset.skipped_by_reason.items():
+        first = next(skip for skip in dataset.skipped if (skip.kind or skip.reason) == kind)
+        progress.message(f"skipped {count} {kind}: {first.what} {first.reason}{' …' if count > 1 else ''}")
     return dataset
 
 
