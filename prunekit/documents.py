@@ -156,8 +156,9 @@ def _check_is_file(path: str | Path, what: str) -> None:
 
 
 def _read_file(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Read a file; tensors are copied out of its memory mapping, which someone may overwrite or shorten later."""
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
 def _read_bytes(data: bytes) -> tuple[Mapping[str, str], dict[str, Tensor]]:

@@ -17,6 +17,7 @@ ROOMS = [
     "structure",
     "comparison",
     "processor",
+    "dry_run",
     "ops",
     "engine",
     "nn",

@@ -20,11 +20,14 @@ from prunekit.compaction.compact import CompactionResult
 from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
 from prunekit.compaction.program import export_any_size
 from prunekit.detection import MODELS, Detector
+from prunekit.dry_run import without_memory
 from prunekit.engine.artefact import SAVED_MODEL, damage_told
 from prunekit.errors import InputError
 from prunekit.nn import saving as accelerated
 
 _FORMAT = "prunekit compacted model"
+# Pixels of the image on which a detector is run dry: twice what its deepest map is smaller by.
+_DRY_SIDE = 64
 # 1 had no digest.
 _VERSION, _VERSIONS = 2, (1, 2)
 
@@ -129,6 +132,10 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mod
         if isinstance(module, _NormBase):
             _resize(module, len(tensors[f"{name}.running_mean"]))
     model.load_state_dict(tensors, assign=True)
+    if any(tensor.dtype != torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point()):
+        raise ValueError("a detector's weights are float32")
+    with without_memory():
+        model.eval()(torch.empty(1, 3, _DRY_SIDE, _DRY_SIDE))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()

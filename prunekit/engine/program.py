@@ -13,13 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from prunekit.dry_run import without_memory
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import SegmentPlan, plan_segment
@@ -112,13 +108,10 @@ class Program:
         """
         if any(len(shape) != 4 for shape in shapes):
             return
-        with FakeTensorMode() as mode:
+        with without_memory() as mode:
             values = {name: torch.empty(*shape) for name, shape in zip(self._graph.inputs, shapes, strict=True)}
             constants = {name: mode.from_tensor(tensor) for name, tensor in self._graph.constants.items()}
-            try:
-                self._run_dry(values, constants)
-            except (DataDependentOutputException, DynamicOutputShapeException):
-                return
+            self._run_dry(values, constants)
 
     def _run_dry(self, values: dict[str, Tensor], constants: Mapping[str, Tensor]) -> None:
         for level, nodes in enumerate(self._levels):
