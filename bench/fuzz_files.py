@@ -23,12 +23,25 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.fuzz_data_kinds import CocoKind, DarknetKind, DetectorKind, ImageKind
-from bench.fuzz_kinds import Kind
+from bench.fuzz_kinds import Kind, SelfDamaging
+from bench.fuzz_model_kinds import (
+    AcceleratedKind,
+    CompactedDetectorKind,
+    CompactedKind,
+    MasksKind,
+    SignedAcceleratedKind,
+    SignedCompactedKind,
+    SignedDetectorKind,
+)
 from bench.mutations import mutate
 from prunekit.errors import InputError
 
 #: By the name that `--kind` takes. A new kind is a class with the methods of `Kind` and a line here.
-KINDS: Mapping[str, Callable[[], Kind]] = {kind.name: kind for kind in (CocoKind, ImageKind, DarknetKind, DetectorKind)}
+KINDS: Mapping[str, Callable[[], Kind]] = {
+    **{kind.name: kind for kind in (CocoKind, ImageKind, DarknetKind, DetectorKind, MasksKind)},
+    **{kind.name: kind for kind in (AcceleratedKind, CompactedKind, CompactedDetectorKind)},
+    **{kind.name: kind for kind in (SignedAcceleratedKind, SignedCompactedKind, SignedDetectorKind)},
+}
 
 
 @dataclass
@@ -71,9 +84,10 @@ def fuzz(kind: Kind, numbers: Sequence[int], seed: int, folder: Path) -> Outcome
     content, expected = path.read_bytes(), kind.open(path)
     if not kind.is_right(expected, kind.open(path)):
         raise RuntimeError(f"expected the valid file of kind {kind.name} to be right, but it is not")
+    damage = kind.mutate if isinstance(kind, SelfDamaging) else mutate
     outcome = Outcome(kind.name)
     for number in numbers:
-        path.write_bytes(mutate(content, random.Random(f"{kind.name} {seed} {number}")))
+        path.write_bytes(damage(content, random.Random(f"{kind.name} {seed} {number}")))
         outcome.mutations += 1
         try:
             is_right = kind.is_right(expected, kind.open(path))

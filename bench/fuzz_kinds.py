@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Kind(Protocol):
@@ -34,4 +35,13 @@ class Kind(Protocol):
             expected: What `open` returned for the valid file.
             found: What it returned for the damaged one.
         """
+        ...
+
+
+@runtime_checkable
+class SelfDamaging(Protocol):
+    """A kind that damages its files by itself."""
+
+    def mutate(self, content: bytes, rng: random.Random) -> bytes:
+        """Return a damaged copy of a file's content."""
         ...

@@ -84,7 +84,7 @@ def _edit_field(content: bytes, rng: random.Random) -> bytes:
     if parts is None:
         return _damage_bytes(content, rng)
     header, data = parts
-    _edit_json(header, rng)
+    edit_json(header, rng)
     text = json.dumps(header).encode()
     if data is None:
         return text
@@ -105,7 +105,7 @@ def _split(content: bytes) -> tuple[Any, bytes | None] | None:
         return None
 
 
-def _edit_json(value: Any, rng: random.Random) -> None:
+def edit_json(value: Any, rng: random.Random) -> None:
     """Retype, replace, delete, duplicate or swap a field, somewhere in depth."""
     places = list(places_of(value))
     if not places:
@@ -113,7 +113,7 @@ def _edit_json(value: Any, rng: random.Random) -> None:
     container, key = rng.choice(places)
     inner = _inner_json(container[key])
     if inner is not None:
-        _edit_json(inner, rng)
+        edit_json(inner, rng)
         container[key] = json.dumps(inner)
         return
     edit = rng.choice(("replace", "replace", "retype", "delete", "swap", "nudge"))

@@ -143,10 +143,10 @@ def test_every_damage_is_noticed(checkpoint: Path) -> None:
     flipped[header + (len(whole) - header) // 2] ^= 1
     for content in (b"", whole[:100], whole[:-1], bytes(flipped), b"not a checkpoint" * 10):
         checkpoint.write_bytes(content)
-        with pytest.raises(InputError, match=r"expected (the|a) training state"):
+        with pytest.raises(InputError, match=r"Expected a training state"):
             load_checkpoint(checkpoint, CHECKPOINT_CONFIG)
     checkpoint.unlink()
-    with pytest.raises(InputError, match="expected a training state at"):
+    with pytest.raises(InputError, match="Expected a training state, but there is no file"):
         load_checkpoint(checkpoint, CHECKPOINT_CONFIG)
     save_file({"weight": torch.zeros(2)}, checkpoint, metadata={"prunekit": json.dumps({"format": "something"})})
     with pytest.raises(InputError, match="none that prunekit wrote"):

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 import typer
 from commands import Options, invoke, succeed, tree
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from stage_commands import COMMANDS
 
-from prunekit import cli
+from prunekit import cli, documents
 
 
 def _change(**changes: Any) -> Callable[[Options], None]:
@@ -57,11 +55,9 @@ def _annotations(**changes: Any) -> Callable[[Options], None]:
 
 def _weights_that_are_not_finite(options: Options) -> None:
     path = Path(options["weights"])
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    next(value for name, value in tensors.items() if name.endswith("conv.weight")).view(-1)[-1] = math.nan
-    save_file(tensors, path, metadata)
+    content = documents.read(path, "a detector")
+    next(value for name, value in content.tensors.items() if name.endswith("conv.weight")).view(-1)[-1] = math.nan
+    documents.write(path, content.tensors, content.document)
 
 
 def _two_classes_only(options: Options) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import prunekit
+from prunekit import documents
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.nn.whole_graph import build_whole_graph
@@ -30,8 +28,8 @@ def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, object]]:
     path = tmp_path / "model.safetensors"
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.BatchNorm2d(4)).eval()
     build_whole_graph(model, (X,), 60.0, TuningCache(None), lambda done, total: None).model.save(path)
-    with safe_open(path, framework="pt") as file:
-        return path, {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prunekit"])  # noqa: SIM118
+    content = documents.read(path, "a model")
+    return path, content.tensors, content.document
 
 
 @pytest.mark.parametrize("damage", [
@@ -49,7 +47,7 @@ def test_damaged_models_are_refused(damage: Callable[[dict[str, object]], object
     path, tensors, document = saved(tmp_path)
     assert prunekit.load(path)(X).shape == (2, 4, 7, 5)
     damage(document)
-    save_file(tensors, path, metadata={"prunekit": json.dumps(document)})
+    documents.write(path, tensors, document)
     with pytest.raises(InputError, match=r"is damaged|cannot run: expected an operator"):
         prunekit.load(path)
 
@@ -58,9 +56,9 @@ def test_a_model_whose_constants_are_too_short_is_refused(tmp_path: Path) -> Non
     path, tensors, document = saved(tmp_path)
     for name in [name for name in tensors if name.startswith("constant/")]:
         shorter = {**tensors, name: tensors[name][:-1].clone()}
-        save_file(shorter, path, metadata={"prunekit": json.dumps(document)})
+        documents.write(path, shorter, document)
         with pytest.raises(InputError, match=r"expected \[4\] as the shape of .*, got \[3\]"):
-            prunekit.load(path)(X)
+            prunekit.load(path)
 
 
 def test_operators_of_files_are_refused_by_name() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ import torch
 from emulated_dispatch import EmulatedGpu
 from oracles import TOLERANCE
 from residual_nets import residual_net
-from safetensors import safe_open
 from safetensors.torch import save_file
 from sparse_choices import choose_sparse
 from torch import Tensor
 
 import prunekit
+from prunekit import documents
 from prunekit.comparison import relative_rms
-from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model
+from prunekit.engine.artefact import GPU_FORMAT
+from prunekit.engine.gpu_artefact import load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
@@ -41,12 +41,12 @@ def _model(x: Tensor, gpu: EmulatedGpu) -> GpuModel:
 
 
 def _load(path: Path, gpu: EmulatedGpu) -> GpuModel:
-    return load_gpu_model(path, gpu.device(torch.empty(0)), CPU, KernelCache(None))
+    return load_gpu_model(documents.read(path, "a model"), path, gpu.device(torch.empty(0)), CPU, KernelCache(None))
 
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prunekit"])  # noqa: SIM118
+    content = documents.read(path, "a model")
+    return content.tensors, content.document
 
 
 @pytest.mark.parametrize("kernel", ["record", "condensed", "bitmap", "semi_structured"])
@@ -121,7 +121,7 @@ def test_damaged_files_are_refused(
     tensors, document = _contents(path)
     _load(path, gpu)
     damage(document)
-    save_file(tensors, path, metadata={"prunekit": json.dumps(document)})
+    documents.write(path, tensors, document)
     with pytest.raises(InputError, match=r"is damaged|cannot run: expected an operator"):
         _load(path, gpu)
 
@@ -134,7 +134,7 @@ def test_without_a_gpu_loading_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         prunekit.load(path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     absent = CudaStatus(False, (), None, "they were not built")
-    monkeypatch.setattr("prunekit.nn.saving.cuda_status", lambda: absent)
+    monkeypatch.setattr("prunekit.engine.gpu_artefact.cuda_status", lambda: absent)
     with pytest.raises(InputError, match="needs prunekit's CUDA kernels, but they were not built"):
         prunekit.load(path)
     save_file({"a": torch.zeros(1)}, path)

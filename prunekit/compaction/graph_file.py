@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
 
+from prunekit.dry_run import without_memory
 from prunekit.errors import InputError
 from prunekit.ops.named import operator_named
 
@@ -44,7 +45,11 @@ class ProgramModel(nn.Module):
         self.shapes = [list(shape) for shape in document["shapes"]]
         self.is_size_free = bool(document["is_size_free"])
         self._spec = treespec_loads(document["output_spec"])
+        found = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+        if document.get("tensors", found) != found:
+            raise ValueError("its tensors have other names, dtypes or shapes than the program's")
         self._graph_module = fx.GraphModule(_Holder(tensors), _read_graph(document))
+        self._run_dry(document.get("dtypes"))
         self._shown = document
         self.eval()
 
@@ -56,6 +61,23 @@ class ProgramModel(nn.Module):
         """
         self._check(inputs)
         return tree_unflatten(list(self._graph_module(*inputs)), self._spec)
+
+    def _run_dry(self, dtypes: Sequence[str] | None) -> None:
+        """Run the program on tensors without memory, so that what does not fit is found now and not when it is called.
+
+        Nothing is checked behind an operator whose output's size depends on its input's values, nor in files of the
+        first version, which do not say the inputs' dtypes.
+        """
+        if dtypes is None:
+            return
+        with without_memory():
+            inputs = [
+                torch.empty([int(n) for n in shape], dtype=_constant("dtype", dtype))
+                for shape, dtype in zip(self.shapes, dtypes, strict=True)
+            ]
+            outputs = self._graph_module(*inputs)
+            if len(outputs) != self._spec.num_leaves:
+                raise ValueError(f"{self._spec.num_leaves} values are to leave the program, but {len(outputs)} do")
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
         if len(inputs) != len(self.shapes):
@@ -114,6 +136,8 @@ def program_document(program: ExportedProgram, example: Sequence[Tensor], is_siz
         "nodes": nodes,
         "output_spec": treespec_dumps(spec),
         "shapes": [list(x.shape) for x in example],
+        "dtypes": [str(x.dtype).removeprefix("torch.") for x in example],
+        "tensors": {name: [str(t.dtype), list(t.shape)] for name, t in program_tensors(program).items()},
         "is_size_free": is_size_free,
     }
 
@@ -180,9 +204,9 @@ def _read_graph(document: Mapping[str, Any]) -> fx.Graph:
 
     for entry in document["nodes"]:
         if entry["op"] == "input":
-            node = graph.placeholder(entry["name"])
+            node = graph.placeholder(str(entry["name"]))
         elif entry["op"] == "tensor":
-            node = graph.get_attr(entry["target"])
+            node = graph.get_attr(str(entry["target"]))
         elif entry["op"] == "call":
             kwargs = {key: decode(arg) for key, arg in entry["kwargs"].items()}
             node = graph.call_function(_function(entry["target"]), tuple(map(decode, entry["args"])), kwargs)
@@ -201,6 +225,8 @@ def _constant(kind: str, value: str) -> Any:
 
 def _function(name: str) -> Callable[..., Any]:
     """Return an operator of torch, or one of the functions for sizes; nothing else can be called."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name of an operator")
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
     return operator_named(name)

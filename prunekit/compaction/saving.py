@@ -6,28 +6,30 @@ model comes back as the program that torch.export made of it, without the code t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit import documents
 from prunekit.compaction.certificate import Certificate
 from prunekit.compaction.compact import CompactionResult
 from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
 from prunekit.compaction.program import export_any_size
 from prunekit.detection import MODELS, Detector
+from prunekit.dry_run import without_memory
+from prunekit.engine.artefact import SAVED_MODEL, damage_told
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
 from prunekit.nn import saving as accelerated
 
-_FORMAT, _VERSION = "prunekit compacted model", 1
-_KEY = "prunekit"
+_FORMAT = "prunekit compacted model"
+# Pixels of the image on which a detector is run dry: twice what its deepest map is smaller by.
+_DRY_SIDE = 64
+# 1 had no digest.
+_VERSION, _VERSIONS = 2, (1, 2)
 
 
 def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
@@ -47,10 +49,8 @@ def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
         raise InputError(f"save: expected a file to write, found a folder: {path}.")
     tensors, spec = _describe(model)
     document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
-    whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        with atomic_path(path) as temporary:
-            save_file(whole, temporary, metadata={_KEY: json.dumps(document)})
+        documents.write(path, tensors, document)
     except OSError as error:
         raise InputError(f"save: expected a place for a file, but {path} cannot be written ({error}).") from error
 
@@ -64,26 +64,18 @@ def load(path: str | Path) -> nn.Module:
         InputError: There is no such file, or it is another one, or damaged.
         RuntimeError: An accelerated model, and prunekit's compiled extension is not there.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"expected a model saved by prunekit.save, but there is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            is_ours = isinstance(document, dict) and document.get("format") == _FORMAT
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if is_ours else {}  # noqa: SIM118 - no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
-    if not is_ours:
-        return accelerated.load(path)
-    if document.get("version") != _VERSION:
-        raise InputError(f"expected {_FORMAT!r} version {_VERSION} in {path}, found {document.get('version')}.")
-    try:
-        model = _build(document, tensors)
-        model.certificate = Certificate.from_json(document["certificate"])  # type: ignore[assignment]
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
-    return model
+    content = documents.read(path, SAVED_MODEL)
+    if content.format != _FORMAT:
+        return accelerated.load_content(content, path)
+    version = content.document.get("version")
+    if version not in _VERSIONS:
+        raise InputError(f"expected {_FORMAT!r} version {_VERSION} in {path}, found {version}.")
+    with damage_told(path):
+        if version != 1 and not content.has_digest:
+            raise ValueError("its digest is missing")
+        model = _build(content.document, content.tensors)
+        model.certificate = Certificate.from_json(content.document["certificate"])  # type: ignore[assignment]
+        return model
 
 
 def _describe(result: CompactionResult) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -140,6 +132,10 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mod
         if isinstance(module, _NormBase):
             _resize(module, len(tensors[f"{name}.running_mean"]))
     model.load_state_dict(tensors, assign=True)
+    if any(tensor.dtype != torch.float32 for tensor in model.state_dict().values() if tensor.is_floating_point()):
+        raise ValueError("a detector's weights are float32")
+    with without_memory():
+        model.eval()(torch.empty(1, 3, _DRY_SIDE, _DRY_SIDE))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()

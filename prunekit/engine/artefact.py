@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
+from torch.utils._pytree import treespec_loads
 
+from prunekit.documents import Content
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.program import operator_of
+from prunekit.engine.validation import check_graph
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
 
-_FORMAT, _VERSION = "prunekit accelerated model", 1
+#: What files of accelerated models say they are; `GPU_FORMAT` for a GPU.
+CPU_FORMAT, GPU_FORMAT = "prunekit accelerated model", "prunekit accelerated GPU model"
+#: What the message says was expected where a file is none of ours.
+SAVED_MODEL = "a model saved by prunekit.save"
+# 1 had no digest and no dtypes of inputs.
+_VERSION, _VERSIONS = 2, (1, 2)
 _ACTIVATIONS = ("before", "after")
+_VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What reading JSON of any content as a graph may raise.
+_DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError, RecursionError)
 
 
-def save_graph(
-    graph: Graph, choices: Mapping[str, ConvChoice], example: list[list[int]], lanes: int, path: str | Path
-) -> None:
-    """Write a graph, how its convolutions were cut on this machine, and the shapes it was traced with."""
-    cuts = {name: asdict(choice) for name, choice in choices.items()}
-    write_document(graph, _FORMAT, {"example": example, "lanes": lanes, "choices": cuts}, path)
+def graph_content(graph: Graph, format: str, more: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON document that a file of a compressed graph holds.
 
-
-def load_graph(path: str | Path) -> tuple[Graph, dict[str, ConvChoice], list[list[int]], int]:
-    """Read what `save_graph` wrote: graph, choices, example shapes, lanes that the choices are for.
+    Args:
+        graph: its operators are those that a file may call.
+        format: what the file says it is.
+        more: what else the document holds.
 
     Raises:
-        InputError: there is no such file, or it is not one of ours, or damaged.
+        InputError: the graph calls an operator that a file may not call.
     """
-    graph, document = read_document(path, _FORMAT)
-    with damage_told(path):
-        choices = {name: _choice(words) for name, words in document["choices"].items()}
-        return graph, choices, document["example"], int(document["lanes"])
-
-
-def write_document(graph: Graph, format: str, more: Mapping[str, Any], path: str | Path) -> None:
-    """Write a compressed graph, whose tensors are on the CPU, and what else JSON holds, as a file of this format."""
-    tensors = {f"constant/{name}": tensor.contiguous().clone() for name, tensor in graph.constants.items()}
+    for node in graph.nodes:
+        if not node.is_native:
+            operator_of(node.attributes["target"])
+    tensors = {f"constant/{name}": tensor for name, tensor in graph.constants.items()}
     for name, weight in graph.weights.items():
         tensors[f"bits/{name}"], tensors[f"values/{name}"] = weight.bits, weight.values
-    document = {
+    return tensors, {
         "format": format,
         "version": _VERSION,
         "inputs": graph.inputs,
@@ -60,77 +60,85 @@ def write_document(graph: Graph, format: str, more: Mapping[str, Any], path: str
         "shapes": {name: list(weight.shape) for name, weight in graph.weights.items()},
         **more,
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"prunekit": json.dumps(document)})
 
 
-def format_of(path: str | Path) -> str:
-    """Return which of our formats a file has; "" for others.
-
-    Raises:
-        InputError: there is no such file, or it cannot be read.
-    """
-    return str(_read(Path(path), with_tensors=False)[0].get("format", ""))
+def choices_document(choices: Mapping[str, ConvChoice]) -> dict[str, Any]:
+    """Return JSON of how convolutions were cut."""
+    return {name: asdict(choice) for name, choice in choices.items()}
 
 
-def read_document(path: str | Path, format: str) -> tuple[Graph, dict[str, Any]]:
-    """Read what `write_document` wrote: the graph, and the whole document.
+def choices_of(document: Mapping[str, Any]) -> dict[str, ConvChoice]:
+    """Undo `choices_document`.
 
     Raises:
-        InputError: there is no such file, or it is not one of this format, or damaged.
+        KeyError, TypeError, ValueError: the document's "choices" are none.
     """
-    document, tensors = _read(Path(path), with_tensors=True)
-    if document.get("format") != format or document.get("version") != _VERSION:
-        found = f"{document.get('format')!r} version {document.get('version')}"
-        raise InputError(f"expected {format!r} version {_VERSION} in {path}, found {found}.")
-    with damage_told(path):
-        graph = Graph(
-            document["inputs"],
-            [_node(entry) for entry in document["nodes"]],
-            document["outputs"],
-            {name.removeprefix("constant/"): t for name, t in tensors.items() if name.startswith("constant/")},
-            document["output_spec"],
-            {name: (int(c), int(h), int(w)) for name, (c, h, w) in document["sizes"].items()},
-            weights={
-                name: _weight(tuple(shape), tensors[f"bits/{name}"], tensors[f"values/{name}"])
-                for name, shape in document["shapes"].items()
-            },
-            is_size_free=bool(document["is_size_free"]),
-        )
-    return graph, document
+    return {str(name): _choice(words) for name, words in document["choices"].items()}
 
 
-def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise InputError(f"expected a model saved by prunekit.save, but there is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if with_tensors else []
-            tensors = {name: file.get_tensor(name) for name in names}
-        document = json.loads(metadata.get("prunekit", "{}"))
-        if not isinstance(document, dict):
-            raise ValueError("its header is no object")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
-    return document, tensors
+def read_graph(content: Content, format: str) -> Graph:
+    """Return the graph of a file, checked whole.
+
+    Raises:
+        InputError: the file is not one of this format and a known version, or calls an operator that it may not call.
+        KeyError, TypeError, ValueError, AttributeError: the graph is damaged; `damage_told` turns it into a sentence.
+    """
+    document, tensors = content.document, content.tensors
+    version = document.get("version")
+    if content.format != format or version not in _VERSIONS:
+        raise InputError(f"expected {format!r} version {_VERSION}, found {content.format!r} version {version}")
+    if version != 1 and not content.has_digest:
+        raise ValueError("its digest is missing")
+    graph = Graph(
+        _names(document["inputs"]),
+        [_node(entry) for entry in document["nodes"]],
+        _names(document["outputs"]),
+        {name.removeprefix("constant/"): t for name, t in tensors.items() if name.startswith("constant/")},
+        document["output_spec"],
+        {name: (c, h, w) for name, (c, h, w) in document["sizes"].items()},
+        weights={
+            name: _weight(shape, tensors[f"bits/{name}"], tensors[f"values/{name}"])
+            for name, shape in document["shapes"].items()
+        },
+        is_size_free=_flag(document["is_size_free"]),
+    )
+    check_graph(graph)
+    spec = treespec_loads(graph.output_spec)
+    if spec.num_leaves != len(graph.outputs):
+        raise ValueError(f"{spec.num_leaves} values are to leave the graph, which has {len(graph.outputs)} outputs")
+    return graph
+
+
+def _names(words: object) -> list[str]:
+    if not isinstance(words, list):
+        raise ValueError("its inputs or outputs are no list")
+    return list(words)
+
+
+def _flag(word: object) -> bool:
+    if not isinstance(word, bool):
+        raise ValueError(f"{word!r} is neither true nor false")
+    return word
 
 
 @contextmanager
-def damage_told(path: str | Path) -> Iterator[None]:
-    """Turn what a damaged file leads to, within the block, into an InputError."""
+def damage_told(path: object) -> Iterator[None]:
+    """Turn what a damaged file leads to, within the block, into an InputError that names the file."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
+    except InputError as error:
+        raise InputError(f"the model in {path} cannot run: {str(error).rstrip('.')}.") from error
+    except _DAMAGES as error:
+        sentence = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {sentence}).") from error
 
 
 def _node(entry: dict[str, Any]) -> Node:
-    attributes = dict(entry["attributes"])
+    attributes = {str(key): value for key, value in entry["attributes"].items()}
     for key in _ACTIVATIONS:
         if key in attributes:
             attributes[key] = Activation(**attributes[key])
-    return Node(entry["name"], entry["op"], list(entry["inputs"]), attributes, entry["layer"])
+    return Node(entry["name"], entry["op"], _names(entry["inputs"]), attributes, entry["layer"])
 
 
 def _choice(words: dict[str, Any]) -> ConvChoice:
@@ -140,8 +148,10 @@ def _choice(words: dict[str, Any]) -> ConvChoice:
     return choice
 
 
-def _weight(shape: tuple[int, ...], bits: Tensor, values: Tensor) -> SparseWeight:
-    weight = SparseWeight(shape, bits, values)
+def _weight(shape: list[int], bits: Tensor, values: Tensor) -> SparseWeight:
+    if not all(type(n) is int and 0 < n < 2**31 for n in shape) or values.dtype not in _VALUE_DTYPES:
+        raise ValueError(f"a weight of {values.dtype} cannot have the shape {shape}")
+    weight = SparseWeight(tuple(shape), bits, values)
     kept = int(np.unpackbits(bits.numpy()).sum())
     if bits.numel() != -(-weight.size // 8) or kept != values.numel():
         raise ValueError(f"a weight of shape {list(shape)} has {values.numel()} values and {kept} kept bits")

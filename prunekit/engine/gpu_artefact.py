@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit.engine.artefact import damage_told, read_document, write_document
+from prunekit import documents
+from prunekit.documents import Content
+from prunekit.engine.artefact import GPU_FORMAT, damage_told, graph_content, read_graph
 from prunekit.engine.gpu_nodes import LayerKernel
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph
-from prunekit.engine.program import operator_of
 from prunekit.errors import InputError
 from prunekit.ops.cuda.gpus import Gpu
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.cuda.kernel_choice import KernelChoice
-from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice, device_of, kernel_cache
 from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.native import cuda_status
 
-GPU_FORMAT = "prunekit accelerated GPU model"
 
-
-def save_gpu_model(model: GpuModel, path: str | Path) -> None:
-    """Write a model to one safetensors file, under a temporary name and then renamed."""
+def gpu_model_content(model: GpuModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON document of a model's file."""
     program = model.program
     gpu = program.gpu
-    write_document(
+    return graph_content(
         _compressed(program),
         GPU_FORMAT,
         {
@@ -41,7 +40,6 @@ def save_gpu_model(model: GpuModel, path: str | Path) -> None:
             "gpu": None if gpu is None else _identity(gpu),
             "choices": {name: _words(kernel) for name, kernel in program.kernels.items()},
         },
-        path,
     )
 
 
@@ -85,20 +83,24 @@ def _choice(words: list[Any]) -> KernelChoice:
     return KernelChoice(name, launch, seconds, float(dense), bool(is_measured), "as the model was saved")
 
 
-def load_gpu_model(path: str | Path, device: CudaDevice, where: torch.device, cache: KernelCache) -> GpuModel:
-    """Read what `save_gpu_model` wrote, and pack it for a device.
+def load_gpu_model(
+    content: Content, path: object, device: CudaDevice, where: torch.device, cache: KernelCache
+) -> GpuModel:
+    """Build the model of a file that `gpu_model_content` describes, and pack it for a device.
 
     Args:
-        path: the file.
+        content: of the file.
+        path: what messages call it.
         device: what the dispatch needs of it.
         where: its tensors.
         cache: of measurements, for a device that the file's choices are not for.
 
     Raises:
-        InputError: there is no such file, or it is another one, or damaged, or this torch lacks one of its operators.
+        InputError: it is another file, or damaged, or this torch lacks one of its operators.
     """
-    graph, document = read_document(path, GPU_FORMAT)
+    document = content.document
     with damage_told(path):
+        graph = read_graph(content, GPU_FORMAT)
         choices = {name: _choice(words) for name, words in document["choices"].items()}
         are_ours = document["gpu"] == _identity(device.gpu)
         examples = [_example(shape, dtype, is_last, where) for shape, dtype, is_last in document["example"]]
@@ -106,12 +108,6 @@ def load_gpu_model(path: str | Path, device: CudaDevice, where: torch.device, ca
         for name, weight in graph.weights.items():
             constants[name] = weight.dense().to(where, weight.values.dtype)
         here = replace(graph, constants=constants, weights={})
-        try:
-            for node in here.nodes:
-                if not node.is_native:
-                    operator_of(node.attributes["target"])
-        except InputError as error:
-            raise InputError(f"the model in {path} cannot run: {error}") from error
         known = choices if are_ours else {}
         kernels = choose_layers(here, examples, device, cache, 0.0, lambda done, total: None, known)
         program = GpuProgram(here, kernels, device.ops, device.gpu)
@@ -124,3 +120,24 @@ def _example(shape: list[int], dtype: str, is_channels_last: bool, where: torch.
         raise ValueError(f"{dtype!r} is no dtype")
     x = torch.empty([int(size) for size in shape], dtype=found, device=where)
     return x.contiguous(memory_format=torch.channels_last) if is_channels_last else x
+
+
+def load_on_current_gpu(content: Content, path: object) -> GpuModel:
+    """Build the model of a file for the GPU that torch uses now; `path` is what messages call the file.
+
+    Raises:
+        InputError: there is no GPU here, or the CUDA kernels were not built, or as `load_gpu_model`.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(f"the model in {path} was accelerated for an NVIDIA GPU, but torch finds none here.")
+    if not cuda_status().available:
+        raise InputError(f"the model in {path} needs prunekit's CUDA kernels, but {cuda_status().reason}.")
+    where = torch.device("cuda", torch.cuda.current_device())
+    device = device_of(torch.empty(0, device=where))
+    assert device is not None, "the kernels are there"
+    return load_gpu_model(content, path, device, where, kernel_cache())
+
+
+def of_bytes(data: bytes) -> GpuModel:
+    """Undo the pickling of a model."""
+    return load_on_current_gpu(documents.read(data, "a pickled accelerated GPU model"), "the pickled data")

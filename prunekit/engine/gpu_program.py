@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
+from prunekit import documents
 from prunekit.engine.gpu_nodes import LayerKernel, convolve, run_native
 from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
@@ -28,6 +30,8 @@ from prunekit.ops.cuda.sparse_kernel import PackedFilter, cuda_op
 # Captured sizes that a model keeps; the one that was used longest ago goes first.
 _MAX_SIZES = 8
 _WARM_UP_RUNS = 3
+# Attributes that GpuModel's constructor makes of its arguments.
+_MADE = ("program", "_example", "_formats", "_spec", "_captured", "_lock")
 
 
 def choose_layers(
@@ -245,6 +249,29 @@ class GpuModel(nn.Module):
         if mode:
             raise InputError("an accelerated model is for inference; train the model that it was made from.")
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the saved form, and what was set on the model since it was made."""
+        from prunekit.engine.gpu_artefact import gpu_model_content, of_bytes  # it imports this file
+
+        return of_bytes, (documents.to_bytes(*gpu_model_content(self)),), self._extras()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GpuModel:
+        """Return a model of its own that shares the packed filters, which nobody changes, and captures anew."""
+        example = [
+            torch.empty(shape, dtype=dtype, device=device).contiguous(
+                memory_format=torch.channels_last if is_last else torch.contiguous_format
+            )
+            for (shape, dtype, device), is_last in zip(self._example, self._formats, strict=True)
+        ]
+        copied = GpuModel(self.program, example, captures=self.note is None)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self._extras(), memo))
+        return copied
+
+    def _extras(self) -> dict[str, Any]:
+        """Return the attributes that the constructor does not make: the report, hooks, a user's own."""
+        return {key: value for key, value in self.__dict__.items() if key not in _MADE}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, inputs: Sequence[Tensor]) -> object:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
-from prunekit.engine.artefact import load_graph, save_graph
+from prunekit import documents
+from prunekit.documents import Content
+from prunekit.engine.artefact import (
+    CPU_FORMAT,
+    SAVED_MODEL,
+    choices_document,
+    choices_of,
+    damage_told,
+    graph_content,
+    read_graph,
+)
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph
-from prunekit.engine.program import Program, Segment, StepTime, operator_of
+from prunekit.engine.program import Program, Segment, StepTime
+from prunekit.engine.validation import check_examples
 from prunekit.errors import InputError
 from prunekit.ops import native
+
+# Attributes that the constructor makes of its arguments.
+_MADE = ("graph", "choices", "example", "program", "_spec")
 
 
 class AcceleratedModel(nn.Module):
@@ -67,8 +83,7 @@ class AcceleratedModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the model to one safetensors file, without pickle; `load` reads it in any process."""
-        lanes, _ = native.lane_layout()
-        save_graph(self.graph, self.choices, self.example, lanes, path)
+        documents.write(path, *self._content())
 
     @classmethod
     def load(cls, path: str | Path) -> AcceleratedModel:
@@ -77,18 +92,43 @@ class AcceleratedModel(nn.Module):
         Raises:
             InputError: there is no such file, or it is not one of ours, or damaged.
         """
-        graph, choices, example, lanes = load_graph(path)
-        width, longest = native.lane_layout()
-        are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())
-        try:
-            for node in graph.nodes:
-                if not node.is_native:
-                    operator_of(node.attributes["target"])
-            return cls(graph, choices if are_ours else {}, example)
-        except InputError as error:
-            raise InputError(f"the model in {path} cannot run: {error}") from error
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {error}).") from error
+        return cls.of_content(documents.read(path, SAVED_MODEL), path)
+
+    @classmethod
+    def of_content(cls, content: Content, path: object) -> AcceleratedModel:
+        """Build the model of a file's content, and run it dry on the example's shapes; messages name `path`.
+
+        Raises:
+            InputError: the content is not that of an accelerated model, or damaged.
+        """
+        with damage_told(path):
+            graph = read_graph(content, CPU_FORMAT)
+            choices, lanes = choices_of(content.document), int(content.document["lanes"])
+            width, longest = native.lane_layout()
+            are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())
+            model = cls(graph, choices if are_ours else {}, check_examples(graph, content.document["example"]))
+            model.program.run_dry(model.example)
+            return model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the saved form, and what was set on the model since it was made."""
+        return _of_bytes, (documents.to_bytes(*self._content()),), self._extras()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedModel:
+        """Return a model of its own that shares the graph, which nobody changes."""
+        copied = AcceleratedModel(self.graph, self.choices, self.example)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self._extras(), memo))
+        return copied
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        lanes, _ = native.lane_layout()
+        more = {"example": self.example, "lanes": lanes, "choices": choices_document(self.choices)}
+        return graph_content(self.graph, CPU_FORMAT, more)
+
+    def _extras(self) -> dict[str, Any]:
+        """Return the attributes that the constructor does not make: the report, hooks, a user's own."""
+        return {key: value for key, value in self.__dict__.items() if key not in _MADE}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _run(self, inputs: Sequence[Tensor], times: list[StepTime] | None) -> object:
@@ -109,3 +149,9 @@ class AcceleratedModel(nn.Module):
             if shape != example:
                 free = "; the model's forward computes with that size" if not self.graph.is_size_free else ""
                 raise InputError(f"expected {example} as the shape of {name}, got {shape}{free}.")
+
+
+def _of_bytes(data: bytes) -> AcceleratedModel:
+    """Undo pickling."""
+    where = "the pickled data"
+    return AcceleratedModel.of_content(documents.read(data, "a pickled accelerated model"), where)

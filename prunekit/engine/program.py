@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from prunekit.dry_run import without_memory
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import SegmentPlan, plan_segment
@@ -95,12 +97,57 @@ class Program:
                 self._run_natively(level, values, times)
         return [values[name] for name in self._graph.outputs]
 
+    def run_dry(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Plan the native parts for inputs of these shapes, and run torch's operators on tensors without memory.
+
+        What a file says is found wrong here, not when the model is first called. Nothing is checked behind an operator
+        whose output's size depends on its input's values, nor where an input is no image: its dtype is not known.
+
+        Raises:
+            InputError, RuntimeError, TypeError, ValueError, IndexError: an operator does not take what it would get.
+        """
+        if any(len(shape) != 4 for shape in shapes):
+            return
+        with without_memory() as mode:
+            values = {name: torch.empty(*shape) for name, shape in zip(self._graph.inputs, shapes, strict=True)}
+            constants = {name: mode.from_tensor(tensor) for name, tensor in self._graph.constants.items()}
+            self._run_dry(values, constants)
+
+    def _run_dry(self, values: dict[str, Tensor], constants: Mapping[str, Tensor]) -> None:
+        for level, nodes in enumerate(self._levels):
+            if level % 2:
+                for node in nodes:
+                    values[node.name] = run_in_torch(node, values, constants)
+            elif nodes:
+                with unset_fake_temporarily():
+                    segment = self._segment(level, values)
+                batch = len(values[segment.inputs[0]])
+                for name, size in zip(segment.outputs, segment.plan.output_sizes, strict=True):
+                    values[name] = torch.empty(batch, *size)
+        missing = [name for name in self._graph.outputs if not isinstance(values[name], Tensor)]
+        if missing:
+            raise ValueError(f"the output {missing[0]} is no tensor")
+
     def segments(self) -> list[Segment]:
         """Return the native parts that were planned so far."""
         with self._lock:
             return list(self._segments.values())
 
     def _run_natively(self, level: int, values: dict[str, Tensor], times: list[StepTime] | None) -> None:
+        segment = self._segment(level, values)
+        ends = None if times is None else torch.zeros(len(segment.plan.kinds), dtype=torch.int64)
+        segment.run(values, ends)
+        if times is not None and ends is not None:
+            spans = np.diff(ends.numpy(), prepend=0) / 1e6
+            rows = zip(segment.plan.labels, segment.plan.kinds, spans, strict=True)
+            times.extend(StepTime(label, kind, float(ms)) for label, kind, ms in rows)
+
+    def _segment(self, level: int, values: Mapping[str, Tensor]) -> Segment:
+        """Return the native part of a level, planned for its inputs' sizes.
+
+        Raises:
+            InputError: an input is no float32 image, or the sizes do not fit.
+        """
         nodes = self._levels[level]
         inputs, outputs = _borders(self._graph, nodes)
         for name in inputs:
@@ -119,12 +166,7 @@ class Program:
                 if len(alike) >= _MAX_SIZES:
                     del self._segments[alike[0]]
                 self._segments[key] = segment
-        ends = None if times is None else torch.zeros(len(segment.plan.kinds), dtype=torch.int64)
-        segment.run(values, ends)
-        if times is not None and ends is not None:
-            spans = np.diff(ends.numpy(), prepend=0) / 1e6
-            rows = zip(segment.plan.labels, segment.plan.kinds, spans, strict=True)
-            times.extend(StepTime(label, kind, float(ms)) for label, kind, ms in rows)
+            return segment
 
 
 def run_in_torch(node: Node, values: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Any:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from prunekit.engine.artefact import format_of
-from prunekit.engine.gpu_artefact import GPU_FORMAT, load_gpu_model, save_gpu_model
+from prunekit import documents
+from prunekit.documents import Content
+from prunekit.engine.artefact import GPU_FORMAT, SAVED_MODEL
+from prunekit.engine.gpu_artefact import gpu_model_content, load_on_current_gpu
 from prunekit.engine.gpu_program import GpuModel
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
-from prunekit.ops.cuda.masked_conv2d_cuda import device_of, kernel_cache
-from prunekit.ops.native import cuda_status
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -37,7 +36,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise InputError(f"save: expected a file to write, found a folder: {path}.")
     try:
         if isinstance(model, GpuModel):
-            save_gpu_model(model, path)
+            documents.write(path, *gpu_model_content(model))
         else:
             model.save(path)
     except OSError as error:
@@ -56,13 +55,16 @@ def load(path: str | Path) -> nn.Module:
             or the CUDA kernels were not built.
         RuntimeError: prunekit's compiled extension is not there.
     """
-    if format_of(path) != GPU_FORMAT:
-        return AcceleratedModel.load(path)
-    if not torch.cuda.is_available():
-        raise InputError(f"the model in {path} was accelerated for an NVIDIA GPU, but torch finds none here.")
-    if not cuda_status().available:
-        raise InputError(f"the model in {path} needs prunekit's CUDA kernels, but {cuda_status().reason}.")
-    where = torch.device("cuda", torch.cuda.current_device())
-    device = device_of(torch.empty(0, device=where))
-    assert device is not None, "the kernels are there"
-    return load_gpu_model(path, device, where, kernel_cache())
+    return load_content(documents.read(path, SAVED_MODEL), path)
+
+
+def load_content(content: Content, path: object) -> nn.Module:
+    """Build the accelerated model of a file that was read; `path` is what messages call it.
+
+    Raises:
+        InputError: as `load`.
+        RuntimeError: as `load`.
+    """
+    if content.format != GPU_FORMAT:
+        return AcceleratedModel.of_content(content, path)
+    return load_on_current_gpu(content, path)

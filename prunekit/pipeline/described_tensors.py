@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from prunekit import documents
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
-
-_KEY = "prunekit"
 
 
 def save_described(
@@ -24,13 +19,11 @@ def save_described(
 
     Args:
         path: The safetensors file.
-        tensors: By name, contiguous, on the CPU, none sharing another's memory.
+        tensors: By name, on any device.
         file_format: What the file holds, with the number of its layout: "prunekit detector 1".
         description: JSON-able.
     """
-    header = {_KEY: json.dumps({"format": file_format, **description})}
-    with atomic_path(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=header)
+    documents.write(path, tensors, {"format": file_format, **description})
 
 
 def read_description(path: str | Path, file_format: str, what: str) -> dict[str, Any]:
@@ -44,26 +37,16 @@ def read_description(path: str | Path, file_format: str, what: str) -> dict[str,
     Raises:
         InputError: When the file is missing, damaged, or none of that format that prunekit wrote.
     """
-    return _read(Path(path), file_format, what, with_tensors=False)[0]
+    return _of_format(documents.read_document(path, what), file_format, what, path)
 
 
 def read_described(path: str | Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a file's description and its tensors by name; arguments and errors are `read_description`'s."""
-    return _read(Path(path), file_format, what, with_tensors=True)
+    content = documents.read(path, what)
+    return _of_format(content.document, file_format, what, path), content.tensors
 
 
-def _read(path: Path, file_format: str, what: str, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_KEY, "null")
-            names = file.keys() if with_tensors else ()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"expected {what} at {path}, but reading it failed: {error}") from None
-    try:
-        description = json.loads(header)
-    except ValueError:
-        description = None
-    if not isinstance(description, dict) or description.get("format") != file_format:
-        raise InputError(f"expected {what} at {path}, but the file is none that prunekit wrote")
-    return description, tensors
+def _of_format(description: dict[str, Any], file_format: str, what: str, path: str | Path) -> dict[str, Any]:
+    if description.get("format") != file_format:
+        raise InputError(f"Expected {what} at {path}, but the file is none that prunekit wrote.")
+    return description

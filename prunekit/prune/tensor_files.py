@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prunekit import documents
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
 from prunekit.prune.layers import prunable_layers
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write one tensor a layer as a safetensors file, atomically."""
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    documents.write(path, tensors)
 
 
 def load_tensors(path: str | Path, what: str) -> dict[str, Tensor]:
     """Read a safetensors file; `what` says in the message what was expected in it."""
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"Expected a safetensors file of {what} at {path}, but reading it failed: {error}.") from None
-    return tensors
+    return documents.read(path, f"a safetensors file of {what}").tensors
 
 
 def check_tensors(

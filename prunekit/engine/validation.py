@@ -1,0 +1,192 @@
+"""A graph that was read from a file, checked whole before anything of it runs.
+
+A file's digest tells damage, but not a file that someone made on purpose: what its JSON says may be of any type, name
+what is not there, or contradict itself. All of that ends here, in one sentence, and never later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
+from prunekit.engine.program import operator_of
+
+_MAX_SIZE = 2**31  # of a dimension, a stride, a number of groups
+#: Kinds of values that an argument of torch's may be, beside plain JSON: {"value": name} and so on.
+_REFERENCES = ("value", "constant", "device", "dtype", "memory_format", "layout")
+
+Check = Callable[[Any], bool]
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return type(value) is int and least <= value < _MAX_SIZE
+
+
+def _are_counts(length: int, least: int = 0) -> Check:
+    return lambda value: isinstance(value, list) and len(value) == length and all(_is_count(v, least) for v in value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_optional_name(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_activation(value: object) -> bool:
+    return isinstance(value, Activation) and value.kind in ACTIVATIONS and _is_number(value.negative_slope)
+
+
+def _are_sides(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(type(v) is int and abs(v) < _MAX_SIZE for v in value)
+
+
+_WINDOW: dict[str, Check] = {
+    "stride": _are_counts(2, 1),
+    "padding": _are_counts(2),
+    "dilation": _are_counts(2, 1),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a native node of one op looks like: how many values it reads, and its attributes."""
+
+    inputs: range
+    attributes: Mapping[str, Check]
+
+
+KINDS: dict[str, Kind] = {
+    "conv2d": Kind(
+        range(1, 3),
+        {
+            "weight": _is_name, "bias": _is_optional_name, **_WINDOW, "groups": lambda v: _is_count(v, 1),
+            "before": _is_activation, "after": _is_activation,
+        },
+    ),
+    "affine": Kind(range(1, 2), {"scale": _is_name, "shift": _is_name, "after": _is_activation}),
+    "activation": Kind(range(1, 2), {"after": _is_activation}),
+    "add": Kind(range(2, 3), {"after": _is_activation}),
+    "concat": Kind(range(1, _MAX_SIZE), {}),
+    "upsample": Kind(range(1, 2), {"factors": _are_counts(2, 1)}),
+    "max_pool2d": Kind(range(1, 2), {"kernel": _are_counts(2, 1), **_WINDOW}),
+    "avg_pool2d": Kind(range(1, 2), {"kernel": _are_counts(2, 1), **_WINDOW}),
+    "global_mean": Kind(range(1, 2), {}),
+    "pad": Kind(range(1, 2), {"sides": _are_sides, "fill": _is_number}),
+}  # fmt: skip
+
+
+def check_graph(graph: Graph) -> None:
+    """Check every node, name and number of a compressed graph.
+
+    Raises:
+        ValueError: Something is wrong with it; the message says what, without a full stop.
+        InputError: It calls an operator that a file may not call.
+    """
+    known = _unique([*graph.inputs, *(node.name for node in graph.nodes)])
+    defined = set(graph.inputs)
+    for node in graph.nodes:
+        _check_node(node, graph)
+        unknown = [name for name in node.inputs if name not in defined]
+        _expect(not unknown, f"{node.name} reads {unknown[:1]}, which no earlier node makes")
+        defined.add(node.name)
+    unknown = [name for name in graph.outputs if name not in known]
+    _expect(not unknown, f"the output {unknown[:1]} is made by no node")
+    for name, size in graph.sizes.items():
+        _expect(_are_counts(3, 1)(list(size)), f"{name} cannot have the size {list(size)}")
+    for name, weight in graph.weights.items():
+        _expect(all(_is_count(n, 1) for n in weight.shape) and len(weight.shape) == 4, f"{name} is no 4-D weight")
+
+
+def _unique(names: Sequence[object]) -> set[object]:
+    _expect(all(isinstance(name, str) for name in names), "a value's name is no text")
+    _expect(len(set(names)) == len(names), "two values have one name")
+    return set(names)
+
+
+def _check_node(node: Node, graph: Graph) -> None:
+    _expect(isinstance(node.layer, str), f"{node.name}'s layer is no text")
+    _expect(all(isinstance(name, str) for name in node.inputs), f"{node.name} reads something that is no name")
+    if node.op == "torch":
+        _check_torch_node(node, graph)
+        return
+    kind = KINDS.get(node.op)
+    if kind is None:
+        raise ValueError(f"{node.name} is of the unknown kind {node.op!r}")
+    _expect(len(node.inputs) in kind.inputs, f"{node.name} ({node.op}) reads {len(node.inputs)} values")
+    wrong = kind.attributes.keys() ^ node.attributes.keys()
+    _expect(not wrong, f"{node.name} ({node.op}) lacks or should not have {sorted(map(str, wrong))[:1]}")
+    for key, is_right in kind.attributes.items():
+        _expect(is_right(node.attributes[key]), f"{node.name} ({node.op}) cannot have {key}={node.attributes[key]!r}")
+    _check_constants(node, graph)
+
+
+def _check_constants(node: Node, graph: Graph) -> None:
+    for key in ("bias", "scale", "shift"):
+        name = node.attributes.get(key)
+        if name is not None:
+            _expect(name in graph.constants, f"{node.name} names {name!r}, which is not in the file")
+            constant = graph.constants[name]
+            _expect(constant.dim() == 1 and constant.is_floating_point(), f"{name!r} is no vector of numbers")
+    if node.op != "conv2d":
+        return
+    weight, groups = node.attributes["weight"], node.attributes["groups"]
+    _expect(weight in graph.weights, f"{node.name} names {weight!r}, which is not in the file")
+    shape, bias = graph.weights[weight].shape, node.attributes["bias"]
+    _expect(len(shape) == 4 and shape[0] % groups == 0, f"{node.name} cannot have {groups} groups")
+    if bias is not None:
+        found = list(graph.constants[bias].shape)
+        _expect(found == [shape[0]], f"expected [{shape[0]}] as the shape of {bias}, got {found}")
+
+
+def _check_torch_node(node: Node, graph: Graph) -> None:
+    a = node.attributes
+    _expect(a.keys() == {"target", "args", "kwargs"}, f"{node.name} has the attributes {sorted(map(str, a))[:4]}")
+    _expect(isinstance(a["target"], str), f"{node.name}'s operator is no text")
+    _expect(isinstance(a["args"], list) and isinstance(a["kwargs"], dict), f"{node.name}'s arguments are no list")
+    operator_of(a["target"])
+    values: list[str] = []
+    _check_argument(node, [a["args"], list(a["kwargs"].values())], graph, values)
+    _expect(set(values) == set(node.inputs), f"{node.name} reads other values than its arguments name")
+
+
+def _check_argument(node: Node, arg: object, graph: Graph, values: list[str]) -> None:
+    if isinstance(arg, list):
+        for item in arg:
+            _check_argument(node, item, graph, values)
+    elif isinstance(arg, dict):
+        _expect(len(arg) == 1 and next(iter(arg)) in _REFERENCES, f"{node.name} has an argument {str(arg)[:60]}")
+        ((kind, name),) = arg.items()
+        _expect(isinstance(name, str), f"{node.name} has an argument {str(arg)[:60]}")
+        if kind == "value":
+            values.append(name)
+        _expect(kind != "constant" or name in graph.constants, f"{node.name} names {name!r}, which is not in the file")
+    else:
+        _expect(arg is None or isinstance(arg, (bool, int, float, str)), f"{node.name} has an argument {arg!r}")
+
+
+def check_examples(graph: Graph, shapes: object) -> list[list[int]]:
+    """Check the shapes that a file says its graph was captured with, and return them.
+
+    Raises:
+        ValueError: They are none.
+    """
+    _expect(isinstance(shapes, list) and len(shapes) == len(graph.inputs), "the example is not one shape an input")
+    assert isinstance(shapes, list)
+    for shape in shapes:
+        is_shape = isinstance(shape, list) and all(_is_count(n) for n in shape) and math.prod(shape) < 2**40
+        _expect(is_shape, f"{str(shape)[:60]} is no shape")
+    return shapes
+
+
+def _expect(is_right: bool, wrong: str) -> None:
+    if not is_right:
+        raise ValueError(wrong)
