@@ -138,5 +138,5 @@ def test_without_a_gpu_loading_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="needs prunekit's CUDA kernels, but they were not built"):
         prunekit.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="expected 'prunekit accelerated GPU model' version 1"):
+    with pytest.raises(InputError, match="Expected 'prunekit accelerated GPU model' version 2"):
         _load(path, EmulatedGpu())

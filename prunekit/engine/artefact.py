@@ -76,18 +76,27 @@ def choices_of(document: Mapping[str, Any]) -> dict[str, ConvChoice]:
     return {str(name): _choice(words) for name, words in document["choices"].items()}
 
 
-def read_graph(content: Content, format: str) -> Graph:
-    """Return the graph of a file, checked whole.
+def check_format(content: Content, format: str, path: object) -> None:
+    """Check that a file is of a format, and of a version that is known; `path` is what the message calls it.
 
     Raises:
-        InputError: the file is not one of this format and a known version, or calls an operator that it may not call.
+        InputError: it is not.
+    """
+    version = content.document.get("version")
+    if content.format != format or version not in _VERSIONS:
+        found = f"{content.format!r} version {version!r}"
+        raise InputError(f"Expected {format!r} version {_VERSION} in {path}, got {found}.")
+
+
+def read_graph(content: Content) -> Graph:
+    """Return the graph of a file of a known format, checked whole.
+
+    Raises:
+        InputError: the graph calls an operator that a file may not call.
         KeyError, TypeError, ValueError, AttributeError: the graph is damaged; `damage_told` turns it into a sentence.
     """
     document, tensors = content.document, content.tensors
-    version = document.get("version")
-    if content.format != format or version not in _VERSIONS:
-        raise InputError(f"expected {format!r} version {_VERSION}, found {content.format!r} version {version}")
-    if version != 1 and not content.has_digest:
+    if document["version"] != 1 and not content.has_digest:
         raise ValueError("its digest is missing")
     graph = Graph(
         _names(document["inputs"]),

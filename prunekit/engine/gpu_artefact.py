@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit import documents
 from prunekit.documents import Content
-from prunekit.engine.artefact import GPU_FORMAT, damage_told, graph_content, read_graph
+from prunekit.engine.artefact import GPU_FORMAT, check_format, damage_told, graph_content, read_graph
 from prunekit.engine.gpu_nodes import LayerKernel
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph
@@ -99,8 +99,9 @@ def load_gpu_model(
         InputError: it is another file, or damaged, or this torch lacks one of its operators.
     """
     document = content.document
+    check_format(content, GPU_FORMAT, path)
     with damage_told(path):
-        graph = read_graph(content, GPU_FORMAT)
+        graph = read_graph(content)
         choices = {name: _choice(words) for name, words in document["choices"].items()}
         are_ours = document["gpu"] == _identity(device.gpu)
         examples = [_example(shape, dtype, is_last, where) for shape, dtype, is_last in document["example"]]

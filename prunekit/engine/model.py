@@ -16,6 +16,7 @@ from prunekit.documents import Content
 from prunekit.engine.artefact import (
     CPU_FORMAT,
     SAVED_MODEL,
+    check_format,
     choices_document,
     choices_of,
     damage_told,
@@ -101,8 +102,9 @@ class AcceleratedModel(nn.Module):
         Raises:
             InputError: the content is not that of an accelerated model, or damaged.
         """
+        check_format(content, CPU_FORMAT, path)
         with damage_told(path):
-            graph = read_graph(content, CPU_FORMAT)
+            graph = read_graph(content)
             choices, lanes = choices_of(content.document), int(content.document["lanes"])
             width, longest = native.lane_layout()
             are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())

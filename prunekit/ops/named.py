@@ -36,6 +36,8 @@ def operator_named(name: str) -> OpOverload:
     found = getattr(getattr(getattr(torch.ops, namespace), packet, None), overload, None)
     if not isinstance(found, OpOverload):
         raise InputError(f"expected an operator of torch {torch.__version__}, found {name!r}.")
+    if found._schema.is_mutable:
+        raise InputError(f"expected an operator that leaves its arguments alone, found {name!r}, which changes them.")
     if any(argument.name in _FILE_ARGUMENTS for argument in found._schema.arguments):
         raise InputError(f"expected an operator that computes, found {name!r}, which reads or writes files.")
     return found
