@@ -154,6 +154,14 @@ def test_annotations_that_are_repeated_count_once_and_equal_ids_alone_do_no_harm
     assert dataset.skipped_by_reason == {"annotations that repeat an earlier one": 1}
 
 
+class Lines(SilentProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_what_is_skipped_is_counted_by_reason_and_said_in_a_line_each(tmp_path: Path) -> None:
     content = small_content()
     good = content["annotations"][0]
@@ -168,10 +176,9 @@ def test_what_is_skipped_is_counted_by_reason_and_said_in_a_line_each(tmp_path: 
         "annotations whose box has no extent": 1,
     }
     assert len(dataset.skipped) == 5
-    lines: list[str] = []
-    progress = SilentProgress()
-    progress.message = lines.append  # type: ignore[method-assign]
-    open_data(SharedChoices(out=tmp_path, image_size=SIZE), tmp_path, progress)
+    config, progress = SharedChoices.model_validate({"out": tmp_path, "image_size": SIZE}), Lines()
+    open_data(config, tmp_path, progress)
+    lines = progress.lines
     assert len(lines) == 4
     assert lines[1] == (
         "skipped 2 annotations that name an unknown category: annotation 10 names the unknown category 5 …"

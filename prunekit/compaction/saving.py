@@ -125,6 +125,8 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mod
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(f"{name} is no convolution")
         conv.in_channels, conv.out_channels, conv.groups = edit["in_channels"], edit["out_channels"], edit["groups"]
+        if conv.groups < 1:
+            raise ValueError(f"{name} has {conv.groups} groups")
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
         conv.weight = nn.Parameter(torch.empty(shape, device="meta"))
         conv.bias = nn.Parameter(torch.empty(shape[0], device="meta")) if edit["bias"] else None
