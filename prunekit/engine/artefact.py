@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice
-from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.errors import InputError
 from prunekit.files import atomic_path
 
