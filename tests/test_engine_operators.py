@@ -127,7 +127,7 @@ NATIVE: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "gated linear unit": (6, lambda x: x.chunk(2, 1)[0] * torch.sigmoid(x.chunk(2, 1)[1])),
     "every second": (6, lambda x: x[:, 1::2]),
     "halves in turn": (12, lambda x: torch.cat(torch.split(x, [5, 7], 1)[::-1], 1)),
-    "groups": (12, lambda x: torch.cat(torch.unflatten(x, 1, (3, 4)).unbind(1)[1:], 1)),
+    "groups": (8, lambda x: torch.cat(torch.unflatten(x, 1, (3, 4)).unbind(1)[1:], 1)),
     "permuted": (12, lambda x: torch.unflatten(x, 1, (3, 4)).permute(0, 2, 1, 3, 4).flatten(1, 2)),
     "one image and one channel": (12, lambda x: x * x[:, :1] - x[:, 3:4]),
     "residual of a product": (12, lambda x: F.relu(x * x.mean((2, 3), keepdim=True) + x)),

@@ -112,6 +112,9 @@ class Places:
             view = self.views[name]
             sharing = [n for n, other in self.views.items() if other.buffer is view.buffer]
             is_whole = view.channels == view.buffer.channels
+            # One channel of it, repeated for all of them, would be written before it was read for the last time.
+            inputs = [self.views[other] for other in node.inputs if other in self.views]
+            is_whole = is_whole and all(other == view for other in inputs if other.buffer is view.buffer)
             if is_whole and view.buffer not in others and all(last_use.get(n, -1) <= step for n in sharing):
                 return view
         return None
