@@ -31,7 +31,7 @@ WANTED_SETS = os.environ.get("PRUNEKIT_SETS", ",".join(ALL_SETS)).split(",")
 if not set(WANTED_SETS) <= set(ALL_SETS):
     sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, found {os.environ['PRUNEKIT_SETS']!r}.")
 INSTRUCTION_SETS = {name: flags for name, flags in ALL_SETS.items() if name in WANTED_SETS or name == "baseline"}
-KERNELS = ["csrc/cpu/tile_kernel.cpp", "csrc/cpu/lane_kernels.cpp", "csrc/cpu/lane_remap.cpp"]
+KERNELS = [f"csrc/cpu/{name}.cpp" for name in ("tile_kernel", "lane_kernels", "lane_channels", "lane_remap")]
 FLAGS = [
     "-std=c++17",
     "-O3",

@@ -23,8 +23,9 @@ from prunekit.engine.geometry import Size
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.places import Places
-from prunekit.engine.planning import _STEP_WORDS, StepRecord, _Planner
+from prunekit.engine.planning import _Planner
 from prunekit.engine.program import _borders, _by_level, run_in_torch
+from prunekit.engine.steps import STEP_WORDS, StepRecord
 from prunekit.ops import native
 
 _CACHE_LINE = 64
@@ -96,7 +97,7 @@ class ArenaWalk:
         arena[~is_alive] = np.nan
 
     def _run_step(self, arena: Elements, i: int, step: StepRecord, tensors: bytes) -> None:
-        words = self.plan.words[i * _STEP_WORDS * 8 : (i + 1) * _STEP_WORDS * 8]
+        words = self.plan.words[i * STEP_WORDS * 8 : (i + 1) * STEP_WORDS * 8]
         plan = native.make_plan(words, len(arena), len(self.inputs), len(self.outputs))
         before = arena.copy()
         with _poisoned(self.sanitizer, arena, [*step.reads, *step.writes]):

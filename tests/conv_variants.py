@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
+from prunekit.engine.activations import ACTIVATIONS, Activation
 from prunekit.engine.filters import ConvChoice
-from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.planning import SegmentPlan, plan_segment
 from prunekit.engine.program import Segment
 from prunekit.ops import native
@@ -111,10 +112,12 @@ class EngineConv:
 
 def activated(y: Tensor, activation: Activation) -> Tensor:
     """Apply an activation with torch."""
-    if activation.kind == "leaky_relu":
-        return F.leaky_relu(y, activation.negative_slope)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
+        "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "tanh": torch.tanh, "gelu": F.gelu, "mish": F.mish,
+        "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+        "leaky_relu": lambda y: F.leaky_relu(y, activation.negative_slope),
+        "elu": lambda y: F.elu(y, activation.negative_slope),
     }  # fmt: skip
     return functions[activation.kind](y)
 
@@ -172,8 +175,8 @@ def random_conv(seed: int) -> EngineConv:
     n = draw.randint(1, 3)
     x = torch.randn(n, groups * channels, *size, generator=generator)
     bias = torch.randn(len(weight), generator=generator) if draw.random() < 0.6 else None
-    kinds = [Activation(kind) for kind in ("none", "none", "relu", "relu6", "silu", "hardswish")]
-    before, after = (draw.choice([*kinds, Activation("leaky_relu", 0.1)]) for _ in range(2))
+    kinds = [Activation(kind, 0.1 if kind in ("leaky_relu", "elu") else 0.0) for kind in ACTIVATIONS]
+    before, after = (draw.choice([*kinds, Activation()]) for _ in range(2))
     residual = None
     if draw.random() < 0.4:
         output = [(span - 1) // s + 1 for span, s in zip(spans, stride, strict=True)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from engine_layers import NUMBERS, PAIRS, ByConstant, SqueezeExcite, of_channels
 from torch import Tensor, nn
 
 #: Elements of a plane, and channels, above which a network does not grow.
@@ -120,7 +121,7 @@ class _Builder:
         kinds: list[Callable[[], None]] = [
             self._conv, self._conv, self._conv, self._conv_block, self._conv_block, self._residual, self._add,
             self._concat, self._activation, self._upsample, self._pool, self._pad, self._foreign, self._again,
-            self._halving, self._far_reaching,
+            self._halving, self._far_reaching, self._gate, self._arithmetic, self._channels, self._channels,
         ]  # fmt: skip
         self._conv()
         for _ in range(draw.randint(1, 9)):
@@ -189,6 +190,8 @@ class _Builder:
             nn.ReLU6(inplace=True), nn.SiLU(), nn.SiLU(inplace=True), nn.Hardswish(), nn.Hardswish(inplace=True),
             nn.Hardtanh(0.0, 6.0), nn.Hardtanh(-1.0, 1.0), Apply(F.relu), Apply(F.silu), Apply(F.hardswish),
             Apply(lambda x: F.leaky_relu(x, 0.2)), Apply(torch.relu), Apply(lambda x: F.leaky_relu_(x.clone(), 0.2)),
+            nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.Mish(), nn.ELU(0.7),
+            nn.ELU(inplace=True), nn.Hardsigmoid(inplace=True), Apply(torch.sigmoid),
         ]  # fmt: skip
         return self.draw.choice(choices)
 
@@ -254,10 +257,11 @@ class _Builder:
         least = min(kernel) if isinstance(kernel, tuple) else kernel
         stride, padding, dilation = draw.choice((1, 2, 2, 3)), draw.randint(0, least // 2), draw.choice((1, 1, 2))
         if draw.random() < 0.6:
-            pool: nn.Module = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=draw.random() < 0.1)
+            pool: nn.Module = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=draw.random() < 0.4)
         else:
             dilation = 1
-            pool = nn.AvgPool2d(kernel, stride, padding, draw.random() < 0.1, draw.random() < 0.8)
+            divisor = draw.choice((None, None, None, 5))
+            pool = nn.AvgPool2d(kernel, stride, padding, draw.random() < 0.4, draw.random() < 0.6, divisor)
         sizes = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         reach = [dilation * (k - 1) for k in sizes]
         if all(size + 2 * padding > r for size, r in zip(self.values[i].shape[2:], reach, strict=True)):
@@ -288,13 +292,35 @@ class _Builder:
     def _far_reaching(self) -> None:
         """Keep the size with taps far apart: rows lie many columns apart."""
         i, draw = self._image(), self.draw
-        channels, reach = self.values[i].shape[1], draw.randint(2, 9)
-        if draw.random() < 0.5:
+        channels, reach = self.values[i].shape[1], draw.choice((2, 3, 5, 7, 9, 14, 30))
+        if draw.random() < 0.4 and reach < 10:
             self._append(nn.MaxPool2d(2 * reach + 1, 1, reach), i)
             return
         conv = nn.Conv2d(channels, draw.randint(1, 6), 3, padding=reach, dilation=reach)
         randomise(conv, self.generator, draw.choice(_DENSITIES))
         self._append(conv, i)
+
+    def _gate(self) -> None:
+        i = self._image()
+        layer = SqueezeExcite(self.values[i].shape[1], self.draw)
+        for module in layer.children():
+            randomise(module, self.generator, self.draw.choice((0.1, 0.5, 1.0)))
+        self._append(layer, i)
+
+    def _arithmetic(self) -> None:
+        i, draw = self._image(), self.draw
+        kind = draw.random()
+        if kind < 0.3:
+            self._append(Apply(draw.choice(NUMBERS)), i)
+        elif kind < 0.6:
+            self._append(ByConstant(self.values[i].shape[1], draw, self.generator), i)
+        else:
+            same = [j for j in self._images() if self.values[j].shape == self.values[i].shape]
+            self._append(Apply(draw.choice(PAIRS)), i, draw.choice(same))
+
+    def _channels(self) -> None:
+        i = self._image()
+        self._append(Apply(of_channels(self.values[i].shape[1], self.draw)), i)
 
     def _again(self) -> None:
         """Call a layer again, or make one that shares another's weight."""

@@ -16,8 +16,9 @@ from conv_variants import conv_of_reading
 from torch import Tensor, nn
 
 import prunekit
+from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice, pack_for_lanes
-from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.planning import plan_segment
 from prunekit.engine.program import Segment

@@ -11,8 +11,8 @@ from conv_variants import READINGS, EngineConv, conv_of_reading, every_cut, rand
 from oracles import TOLERANCE, relative_difference
 from torch import nn
 
+from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice
-from prunekit.engine.graph import Activation
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError

@@ -122,17 +122,36 @@ class Elementwise : public ChannelStep {
   Elementwise(const ElementwiseStep& s, const Bounds& bounds, int64_t threads)
       : ChannelStep(s.channels, 2 * s.vectors * bounds.lanes, threads), s_(s), epilogue_(epilogue_of(s.epilogue)) {
     require_aligned(s.mask);
-    bounds.contain_planes(s.x, s.x_channel, s.channels, s.vectors, "the input of an elementwise step");
+    require(s.channels > 0, "an elementwise step's channels");
+    int64_t last = s.channels - 1;
+    if (s.picks) {
+      const auto [least, largest] = std::minmax_element(s.picks, s.picks + s.channels);
+      require(*least >= 0, "the channels of an elementwise step");
+      last = *largest;
+    }
+    bounds.contain_planes(s.x, s.x_channel, last + 1, s.vectors, "the input of an elementwise step");
     bounds.contain_planes(s.y, s.y_channel, s.channels, s.vectors, "the output of an elementwise step");
     if (s.other >= 0) {
       bounds.contain_planes(s.other, s.other_channel, s.channels, s.vectors, "the other input");
     }
+    if (s.scale_at >= 0) {
+      bounds.contain_planes(s.scale_at, s.scale_channel, s.channels, 1, "the scale of an elementwise step");
+    }
+    if (s.shift_at >= 0) {
+      bounds.contain_planes(s.shift_at, s.shift_channel, s.channels, 1, "the shift of an elementwise step");
+    }
   }
   void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
     const float* other = s_.other < 0 ? nullptr : memory.arena + s_.other + c * s_.other_channel;
+    auto pixel = [&](const float* constants, int64_t at, int64_t step, float otherwise) {
+      return constants ? constants[c] : at >= 0 ? memory.arena[at + c * step] : otherwise;
+    };
+    const float scale = pixel(s_.scale, s_.scale_at, s_.scale_channel, 1.0f);
+    const float shift = pixel(s_.shift, s_.shift_at, s_.shift_channel, 0.0f);
     kernels.elementwise(
-        {memory.arena + s_.x + c * s_.x_channel, other, memory.arena + s_.y + c * s_.y_channel, s_.vectors,
-         s_.scale ? s_.scale[c] : 1.0f, s_.shift ? s_.shift[c] : 0.0f, epilogue_, s_.mask});
+        {memory.arena + s_.x + (s_.picks ? s_.picks[c] : c) * s_.x_channel, other,
+         memory.arena + s_.y + c * s_.y_channel, s_.vectors, s_.is_product != 0,
+         scale * static_cast<float>(s_.scale_factor), shift * static_cast<float>(s_.shift_factor), epilogue_, s_.mask});
   }
 
  private:
@@ -145,6 +164,7 @@ class Pool : public ChannelStep {
   Pool(const PoolStep& s, const Bounds& bounds, int64_t threads)
       : ChannelStep(s.channels, (s.num_taps + 1) * s.vectors * bounds.lanes, threads), s_(s) {
     require_aligned(s.mask);
+    require(reinterpret_cast<uintptr_t>(s.scales) % CACHE_LINE == 0, "a pool's scales that are not aligned");
     require(s.num_taps > 0, "a pool without taps");
     const auto [least, largest] = std::minmax_element(s.taps, s.taps + s.num_taps);
     require(*least >= 0, "a pool's taps");
@@ -160,7 +180,7 @@ class Pool : public ChannelStep {
       kernels.pool(
           {memory.arena + s_.x + c * s_.x_channel + row * s_.x_row, memory.arena + s_.y + c * s_.y_channel + at,
            std::min(row_vectors(), s_.vectors - v), s_.taps, s_.num_taps, step(), s_.is_max != 0,
-           static_cast<float>(s_.scale), s_.mask + at});
+           s_.scales ? s_.scales + at : nullptr, static_cast<float>(s_.scale), s_.mask + at});
     }
   }
 
@@ -188,7 +208,30 @@ class Mean : public ChannelStep {
   const MeanStep s_;
 };
 
+class Shift : public ChannelStep {
+ public:
+  Shift(const ShiftStep& s, const Bounds& bounds, int64_t threads)
+      : ChannelStep(s.channels, 2 * s.num_copies * s.vectors * bounds.lanes, threads), s_(s) {
+    require_aligned(s.masks);
+    require(s.num_copies > 0 && s.num_copies < INT32_MAX && s.vectors > 0 && s.vectors < INT32_MAX, "a shift's size");
+    bounds.contain_planes(s.x, s.x_channel, s.channels, s.vectors, "the input of a shift");
+    bounds.contain_planes(s.y, s.y_channel, s.channels, s.num_copies * s.vectors, "the output of a shift");
+  }
+  void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
+    kernels.shifts(
+        {memory.arena + s_.x + c * s_.x_channel, memory.arena + s_.y + c * s_.y_channel, s_.vectors, s_.num_copies,
+         s_.shifts, s_.masks});
+  }
+
+ private:
+  const ShiftStep s_;
+};
+
 }  // namespace
+
+std::unique_ptr<Step> make_shift_step(const ShiftStep& s, const Bounds& bounds, int64_t threads) {
+  return std::make_unique<Shift>(s, bounds, threads);
+}
 
 std::unique_ptr<Step> make_halo_step(const HaloStep& s, const Bounds& bounds, int64_t threads) {
   return std::make_unique<Halo>(s, bounds, threads);

@@ -10,6 +10,8 @@
 
 #include <utility>
 
+#include "lane_activations.h"
+#include "lane_channels.h"
 #include "lane_remap.h"
 #include "lane_vector.h"
 
@@ -23,65 +25,6 @@ constexpr int MAX_VECTORS[3] = {6, 3, 2};
 #else
 constexpr int MAX_VECTORS[3] = {WIDE_REGISTER_FILE ? 28 : 14, WIDE_REGISTER_FILE ? 14 : 6, WIDE_REGISTER_FILE ? 6 : 2};
 #endif
-
-ALWAYS_INLINE vec masked(vec v, const int32_t* mask) {
-  return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & *reinterpret_cast<const ivec*>(mask));
-}
-ALWAYS_INLINE vec minimum(vec a, float b) { return a > b ? vec{} + b : a; }  // nan stays nan
-ALWAYS_INLINE vec maximum(vec a, float b) { return a < b ? vec{} + b : a; }
-
-// e^x by 2^n · e^r with |r| <= ln(2) / 2: a Taylor polynomial of degree 7, within 2 ulp; finite for every finite x.
-ALWAYS_INLINE vec exponential(vec x) {
-  x = minimum(maximum(x, -87.3f), 88.3f);
-  const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: the sum's low bits hold round(x / ln 2)
-  const vec n = shifted - 12582912.0f;
-  const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
-  vec p = vec{} + 1.0f / 5040;
-  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    p = p * r + c;
-  }
-  const ivec power = (reinterpret_cast<ivec>(shifted) << 23) + 0x3f800000;
-  return p * reinterpret_cast<vec>(power);
-}
-
-template <LaneActivation ACTIVATION>
-ALWAYS_INLINE vec activate(vec v, float negative_slope) {
-  switch (ACTIVATION) {
-    case LaneActivation::LEAKY_RELU:
-      return v < 0.0f ? v * negative_slope : v;
-    case LaneActivation::RELU:
-      return v < 0.0f ? vec{} : v;
-    case LaneActivation::RELU6:
-      return minimum(maximum(v, 0.0f), 6.0f);
-    case LaneActivation::SILU:
-      return v / (1.0f + exponential(-v));
-    case LaneActivation::HARDSWISH:
-      return v * minimum(maximum(v + 3.0f, 0.0f), 6.0f) / 6.0f;
-    case LaneActivation::NONE:
-      break;
-  }
-  return v;
-}
-
-// Call f with the activation as a constant, so that a loop inside f has no choice to make.
-template <typename F>
-ALWAYS_INLINE void with_activation(LaneActivation activation, const F& f) {
-  using A = LaneActivation;
-  switch (activation) {
-    case A::LEAKY_RELU:
-      return f(std::integral_constant<A, A::LEAKY_RELU>{});
-    case A::RELU:
-      return f(std::integral_constant<A, A::RELU>{});
-    case A::RELU6:
-      return f(std::integral_constant<A, A::RELU6>{});
-    case A::SILU:
-      return f(std::integral_constant<A, A::SILU>{});
-    case A::HARDSWISH:
-      return f(std::integral_constant<A, A::HARDSWISH>{});
-    case A::NONE:
-      return f(std::integral_constant<A, A::NONE>{});
-  }
-}
 
 template <int ROWS, int VECTORS>
 struct Accumulators {
@@ -162,54 +105,62 @@ ALWAYS_INLINE void add_segment(
   (..., add_pattern<P + 1, STEP>(acc, counts[P], x, offsets, values));
 }
 
-// Call f with the choice as a constant.
-template <typename F>
-ALWAYS_INLINE void with_choice(bool choice, const F& f) {
-  if (choice) {
-    f(std::true_type{});
-  } else {
-    f(std::false_type{});
-  }
+void activate_in_place(float* x, int64_t vectors, LaneActivation activation, float parameter) {
+  with_activation(activation, [&](auto a) __attribute__((always_inline)) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      store(x + v * LANES, Activate<decltype(a)::value>::of(load(x + v * LANES), parameter));
+    }
+  });
 }
 
 // Finish `rows` rows from `first_row` on, `vectors` vectors from `first` on, whose sums lie in `sums`. Out of line and
 // through memory, so that the loops above have every register to themselves. The tile's fields are read before the
 // loops: for all that the compiler knows, what is written might be any of them.
 __attribute__((noinline)) void write_rows(
-    const LaneConvTile& t, const float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
+    const LaneConvTile& t, float* sums, int64_t first_row, int64_t rows, int64_t first, int64_t vectors) {
   rows = first_row + rows < t.rows_per_group ? rows : t.rows_per_group - first_row;
   float* y = t.y + first_row * t.y_channel + first * LANES;
   const int32_t* mask = t.mask + first * LANES;
   const int64_t y_channel = t.y_channel, residual_channel = t.residual_channel;
-  const float before_slope = t.before.negative_slope, after_slope = t.after.negative_slope;
-  const LaneActivation after_activation = t.after.activation;
+  const float before_parameter = t.before.parameter, after_parameter = t.after.parameter;
   const float* residual = t.residual ? t.residual + first_row * residual_channel + first * LANES : nullptr;
+  LaneActivation before = t.before.activation;
+  const LaneActivation after = t.after.activation;
+  if (residual && after != LaneActivation::NONE && before != LaneActivation::NONE) {
+    activate_in_place(sums, rows * vectors, before, before_parameter);  // rare, and a loop for each pair would be many
+    before = LaneActivation::NONE;
+  }
   with_choice(t.is_streamed, [&](auto is_streamed) __attribute__((always_inline)) {
-    auto put = [](float* target, vec value, const int32_t* mask) __attribute__((always_inline)) {
-      if constexpr (decltype(is_streamed)::value) {
-        stream(target, masked(value, mask));
-      } else {
-        store(target, masked(value, mask));
+    auto loop = [&](auto value_of) __attribute__((always_inline)) {
+      const float* row_sums = sums;
+      for (int64_t r = 0; r < rows; ++r, y += y_channel, residual += residual_channel) {
+        for (int64_t v = 0; v < vectors; ++v, row_sums += LANES) {
+          const vec value = masked(value_of(load(row_sums), residual + v * LANES), mask + v * LANES);
+          if constexpr (decltype(is_streamed)::value) {
+            stream(y + v * LANES, value);
+          } else {
+            store(y + v * LANES, value);
+          }
+        }
       }
     };
-    with_activation(t.before.activation, [&](auto before) __attribute__((always_inline)) {
-      constexpr LaneActivation BEFORE = decltype(before)::value;
-      if (!residual) {
-        for (int64_t r = 0; r < rows; ++r, y += y_channel) {
-          for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
-            put(y + v * LANES, activate<BEFORE>(load(sums), before_slope), mask + v * LANES);
-          }
-        }
-        return;
-      }
-      with_activation(after_activation, [&](auto after) __attribute__((always_inline)) {
-        for (int64_t r = 0; r < rows; ++r, y += y_channel, residual += residual_channel) {
-          for (int64_t v = 0; v < vectors; ++v, sums += LANES) {
-            const vec value = activate<BEFORE>(load(sums), before_slope) + load(residual + v * LANES);
-            put(y + v * LANES, activate<decltype(after)::value>(value, after_slope), mask + v * LANES);
-          }
-        }
+    if (residual && after != LaneActivation::NONE) {
+      with_activation(after, [&](auto a) __attribute__((always_inline)) {
+        loop([&](vec sum, const float* other) __attribute__((always_inline)) {
+          return Activate<decltype(a)::value>::of(sum + load(other), after_parameter);
+        });
       });
+      return;
+    }
+    with_activation(before, [&](auto a) __attribute__((always_inline)) {
+      auto activated = [&](vec sum) __attribute__((always_inline)) {
+        return Activate<decltype(a)::value>::of(sum, before_parameter);
+      };
+      if (residual) {
+        loop([&](vec sum, const float* other) __attribute__((always_inline)) { return activated(sum) + load(other); });
+      } else {
+        loop([&](vec sum, const float*) __attribute__((always_inline)) { return activated(sum); });
+      }
     });
   });
 }
@@ -256,88 +207,6 @@ void run_conv_tile(const LaneConvTile& tile) {
       }
     }
   }
-}
-
-// The mean of a plane, whose lanes that are no pixels are zero, as the one pixel of another plane.
-void run_mean(const float* x, int64_t vectors, float scale, float* y) {
-  vec sums[4] = {};
-  for (int64_t v = 0; v < vectors; ++v) {
-    sums[v % 4] += load(x + v * LANES);
-  }
-  const vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float total = 0.0f;
-  for (int l = 0; l < LANES; ++l) {
-    total += sum[l];
-  }
-  vec pixel = {};
-  pixel[0] = total * scale;
-  store(y, pixel);
-}
-
-void run_elementwise(const LaneElementwise& e) {
-  const float *x = e.x, *other = e.other;
-  float* y = e.y;
-  const int32_t* mask = e.mask;
-  const int64_t vectors = e.vectors;
-  const float scale = e.scale, shift = e.shift, slope = e.epilogue.negative_slope;
-  with_activation(e.epilogue.activation, [&](auto activation) __attribute__((always_inline)) {
-    with_choice(other != nullptr, [&](auto has_other) __attribute__((always_inline)) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        vec value = load(x + v * LANES);
-        value = decltype(has_other)::value ? value + load(other + v * LANES) : value * scale + shift;
-        value = activate<decltype(activation)::value>(value, slope);
-        store(y + v * LANES, mask ? masked(value, mask + v * LANES) : value);
-      }
-    });
-  });
-}
-
-void run_pool(const LanePool& pool) {
-  const float* x = pool.x;
-  float* y = pool.y;
-  const int32_t *taps = pool.taps, *mask = pool.mask;
-  const int64_t vectors = pool.vectors, num_taps = pool.num_taps, step = pool.step;
-  const float scale = pool.scale;
-  with_choice(pool.is_max, [&](auto is_max) __attribute__((always_inline)) {
-    for (int64_t v = 0; v < vectors; ++v) {
-      vec value = load(x + (taps[0] + v * step) * LANES);
-      for (int64_t t = 1; t < num_taps; ++t) {
-        const vec next = load(x + (taps[t] + v * step) * LANES);
-        if constexpr (decltype(is_max)::value) {
-          value = (next > value) | (next != next) ? next : value;  // a nan wins, as in torch
-        } else {
-          value += next;
-        }
-      }
-      store(y + v * LANES, masked(decltype(is_max)::value ? value : value * scale, mask + v * LANES));
-    }
-  });
-}
-
-// The vectors [begin, end) of a plane whose pixels are those of `source`, `distance` lanes further on; 0 beyond the
-// last and before the first lane.
-ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance) {
-  ivec index;
-  for (int l = 0; l < LANES; ++l) {
-    index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
-  }
-  for (int64_t j = 0; j < count; ++j) {
-    store(target + j * LANES, shuffle(load(source + j * LANES), vec{}, index));
-  }
-}
-
-void fill_halo(float* plane, int64_t m, int64_t front, int64_t back) {
-  auto fill = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-    while (begin < end) {
-      const int64_t chunk = begin < 0 ? -((m - 1 - begin) / m) : begin / m;
-      const int64_t stop = (chunk + 1) * m < end ? (chunk + 1) * m : end;
-      const int64_t distance = chunk < -LANES ? -LANES : chunk > LANES ? LANES : chunk;
-      copy_shifted(plane + (begin - chunk * m) * LANES, plane + begin * LANES, stop - begin, distance);
-      begin = stop;
-    }
-  };
-  fill(-front, 0);
-  fill(m, m + back);
 }
 
 template <int... CHAIN>
@@ -399,6 +268,7 @@ const LaneKernels lane_kernels = {
     run_pool,
     run_mean,
     fill_halo,
+    run_shifts,
     multiply_add,
     multiply_add_from,
     run_remap};

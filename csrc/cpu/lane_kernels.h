@@ -11,11 +11,21 @@
 
 namespace prunekit {
 
-enum class LaneActivation : int64_t { NONE, LEAKY_RELU, RELU, RELU6, SILU, HARDSWISH };
+// In the order of prunekit/engine/activations.py; lane_activations.h has a functor for each.
+#define PRUNEKIT_ACTIVATIONS(X) \
+  X(NONE) X(LEAKY_RELU) X(RELU) X(RELU6) X(SILU) X(HARDSWISH) X(SIGMOID) X(HARDSIGMOID) X(TANH) X(GELU) X(GELU_TANH) \
+  X(MISH) X(ELU)
+
+#define PRUNEKIT_ENUMERATOR(name) name,
+enum class LaneActivation : int64_t { PRUNEKIT_ACTIVATIONS(PRUNEKIT_ENUMERATOR) };
+#undef PRUNEKIT_ENUMERATOR
+#define PRUNEKIT_AND_ONE(name) +1
+constexpr int64_t NUM_ACTIVATIONS = 0 PRUNEKIT_ACTIVATIONS(PRUNEKIT_AND_ONE);
+#undef PRUNEKIT_AND_ONE
 
 struct LaneEpilogue {
   LaneActivation activation;
-  float negative_slope;
+  float parameter;               // leaky_relu's slope below zero, elu's alpha
 };
 
 // One task of a convolution: `vectors` output vectors of a range of row groups of one conv group.
@@ -40,12 +50,13 @@ struct LaneConvTile {
   bool is_streamed;              // y goes past the caches; the caller fences
 };
 
-// y = activation(x · scale + shift), or of x + other; one channel.
+// y = activation(x · scale + shift), or of x · scale + other, or of x · other; one channel.
 struct LaneElementwise {
   const float* x;
   const float* other;            // or null
   float* y;
   int64_t vectors;
+  bool is_product;               // x · other
   float scale, shift;
   LaneEpilogue epilogue;
   const int32_t* mask;           // or null
@@ -59,8 +70,19 @@ struct LanePool {
   int64_t num_taps;
   int64_t step;                  // input vectors between neighbouring output vectors
   bool is_max;
-  float scale;                   // of the sum
+  const float* scales;           // of the sum, for each pixel, or null: `scale`
+  float scale;
   const int32_t* mask;
+};
+
+// Copies of a plane as it looks from further on: copy i is the vectors [shifts[i], shifts[i] + vectors) of the plane, which
+// goes on on both sides with its neighbours' pixels, ANDed with masks[i]. One channel.
+struct LaneShifts {
+  const float* x;
+  float* y;                      // copies one behind the other
+  int64_t vectors, num_copies;
+  const int32_t* shifts;         // [num_copies]
+  const int32_t* masks;          // [num_copies][vectors · lanes]
 };
 
 // Columns [begin, end) of a row: column j comes from column source + (j - begin) / repeat · step.
@@ -106,6 +128,7 @@ struct LaneKernels {
   void (*mean)(const float* x, int64_t vectors, float scale, float* y);
   // Repeat the neighbours' pixels around a plane of m vectors.
   void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
+  void (*shifts)(const LaneShifts&);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.
   int64_t (*multiply_add)(int64_t iterations);
   // One multiply-add for each vector of x, from memory.

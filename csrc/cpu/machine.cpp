@@ -80,7 +80,8 @@ VectorTimes vector_times(int64_t bytes) {
   STD_TORCH_CHECK(vectors >= 12, "expected at least 12 vectors of memory to time, found ", bytes, " bytes");
   const Arena memory(vectors * kernels.lanes);
   const int64_t passes = ceil_div(BYTES_A_TRY, bytes);
-  const LaneElementwise rewrite = {memory.data, nullptr, memory.data, vectors, 0.5f, 1.0f, {LaneActivation::NONE, 0.0f}, nullptr};
+  const LaneElementwise rewrite = {
+      memory.data, nullptr, memory.data, vectors, false, 0.5f, 1.0f, {LaneActivation::NONE, 0.0f}, nullptr};
   const auto time = [&](auto pass) {
     double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i < TRIES; ++i) {

@@ -125,6 +125,9 @@ Plan::Plan(
       case MEAN:
         steps_.push_back(make_mean_step(read_words<MeanStep>(step), bounds, threads));
         break;
+      case SHIFT:
+        steps_.push_back(make_shift_step(read_words<ShiftStep>(step), bounds, threads));
+        break;
       default:
         require(false, "unknown kind");
     }

@@ -14,11 +14,11 @@ namespace prunekit {
 constexpr int64_t STEP_WORDS = 32;
 constexpr int64_t IN_ARENA = -1;
 
-enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN };
+enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN, SHIFT };
 
 struct EpilogueWords {
   int64_t activation;
-  double negative_slope;
+  double parameter;
 };
 
 // y[k] = after(before(bias[k] + sum of value · x) + residual[k]), k over all groups' output channels.
@@ -63,12 +63,19 @@ struct RemapStep {
   double fill;
 };
 
+// y[c] = activation(x[pick(c)] · scale + shift), or of x · scale + other, or of x · other. The scale is scale_factor times a
+// constant of each channel, or the pixel of a plane in the arena, or 1; the shift likewise, with 0.
 struct ElementwiseStep {
-  int64_t x, x_channel, other, other_channel, y, y_channel, channels, vectors;  // other < 0: x · scale + shift
-  const float* scale;
-  const float* shift;
+  int64_t x, x_channel, other, other_channel, y, y_channel, channels, vectors;  // other < 0: none
+  int64_t is_product;
+  const float* scale;            // [channels] or null
+  const float* shift;            // likewise
+  int64_t scale_at, scale_channel;  // < 0: none
+  int64_t shift_at, shift_channel;
+  double scale_factor, shift_factor;
   EpilogueWords epilogue;
-  const int32_t* mask;
+  const int32_t* mask;           // or null
+  const int32_t* picks;          // [channels] the channels of x, or null: in order
 };
 
 struct PoolStep {
@@ -78,12 +85,20 @@ struct PoolStep {
   double scale;
   const int32_t* mask;
   int64_t row_vectors, x_row;    // as in ConvStep; the stride is 2
+  const float* scales;           // [vectors · lanes] of the sums, or null: `scale`
 };
 
 // y[c] = scale · sum of x[c], a plane of one pixel.
 struct MeanStep {
   int64_t x, x_channel, y, y_channel, channels, vectors;
   double scale;
+};
+
+// Copies of x[c] as it looks from `shifts` vectors further on, one behind the other in y[c]; see LaneShifts.
+struct ShiftStep {
+  int64_t x, x_channel, y, y_channel, channels, vectors, num_copies;
+  const int32_t* shifts;         // [num_copies]
+  const int32_t* masks;          // [num_copies, vectors · lanes]
 };
 
 struct Image {

@@ -43,8 +43,8 @@ inline void require_aligned(const int32_t* mask) {
 }
 
 inline LaneEpilogue epilogue_of(const EpilogueWords& words) {
-  require(words.activation >= 0 && words.activation <= int64_t(LaneActivation::HARDSWISH), "unknown activation");
-  return {static_cast<LaneActivation>(words.activation), static_cast<float>(words.negative_slope)};
+  require(words.activation >= 0 && words.activation < NUM_ACTIVATIONS, "unknown activation");
+  return {static_cast<LaneActivation>(words.activation), static_cast<float>(words.parameter)};
 }
 
 // Elements [first, first + count) of the arena.
@@ -63,6 +63,7 @@ struct Bounds {
 // All throw when the step leaves the arena or does not fit its filter.
 std::unique_ptr<Step> make_conv_step(const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_halo_step(const HaloStep& s, const Bounds& bounds, int64_t threads);
+std::unique_ptr<Step> make_shift_step(const ShiftStep& s, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_remap_step(
     const RemapStep& s, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads);
 std::unique_ptr<Step> make_elementwise_step(const ElementwiseStep& s, const Bounds& bounds, int64_t threads);

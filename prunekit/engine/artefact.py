@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import treespec_loads
 
 from prunekit.documents import Content
+from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice
-from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.program import operator_of
 from prunekit.engine.validation import check_graph
 from prunekit.errors import InputError

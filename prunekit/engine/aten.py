@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from prunekit.engine.graph import Activation, Node
+from prunekit.engine.activations import OPERATORS, Activation, activation_of
+from prunekit.engine.graph import Node
 
 if TYPE_CHECKING:
     from prunekit.engine.capture import GraphReader
@@ -100,21 +101,18 @@ def _first_result(reader: GraphReader, node: fx.Node) -> fx.Node | None:
     return source if is_first and is_native else None  # type: ignore[return-value]
 
 
-def _activation(kind: str, slope: Callable[[dict[str, Any]], float] = lambda a: 0.0) -> Any:
-    def read(reader: GraphReader, node: fx.Node) -> Node | None:
-        a = arguments_of(node)
-        x = reader.pixels(next(iter(a.values())))
-        return None if x is None else Node(node.name, "activation", [x], {"after": Activation(kind, slope(a))})
-
-    return read
+def _activation(reader: GraphReader, node: fx.Node) -> Node | None:
+    a = arguments_of(node)
+    x, activation = reader.pixels(next(iter(a.values()))), activation_of(str(node.target), a)
+    return None if x is None or activation is None else Node(node.name, "activation", [x], {"after": activation})
 
 
 def _hardtanh(reader: GraphReader, node: fx.Node) -> Node | None:
     a = arguments_of(node)
-    if (a["min_val"], a["max_val"]) != (0, 6):
+    x = reader.pixels(a["self"])
+    if x is None or (a["min_val"], a["max_val"]) != (0, 6):
         return None
-    read: Node | None = _activation("relu6")(reader, node)
-    return read
+    return Node(node.name, "activation", [x], {"after": Activation("relu6")})
 
 
 def _linear(reader: GraphReader, node: fx.Node) -> Node | None:
@@ -124,11 +122,26 @@ def _linear(reader: GraphReader, node: fx.Node) -> Node | None:
     if x is None or a["input"].meta["val"].dim() != 2 or weight is None or (a["bias"] is not None and bias is None):
         return None
     matrix = reader.constants[weight]
-    if matrix.dtype != reader.dtype or float(matrix.count_nonzero()) > _MAX_LINEAR_DENSITY * matrix.numel():
+    is_sparse = float(matrix.count_nonzero()) <= _MAX_LINEAR_DENSITY * matrix.numel()
+    if matrix.dtype != reader.dtype or not (is_sparse or _leads_to_image(node)):
         return None
     name = f"{node.name}.weight"
     reader.constants[name] = matrix.reshape(-1, *reader.sizes[x])
     return _conv2d(node.name, x, name, bias, [1, 1], [0, 0], [1, 1], 1)
+
+
+def _leads_to_image(node: fx.Node) -> bool:
+    """Tell whether a value computed from `node` is an image: a layer inside of a network, not one at its end."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        for user in waiting.pop().users:
+            value = user.meta.get("val")
+            if isinstance(value, Tensor) and value.dim() == 4:
+                return True
+            if user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
 
 
 def _flatten(reader: GraphReader, node: fx.Node) -> fx.Node | None:
@@ -144,10 +157,9 @@ def _flatten(reader: GraphReader, node: fx.Node) -> fx.Node | None:
 def _mean(reader: GraphReader, node: fx.Node) -> Node | None:
     a = arguments_of(node)
     x = reader.image(a["self"])
-    if x is None or a.get("dtype") is not None:
+    if x is None or a.get("dtype") is not None or sorted(d % 4 for d in a["dim"] or ()) != [2, 3]:
         return None
-    is_global = sorted(d % 4 for d in a["dim"] or ()) == [2, 3]
-    return Node(node.name, "global_mean", [x]) if is_global else None
+    return Node(node.name, "global_mean", [x], {"is_sum": str(node.target).startswith("aten.sum")})
 
 
 def _adaptive_pool(reader: GraphReader, node: fx.Node) -> Node | fx.Node | None:
@@ -158,17 +170,7 @@ def _adaptive_pool(reader: GraphReader, node: fx.Node) -> Node | fx.Node | None:
     size, output = tuple(a["self"].meta["val"].shape[2:]), tuple(node.meta["val"].shape[2:])
     if size == output:
         return _same(reader, node)
-    return Node(node.name, "global_mean", [x]) if output == (1, 1) else None
-
-
-def _add(reader: GraphReader, node: fx.Node) -> Node | None:
-    a = arguments_of(node)
-    x, y = reader.image(a["self"]), reader.image(a["other"])
-    if x is None or y is None or a["alpha"] != 1:
-        return None
-    if a["self"].meta["val"].shape != a["other"].meta["val"].shape:
-        return None
-    return Node(node.name, "add", [x, y], {"after": Activation()})
+    return Node(node.name, "global_mean", [x], {"is_sum": False}) if output == (1, 1) else None
 
 
 def _concat(reader: GraphReader, node: fx.Node) -> Node | None:
@@ -190,17 +192,15 @@ def _upsample(reader: GraphReader, node: fx.Node) -> Node | None:
 def _pool(op: str) -> Any:
     def read(reader: GraphReader, node: fx.Node) -> Node | None:
         a = arguments_of(node)
-        x = reader.image(a["self"])
-        padding = _pair(a["padding"])
-        if x is None or a["ceil_mode"] or a.get("divisor_override") is not None:
+        x, kernel = reader.image(a["self"]), _pair(a["kernel_size"])
+        if x is None:
             return None
-        if op == "avg_pool2d" and any(padding) and not a["count_include_pad"]:
-            return None
-        kernel = _pair(a["kernel_size"])
         attributes = {
-            "kernel": kernel, "stride": _pair(a["stride"]) if a["stride"] else kernel, "padding": padding,
-            "dilation": _pair(a.get("dilation", 1)),
+            "kernel": kernel, "stride": _pair(a["stride"]) if a["stride"] else kernel, "padding": _pair(a["padding"]),
+            "dilation": _pair(a.get("dilation", 1)), "is_ceil": a["ceil_mode"],
         }  # fmt: skip
+        if op == "avg_pool2d":
+            attributes |= {"counts_padding": a["count_include_pad"], "divisor": float(a["divisor_override"] or 0)}
         return Node(node.name, op, [x], attributes)
 
     return read
@@ -230,13 +230,8 @@ READERS: dict[str, Callable[[GraphReader, fx.Node], Node | fx.Node | None]] = {
     "aten.batch_norm.default": _batch_norm,
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
     "<built-in function getitem>": _first_result,
-    "aten.leaky_relu.default": _activation("leaky_relu", lambda a: float(a["negative_slope"])),
-    "aten.relu.default": _activation("relu"),
-    "aten.relu6.default": _activation("relu6"),
+    **dict.fromkeys(OPERATORS, _activation),
     "aten.hardtanh.default": _hardtanh,
-    "aten.silu.default": _activation("silu"),
-    "aten.hardswish.default": _activation("hardswish"),
-    "aten.add.Tensor": _add,
     "aten.cat.default": _concat,
     "aten.upsample_nearest2d.vec": _upsample,
     "aten.linear.default": _linear,
@@ -245,6 +240,7 @@ READERS: dict[str, Callable[[GraphReader, fx.Node], Node | fx.Node | None]] = {
     "aten.reshape.default": _flatten,
     "aten._unsafe_view.default": _flatten,
     "aten.mean.dim": _mean,
+    "aten.sum.dim_IntList": _mean,
     "aten.adaptive_avg_pool2d.default": _adaptive_pool,
     "aten.max_pool2d.default": _pool("max_pool2d"),
     "aten.avg_pool2d.default": _pool("avg_pool2d"),

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import treespec_dumps
 
-from prunekit.engine.aten import READERS, layer_of
+from prunekit.engine import aten, aten_arithmetic
+from prunekit.engine.aten import layer_of
+from prunekit.engine.channel_views import CHANNEL_READERS, ChannelView, is_put_off
 from prunekit.engine.graph import Graph, Node
+
+_READERS = {**aten.READERS, **aten_arithmetic.READERS}
 
 
 class CaptureError(Exception):
@@ -98,6 +102,9 @@ class GraphReader:
         self.program, self.dtype = program, dtype
         self.names: dict[fx.Node, str] = {}  # of the value that a node stands for
         self.flat: dict[fx.Node, str] = {}  # of the image whose pixels, [N, C · H · W], a node stands for
+        self.channel_views: dict[fx.Node, ChannelView | list[ChannelView]] = {}  # views that no value stands for yet
+        self.half_flat: dict[fx.Node, str] = {}  # of the image of one pixel whose [N, C, 1] a node stands for
+        self.expanded: dict[fx.Node, fx.Node] = {}  # of the pixel that a node repeats
         self.constant_names: dict[fx.Node, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
@@ -127,7 +134,10 @@ class GraphReader:
                 self._read(node)
             elif node.op == "output":
                 leaves = node.args[0]
-        if not all(isinstance(leaf, fx.Node) and (leaf in self.names or leaf in self.flat) for leaf in leaves):
+        if not all(
+            isinstance(leaf, fx.Node) and (leaf in self.names or leaf in self.flat or is_put_off(self, leaf))
+            for leaf in leaves
+        ):
             raise CaptureError("the forward returns something that is not a tensor it computes")
         spec = self.program.call_spec.out_spec
         assert spec is not None
@@ -145,7 +155,10 @@ class GraphReader:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)) and value:  # decomposed BatchNorm: the first of three results
             value = value[0]
-        reader = READERS.get(str(node.target))
+        view_reader = CHANNEL_READERS.get(str(node.target))
+        if view_reader is not None and view_reader(self, node):
+            return
+        reader = _READERS.get(str(node.target))
         if reader is not None and (self.is_image(value) or self.is_flat(value)):
             native = reader(self, node)
             if isinstance(native, fx.Node):  # it stands for another value, or for its pixels
@@ -181,7 +194,9 @@ class GraphReader:
 
     def _value(self, node: fx.Node) -> str:
         """Return the name of the value that a node stands for; torch flattens an image where it must."""
-        if node not in self.names:
+        if node not in self.names and is_put_off(self, node):
+            self._read_foreign(node)
+        elif node not in self.names:
             image = self.flat[node]
             attributes = {"target": "aten.flatten.using_ints", "args": [{"value": image}, 1], "kwargs": {}}
             self.nodes.append(Node(f"{node.name}.flat", "torch", [image], attributes, layer_of(node)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prunekit.engine.graph import Activation, Graph, Node
+from prunekit.engine.activations import Activation
+from prunekit.engine.geometry import PIXELWISE
+from prunekit.engine.graph import Graph, Node
 
 
 def fuse(graph: Graph) -> int:
@@ -19,7 +21,7 @@ def fuse(graph: Graph) -> int:
             fused.append(node)
             made_by[node.name] = node
             continue
-        folded += node.op == "affine"
+        folded += node.op == "affine" and node.attributes["scale"].endswith(".scale")  # not a number's ".factor"
         renamed[node.name] = target.name
         users[target.name] = users[node.name]
         if node.op == "add":  # its other input must exist by now: the convolution moves to the addition's place
@@ -54,10 +56,10 @@ def _fuse_into(node: Node, made_by: dict[str, Node], users: dict[str, int], grap
         if node.inputs[0] == node.inputs[1]:
             return None
         for name, other in (node.inputs, node.inputs[::-1]):
-            conv = sole(name)
-            if conv is not None and conv.op == "conv2d" and len(conv.inputs) == 1:
-                conv.inputs.append(other)
-                return conv
+            before = sole(name)
+            if before is not None and _takes_summand(before, other, graph):
+                before.inputs.append(other)
+                return before
         return None
     before = sole(node.inputs[0]) if node.inputs else None
     if before is None:
@@ -67,13 +69,22 @@ def _fuse_into(node: Node, made_by: dict[str, Node], users: dict[str, int], grap
             return None
         _fold(before, node, graph)
         return before
-    if node.op == "activation" and before.op in ("conv2d", "affine", "add"):
+    if node.op == "activation" and before.op in ("conv2d", "affine", *PIXELWISE):
         key = "before" if before.op == "conv2d" and len(before.inputs) == 1 else "after"
         if before.attributes[key] != Activation():
             return None
         before.attributes[key] = node.attributes["after"]
         return before
     return None
+
+
+def _takes_summand(node: Node, other: str, graph: Graph) -> bool:
+    """Tell whether a node can add another value of its size to what it makes."""
+    if graph.sizes.get(node.name) != graph.sizes.get(other) or node.name not in graph.sizes:
+        return False
+    if node.op == "mul":  # of images of one pixel the product might be one of pixels, at another size
+        return len(node.inputs) == 2 and node.attributes["after"] == Activation() and graph.sizes[other][1:] != (1, 1)
+    return node.op == "conv2d" and len(node.inputs) == 1
 
 
 def _fold(conv: Node, norm: Node, graph: Graph) -> None:

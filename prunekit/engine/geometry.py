@@ -11,6 +11,9 @@ from prunekit.ops import native
 
 Size = tuple[int, int, int]  # channels, height, width
 Layouts = Mapping[tuple[int, int], LaneLayout]  # by height, width
+#: Ops that look at neighbours, and ops of two images or an image and a pixel.
+WINDOWS = ("conv2d", "max_pool2d", "avg_pool2d")
+PIXELWISE = ("add", "sub", "mul")
 
 
 def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
@@ -26,7 +29,7 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
         if channels != expected:
             raise InputError(f"{node.layer or node.name}: expected {expected} input channels, got {channels}.")
         size = (out_channels, *window_of(node, graph).output_size(height, width))
-    elif node.op in ("max_pool2d", "avg_pool2d"):
+    elif node.op in WINDOWS:
         size = (channels, *window_of(node, graph).output_size(height, width))
     elif node.op == "upsample":
         size = (channels, height * node.attributes["factors"][0], width * node.attributes["factors"][1])
@@ -37,19 +40,48 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
         size = (channels, 1, 1)
     elif node.op == "concat":
         size = (sum(s[0] for s in sizes), height, width)
+    elif node.op == "select":
+        wanted = node.attributes["channels"]
+        if max(wanted) >= channels:
+            raise InputError(f"{node.layer or node.name}: expected more than {max(wanted)} channels, got {channels}.")
+        size = (len(wanted), height, width)
+    elif node.op in PIXELWISE:
+        return _broadcast(node, sizes)
     else:
         size = (channels, height, width)
-    same = sizes if node.op in ("concat", "add") else [(size[0], *sizes[1][1:])] if len(sizes) > 1 else []
+    same = sizes if node.op == "concat" else [(size[0], *sizes[1][1:])] if len(sizes) > 1 else []
     if min(size) < 1 or any(s[1:] != (size if node.op == "conv2d" else sizes[0])[-2:] for s in same):
         raise InputError(f"{node.layer or node.name}: inputs of sizes {[list(s) for s in sizes]} do not fit.")
     return size
+
+
+def _broadcast(node: Node, sizes: Sequence[Size]) -> Size:
+    """Return the size that all `sizes` become: single channels and single pixels are repeated."""
+    channels = max(size[0] for size in sizes)
+    height, width = max(size[1:] for size in sizes)
+    if any(size[0] not in (1, channels) or size[1:] not in ((1, 1), (height, width)) for size in sizes):
+        raise InputError(f"{node.layer or node.name}: inputs of sizes {[list(s) for s in sizes]} do not fit.")
+    return channels, height, width
 
 
 def window_of(node: Node, graph: Graph) -> Window:
     """Return how a convolution or pool looks at its input."""
     a = node.attributes
     kernel = graph.weights[a["weight"]].shape[2:] if node.op == "conv2d" else a["kernel"]
-    return Window(*((int(p[0]), int(p[1])) for p in (kernel, a["stride"], a["padding"], a["dilation"])))
+    kernel, stride, padding, dilation = (
+        (int(p[0]), int(p[1])) for p in (kernel, a["stride"], a["padding"], a["dilation"])
+    )
+    return Window(kernel, stride, padding, dilation, is_ceil=a.get("is_ceil", False))
+
+
+def window_on(node: Node, graph: Graph, source: Size) -> Window:
+    """Return how a convolution or pool looks at an input of this size; taps that only see padding are left out.
+
+    So are a convolution's, where they add 0 · weight = 0: not where weights are not finite.
+    """
+    window = window_of(node, graph)
+    is_exact = node.op == "conv2d" and graph.weights[node.attributes["weight"]].is_finite
+    return window.trimmed(*source[1:]) if is_exact else window
 
 
 def sizes_of(graph: Graph, nodes: Sequence[Node], inputs: Mapping[str, Size]) -> dict[str, Size]:
@@ -70,13 +102,36 @@ def is_direct(node: Node, graph: Graph, sizes: Mapping[str, Size], lanes: int) -
     Chunks of whole rows, twice as many in the input as in the output, put the input pixels of an output chunk into
     the same lane.
     """
-    if node.op not in ("conv2d", "max_pool2d", "avg_pool2d"):
+    if node.op not in WINDOWS:
         return False
-    window, source, size = window_of(node, graph), sizes[node.inputs[0]], sizes[node.name]
+    source, size = sizes[node.inputs[0]], sizes[node.name]
+    window = window_on(node, graph, source)
     is_halved = window.stride == (2, 2) and source[1:] == (2 * size[1], 2 * size[2]) and size[1] % lanes == 0
     if node.op == "conv2d":
-        return window.keeps_size(*source[1:]) or is_halved
-    return is_halved and window.padding == (0, 0)  # a max-pool's padding is no zero
+        return is_halved or (window.keeps_size(*source[1:]) and not _is_far(window, source, lanes))
+    # A max-pool's padding is no zero.
+    return is_halved and window.padding == (0, 0) and window.fits(*source[1:])
+
+
+def is_shifted(node: Node, graph: Graph, sizes: Mapping[str, Size], lanes: int) -> bool:
+    """Tell whether a convolution that keeps the size reads a shifted copy of its input for each tap."""
+    if node.op != "conv2d":
+        return False
+    source = sizes[node.inputs[0]]
+    window = window_on(node, graph, source)
+    return window.keeps_size(*source[1:]) and _is_far(window, source, lanes)
+
+
+def _is_far(window: Window, source: Size, lanes: int) -> bool:
+    """Tell whether the halo that a window needs is larger than a copy of the image for each tap.
+
+    So it is with dilations that are not much smaller than the image: 12 at 20×20 pixels makes a plane of 50 vectors
+    one of 871, and all other maps of that size would have rows 32 apart.
+    """
+    _, height, width = source
+    distances = window.distances(width + window.columns_beyond)
+    halo = max(0, -int(distances.min())) + max(0, int(distances.max()))
+    return halo > len(distances) * -(-height * width // lanes)
 
 
 def layouts_of(graph: Graph, nodes: Sequence[Node], sizes: Mapping[str, Size]) -> Layouts:
@@ -84,14 +139,14 @@ def layouts_of(graph: Graph, nodes: Sequence[Node], sizes: Mapping[str, Size]) -
     lanes, _ = native.lane_layout()
     beyond = dict.fromkeys((size[1:] for size in sizes.values()), 0)
     for node in nodes:
-        if node.op not in ("conv2d", "max_pool2d", "avg_pool2d"):
+        if node.op not in WINDOWS or is_shifted(node, graph, sizes, lanes):
             continue
-        window = window_of(node, graph)
+        window = window_on(node, graph, sizes[node.inputs[0]])
         source, size = sizes[node.inputs[0]][1:], sizes[node.name][1:]
         if is_direct(node, graph, sizes, lanes):
             beyond[source] = max(beyond[source], window.columns_beyond)
         else:
-            beyond[size] = max(beyond[size], window.reach[1] // window.stride[1])
+            beyond[size] = max(beyond[size], window.last_column // window.stride[1])
     return {(h, w): LaneLayout(h, w, w + extra, lanes) for (h, w), extra in beyond.items()}
 
 

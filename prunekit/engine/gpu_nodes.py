@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.engine.graph import Activation, Node
+from prunekit.engine.activations import Activation, activate
+from prunekit.engine.graph import Node
 from prunekit.ops.cuda.conv_plan import ConvPlan, Ops
 from prunekit.ops.cuda.conv_problem import ConvProblem
 from prunekit.ops.cuda.kernel_choice import KernelChoice
@@ -74,17 +76,7 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, a: Mapping[str, Any])
 
 def activate_(y: Tensor, activation: Activation) -> Tensor:
     """Apply an activation in place."""
-    kind = activation.kind
-    if kind == "leaky_relu":
-        return F.leaky_relu_(y, activation.negative_slope)
-    in_place: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda y: y,
-        "relu": torch.relu_,
-        "relu6": lambda y: y.clamp_(0, 6),
-        "silu": lambda y: F.silu(y, inplace=True),
-        "hardswish": lambda y: F.hardswish(y, inplace=True),
-    }
-    return in_place[kind](y)
+    return activate(y, activation, in_place=True)
 
 
 def _affine(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tensor:
@@ -93,13 +85,45 @@ def _affine(node: Node, values: Values, constants: Mapping[str, Tensor]) -> Tens
     return activate_(torch.addcmul(shift, x.float(), scale).to(x.dtype), node.attributes["after"])
 
 
-def _pool(function: Callable[..., Tensor], *, has_dilation: bool) -> Callable[[Node, Values], Tensor]:
-    def run(node: Node, values: Values) -> Tensor:
-        a = node.attributes
-        dilation = {"dilation": a["dilation"]} if has_dilation else {}
-        return function(values[node.inputs[0]], a["kernel"], a["stride"], a["padding"], **dilation)
+def _max_pool(node: Node, values: Values) -> Tensor:
+    a = node.attributes
+    return F.max_pool2d(
+        values[node.inputs[0]], a["kernel"], a["stride"], a["padding"], a["dilation"], a.get("is_ceil", False)
+    )
 
-    return run
+
+def _avg_pool(node: Node, values: Values) -> Tensor:
+    a = node.attributes
+    window = a["kernel"], a["stride"], a["padding"]
+    divisor = int(a.get("divisor", 0)) or None
+    return F.avg_pool2d(
+        values[node.inputs[0]], *window, a.get("is_ceil", False), a.get("counts_padding", True), divisor
+    )
+
+
+@lru_cache(4096)
+def _index(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    """Keep indices on the device: while a CUDA graph is captured, none can be brought there."""
+    return torch.tensor(channels, device=device)
+
+
+def _select(node: Node, values: Values) -> Tensor:
+    x: Tensor = values[node.inputs[0]]
+    channels: list[int] = node.attributes["channels"]
+    if channels == list(range(channels[0], channels[0] + len(channels))):
+        return x[:, channels[0] : channels[0] + len(channels)]
+    return x.index_select(1, _index(tuple(channels), x.device))
+
+
+def _mul(node: Node, values: Values) -> Tensor:
+    y = values[node.inputs[0]] * values[node.inputs[1]]
+    y = y if len(node.inputs) == 2 else y + values[node.inputs[2]]
+    return activate_(y, node.attributes["after"])
+
+
+def _mean(node: Node, values: Values) -> Tensor:
+    x: Tensor = values[node.inputs[0]]
+    return x.sum((2, 3), keepdim=True) if node.attributes.get("is_sum") else x.mean((2, 3), keepdim=True)
 
 
 def _upsample(node: Node, values: Values) -> Tensor:
@@ -112,11 +136,14 @@ _RUNNERS: dict[str, Callable[[Node, Values], Tensor]] = {
     "add": lambda node, values: activate_(
         values[node.inputs[0]] + values[node.inputs[1]], node.attributes.get("after", Activation())
     ),
+    "sub": lambda node, values: activate_(values[node.inputs[0]] - values[node.inputs[1]], node.attributes["after"]),
+    "mul": _mul,
+    "select": _select,
     "concat": lambda node, values: torch.cat([values[name] for name in node.inputs], 1),
     "upsample": _upsample,
-    "max_pool2d": _pool(F.max_pool2d, has_dilation=True),
-    "avg_pool2d": _pool(F.avg_pool2d, has_dilation=False),
-    "global_mean": lambda node, values: values[node.inputs[0]].mean((2, 3), keepdim=True),
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "global_mean": _mean,
     "pad": lambda node, values: F.pad(values[node.inputs[0]], node.attributes["sides"], value=node.attributes["fill"]),
 }
 

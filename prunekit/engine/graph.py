@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-#: Activations that the kernels compute; the number is csrc/cpu/lane_kernels.h's LaneActivation.
-ACTIVATIONS = {"none": 0, "leaky_relu": 1, "relu": 2, "relu6": 3, "silu": 4, "hardswish": 5}
+from prunekit.engine.activations import Activation
 
 
 @dataclass(frozen=True)
-class Activation:
-    """An activation and its slope below zero (leaky_relu only)."""
+class NodeKind:
+    """What a node of an op is made of.
 
-    kind: str = "none"
-    negative_slope: float = 0.0
+    Attributes:
+        inputs: The least and the largest number of values that it reads; None: any number.
+        attributes: By name what each is: "constant" (the name of one [channels]), "constant or none", "weight" (a
+            convolution's), "pair" (two positive ints), "padding" (two ints from 0 on), "sides" (four ints), "groups" (a
+            positive int), "channels" (ints from 0 on, at least one), "activation", "number" (float), "flag" (bool).
+        optional: Of the attributes those that files of earlier versions lack, with what stands for them.
+    """
+
+    inputs: tuple[int, int | None]
+    attributes: Mapping[str, str]
+    optional: Mapping[str, Any] = field(default_factory=dict)
+
+
+_POOL = {"kernel": "pair", "stride": "pair", "padding": "padding", "dilation": "pair", "is_ceil": "flag"}
+#: The ops that the engine runs itself.
+NODE_KINDS: dict[str, NodeKind] = {
+    "conv2d": NodeKind((1, 2), {
+        "weight": "weight", "bias": "constant or none", "stride": "pair", "padding": "padding", "dilation": "pair",
+        "groups": "groups", "before": "activation", "after": "activation",
+    }),
+    "affine": NodeKind((1, 1), {"scale": "constant", "shift": "constant", "after": "activation"}),
+    "activation": NodeKind((1, 1), {"after": "activation"}),
+    "add": NodeKind((2, 2), {"after": "activation"}, {"after": Activation()}),
+    "sub": NodeKind((2, 2), {"after": "activation"}),
+    "mul": NodeKind((2, 3), {"after": "activation"}),
+    "concat": NodeKind((1, None), {}),
+    "select": NodeKind((1, 1), {"channels": "channels"}),
+    "upsample": NodeKind((1, 1), {"factors": "pair"}),
+    "max_pool2d": NodeKind((1, 1), _POOL, {"is_ceil": False}),
+    "avg_pool2d": NodeKind(
+        (1, 1), {**_POOL, "counts_padding": "flag", "divisor": "number"},
+        {"is_ceil": False, "counts_padding": True, "divisor": 0.0},
+    ),
+    "global_mean": NodeKind((1, 1), {"is_sum": "flag"}, {"is_sum": False}),
+    "pad": NodeKind((1, 1), {"sides": "sides", "fill": "number"}),
+}  # fmt: skip
 
 
 @dataclass
@@ -28,10 +62,9 @@ class Node:
 
     Attributes:
         name: Of the value it makes, unique in the graph.
-        op: "conv2d", "affine", "activation", "add", "concat", "upsample", "max_pool2d", "avg_pool2d", "global_mean",
-            "pad", or "torch" for one that torch runs.
+        op: One of NODE_KINDS, or "torch" for one that torch runs. Of "mul", a third input is added to the product.
         inputs: Names of the values it reads.
-        attributes: The rest: sizes, names of constants, activations; what is in them depends on the op.
+        attributes: The rest: sizes, names of constants, activations; see NODE_KINDS.
         layer: The module it came from, for people.
     """
 
@@ -71,6 +104,11 @@ class SparseWeight:
     def size(self) -> int:
         """Weights, zeros included."""
         return int(np.prod(self.shape))
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether no kept weight is inf or nan."""
+        return bool(self.values.isfinite().all())
 
     @property
     def density(self) -> float:

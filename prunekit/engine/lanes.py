@@ -6,7 +6,7 @@ A plane of `height` rows, `pitch` apart, is flattened and cut into `lanes` chunk
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,17 @@ class LaneLayout:
         position = (np.arange(self.lanes) * self.vectors + np.arange(self.vectors)[:, None]).reshape(-1)
         is_pixel = (position % self.pitch < self.width) & (position // self.pitch < self.height)
         return -is_pixel.astype(np.int32)
+
+    def mask_of_columns(self, ahead: int) -> npt.NDArray[np.int32]:
+        """All ones where an element is a pixel, and the pixel `ahead` columns further on is in the same row; else 0."""
+        position = (np.arange(self.lanes) * self.vectors + np.arange(self.vectors)[:, None]).reshape(-1)
+        column = position % self.pitch + ahead
+        return self.mask & -((column >= 0) & (column < self.width)).astype(np.int32)
+
+    def to_lanes(self, plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the elements of a plane [rows, pitch] that has all rows that a plane touches; [vectors · lanes]."""
+        pixels = plane.reshape(-1)[: self.vectors * self.lanes]
+        return np.ascontiguousarray(pixels.reshape(self.lanes, self.vectors).T).reshape(-1)
 
     def rows(self, back: int = 0) -> Indices:
         """Return the numbers of all rows, those beyond the image included, that a plane and `back` vectors touch."""
@@ -94,12 +105,21 @@ class Picks:
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution or a pool looks at its input: [rows, columns] each."""
+    """How a convolution or a pool looks at its input: [rows, columns] each.
+
+    Attributes:
+        kernel, stride, padding, dilation: As in torch.
+        is_ceil: Whether a last window may reach beyond the padding, as long as it begins within the image.
+        rows, columns: Of the kernel, those whose taps count; None: all.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    is_ceil: bool = False
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -108,25 +128,85 @@ class Window:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's size; not positive where the kernel does not fit."""
-        sizes = [
-            (size + 2 * padding - reach - 1) // stride + 1
-            for size, padding, reach, stride in zip((height, width), self.padding, self.reach, self.stride, strict=True)
-        ]
-        return sizes[0], sizes[1]
+
+        def count(size: int, axis: int) -> int:
+            span, stride = size + 2 * self.padding[axis] - self.reach[axis] - 1, self.stride[axis]
+            if not self.is_ceil:
+                return span // stride + 1
+            windows = -(-span // stride) + 1
+            return windows - ((windows - 1) * stride >= size + self.padding[axis])
+
+        return count(height, 0), count(width, 1)
 
     def keeps_size(self, height: int, width: int) -> bool:
         """Tell whether output pixel (i, j) looks around input pixel (i, j)."""
         return self.stride == (1, 1) and self.output_size(height, width) == (height, width)
 
+    def fits(self, height: int, width: int) -> bool:
+        """Tell whether no window reaches beyond the image and its padding."""
+        output = self.output_size(height, width)
+        return all(
+            (count - 1) * stride + reach < size + 2 * padding
+            for count, stride, reach, size, padding in zip(
+                output, self.stride, self.reach, (height, width), self.padding, strict=True
+            )
+        )
+
+    def trimmed(self, height: int, width: int) -> Window:
+        """Return the window without the rows and columns of the kernel that only ever see padding.
+
+        Of a kernel all of whose taps do, one stays.
+        """
+
+        def seeing(size: int, count: int, axis: int) -> tuple[int, ...]:
+            stride = self.stride[axis]
+            seen = []
+            for i in range(self.kernel[axis]):
+                ahead = i * self.dilation[axis] - self.padding[axis]
+                if max(0, -(ahead // stride)) <= min(count - 1, (size - 1 - ahead) // stride):
+                    seen.append(i)
+            return tuple(seen) or (0,)
+
+        sizes = zip((height, width), self.output_size(height, width), strict=True)
+        rows, columns = (seeing(size, count, i) for i, (size, count) in enumerate(sizes))
+        return replace(self, rows=rows, columns=columns)
+
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether some taps do not count."""
+        return (self.live_rows, self.live_columns) != (tuple(range(self.kernel[0])), tuple(range(self.kernel[1])))
+
+    @property
+    def live_rows(self) -> tuple[int, ...]:
+        """The kernel's rows that count."""
+        return self.rows if self.rows is not None else tuple(range(self.kernel[0]))
+
+    @property
+    def live_columns(self) -> tuple[int, ...]:
+        """The kernel's columns that count."""
+        return self.columns if self.columns is not None else tuple(range(self.kernel[1]))
+
+    @property
+    def last_column(self) -> int:
+        """Pixels from the kernel's first column to the last that counts."""
+        return self.live_columns[-1] * self.dilation[1]
+
     @property
     def columns_beyond(self) -> int:
-        """Zero columns that rows must have between them where the window keeps the size."""
-        return max(self.padding[1], self.reach[1] - self.padding[1], 0)
+        """Zero columns that rows must have between them where the window reads in place."""
+        first = self.live_columns[0] * self.dilation[1]
+        return max(self.padding[1] - first, self.last_column - self.padding[1], 0)
 
     def taps(self) -> tuple[Indices, Indices]:
-        """Return row and column of each tap, relative to the first, in the order of a filter's [R, S]."""
-        rows, columns = np.meshgrid(*(np.arange(k) * d for k, d in zip(self.kernel, self.dilation, strict=True)))
+        """Return row and column of each tap that counts, relative to the kernel's first, in the filter's order."""
+        kept = self.live_rows, self.live_columns
+        rows, columns = np.meshgrid(*(np.array(k) * d for k, d in zip(kept, self.dilation, strict=True)))
         return rows.T.reshape(-1), columns.T.reshape(-1)
+
+    def distances(self, pitch: int) -> Indices:
+        """Return how many pixels of a plane each tap that counts looks further on than the output's pixel."""
+        rows, columns = self.taps()
+        return (rows - self.padding[0]) * pitch + columns - self.padding[1]
 
 
 @dataclass(frozen=True)

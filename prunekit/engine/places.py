@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View
-from prunekit.engine.geometry import Layouts, Size, is_direct, layouts_of, sizes_of, window_of
+from prunekit.engine.geometry import PIXELWISE, Layouts, Size, is_direct, is_shifted, layouts_of, sizes_of, window_on
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.lanes import Indices, LaneLayout
 from prunekit.errors import InputError
 from prunekit.ops import native
+
+
+def is_range(node: Node) -> bool:
+    """Tell whether a node's value is neighbouring channels of another: planes that are there already."""
+    if node.op != "select":
+        return False
+    channels = node.attributes["channels"]
+    return bool(channels == list(range(channels[0], channels[0] + len(channels))))
 
 
 class Places:
@@ -65,6 +73,7 @@ class Places:
         A result takes the place of the residual, or of another value that it is made of pixel by pixel, where nothing
         reads that afterwards.
         """
+        ranges = {node.name: node for node in self.nodes if is_range(node)}
         for node in reversed(self.nodes):
             if node.op != "concat":
                 continue
@@ -75,27 +84,37 @@ class Places:
             view, first = self.views[node.name], self.views[node.name].first
             for name in node.inputs:
                 channels = self.sizes[name][0]
-                if name not in self.views and name not in self.input_names:
+                if name not in self.views and name not in self.input_names and name not in ranges:
                     self.views[name] = View(view.buffer, first, channels)
                 first += channels
         step_of = {node.name: i for i, node in enumerate(self.nodes)}
         last_use = step_of | {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         last_use.update(dict.fromkeys(outputs, len(self.nodes)))
         for name, size in self.sizes.items():  # the inputs, then as the nodes run
-            if name not in self.views and self._needs_lanes(name):
+            if name in ranges:  # planes of another value
+                source = self.views[ranges[name].inputs[0]]
+                self.views[name] = View(source.buffer, source.first + ranges[name].attributes["channels"][0], size[0])
+            elif name not in self.views and self._needs_lanes(name):
                 overwritten = self._overwritten(step_of[name], last_use) if name in step_of else None
                 self.views[name] = overwritten or View(self.new_buffer(self.layout_of(name), size[0]), 0, size[0])
 
     def _overwritten(self, step: int, last_use: Mapping[str, int]) -> View | None:
         """Return the view of an input in whose place a node may write its result."""
         node = self.nodes[step]
-        if node.op not in ("conv2d", "add", "activation", "affine"):
+        if node.op not in ("conv2d", "activation", "affine", *PIXELWISE):
             return None
-        others = [self.views[node.inputs[0]].buffer] if node.op == "conv2d" and node.inputs[0] in self.views else []
-        for name in node.inputs[1:] if node.op == "conv2d" else node.inputs:
+        read_later = node.inputs[:1] if node.op == "conv2d" else node.inputs[2:]
+        others = [self.views[name].buffer for name in read_later if name in self.views]
+        # A product of two images is written before its third input is added.
+        for name in node.inputs[1:] if node.op == "conv2d" else node.inputs[:2]:
+            if self.sizes[name] != self.sizes[node.name]:
+                continue
             view = self.views[name]
             sharing = [n for n, other in self.views.items() if other.buffer is view.buffer]
             is_whole = view.channels == view.buffer.channels
+            # One channel of it, repeated for all of them, would be written before it was read for the last time.
+            inputs = [self.views[other] for other in node.inputs if other in self.views]
+            is_whole = is_whole and all(other == view for other in inputs if other.buffer is view.buffer)
             if is_whole and view.buffer not in others and all(last_use.get(n, -1) <= step for n in sharing):
                 return view
         return None
@@ -106,8 +125,9 @@ class Places:
             return True
         readers = [node for node in self.nodes if name in node.inputs]
         return any(
-            node.op in ("activation", "affine", "add", "concat", "global_mean")
+            node.op in ("activation", "affine", "concat", "select", "global_mean", *PIXELWISE)
             or is_direct(node, self.graph, self.sizes, self.lanes)
+            or is_shifted(node, self.graph, self.sizes, self.lanes)
             or name in node.inputs[1:]
             for node in readers
         )
@@ -122,9 +142,10 @@ class Places:
 
     def reach(self, node: Node) -> tuple[int, int]:
         """Return the vectors that a direct convolution's taps reach before and after a pixel."""
-        window, pitch = window_of(node, self.graph), self.layout_of(node.inputs[0]).pitch
-        front = window.padding[0] * pitch + window.padding[1]
-        back = window.reach[0] * pitch + window.reach[1] - front
+        window = window_on(node, self.graph, self.sizes[node.inputs[0]])
+        pitch = self.layout_of(node.inputs[0]).pitch
+        distances = window.distances(pitch)
+        front, back = max(0, -int(distances.min())), max(0, int(distances.max()))
         if window.stride == (2, 2):  # a long row of the output runs beyond the input's last
             back += max(0, 2 * (self.layout_of(node.name).pitch - pitch) - 1)
         return front, back

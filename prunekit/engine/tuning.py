@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.comparison import MAX_RELATIVE_RMS, relative_rms
+from prunekit.engine.activations import activate
 from prunekit.engine.filters import MAX_BLOCK_TAPS, ConvChoice, cut
 from prunekit.engine.geometry import Layouts, Size, layouts_of, row_vectors_of, window_of
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.planning import plan_segment
 from prunekit.engine.program import Segment
 from prunekit.engine.tuning_cache import TuningCache, TuningKey
-from prunekit.errors import InputError, WrongOutputError
+from prunekit.errors import WrongOutputError
 from prunekit.ops import native
 
 # Bytes of a channel block's input to try: a quarter, half and twice of a 32 KB L1, and a quarter of a 512 KB L2.
@@ -198,7 +199,7 @@ def _check(graph: Graph, node: Node, x: Tensor, outputs: Mapping[ConvChoice, Ten
     expected = F.conv2d(
         x, graph.weights[a["weight"]].dense(), bias, a["stride"], a["padding"], a["dilation"], a["groups"]
     )
-    expected = activate(expected, a["before"].kind, a["before"].negative_slope)
+    expected = activate(expected, a["before"])
     for choice, output in outputs.items():
         difference = relative_rms(expected, output)
         if not difference <= MAX_RELATIVE_RMS and bool(expected.isfinite().all()):
@@ -206,22 +207,3 @@ def _check(graph: Graph, node: Node, x: Tensor, outputs: Mapping[ConvChoice, Ten
                 f"layer {node.layer or node.name} ({choice}) differs from dense by {difference:.3g} relative RMS; "
                 f"expected at most {MAX_RELATIVE_RMS:g}."
             )
-
-
-def activate(x: Tensor, kind: str, negative_slope: float) -> Tensor:
-    """Return the activation of x by torch.
-
-    Raises:
-        InputError: there is no activation of this kind.
-    """
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda x: x,
-        "leaky_relu": lambda x: F.leaky_relu(x, negative_slope),
-        "relu": F.relu,
-        "relu6": F.relu6,
-        "silu": F.silu,
-        "hardswish": F.hardswish,
-    }
-    if kind not in functions:
-        raise InputError(f"expected an activation out of {', '.join(functions)}, got {kind!r}.")
-    return functions[kind](x)

@@ -7,81 +7,57 @@ what is not there, or contradict itself. All of that ends here, in one sentence,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from prunekit.engine.graph import ACTIVATIONS, Activation, Graph, Node
+from prunekit.engine.activations import ACTIVATIONS, Activation
+from prunekit.engine.graph import NODE_KINDS, Graph, Node
 from prunekit.engine.program import operator_of
 
 _MAX_SIZE = 2**31  # of a dimension, a stride, a number of groups
 #: Kinds of values that an argument of torch's may be, beside plain JSON: {"value": name} and so on.
 _REFERENCES = ("value", "constant", "device", "dtype", "memory_format", "layout")
 
-Check = Callable[[Any], bool]
-
 
 def _is_count(value: object, least: int = 0) -> bool:
     return type(value) is int and least <= value < _MAX_SIZE
 
 
-def _are_counts(length: int, least: int = 0) -> Check:
-    return lambda value: isinstance(value, list) and len(value) == length and all(_is_count(v, least) for v in value)
+def _are_counts(length: int | None, least: int = 0) -> Callable[[object], bool]:
+    """Check a list of so many counts; of any number but none where `length` is None."""
 
+    def check(value: object) -> bool:
+        is_long_enough = isinstance(value, list) and (len(value) == length if length is not None else len(value) > 0)
+        return is_long_enough and all(_is_count(v, least) for v in value)  # type: ignore[attr-defined]
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_optional_name(value: object) -> bool:
-    return value is None or isinstance(value, str)
+    return check
 
 
 def _is_activation(value: object) -> bool:
     return isinstance(value, Activation) and value.kind in ACTIVATIONS and _is_number(value.negative_slope)
 
 
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
 def _are_sides(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(type(v) is int and abs(v) < _MAX_SIZE for v in value)
 
 
-_WINDOW: dict[str, Check] = {
-    "stride": _are_counts(2, 1),
+#: What the words of `NODE_KINDS` ask of an attribute; whether a name is that of a constant is checked afterwards.
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "constant": lambda value: isinstance(value, str),
+    "constant or none": lambda value: value is None or isinstance(value, str),
+    "weight": lambda value: isinstance(value, str),
+    "pair": _are_counts(2, 1),
     "padding": _are_counts(2),
-    "dilation": _are_counts(2, 1),
+    "sides": _are_sides,
+    "groups": lambda value: _is_count(value, 1),
+    "channels": _are_counts(None),
+    "activation": _is_activation,
+    "number": _is_number,
+    "flag": lambda value: isinstance(value, bool),
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a native node of one op looks like: how many values it reads, and its attributes."""
-
-    inputs: range
-    attributes: Mapping[str, Check]
-
-
-KINDS: dict[str, Kind] = {
-    "conv2d": Kind(
-        range(1, 3),
-        {
-            "weight": _is_name, "bias": _is_optional_name, **_WINDOW, "groups": lambda v: _is_count(v, 1),
-            "before": _is_activation, "after": _is_activation,
-        },
-    ),
-    "affine": Kind(range(1, 2), {"scale": _is_name, "shift": _is_name, "after": _is_activation}),
-    "activation": Kind(range(1, 2), {"after": _is_activation}),
-    "add": Kind(range(2, 3), {"after": _is_activation}),
-    "concat": Kind(range(1, _MAX_SIZE), {}),
-    "upsample": Kind(range(1, 2), {"factors": _are_counts(2, 1)}),
-    "max_pool2d": Kind(range(1, 2), {"kernel": _are_counts(2, 1), **_WINDOW}),
-    "avg_pool2d": Kind(range(1, 2), {"kernel": _are_counts(2, 1), **_WINDOW}),
-    "global_mean": Kind(range(1, 2), {}),
-    "pad": Kind(range(1, 2), {"sides": _are_sides, "fill": _is_number}),
-}  # fmt: skip
 
 
 def check_graph(graph: Graph) -> None:
@@ -118,21 +94,26 @@ def _check_node(node: Node, graph: Graph) -> None:
     if node.op == "torch":
         _check_torch_node(node, graph)
         return
-    kind = KINDS.get(node.op)
+    kind = NODE_KINDS.get(node.op)
     if kind is None:
         raise ValueError(f"{node.name} is of the unknown kind {node.op!r}")
-    _expect(len(node.inputs) in kind.inputs, f"{node.name} ({node.op}) reads {len(node.inputs)} values")
-    wrong = kind.attributes.keys() ^ node.attributes.keys()
+    least, most = kind.inputs
+    fits = least <= len(node.inputs) <= (len(node.inputs) if most is None else most)
+    _expect(fits, f"{node.name} ({node.op}) reads {len(node.inputs)} values")
+    wrong = (kind.attributes.keys() - kind.optional.keys() - node.attributes.keys()) | (
+        node.attributes.keys() - kind.attributes.keys()
+    )
     _expect(not wrong, f"{node.name} ({node.op}) lacks or should not have {sorted(map(str, wrong))[:1]}")
-    for key, is_right in kind.attributes.items():
-        _expect(is_right(node.attributes[key]), f"{node.name} ({node.op}) cannot have {key}={node.attributes[key]!r}")
+    for key, value in node.attributes.items():
+        is_right = _CHECKS[kind.attributes[key]](value)
+        _expect(is_right, f"{node.name} ({node.op}) cannot have {key}={str(value)[:60]}")
     _check_constants(node, graph)
 
 
 def _check_constants(node: Node, graph: Graph) -> None:
-    for key in ("bias", "scale", "shift"):
+    for key, word in NODE_KINDS[node.op].attributes.items():
         name = node.attributes.get(key)
-        if name is not None:
+        if word.startswith("constant") and name is not None:
             _expect(name in graph.constants, f"{node.name} names {name!r}, which is not in the file")
             constant = graph.constants[name]
             _expect(constant.dim() == 1 and constant.is_floating_point(), f"{name!r} is no vector of numbers")

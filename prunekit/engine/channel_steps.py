@@ -1,0 +1,231 @@
+"""Steps that treat each channel by itself: pixel by pixel, selections and concatenations, resizing, pools, means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prunekit.engine.activations import Activation
+from prunekit.engine.arena import View
+from prunekit.engine.geometry import Size, is_direct, window_of
+from prunekit.engine.graph import Node
+from prunekit.engine.lanes import Indices, LaneLayout, Picks, Window
+from prunekit.engine.places import is_range
+from prunekit.engine.steps import StepList, bits, epilogue
+from prunekit.errors import InputError
+
+_NOTHING = (-1, 0)  # instead of a place in the arena and the elements from channel to channel
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """What each channel is multiplied by, or what is added: `factor` times a constant, or a pixel in the arena, or 1.
+
+    Attributes:
+        constant: The address of a constant [channels], or 0.
+        pixel: Planes of one pixel, or None.
+        factor: 0 where nothing is added.
+    """
+
+    constant: int = 0
+    pixel: _Operand | None = None
+    factor: float = 1.0
+
+    def place(self) -> tuple[int, int]:
+        return _NOTHING if self.pixel is None else self.pixel.place()
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """An input of an operation pixel by pixel.
+
+    Attributes:
+        view: Its planes.
+        is_pixel: Whether its one pixel is for all of an image's.
+        is_single: Whether its one channel is for all of an image's.
+    """
+
+    view: View
+    is_pixel: bool = False
+    is_single: bool = False
+
+    def place(self) -> tuple[int, int]:
+        return self.view.at(), 0 if self.is_single else self.view.buffer.channel
+
+
+class ChannelSteps(StepList):
+    """Plans every node but convolutions."""
+
+    def _pixelwise(
+        self, node: Node, x: _Operand, y: View, *, other: _Operand | None = None, is_product: bool = False,
+        scale: _Factor = _Factor(), shift: _Factor = _Factor(factor=0.0), activation: Activation | None = None,
+        is_masked: bool = True, picks: int = 0,
+    ) -> None:  # fmt: skip
+        """Plan y = activation(x · scale + shift), or of x · scale + other, or of x · other."""
+        layout = y.buffer.layout
+        mask = self.places.mask_of(layout) if is_masked else 0
+
+        def words() -> list[int]:
+            return [
+                *x.place(), *(other.place() if other else _NOTHING), *_Operand(y).place(), y.channels, layout.vectors,
+                int(is_product), scale.constant, shift.constant, *scale.place(), *shift.place(), bits(scale.factor),
+                bits(shift.factor), *epilogue(activation or Activation()), mask, picks,
+            ]  # fmt: skip
+
+        read = [o.view.buffer for o in (x, other, scale.pixel, shift.pixel) if o is not None]
+        self._add("elementwise", node, read, [y.buffer], words)
+        self._halo(y)
+
+    def _operands(self, node: Node) -> list[_Operand]:
+        channels, *pixels = self.places.sizes[node.name]
+        sizes = [self.places.sizes[name] for name in node.inputs]
+        return [
+            _Operand(self.places.views[name], is_pixel=size[1:] != tuple(pixels), is_single=size[0] != channels)
+            for name, size in zip(node.inputs, sizes, strict=True)
+        ]
+
+    def _plan_affine(self, node: Node) -> None:
+        channels = self.places.sizes[node.name][0]
+        scale, shift = (_Factor(self.places.per_channel(node.attributes[key], channels)) for key in ("scale", "shift"))
+        x, y = self._operands(node)[0], self.places.views[node.name]
+        self._pixelwise(node, x, y, scale=scale, shift=shift, activation=node.attributes["after"])
+
+    def _plan_activation(self, node: Node) -> None:
+        self._pixelwise(
+            node, self._operands(node)[0], self.places.views[node.name], activation=node.attributes["after"]
+        )
+
+    def _plan_add(self, node: Node) -> None:
+        self._sum(node, self._operands(node), 1.0, node.attributes.get("after", Activation()))
+
+    def _plan_sub(self, node: Node) -> None:
+        self._sum(node, self._operands(node), -1.0, node.attributes["after"])
+
+    def _sum(self, node: Node, operands: Sequence[_Operand], sign: float, activation: Activation) -> None:
+        """Plan a + sign · b."""
+        (a, b), y = operands, self.places.views[node.name]
+        if b.is_pixel:
+            self._pixelwise(node, a, y, shift=_Factor(pixel=b, factor=sign), activation=activation)
+        elif a.is_pixel:
+            self._pixelwise(node, b, y, scale=_Factor(factor=sign), shift=_Factor(pixel=a), activation=activation)
+        else:
+            self._pixelwise(node, b, y, scale=_Factor(factor=sign), other=a, activation=activation)
+
+    def _plan_mul(self, node: Node) -> None:
+        """Plan a · b, or a · b + c."""
+        (a, b, *rest), y, activation = self._operands(node), self.places.views[node.name], node.attributes["after"]
+        c = rest[0] if rest else None
+        if (a.is_pixel and b.is_pixel) or (a.is_single and b.is_single):
+            raise InputError(f"{node.layer or node.name}: what is added is larger than the product.")
+        if a.is_pixel:
+            a, b = b, a
+        if b.is_pixel and c is not None and not c.is_pixel:
+            self._pixelwise(node, a, y, other=c, scale=_Factor(pixel=b), activation=activation)
+        elif b.is_pixel:
+            shift = _Factor(factor=0.0) if c is None else _Factor(pixel=c)
+            self._pixelwise(node, a, y, scale=_Factor(pixel=b), shift=shift, activation=activation)
+        else:
+            self._pixelwise(node, a, y, other=b, is_product=True, activation=None if c else activation)
+            if c is not None:
+                self._sum(node, [_Operand(y), c], 1.0, activation)
+
+    def _plan_concat(self, node: Node) -> None:
+        target, first = self.places.views[node.name], self.places.views[node.name].first
+        for name in node.inputs:
+            part = View(target.buffer, first, self.places.sizes[name][0])
+            view = self.places.views[name]
+            first += part.channels
+            if view.buffer is not part.buffer or view.first != part.first:
+                self._pixelwise(node, _Operand(view), part, is_masked=False)
+
+    def _plan_select(self, node: Node) -> None:
+        """Copy planes, unless they are there already."""
+        if is_range(node):
+            return
+        picks = np.array(node.attributes["channels"], np.int32)
+        table = self.places.table_of(("picks", picks.tobytes()), picks)
+        x, y = self.places.views[node.inputs[0]], self.places.views[node.name]
+        self._pixelwise(node, _Operand(x), y, is_masked=False, picks=table)
+
+    def _plan_upsample(self, node: Node) -> None:
+        factors = node.attributes["factors"]
+        self._pick(node, lambda row, column: (row // factors[0], column // factors[1]), 0.0)
+
+    def _plan_pad(self, node: Node) -> None:
+        left, _, top, _ = node.attributes["sides"]
+        self._pick(node, lambda row, column: (row - top, column - left), float(node.attributes["fill"]))
+
+    def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: float) -> None:
+        """Make a value of rows and columns of another."""
+        name, y = node.inputs[0], self.places.views[node.name]
+        layout = y.buffer.layout
+        row, column = layout.rows(), np.arange(layout.pitch)
+        rows, columns = source_of(row, column)
+        # What was cropped must not come back where the image ends.
+        rows, columns = np.where(row < layout.height, rows, -1), np.where(column < layout.width, columns, -1)
+        self._remap(node, name, y, Picks.within(rows, columns, *self.places.sizes[name][1:]), fill=fill)
+        if fill != 0.0:  # what is no pixel must be zero
+            self._pixelwise(node, _Operand(y), y)
+        self._halo(y)
+
+    def _plan_max_pool2d(self, node: Node) -> None:
+        self._plan_pool(node, is_max=True)
+
+    def _plan_avg_pool2d(self, node: Node) -> None:
+        self._plan_pool(node, is_max=False)
+
+    def _plan_pool(self, node: Node, is_max: bool) -> None:
+        row_vectors, x_row = 0, 0
+        window, source = window_of(node, self.places.graph), self.places.sizes[node.inputs[0]]
+        if is_direct(node, self.places.graph, self.places.sizes, self.places.lanes):
+            x, row_vectors = self.places.views[node.inputs[0]], self.places.layout_of(node.name).pitch
+            rows, columns = window.taps()
+            offsets, x_row = rows * x.buffer.layout.pitch + columns, 2 * x.buffer.layout.pitch * self.places.lanes
+        else:
+            buffer, phases = self._phases(node, float("-inf") if is_max else 0.0)
+            x, offsets = View(buffer, 0, buffer.channels), phases.tap_offsets()
+        taps = torch.from_numpy(offsets.astype(np.int32))
+        pointer, y = self.places.pointer_to(taps), self.places.views[node.name]
+        layout, mask = y.buffer.layout, self.places.mask_of(y.buffer.layout)
+        self.places.check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
+        scale, scales = (1.0, 0) if is_max else self._divisors(node, window, source, layout)
+        self._add(
+            "pool", node, [x.buffer], [y.buffer],
+            lambda: [
+                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, layout.vectors, pointer,
+                taps.numel(), int(is_max), bits(scale), mask, row_vectors, x_row, scales,
+            ],
+        )  # fmt: skip
+        self._halo(y)
+
+    def _divisors(self, node: Node, window: Window, source: Size, layout: LaneLayout) -> tuple[float, int]:
+        """Return what an average pool's sums are multiplied by: a number, or the address of one for each pixel."""
+        divisor, counts_padding = node.attributes.get("divisor", 0.0), node.attributes.get("counts_padding", True)
+        if divisor:
+            return 1 / divisor, 0
+        if window.fits(*source[1:]) and (counts_padding or window.padding == (0, 0)):
+            return 1 / (window.kernel[0] * window.kernel[1]), 0
+        counts = []
+        for axis, size in enumerate(source[1:]):
+            padding = window.padding[axis]
+            begin = np.arange(layout.height if axis == 0 else layout.width) * window.stride[axis] - padding
+            end = np.minimum(begin + window.kernel[axis], size + padding)
+            counts.append(end - begin if counts_padding else np.minimum(end, size) - np.maximum(begin, 0))
+        plane = np.zeros((-(-layout.vectors * layout.lanes // layout.pitch), layout.pitch), np.float32)
+        plane[: layout.height, : layout.width] = 1 / np.outer(*counts)
+        return 1.0, self.places.pointer_to(torch.from_numpy(layout.to_lanes(plane)))
+
+    def _plan_global_mean(self, node: Node) -> None:
+        x, y = self.places.views[node.inputs[0]], self.places.views[node.name]
+        _, height, width = self.places.sizes[node.inputs[0]]
+        scale = 1.0 if node.attributes.get("is_sum") else 1 / (height * width)
+        self._add(
+            "mean", node, [x.buffer], [y.buffer],
+            lambda: [
+                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, x.buffer.layout.vectors, bits(scale),
+            ],
+        )  # fmt: skip
+        self._halo(y)

@@ -1,0 +1,127 @@
+"""The steps of a plan, and those that any node may need: halos, copies into other layouts, phases of a stride."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prunekit.engine.activations import NUMBERS, Activation
+from prunekit.engine.arena import Buffer, View
+from prunekit.engine.filters import ConvChoice
+from prunekit.engine.geometry import window_on
+from prunekit.engine.graph import Node
+from prunekit.engine.lanes import LaneLayout, Phases, Picks, PlanarLayout
+from prunekit.engine.places import Places
+from prunekit.errors import InputError
+
+STEP_WORDS = 32
+#: Kinds of steps, in the order of csrc/cpu/plan.h's StepKind.
+KINDS = ("conv", "halo", "remap", "elementwise", "pool", "mean", "shift")
+_IN_ARENA = -1
+
+
+@dataclass
+class StepRecord:
+    """A step before its places are known: `words` gives them afterwards."""
+
+    kind: str
+    node: Node | None
+    words: Callable[[], list[int]]
+    reads: list[Buffer]
+    writes: list[Buffer]
+
+
+class StepList:
+    """Steps over the buffers of some places, in the order in which they run."""
+
+    def __init__(self, places: Places, outputs: Sequence[str], choices: Mapping[str, ConvChoice]) -> None:
+        self.places, self.outputs = places, list(outputs)
+        self.threads = torch.get_num_threads()
+        self.given_choices, self.choices = choices, dict[str, ConvChoice]()
+        self.steps: list[StepRecord] = []
+
+    def _add(
+        self, kind: str, node: Node | None, reads: Sequence[Buffer], writes: Sequence[Buffer],
+        words: Callable[[], list[int]],
+    ) -> None:  # fmt: skip
+        self.steps.append(StepRecord(kind, node, words, list(reads), list(writes)))
+
+    def _halo(self, view: View) -> None:
+        buffer = view.buffer
+        if buffer.front or buffer.back:
+            self._add(
+                "halo", None, [buffer], [buffer],
+                lambda: [view.at(), buffer.channel, view.channels, buffer.layout.vectors, buffer.front, buffer.back],
+            )  # fmt: skip
+
+    def _remap(
+        self, node: Node | None, name: str, target: View | int, picks: Picks, *, source: int | None = None,
+        fill: float = 0.0, back: int = 0,
+    ) -> None:  # fmt: skip
+        """Make a view, or an output by its number, of value `name`'s pixels, or of input `source`'s.
+
+        Each of a channel's planes has `back` vectors more than the layout, with the next chunk's pixels.
+        """
+        if source is None and name not in self.places.views:
+            source = self.places.input_names.index(name)
+        channels, height, width = self.places.sizes[name]
+        read = None if source is not None else self.places.views[name]
+        x = PlanarLayout(height, width) if read is None else read.buffer.layout
+        tables = [
+            self.places.table_of((key, table.tobytes()), table)
+            for key, table in (("r", picks.rows), ("c", picks.columns))
+        ]
+        planes, num_rows = picks.rows.shape
+
+        def words() -> list[int]:
+            place = [source, 0, height * width] if read is None else [_IN_ARENA, read.at(), read.buffer.channel]
+            if isinstance(target, View):
+                y = target.buffer.layout
+                written = [_IN_ARENA, target.at(), target.buffer.channel, y.vectors, y.pitch, back]
+                length, plane = y.vectors * self.places.lanes + back, (y.vectors + back) * self.places.lanes
+            else:
+                length = num_rows * picks.columns.shape[1]
+                written, plane = [target, 0, length, 0, picks.columns.shape[1], 0], length
+            return [
+                *place, x.vectors, x.pitch, *written, channels, planes, plane, num_rows, length, *tables, bits(fill),
+            ]  # fmt: skip
+
+        reads, writes = [read.buffer] if read else [], [target.buffer] if isinstance(target, View) else []
+        self._add("remap", node, reads, writes, words)
+
+    def _unpack(self, name: str) -> None:
+        """Write a value to the outputs that it is, at once: it is still in the caches, and its place is soon free."""
+        for output in (i for i, other in enumerate(self.outputs) if other == name):
+            _, height, width = self.places.sizes[name]
+            if name in self.places.input_names and name not in self.places.views:
+                raise InputError(f"value {name} passes through unchanged.")
+            self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
+
+    def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
+        """Lay the input out so that the node's window has stride 1; return where and how."""
+        name = node.inputs[0]
+        channels, height, width = self.places.sizes[name]
+        phases = Phases(window_on(node, self.places.graph, self.places.sizes[name]), self.places.layout_of(node.name))
+        buffer = self.places.new_buffer(phases.output, channels, extra=len(phases.used) * phases.plane)
+        picks = phases.picks(height, width)
+        self._remap(node, name, View(buffer, 0, channels), picks, fill=fill, back=phases.back)
+        return buffer, phases
+
+
+def all_pixels(layout: LaneLayout) -> Picks:
+    """Pick a whole image, in order."""
+    return Picks.within(layout.rows(), np.arange(layout.pitch), layout.height, layout.width)
+
+
+def bits(value: float) -> int:
+    """Return a float64's bits as an int64."""
+    return int(struct.unpack("q", struct.pack("d", value))[0])
+
+
+def epilogue(activation: Activation) -> list[int]:
+    """Return the words of an activation."""
+    return [NUMBERS[activation.kind], bits(activation.negative_slope)]
