@@ -15,7 +15,9 @@ def pruned(model: nn.Module, zeros: float = 0.9, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.weight[0].numel() ** 0.5)
+                layer.weight.copy_(
+                    torch.randn(layer.weight.shape, generator=generator) / layer.weight[0].numel() ** 0.5
+                )
                 sizes = layer.weight.abs().flatten()
                 layer.weight[layer.weight.abs() <= sizes.kthvalue(int(len(sizes) * zeros)).values] = 0
             if isinstance(layer, nn.BatchNorm2d):
@@ -46,7 +48,11 @@ class Head(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.tower, self.scores, self.boxes = block(channels, channels), nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 4, 1)
+        self.tower, self.scores, self.boxes = (
+            block(channels, channels),
+            nn.Conv2d(channels, 1, 1),
+            nn.Conv2d(channels, 4, 1),
+        )
 
     def forward(self, features: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         y = self.tower(features)

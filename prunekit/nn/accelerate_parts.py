@@ -1,4 +1,4 @@
-"""accelerate for models that the engine cannot run as a whole: their own class and forward, with parts on the engine."""
+"""accelerate for models that the engine cannot run whole: their own class and forward, with parts on the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from prunekit.comparison import Comparison
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
-from prunekit.errors import WrongOutputError
 from prunekit.nn.acceleration_report import LayerReport, PartReport
 from prunekit.nn.calls import Call
 from prunekit.nn.model_copies import first_line, has_computed_weights, sharing_copy, with_plain_weights

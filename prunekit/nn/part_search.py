@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
@@ -125,7 +126,9 @@ class PartSearch:
         """Put a submodule on the engine; return False where its children are to be tried."""
         count = sum(calls.counts) + calls.left_out
         if not calls.calls:
-            note = "the model calls it with what cannot be described" if count else "the model did not call it by itself"
+            note = (
+                "the model calls it with what cannot be described" if count else "the model did not call it by itself"
+            )
             self.found.reports.append(PartReport(name, "own code", count, notes=[note]))
             return False
         self.tried += 1
@@ -158,9 +161,8 @@ class PartSearch:
             if engine is None:
                 notes.append(f"calls of {call.words} are left to its own code")
                 continue
-            same = check_same(
-                call.run(module), lambda: call.run(module), lambda: call.run(engine), f"{name} on the engine"
-            )  # fmt: skip  # noqa: B023 (called at once)
+            own, fast = partial(call.run, module), partial(call.run, engine)
+            same = check_same(own(), own, fast, f"{name} on the engine")
             compared += same.comparison
             if same.operators:
                 notes.append(f"compared with the decisions of {', '.join(same.operators)} shared")
@@ -184,7 +186,7 @@ def _times(module: nn.Module, engines: Sequence[AcceleratedModel], calls: PartCa
     for call, count in zip(calls.calls, calls.counts, strict=True):
         engine = find_engine(engines, call)
         if engine is not None:
-            times = time_in_turn({"before": lambda: call.time(module), "after": lambda: call.time(engine)}, _RUNS)  # noqa: B023
+            times = time_in_turn({"before": partial(call.time, module), "after": partial(call.time, engine)}, _RUNS)
             before += count * times["before"].median_ms
             after += count * times["after"].median_ms
     return before, after

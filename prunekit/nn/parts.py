@@ -53,7 +53,7 @@ class PartForward:
         return PartForward(copy.deepcopy(self.module, memo), self.engines)
 
     def _needs_own_forward(self, args: Any, kwargs: Any) -> bool:
-        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return True
         tensors = tensors_of((args, kwargs))
         is_differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -62,7 +62,7 @@ class PartForward:
 
 def put_on_engine(module: nn.Module, engines: Sequence[AcceleratedModel]) -> None:
     """Let `engines` stand in for the forward of a module."""
-    module.forward = PartForward(module, engines)  # type: ignore[method-assign]
+    module.forward = PartForward(module, engines)
 
 
 @dataclass
@@ -133,9 +133,7 @@ def check_names(model: nn.Module, parts: object) -> list[str]:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=5)
             hint = ", ".join(near or [name for name, _ in model.named_children()]) or "no submodule at all"
-            raise InputError(
-                f"Expected names of submodules as parts, got {name!r}; {type(model).__name__} has {hint}."
-            )
+            raise InputError(f"Expected names of submodules as parts, got {name!r}; {type(model).__name__} has {hint}.")
     return list(dict.fromkeys(parts))
 
 
