@@ -21,7 +21,7 @@ def pruned(model: nn.Module, zeros: float = 0.9, seed: int = 0) -> nn.Module:
                 sizes = layer.weight.abs().flatten()
                 layer.weight[layer.weight.abs() <= sizes.kthvalue(int(len(sizes) * zeros)).values] = 0
             if isinstance(layer, nn.BatchNorm2d):
-                layer.running_mean.normal_(generator=generator)  # type: ignore[union-attr,operator]
+                layer.running_mean.normal_(generator=generator)  # type: ignore[union-attr]
     return model.eval()
 
 
@@ -132,7 +132,7 @@ class Shared(nn.Module):
         self.again = self.first
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
+        y: Tensor = self.first(x)
         if float(y.sum()) == 12345:
             return y
         z: Tensor = self.again(F.max_pool2d(y, 2))

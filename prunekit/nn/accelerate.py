@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
+from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.calls import Call, preserved_random_state
 from prunekit.nn.candidates import Options, fastest, left_alone, uncopied
 from prunekit.nn.evaluating import evaluating
 from prunekit.nn.model_copies import CopyError, copied, has_computed_weights, with_plain_weights
+from prunekit.nn.parts import check_names
 from prunekit.nn.reference import NotComparable, reference_of
+from prunekit.nn.unwrapping import unwrap, unwrap_submodules
 from prunekit.ops.cuda.kernel_choice import exact_float32
 from prunekit.structure import flatten
 
@@ -32,6 +35,7 @@ def accelerate(
     example_input: object = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    parts: Sequence[str] | None = None,
     whole_graph: bool = True,
     weight_dtype: torch.dtype = torch.float32,
     tuning_seconds: float = 60.0,
@@ -60,6 +64,9 @@ def accelerate(
         example_input: the forward's argument, or a list or tuple of its positional ones, of the size to be fast at. A
             forward whose only argument is a list takes it inside a tuple: `([image, image],)`.
         example_kwargs: the forward's keyword arguments. Arguments that are no tensors are constants of the result.
+        parts: names of submodules to put on the engine, such as `["backbone"]`, in a model that keeps its class, its
+            methods and its own forward; each is captured on the calls that it receives on the example and compared with
+            itself. None tries the whole model, and then the largest submodules that can be there.
         whole_graph: False keeps the model's class and its own forward.
         weight_dtype: torch.bfloat16 stores kept weights in half the bytes; sums, biases and pixels stay float32. The
             weights are rounded to 8 bits of significand after BatchNorm is folded, and `report.relative_rms` says what
@@ -77,9 +84,11 @@ def accelerate(
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")
     if not isinstance(model, nn.Module):
         raise InputError(f"accelerate expects model to be a torch.nn.Module; got {type(model).__name__}.")
+    model, unwrapped = unwrap(model)
+    names = None if parts is None else tuple(check_names(model, parts))
     example = Call.of_example(model, example_input, example_kwargs)
     _check_devices(model, example.tensors)
-    options = Options(whole_graph, weight_dtype, tuning_seconds, tuning_cache, progress)
+    options = Options(whole_graph, weight_dtype, tuning_seconds, tuning_cache, progress, names)
     with torch.no_grad(), preserved_random_state(), torch.autocast("cpu", enabled=False):
         if any(x.is_cuda for x in example.tensors):
             check_gpu_arguments(whole_graph=whole_graph, weight_dtype=weight_dtype)
@@ -89,7 +98,11 @@ def accelerate(
         except CopyError as error:
             with evaluating(model):
                 return uncopied(model, example, f"the model cannot be copied ({error}), so it is called as it is")
-        return accelerate_copy(own, example, options)
+        unwrap_submodules(own)
+        fast = accelerate_copy(own, example, options)
+        if isinstance(fast.report, AccelerationReport):
+            fast.report.notes[:0] = unwrapped
+        return fast
 
 
 def accelerate_copy(model: nn.Module, example: Call, options: Options) -> nn.Module:

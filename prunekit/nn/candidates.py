@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from prunekit.comparison import Comparison
+from prunekit.engine.capture import CaptureError
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
+from prunekit.nn.accelerate_parts import PartsOnEngine, put_parts
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.calls import Call
 from prunekit.nn.model_copies import OriginalModel, copied, first_line, has_computed_weights, with_plain_weights
 from prunekit.nn.packed_layers import given_back, pack_layers
-from prunekit.nn.reference import NotComparable, Reference, without_autocast
+from prunekit.nn.reference import NotComparable, Reference, dtype_name, without_autocast
 from prunekit.nn.whole_graph import WholeGraph, build_whole_graph, layer_reports
 from prunekit.ops import native, native_status
 from prunekit.timing import Timing, time_in_turn
@@ -38,6 +40,7 @@ class Options:
     tuning_seconds: float = 60.0
     tuning_cache: Path | Literal["default"] | None = "default"
     progress: Callable[[int, int], None] | None = None
+    parts: tuple[str, ...] | None = None
 
     def cache(self) -> TuningCache:
         """Open the cache of choices."""
@@ -56,6 +59,7 @@ class Candidate:
     rows: list[LayerReport] = field(default_factory=list)
     batch_norms_folded: int = 0
     built: WholeGraph | None = None
+    parts: PartsOnEngine | None = None
 
 
 def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Options) -> nn.Module:
@@ -64,7 +68,7 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
     peak = native.fma_peak_gflops() if native.is_available() else 0.0
     same = reference.difference(lambda call: call.run(runs))
     candidates = {"own": Candidate(model, "the model's own", same)}
-    if options.whole_graph:
+    if options.whole_graph and options.parts is None:
         graph = _attempt("not run as a whole graph", notes, lambda: _whole_graph(model, reference, options))
         if graph is not None:
             candidates["graph"] = graph
@@ -72,8 +76,14 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
     if "graph" in candidates:
         fast = candidates["graph"].model
         calls["graph"] = lambda: example.time(fast)
+    elif options.whole_graph:
+        parts = _attempt("no part was put on the engine", notes, lambda: _parts(model, reference, options))
+        if parts is not None:
+            candidates["parts"] = parts
+            put = copied(parts.model)
+            calls["parts"] = lambda: example.time(put)
     times = _time(calls)
-    if "graph" not in times or times["own"].median_ms < _CLEARLY_FASTER * times["graph"].median_ms:
+    if options.parts is None and not _is_clearly_faster(times):
         if options.weight_dtype != torch.float32:
             notes.append("weights stay float32 outside the engine")
         modules = _attempt("no layer was replaced", notes, lambda: _modules(model, reference, notes))
@@ -84,13 +94,21 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
         elif modules is not None:
             candidates["own"] = modules
     best = min(candidates, key=lambda name: (times[name].median_ms, name == "own", name == "modules"))
+    if options.parts is not None and "parts" in candidates:
+        best = "parts"  # each was measured faster; a model of which they are a small part may not show it
     chosen = candidates[best]
     notes += _why(best, candidates)
     if best == "own" and "modules" in candidates:
         chosen.rows = given_back(candidates["modules"].rows, "given back: the model as a whole measured faster")
     if chosen.built is not None:
         notes += chosen.built.notes
+    if reference.shared:
+        notes.append(
+            f"compared with the decisions of {', '.join(reference.shared)} shared: equal scores may change places"
+        )
     report = _report(chosen, times, best, notes)
+    if chosen.parts is not None:
+        report = _with_parts(report, chosen.parts, peak)
     if best == "graph" and isinstance(chosen.model, AcceleratedModel):
         report = _with_layers(report, chosen.model, example, peak)
     chosen.model.report = report  # type: ignore[assignment]
@@ -143,11 +161,26 @@ def _whole_graph(model: nn.Module, reference: Reference, options: Options) -> Ca
     return Candidate(fast, "whole graph", comparison, [], built.batch_norms_folded, built)
 
 
+def _parts(model: nn.Module, reference: Reference, options: Options) -> Candidate:
+    """Put submodules on the engine, and layers outside of them on packed filters; whatever raises is why not."""
+    if reference.is_half:
+        raise NotComparable(f"parts of a model that computes in {dtype_name(reference.dtype)} run in torch")
+    if not native.is_available():
+        raise CaptureError("the compiled extension is not there")
+    parts = put_parts(model, reference, options.parts, options.tuning_seconds, options.cache())
+    engine = "parts" if parts.names else "the model's own"
+    return Candidate(parts.model, engine, parts.comparison, parts=parts)
+
+
+def _is_clearly_faster(times: Mapping[str, Timing]) -> bool:
+    """Return whether a candidate is so fast that no other needs to be tried."""
+    best = min((timing.median_ms for name, timing in times.items() if name != "own"), default=float("inf"))
+    return times["own"].median_ms >= _CLEARLY_FASTER * best
+
+
 def _modules(model: nn.Module, reference: Reference, notes: list[str]) -> Candidate:
     if reference.is_half:
-        raise NotComparable(
-            f"layers of a model that computes in {str(reference.dtype).removeprefix('torch.')} run in torch"
-        )
+        raise NotComparable(f"layers of a model that computes in {dtype_name(reference.dtype)} run in torch")
     plain = with_plain_weights(model) if has_computed_weights(model) else model
     packed = pack_layers(plain, reference)
     notes += [note for note in (native_status().reason, *packed.notes) if note]
@@ -168,7 +201,11 @@ def _why(best: str, candidates: Mapping[str, Candidate]) -> list[str]:
     if best == "modules" and "graph" in candidates:
         return ["the model's own forward was measured faster than the whole graph"]
     if best == "own" and len(candidates) > 1:
-        others = {"graph": "the whole graph", "modules": "its layers on packed filters"}
+        others = {
+            "graph": "the whole graph",
+            "parts": "its parts on the engine",
+            "modules": "its layers on packed filters",
+        }
         slower = " and ".join(words for name, words in others.items() if name in candidates)
         return [f"the model itself was measured faster than {slower}"]
     return []
@@ -195,6 +232,17 @@ def _report(chosen: Candidate, times: Mapping[str, Timing], best: str, notes: li
         tuning_seconds=chosen.built.seconds if chosen.built else 0.0,
         comparison=chosen.comparison,
     )
+
+
+def _with_parts(report: AccelerationReport, parts: PartsOnEngine, peak_gflops: float) -> AccelerationReport:
+    """Add the parts, and the rows of their layers, or a note where these cannot be measured."""
+    peak = max(peak_gflops, native.fma_peak_gflops())
+    try:
+        rows = [*parts.layers(peak), *report.rows]
+    except Exception as error:
+        report = replace(report, notes=[*report.notes, f"the layers were not measured: {first_line(error)}"])
+        rows = report.rows
+    return replace(report, rows=rows, parts=parts.reports, peak_gflops=peak)
 
 
 def _with_layers(

@@ -53,7 +53,7 @@ class PartForward:
         return PartForward(copy.deepcopy(self.module, memo), self.engines)
 
     def _needs_own_forward(self, args: Any, kwargs: Any) -> bool:
-        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if self.module.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return True
         tensors = tensors_of((args, kwargs))
         is_differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.comparison import TOLERANCES, Comparison, compare
+from prunekit.discontinuous import check_continuous
 from prunekit.errors import WrongOutputError
 from prunekit.nn.calls import Call
 from prunekit.nn.model_copies import first_line
@@ -43,6 +45,8 @@ class Reference:
         dtype: The coarsest floating-point type that the model computes in.
         float32: The float32 copy, or None.
         notes: Why there is no second call.
+        model: What computed the exact outputs, to be run again where decisions are to be shared; None: it is not there.
+        shared: Discontinuous operators whose decisions were shared in a comparison (see prunekit.discontinuous).
     """
 
     calls: list[Call]
@@ -51,6 +55,8 @@ class Reference:
     dtype: torch.dtype
     float32: nn.Module | None = None
     notes: list[str] = field(default_factory=list)
+    model: nn.Module | None = None
+    shared: dict[str, None] = field(default_factory=dict)
 
     @property
     def is_half(self) -> bool:
@@ -65,15 +71,40 @@ class Reference:
     def check(self, fast: Callable[[Call], Any]) -> Comparison:
         """Compare on every call, and return what was compared with the model itself.
 
+        Where the outputs differ, or hold no number, they are compared once more with the decisions of discontinuous
+        operators shared.
+
         Args:
             fast: answers a call; it computes in float32, or in float64 where the model does.
 
         Raises:
             WrongOutputError: it differs by more than rounding, or there was no number to compare.
         """
+        try:
+            return self._check_outputs(fast)
+        except WrongOutputError as error:
+            if self.model is None or self.is_half:
+                raise
+            try:
+                return self._check_with_decisions(self.model, fast)
+            except WrongOutputError as deeper:
+                raise (deeper if "flows into" in str(deeper) else error) from deeper
+
+    def _check_with_decisions(self, model: nn.Module, fast: Callable[[Call], Any]) -> Comparison:
+        found = Comparison(inputs=0)
+        for call in self.calls:
+            same = check_continuous(partial(call.run, model), partial(fast, call), "it", self._most)
+            found += same.comparison
+            self.shared |= dict.fromkeys(same.operators)
+        return found
+
+    @property
+    def _most(self) -> float:
+        return TOLERANCES[self.dtype if not self.is_half else torch.float32] + self._rounding_at_the_door()
+
+    def _check_outputs(self, fast: Callable[[Call], Any]) -> Comparison:
         answers = [fast(call) for call in self.calls]
-        found = _sum_of(self.exact, answers)
-        most = TOLERANCES[self.dtype if not self.is_half else torch.float32] + self._rounding_at_the_door()
+        found, most = _sum_of(self.exact, answers), self._most
         if not found.relative_rms <= most:
             place = f" at {found.worst}" if found.worst else ""
             original = "the original" if not self.is_half else "the original in float32"
@@ -106,8 +137,6 @@ def reference_of(model: nn.Module, example: Call, outputs: Any) -> Reference:
     """
     again, dtypes = _observed(model, example)
     _check_repeats(model, outputs, again)
-    if not any(t.numel() for t in flatten(outputs)[0]):
-        raise NotComparable("the model returns no number on the example, so nothing could be compared")
     calls, expected, notes = [example], [outputs], []
     other = example.random()
     try:
@@ -121,7 +150,7 @@ def reference_of(model: nn.Module, example: Call, outputs: Any) -> Reference:
     except Exception as error:  # a forward may refuse what it does not know
         notes.append(f"compared on the example only: the model does not run on random numbers ({first_line(error)})")
     dtype = _coarsest(dtypes | {t.dtype for t in (*model.parameters(), *example.tensors, *flatten(outputs)[0])})
-    reference = Reference(calls, expected, expected, dtype, None, notes)
+    reference = Reference(calls, expected, expected, dtype, None, notes, model)
     if reference.is_half:
         _add_float32(reference, model)
     return reference
@@ -224,11 +253,11 @@ def _add_float32(reference: Reference, model: nn.Module) -> None:
         found = _sum_of(reference.expected, exact)
     except Exception as error:  # a forward may name its dtype
         raise NotComparable(
-            f"the model computes in {_name(reference.dtype)} and does not run in float32 ({first_line(error)})"
+            f"the model computes in {dtype_name(reference.dtype)} and does not run in float32 ({first_line(error)})"
         ) from error
     if not found.relative_rms <= TOLERANCES[reference.dtype]:
         raise NotComparable(
-            f"the model computes in {_name(reference.dtype)} and differs from itself in float32 by "
+            f"the model computes in {dtype_name(reference.dtype)} and differs from itself in float32 by "
             f"{found.relative_rms:.2g} relative RMS"
         )
     reference.exact, reference.float32 = exact, wide
@@ -242,5 +271,6 @@ def _sum_of(expected: list[Any], answers: list[Any]) -> Comparison:
     return total
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without its module."""
     return str(dtype).removeprefix("torch.")
