@@ -14,6 +14,7 @@ from prunekit.comparison import Comparison
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
+from prunekit.errors import WrongOutputError
 from prunekit.nn.accelerate_parts import PartsOnEngine, put_parts
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.calls import Call
@@ -27,6 +28,8 @@ from prunekit.timing import Timing, time_in_turn
 # Interleaved runs of each candidate: as many as fit into a second, and enough for a median that a busy machine does not
 # turn around.
 _SECONDS_OF_RUNS, _MIN_RUNS, _MAX_RUNS = 1.0, 5, 31
+# torch.export tries for up to 28 s and fails where values make more shapes than these (SSD: 180 on one image).
+_MAX_DYNAMIC = 8
 # Below this speed-up of the whole graph the model's own forward is tried on packed filters too.
 _CLEARLY_FASTER = 1.4
 
@@ -134,6 +137,8 @@ def uncopied(model: nn.Module, example: Call, note: str) -> OriginalModel:
 def _whole_graph(model: nn.Module, reference: Reference, options: Options) -> Candidate:
     """Put the model on the engine and compare; whatever raises is why that cannot be."""
     example = reference.example
+    if reference.num_dynamic > _MAX_DYNAMIC:
+        raise CaptureError(f"values make shapes in {reference.num_dynamic} places, as in a detector's postprocessing")
     source = reference.float32 if reference.float32 is not None else model
     plain = with_plain_weights(source) if has_computed_weights(source) else copied(source)
     inputs = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in example.tensors]
@@ -168,8 +173,15 @@ def _parts(model: nn.Module, reference: Reference, options: Options) -> Candidat
     if not native.is_available():
         raise CaptureError("the compiled extension is not there")
     parts = put_parts(model, reference, options.parts, options.tuning_seconds, options.cache())
-    engine = "parts" if parts.names else "the model's own"
-    return Candidate(parts.model, engine, parts.comparison, parts=parts)
+    candidate = Candidate(parts.model, "parts" if parts.names else "the model's own", parts.comparison, parts=parts)
+    if options.parts is None:
+        try:
+            packed = pack_layers(parts.model, reference)
+        except WrongOutputError:  # what is on the engine is right without it
+            return candidate
+        if any(row.implementation != "dense" for row in packed.rows):  # rows are those of layers outside of the parts
+            candidate = replace(candidate, model=packed.model, comparison=packed.comparison, rows=packed.rows)
+    return candidate
 
 
 def _is_clearly_faster(times: Mapping[str, Timing]) -> bool:

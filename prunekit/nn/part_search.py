@@ -25,8 +25,8 @@ from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.parts import PartCalls, put_on_engine, record_calls
 from prunekit.timing import time_in_turn
 
-# Of a part, over all calls that it received.
-_RUNS = 3
+# Interleaved runs of each call of a part: as many as fit into this time, and enough for a median.
+_SECONDS_OF_RUNS, _MIN_RUNS, _MAX_RUNS = 0.5, 5, 21
 # A graph that is bound to sizes is captured again for each of the first sizes that a part is called with.
 _MAX_ENGINES = 6
 # A failed capture takes 0.1 s for a block and 3 s for a detector; a search that finds nothing ends here.
@@ -85,14 +85,14 @@ class PartSearch:
         run: calls the model it is given on the example.
         build: makes an engine of a submodule.
         seconds: for tuning all of them.
-        search_seconds: after these no further submodule is tried.
+        search_seconds: of the processor; after these no further submodule is tried.
     """
 
     def __init__(
         self, model: nn.Module, run: Callable[[nn.Module], object], build: Build, seconds: float, search_seconds: float
     ) -> None:
         self.model, self.run, self.build = model, run, build
-        self.seconds, self.end = seconds, time.perf_counter() + search_seconds
+        self.seconds, self.end = seconds, time.process_time() + search_seconds
         self.found, self.tried = Parts(), 0
         self.total = max(1, _num_convolutions(model))
 
@@ -115,7 +115,7 @@ class PartSearch:
             calls = record_calls(self.model, names, self.run)
             deeper = []
             for name in names:
-                if self.tried >= _MAX_TRIALS or time.perf_counter() > self.end:
+                if self.tried >= _MAX_TRIALS or time.process_time() > self.end:
                     self.found.reports.append(PartReport(name, "own code", 0, notes=["the search took too long"]))
                 elif not calls[name].calls or not self._try(name, calls[name]):
                     deeper += _children(self.model.get_submodule(name), f"{name}.", seen)
@@ -186,7 +186,10 @@ def _times(module: nn.Module, engines: Sequence[AcceleratedModel], calls: PartCa
     for call, count in zip(calls.calls, calls.counts, strict=True):
         engine = find_engine(engines, call)
         if engine is not None:
-            times = time_in_turn({"before": partial(call.time, module), "after": partial(call.time, engine)}, _RUNS)
+            both = {"before": partial(call.time, module), "after": partial(call.time, engine)}
+            seconds = sum(timing.median_ms for timing in time_in_turn(both, 1, warm_up=1).values()) / 1e3
+            runs = int(min(max(_SECONDS_OF_RUNS / max(seconds, 1e-6), _MIN_RUNS), _MAX_RUNS))
+            times = time_in_turn(both, runs, warm_up=0)
             before += count * times["before"].median_ms
             after += count * times["after"].median_ms
     return before, after

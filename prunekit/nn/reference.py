@@ -47,6 +47,7 @@ class Reference:
         notes: Why there is no second call.
         model: What computed the exact outputs, to be run again where decisions are to be shared; None: it is not there.
         shared: Discontinuous operators whose decisions were shared in a comparison (see prunekit.discontinuous).
+        num_dynamic: How often values make shapes on the example, as nonzero and indexing by booleans do.
     """
 
     calls: list[Call]
@@ -57,6 +58,7 @@ class Reference:
     notes: list[str] = field(default_factory=list)
     model: nn.Module | None = None
     shared: dict[str, None] = field(default_factory=dict)
+    num_dynamic: int = 0
 
     @property
     def is_half(self) -> bool:
@@ -135,7 +137,7 @@ def reference_of(model: nn.Module, example: Call, outputs: Any) -> Reference:
     Raises:
         NotComparable: the outputs change from run to run, or hold no number, or float32 gives something else.
     """
-    again, dtypes = _observed(model, example)
+    again, dtypes, num_dynamic = _observed(model, example)
     _check_repeats(model, outputs, again)
     calls, expected, notes = [example], [outputs], []
     other = example.random()
@@ -150,7 +152,7 @@ def reference_of(model: nn.Module, example: Call, outputs: Any) -> Reference:
     except Exception as error:  # a forward may refuse what it does not know
         notes.append(f"compared on the example only: the model does not run on random numbers ({first_line(error)})")
     dtype = _coarsest(dtypes | {t.dtype for t in (*model.parameters(), *example.tensors, *flatten(outputs)[0])})
-    reference = Reference(calls, expected, expected, dtype, None, notes, model)
+    reference = Reference(calls, expected, expected, dtype, None, notes, model, num_dynamic=num_dynamic)
     if reference.is_half:
         _add_float32(reference, model)
     return reference
@@ -199,14 +201,18 @@ def float32_copy(model: nn.Module) -> nn.Module:
 
 
 class _DtypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the floating-point types that operators return."""
+    """Notes the floating-point types that operators return, and how many make shapes of values."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
+        self.num_dynamic = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if torch.Tag.dynamic_output_shape in func.tags:
+            is_index = func is torch.ops.aten.index.Tensor  # by integers it makes no shape of values
+            self.num_dynamic += not is_index or any(t is not None and t.dtype == torch.bool for t in args[1])
         if isinstance(result, Tensor):
             self.dtypes.add(result.dtype)
         elif isinstance(result, (tuple, list)):
@@ -214,15 +220,15 @@ class _DtypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _observed(model: nn.Module, example: Call) -> tuple[Any, set[torch.dtype]]:
-    """Return the outputs and the types of all values on the way to them."""
+def _observed(model: nn.Module, example: Call) -> tuple[Any, set[torch.dtype], int]:
+    """Return the outputs, the types of all values on the way to them, and how often values make shapes there."""
     seen = _DtypesSeen()
     try:
         with seen:
             outputs = example.run(model)
     except Exception:  # not everything runs under such a mode; its types are then those at its borders
-        return example.run(model), set()
-    return outputs, seen.dtypes
+        return example.run(model), set(), 0
+    return outputs, seen.dtypes, seen.num_dynamic
 
 
 def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:
