@@ -17,6 +17,7 @@ ROOMS = [
     "timing",
     "structure",
     "comparison",
+    "discontinuous",
     "processor",
     "dry_run",
     "ops",

@@ -97,19 +97,21 @@ class Program:
                 self._run_natively(level, values, times)
         return [values[name] for name in self._graph.outputs]
 
-    def run_dry(self, shapes: Sequence[Sequence[int]]) -> None:
+    def run_dry(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype] = ()) -> None:
         """Plan the native parts for inputs of these shapes, and run torch's operators on tensors without memory.
 
         What a file says is found wrong here, not when the model is first called. Nothing is checked behind an operator
-        whose output's size depends on its input's values, nor where an input is no image: its dtype is not known.
+        whose output's size depends on its input's values, nor where `dtypes` are not known and an input is no image.
 
         Raises:
             InputError, RuntimeError, TypeError, ValueError, IndexError: an operator does not take what it would get.
         """
-        if any(len(shape) != 4 for shape in shapes):
+        if not dtypes and any(len(shape) != 4 for shape in shapes):
             return
+        known = [torch.float32 if d.is_floating_point and d.itemsize == 2 else d for d in dtypes] or [torch.float32] * len(shapes)
         with without_memory() as mode:
-            values = {name: torch.empty(*shape) for name, shape in zip(self._graph.inputs, shapes, strict=True)}
+            inputs = [torch.empty(*shape, dtype=dtype) for shape, dtype in zip(shapes, known, strict=True)]
+            values = dict(zip(self._graph.inputs, inputs, strict=True))
             constants = {name: mode.from_tensor(tensor) for name, tensor in self._graph.constants.items()}
             self._run_dry(values, constants)
 

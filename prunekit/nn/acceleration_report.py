@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.comparison import Comparison
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -49,6 +51,37 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """One submodule that was tried on the engine inside a model that keeps its class.
+
+    Attributes:
+        name: The submodule's qualified name.
+        engine: "whole graph", or "own code" where it was left as it is.
+        calls: How often the model calls it on the example.
+        before_ms: Of all these calls, on its own code; None: not timed.
+        after_ms: Likewise on the engine.
+        comparison: With its own code, on every size that it is called with.
+        notes: Why it was left as it is, or what was special about the comparison.
+    """
+
+    name: str
+    engine: str
+    calls: int
+    before_ms: float | None = None
+    after_ms: float | None = None
+    comparison: Comparison = field(default_factory=lambda: Comparison(inputs=0))
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        words = f"{self.name} ({self.calls} call{'s'[: self.calls != 1]}): {self.engine}"
+        if self.before_ms is not None and self.after_ms is not None:
+            words += f", {self.before_ms:.2f} ms before, {self.after_ms:.2f} ms on the engine"
+        if self.comparison.elements:
+            words += f", differs by {self.comparison.relative_rms:.1e} relative RMS (compared {self.comparison})"
+        return f"{words}{''.join(f'; {note}' for note in self.notes)}."
+
+
+@dataclass(frozen=True)
 class AccelerationReport:
     """The layers, and the whole model before and after.
 
@@ -61,12 +94,14 @@ class AccelerationReport:
         after_ms: Median of the accelerated model, in turn with it.
         relative_rms: Largest difference of an output from the original's.
         notes: What kept the model from being faster, in sentences.
-        engine: "whole graph", or "modules" where the model's own forward runs; on a GPU "cuda graph", or "the model's
-            own".
+        engine: "whole graph"; "parts" where the model's own forward runs with submodules on the engine; "modules" where
+            it runs with some layers replaced; on a GPU "cuda graph"; "the model's own" where nothing was replaced.
         peak_gflops: Multiply-adds in registers, counted as two, that the threads reach; None: not measured.
         other_ms: Of the whole graph's steps that are no convolution, by kind.
         tuning_seconds: Time that the choice took.
         gpu: The device's name, or None for the CPU.
+        parts: Submodules that were put on the engine, or tried there, where the model keeps its class.
+        comparison: What `relative_rms` is the result of: how many numbers in how many tensors of how many inputs.
     """
 
     rows: list[LayerReport]
@@ -82,6 +117,8 @@ class AccelerationReport:
     other_ms: dict[str, float] = field(default_factory=dict)
     tuning_seconds: float = 0.0
     gpu: str | None = None
+    parts: list[PartReport] = field(default_factory=list)
+    comparison: Comparison = field(default_factory=lambda: Comparison(inputs=0))
 
     @property
     def speedup(self) -> float:
@@ -99,13 +136,17 @@ class AccelerationReport:
         lines = [
             capture.get().rstrip(),
             f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self._where()}; "
-            f"outputs differ by {self.relative_rms:.1e} relative RMS.",
+            f"outputs differ by {self.relative_rms:.1e} relative RMS{self._compared()}.",
+            *(f"Part {part}" for part in self.parts),
             *(f"Note: {note}." for note in self.notes),
         ]
         if self.other_ms:
             others = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in self.other_ms.items())
             lines.insert(1, f"Beside convolutions: {others}.")
         return "\n".join(lines)
+
+    def _compared(self) -> str:
+        return f" (compared {self.comparison})" if self.comparison.elements else " (nothing was compared)"
 
     def _where(self) -> str:
         if self.gpu is not None:
@@ -115,7 +156,7 @@ class AccelerationReport:
     def _table(self) -> Table:
         if self.gpu is not None:
             return self._gpu_table()
-        return self._whole_graph_table() if self.engine == "whole graph" else self._modules_table()
+        return self._whole_graph_table() if self.engine in ("whole graph", "parts") else self._modules_table()
 
     def _gpu_table(self) -> Table:
         table = Table("layer", "input", "weight", "density", "kernel", "MB", "floor ms", "why")
