@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective
 from prunekit.ops import masked_conv2d, native
 from prunekit.ops.autocasting import cast_dtype
 from prunekit.ops.conv_arguments import pair, split_padding
@@ -82,7 +83,7 @@ class MaskedConv2d(nn.Conv2d):
         """
         if not isinstance(conv, nn.Conv2d):
             raise InputError(f"MaskedConv2d.from_dense expects an nn.Conv2d; got {type(conv).__name__}.")
-        weight = conv.weight.detach()
+        weight = effective(conv).detach()
         mask = weight != 0 if mask is None else mask
         if mask.dtype != torch.bool or mask.shape != weight.shape:
             raise InputError(
@@ -95,7 +96,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def to_dense(self) -> nn.Conv2d:
         """Copy into a plain nn.Conv2d with zeros where weights are dropped; a fused activation is not part of it."""
-        dense = _copy_as(nn.Conv2d, self, torch.where(self.mask, self.weight.detach(), 0))
+        dense = _copy_as(nn.Conv2d, self, torch.where(self.mask, effective(self).detach(), 0))
         return dense.train(self.training)
 
     @property
@@ -225,7 +226,10 @@ def _copy_as(kind: type[_Conv], conv: nn.Conv2d, weight: Tensor) -> _Conv:
         "meta",
         weight.dtype,
     )
-    copy.weight = nn.Parameter(weight, conv.weight.requires_grad)
-    if conv.bias is not None:
-        copy.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
+    with torch.enable_grad():  # where it is computed, it requires a gradient if what it is computed from does
+        requires_grad = effective(conv).requires_grad
+        bias = None if conv.bias is None else effective(conv, "bias")
+    copy.weight = nn.Parameter(weight, requires_grad)
+    if bias is not None:
+        copy.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return copy
