@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conv_cases import ConvCase, random_cases
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import TOLERANCE, relative_difference
 from torch import Tensor, nn
@@ -230,9 +231,11 @@ def test_a_traced_module_follows_sizes_weights_and_dtype(
     assert relative_difference(expected, actual) <= TOLERANCE[torch.float32]
 
 
+searching = settings(deadline=None, max_examples=int(os.environ.get("PRUNEKIT_EXAMPLES", "60")))
 HALF = (torch.bfloat16, torch.float16)
 
 
+@searching
 @given(
     x_dtype=st.sampled_from([torch.float32, torch.float64, *HALF]),
     dtype=st.sampled_from([torch.float32, torch.float64, *HALF]),
@@ -326,6 +329,7 @@ def is_channels_last(t: Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
+@searching
 @given(
     last=st.tuples(st.booleans(), st.booleans()),
     training=st.booleans(),

@@ -77,6 +77,13 @@ SCORES: dict[str, Score] = {
 }
 
 
+def score_named(name: str) -> Score:
+    """Return the score of this name; InputError, which lists the names, if there is none."""
+    if name not in SCORES:
+        raise InputError(f"Expected scores to be one of {', '.join(SCORES)}, got {name!r}.")
+    return SCORES[name]
+
+
 def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]:
     """Score every prunable weight of `model` by a score that needs nothing but the weights.
 
@@ -91,11 +98,10 @@ def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]
     Raises:
         InputError: For a name that is no key of `SCORES`, or a score that needs batches.
     """
-    if name not in SCORES:
-        raise InputError(f"Expected scores to be one of {', '.join(SCORES)}, got {name!r}.")
-    of_weight = SCORES[name].of_weight
+    score = score_named(name)
+    of_weight = score.of_weight
     if of_weight is None:
-        raise InputError(f"Scores {name!r} need batches of images, not only the weights ({SCORES[name].summary}).")
+        raise InputError(f"Scores {name!r} need batches of images, not only the weights ({score.summary}).")
     generator = Generator().manual_seed(seed)
     return {layer: of_weight(effective(conv), generator) for layer, conv in prunable_layers(model).items()}
 
