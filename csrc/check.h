@@ -43,4 +43,23 @@ inline void check_bias(const Tensor& bias, int64_t out_channels, ScalarType dtyp
       "prunekit expects a bias [", out_channels, "] of x's dtype, got shape ", shape_of(bias));
 }
 
+// Whether the strides of t [N, C, H, W] order its memory as N, H, W, C: torch's rule, see ops/memory_format.py.
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4 || t.stride(1) == 0) {
+    return false;
+  }
+  int64_t smallest = 0;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < smallest || (d == 0 && smallest == t.stride(1))) {
+      return false;
+    }
+    smallest = t.stride(d) * t.size(d);
+  }
+  return true;
+}
+
+inline Tensor as_channels_last(const Tensor& y) {
+  return torch::stable::contiguous(y, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
 }  // namespace prunekit

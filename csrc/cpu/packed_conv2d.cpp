@@ -252,7 +252,7 @@ Tensor packed_conv2d(
     STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "packed_conv2d runs float32 and float64");
     launch(0.0, instruction_set().f64);
   }
-  return y;
+  return is_channels_last(x) ? as_channels_last(y) : y;
 }
 
 Tensor masked_conv2d(
@@ -268,9 +268,10 @@ Tensor masked_conv2d(
         masked_conv2d(wide(x), wide(weight), mask, wide_bias, stride, padding, dilation, groups), dtype);
   }
   const auto [index, values] = pack_filter(weight, mask, groups, 0, 0);
-  return packed_conv2d(
+  const Tensor y = packed_conv2d(
       x, index, values, bias, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)}, stride, padding,
       dilation, groups, "none", 0.0);
+  return is_channels_last(weight) ? as_channels_last(y) : y;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prunekit, CPU, m) {

@@ -3,6 +3,7 @@
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.classification import classification_losses, cross_entropy_per_image, margin_per_image
 from prunekit.attacks.gradient import GradientError
+from prunekit.attacks.identity import attack_identity
 from prunekit.attacks.losses import Attack, AttackLosses, LossPerImage
 from prunekit.attacks.pgd import PgdConfig, fgsm, pgd, uniform_noise
 from prunekit.attacks.presets import PRESETS
@@ -20,6 +21,7 @@ __all__ = [
     "LossPerImage",
     "PgdConfig",
     "StrongConfig",
+    "attack_identity",
     "classification_losses",
     "cross_entropy_per_image",
     "fgsm",

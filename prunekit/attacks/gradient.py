@@ -30,7 +30,7 @@ def slope_at(model: nn.Module, x: Tensor, loss_per_image: LossPerImage) -> Slope
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        outputs = model(x)
+        outputs = model(x.clone())  # a forward pass may write into its input
         loss = loss_per_image(outputs)
         grad = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
     if grad is None:
@@ -45,4 +45,4 @@ def slope_at(model: nn.Module, x: Tensor, loss_per_image: LossPerImage) -> Slope
 @torch.no_grad()
 def loss_at(model: nn.Module, x: Tensor, loss_per_image: LossPerImage) -> Tensor:
     """Return each image's loss, [N]."""
-    return loss_per_image(model(x)).clone()
+    return loss_per_image(model(x.clone())).clone()

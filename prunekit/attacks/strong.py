@@ -153,4 +153,4 @@ def climb(
         move = STEPS[config.norm](config.eps, step_size)
         x_adv = move.project(move.step(x_adv, grad), x)
     with torch.no_grad():
-        watch(x_adv, model(x_adv))
+        watch(x_adv, model(x_adv.clone()))

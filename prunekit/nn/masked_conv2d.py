@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective
 from prunekit.ops import masked_conv2d, native
+from prunekit.ops.autocasting import cast_dtype
 from prunekit.ops.conv_arguments import pair, split_padding
+from prunekit.ops.masked_conv2d_autograd import is_transformed
+from prunekit.ops.memory_format import conv_memory_format
 from prunekit.ops.packed_conv2d import ROW_CHOICES, activate
 
 _PACKABLE_DTYPES = (torch.float32, torch.float64)
@@ -79,7 +83,7 @@ class MaskedConv2d(nn.Conv2d):
         """
         if not isinstance(conv, nn.Conv2d):
             raise InputError(f"MaskedConv2d.from_dense expects an nn.Conv2d; got {type(conv).__name__}.")
-        weight = conv.weight.detach()
+        weight = effective(conv).detach()
         mask = weight != 0 if mask is None else mask
         if mask.dtype != torch.bool or mask.shape != weight.shape:
             raise InputError(
@@ -92,7 +96,7 @@ class MaskedConv2d(nn.Conv2d):
 
     def to_dense(self) -> nn.Conv2d:
         """Copy into a plain nn.Conv2d with zeros where weights are dropped; a fused activation is not part of it."""
-        dense = _copy_as(nn.Conv2d, self, torch.where(self.mask, self.weight.detach(), 0))
+        dense = _copy_as(nn.Conv2d, self, torch.where(self.mask, effective(self).detach(), 0))
         return dense.train(self.training)
 
     @property
@@ -102,19 +106,11 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [N, C, H, W] or [C, H, W]; see `prunekit.masked_conv2d`."""
-        if self._can_use_packed(x):
-            return self._forward_packed(x)
         x, padding = self._pad(x)
-        y = masked_conv2d(
-            x,
-            self.weight,
-            self.mask,
-            self.bias,
-            self._pair("stride"),
-            padding,
-            self._pair("dilation"),
-            self.groups,
-        )
+        if self._can_use_packed(x):
+            return self._forward_packed(x, padding)
+        stride, dilation = self._pair("stride"), self._pair("dilation")
+        y = masked_conv2d(x, self.weight, self.mask, self.bias, stride, padding, dilation, self.groups)
         return activate(y, self.activation, self.negative_slope)
 
     def pack(self, rows: int = 0) -> None:
@@ -154,10 +150,14 @@ class MaskedConv2d(nn.Conv2d):
     def _pair(self, name: str) -> tuple[int, int]:
         return pair(name, getattr(self, name))
 
-    def _pad(self, x: Tensor) -> tuple[Tensor, str | tuple[int, int]]:
-        if self.padding_mode == "zeros":
-            return x, self.padding if isinstance(self.padding, str) else self._pair("padding")
-        return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return x with the padding that the op has no word for, and the symmetric rest (height, width)."""
+        if self.padding_mode != "zeros":
+            return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+        padding = self.padding if isinstance(self.padding, str) else self._pair("padding")
+        kernel_size, stride, dilation = (self._pair(name) for name in ("kernel_size", "stride", "dilation"))
+        before, symmetric = split_padding(padding, kernel_size, stride, dilation)
+        return F.pad(x, before) if any(before) else x, symmetric
 
     def _is_packable(self) -> bool:
         return (
@@ -171,8 +171,10 @@ class MaskedConv2d(nn.Conv2d):
         needs_grad = torch.is_grad_enabled() and (
             x.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         )
-        if self.training or needs_grad or x.dtype != self.weight.dtype or x.device != self.weight.device:
+        if self.training or needs_grad or x.device != self.weight.device or cast_dtype(x) != cast_dtype(self.weight):
             return False
+        if torch.jit.is_tracing() or is_transformed():
+            return False  # a trace keeps the filter as a constant, whatever becomes of the weight, and has no gradients
         if torch.compiler.is_compiling():
             return self._packed is not None  # versions cannot be read in a graph; packing belongs before it
         return self._is_packable()
@@ -181,34 +183,31 @@ class MaskedConv2d(nn.Conv2d):
         tensors = (self.weight, self.mask)
         return (*(-1 if t.is_inference() else t._version for t in tensors), *(t.data_ptr() for t in tensors))
 
-    def _forward_packed(self, x: Tensor) -> Tensor:
+    def _forward_packed(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         if not torch.compiler.is_compiling() and (self._packed is None or self._packed_from != self._versions()):
             self.pack(self._rows)
         assert self._packed is not None
-        x, padding = self._pad(x)
-        unbatched = x.dim() == 3
+        dtype, unbatched = cast_dtype(x), x.dim() == 3
         x = x.unsqueeze(0) if unbatched else x
-        stride, dilation = self._pair("stride"), self._pair("dilation")
-        before, symmetric = split_padding(padding, self._pair("kernel_size"), stride, dilation)
-        if any(before):
-            x = F.pad(x, before)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise InputError(
                 f"MaskedConv2d expects x [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]; "
                 f"got {tuple(x.shape)}."
             )
         y: Tensor = torch.ops.prunekit.packed_conv2d(
-            x,
+            x.to(self.weight.dtype),
             *self._packed,
             self.bias,
             self.weight.shape,
-            stride,
-            symmetric,
-            dilation,
+            self._pair("stride"),
+            padding,
+            self._pair("dilation"),
             self.groups,
             self.activation,
             self.negative_slope,
         )
+        # Under autocast the packed filter still computes in the weight's dtype, and only what it answers is rounded.
+        y = y.to(dtype).contiguous(memory_format=conv_memory_format(x, self.weight))
         return y.squeeze(0) if unbatched else y
 
 
@@ -227,7 +226,10 @@ def _copy_as(kind: type[_Conv], conv: nn.Conv2d, weight: Tensor) -> _Conv:
         "meta",
         weight.dtype,
     )
-    copy.weight = nn.Parameter(weight, conv.weight.requires_grad)
-    if conv.bias is not None:
-        copy.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
+    with torch.enable_grad():  # where it is computed, it requires a gradient if what it is computed from does
+        requires_grad = effective(conv).requires_grad
+        bias = None if conv.bias is None else effective(conv, "bias")
+    copy.weight = nn.Parameter(weight, requires_grad)
+    if bias is not None:
+        copy.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return copy

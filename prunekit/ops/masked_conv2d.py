@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.ops.autocasting import DEVICE_TYPES, cast_for_autocast, under_autocast
 from prunekit.ops.conv_arguments import IntPair, conv_output_size, pair, split_padding
-from prunekit.ops.library import define, fake, fallback
+from prunekit.ops.library import define, fake, fallback, kernel
+from prunekit.ops.masked_conv2d_autograd import convolve, register
+from prunekit.ops.memory_format import conv_memory_format
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 define(f"masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_GEOMETRY}) -> Tensor")
@@ -38,9 +41,10 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolve with the weights that `mask` keeps; the others cost nothing and contribute nothing.
 
-    The arguments are those of `torch.nn.functional.conv2d` plus the mask. Differentiable once in x, weight
-    (dropped weights get a zero gradient) and bias. Each call packs the filter anew; a module that keeps the
-    packed filter between calls is `prunekit.nn.MaskedConv2d`.
+    The arguments are those of `torch.nn.functional.conv2d` plus the mask. Differentiable to any order in x, weight
+    (dropped weights get a zero gradient) and bias, also under the transforms of `torch.func`. Under `torch.autocast`
+    the arguments are cast as those of `conv2d` are. Each call packs the filter anew; a module that keeps the packed
+    filter between calls is `prunekit.nn.MaskedConv2d`.
 
     Args:
         x: [N, C, H, W] or [C, H, W].
@@ -53,7 +57,7 @@ def masked_conv2d(
         groups: number of channel groups.
 
     Returns:
-        [N, K, P, Q] (or [K, P, Q] for unbatched x), of x's dtype, with nn.Conv2d's output size.
+        [N, K, P, Q] (or [K, P, Q] for unbatched x), of x's dtype, with nn.Conv2d's output size and memory format.
 
     Raises:
         InputError: shapes, dtypes, devices or the geometry do not fit; the sentence says which.
@@ -62,13 +66,20 @@ def masked_conv2d(
     if unbatched:
         x = x.unsqueeze(0)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    _check_arguments(x, weight, mask, bias, stride, dilation, groups)
+    x, weight, bias = _cast(x, weight, bias)
+    if not torch.jit.is_tracing():  # where sizes are tensors; the op checks them again
+        _check_arguments(x, weight, mask, bias, stride, dilation, groups)
     before, padding = split_padding(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
     if any(before):
         x = F.pad(x, before)
-    conv_output_size(x.shape, weight.shape, stride, padding, dilation)
-    y: Tensor = torch.ops.prunekit.masked_conv2d(x, weight, mask, bias, stride, padding, dilation, groups)
+    if not torch.jit.is_tracing():
+        conv_output_size(x.shape, weight.shape, stride, padding, dilation)
+    y = convolve(x, weight, mask, bias, stride, padding, dilation, groups)
     return y.squeeze(0) if unbatched else y
+
+
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return cast_for_autocast(x), cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias)
 
 
 def _check_arguments(
@@ -133,14 +144,16 @@ def masked_conv2d_reference(
     every element is.
     """
     kept = torch.where(mask, weight, 0)
+    memory_format = conv_memory_format(x, weight)
     if is_finite(x):
-        return F.conv2d(x, kept, bias, stride, padding, dilation, groups)
+        y = F.conv2d(x, kept, bias, stride, padding, dilation, groups)
+        return y.contiguous(memory_format=memory_format)
     n, size = x.shape[0], conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     columns = F.unfold(x, tuple(weight.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))  # [N, C·R·S, P·Q]
     columns = columns.view(n, groups, -1, columns.shape[-1])
     rows = _masked_product(kept.flatten(1), mask.flatten(1), columns, groups)
-    y = rows.view(n, -1, *size)
-    return y if bias is None else y + bias.view(-1, 1, 1)
+    y = rows.view(n, -1, *size) if bias is None else rows.view(n, -1, *size) + bias.view(-1, 1, 1)
+    return y.contiguous(memory_format=memory_format)
 
 
 def is_finite(x: Tensor) -> bool:
@@ -171,22 +184,19 @@ def masked_conv2d_input_grad_reference(
 ) -> Tensor:
     """Compute dL/dx [N, C, H, W] with torch's dense gradient; where dL/dy is inf or nan, gather kept weights."""
     kept = torch.where(mask, weight, 0)
+    memory_format = conv_memory_format(grad, weight)
     if is_finite(grad):
-        return dense_input_grad(grad, kept, x_shape, stride, padding, dilation, groups)
+        dense = dense_input_grad(grad, kept, x_shape, stride, padding, dilation, groups)
+        return dense.contiguous(memory_format=memory_format)
     taps = weight[0].numel()
     # Transposing each group's block turns "rows that a tap feeds" into the gathered dimension: [groups·T, K/groups].
     transposed = kept.view(groups, -1, taps).transpose(1, 2).reshape(groups * taps, -1)
     transposed_mask = mask.view(groups, -1, taps).transpose(1, 2).reshape(groups * taps, -1)
     columns = grad.reshape(grad.shape[0], groups, -1, grad.shape[2] * grad.shape[3])
     rows = _masked_product(transposed, transposed_mask, columns, groups)  # [N, C·R·S, P·Q]
-    return F.fold(
-        rows,
-        tuple(x_shape[2:]),
-        tuple(weight.shape[2:]),
-        tuple(dilation),
-        tuple(padding),
-        tuple(stride),
-    )
+    size, kernel_size = tuple(x_shape[2:]), tuple(weight.shape[2:])
+    folded = F.fold(rows, size, kernel_size, tuple(dilation), tuple(padding), tuple(stride))
+    return folded.contiguous(memory_format=memory_format)
 
 
 @fallback("masked_conv2d_weight_grad")
@@ -201,7 +211,7 @@ def _weight_grad_reference(
     groups: int,
 ) -> Tensor:
     dense = _convolution_backward(grad, x, weight, stride, padding, dilation, groups, (False, True))[1]
-    return torch.where(mask, dense, 0)
+    return torch.where(mask, dense, 0).contiguous()
 
 
 def dense_input_grad(
@@ -246,12 +256,13 @@ def _(
     groups: int,
 ) -> Tensor:
     size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
-    return x.new_empty((x.shape[0], weight.shape[0], *size))
+    y = x.new_empty((x.shape[0], weight.shape[0], *size))
+    return y.contiguous(memory_format=conv_memory_format(x, weight))
 
 
 @fake("masked_conv2d_input_grad")
 def _(grad: Tensor, weight: Tensor, mask: Tensor, x_shape: list[int], *_: object) -> Tensor:
-    return grad.new_empty(x_shape)
+    return grad.new_empty(x_shape).contiguous(memory_format=conv_memory_format(grad, weight))
 
 
 @fake("masked_conv2d_weight_grad")
@@ -259,24 +270,9 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, weight, mask, _, *geometry = inputs
-    ctx.save_for_backward(x, weight, mask)  # type: ignore[arg-type]
-    ctx.geometry = geometry  # type: ignore[attr-defined]
-
-
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, mask = ctx.saved_tensors  # type: ignore[attr-defined]
-    needs_x, needs_weight, _, needs_bias, *_rest = ctx.needs_input_grad  # type: ignore[attr-defined]
-    geometry = ctx.geometry  # type: ignore[attr-defined]
-    ops = torch.ops.prunekit
-    grad_x = ops.masked_conv2d_input_grad(grad, weight, mask, x.shape, *geometry) if needs_x else None
-    grad_weight = ops.masked_conv2d_weight_grad(grad, x, weight, mask, *geometry) if needs_weight else None
-    grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
-    return grad_x, grad_weight, None, grad_bias, None, None, None, None
-
-
-torch.library.register_autograd("prunekit::masked_conv2d", _backward, setup_context=_setup_context)
+register()
+for _device_type, _key in DEVICE_TYPES.items():
+    kernel("masked_conv2d", _key)(under_autocast(_device_type))
 
 
 def _native(*arguments: object) -> Tensor:

@@ -21,6 +21,7 @@ from prunekit.errors import InputError
 from prunekit.ops.conv_arguments import conv_output_size
 from prunekit.ops.library import define, fake, fallback
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
+from prunekit.ops.memory_format import conv_memory_format
 
 define("pack_filter(Tensor weight, Tensor mask, int groups, int rows, int channel_block) -> (Tensor, Tensor)")
 define(
@@ -217,4 +218,5 @@ def _(
     negative_slope: float,
 ) -> Tensor:
     size = conv_output_size(x.shape, weight_shape, stride, padding, dilation)
-    return x.new_empty((x.shape[0], weight_shape[0], *size))
+    y = x.new_empty((x.shape[0], weight_shape[0], *size))
+    return y.contiguous(memory_format=conv_memory_format(x))

@@ -11,12 +11,12 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import MODELS
 from prunekit.errors import InputError
 from prunekit.pipeline.objectives import OBJECTIVES
+from prunekit.pipeline.scoring import REFERENCES
 from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 
 PRUNINGS = ("one-shot", "optimised")
-REFERENCES = ("zeros", "mean", "clean")
 
 KNOWN_NAMES: dict[str, list[str]] = {
     "model": [*MODELS],

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from prunekit.attacks import PRESETS
+from prunekit.attacks import PRESETS, attack_identity
+from prunekit.attacks.presets import STANDARD
 from prunekit.detection import (
     CocoDataset,
     Detector,
@@ -118,7 +119,7 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
 
 def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     """Return one case's figures, and whether they were there already."""
-    identity, inputs = {**work.identity, "attack": repr(PRESETS.get(case.attack))}, dict(work.inputs)
+    identity, inputs = {**work.identity, "attack": attack_identity(PRESETS.get(case.attack))}, dict(work.inputs)
     if case.transfer and work.source is not None:
         inputs["source"] = work.source.sha256
     folder = work.store.open(case.name, identity, inputs)
@@ -138,7 +139,7 @@ def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
 
 def _check(work: _Work) -> tuple[dict[str, Any], bool]:
     inputs = dict(work.inputs) | ({"source": work.source.sha256} if work.source else {})
-    folder = work.store.open("check", work.identity, inputs)
+    folder = work.store.open("check", {**work.identity, "attack": attack_identity(STANDARD)}, inputs)
     if (done := _earlier(work, folder, "checks")) is not None:
         return done, True
     source = work.source.model if work.source else None

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from prunekit.attacks import PRESETS, attack_identity
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline.claimed_folder import check_folder, claimed
@@ -94,7 +95,9 @@ class OpenRun(RunFolder):
         super().__init__(config.out)
         self._units = config.units
         versions = [installed_version(package) for package in ("prunekit", "torch")]
-        self._key = digest([config.identity(), asdict(inputs), versions])
+        # What the names of attacks stand for can change; the units that were done under other numbers are done again.
+        attacks = {name: attack_identity(PRESETS.get(name)) for name in (config.attack, config.train_attack)}
+        self._key = digest([config.identity(), attacks, asdict(inputs), versions])
 
     def finished(self, unit: Unit) -> RatioResult | None:
         """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""

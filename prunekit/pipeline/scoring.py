@@ -12,11 +12,15 @@ from torch import Tensor
 from prunekit.attacks import PgdConfig, pgd
 from prunekit.detection import Detector
 from prunekit.detection.attribution_target import matched_logits
+from prunekit.errors import InputError
 from prunekit.pipeline.progress import Progress
 from prunekit.pipeline.tasks import Task, detector_task
 from prunekit.pipeline.training_data import TrainingData
-from prunekit.prune import SCORES, score_model, taylor_scores
+from prunekit.prune import score_model, score_named, taylor_scores
 from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
+
+REFERENCES = ("zeros", "mean", "clean")
+Batches = Iterator[tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,35 @@ def make_scores(
 
     Raises:
         CompletenessError: When DeepLIFT's contributions do not add up.
+        InputError: For scores or a reference that are not known; the sentence lists those that are.
     """
-    if not SCORES[choices.name].needs_batches:
+    if not score_named(choices.name).needs_batches:
         return score_model(model, choices.name, choices.seed)
+    if choices.name not in IMAGE_SCORES:
+        raise InputError(f"Expected scores from images to be one of {', '.join(IMAGE_SCORES)}, got {choices.name!r}.")
+    if choices.reference not in REFERENCES:
+        raise InputError(f"Expected the reference to be one of {', '.join(REFERENCES)}, got {choices.reference!r}.")
     assert data is not None  # the stage has made sure
-    batches = _batches(choices, data, progress)
-    if choices.name == "taylor":
-        task = detector_task(model)
-        return taylor_scores(model, ((x, _loss_of(task, targets)) for x, targets in batches))
+    return IMAGE_SCORES[choices.name](model, _batches(choices, data, progress), choices, attack)
+
+
+def _taylor(model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None) -> dict[str, Tensor]:
+    task = detector_task(model)
+    return taylor_scores(model, ((x, _loss_of(task, targets)) for x, targets in batches))
+
+
+def _deeplift(model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None) -> dict[str, Tensor]:
     return deeplift_scores(model, _comparisons(model, batches, choices, attack), rule=choices.rule)  # type: ignore[arg-type]
 
 
-def _batches(choices: ScoreChoices, data: TrainingData, progress: Progress) -> Iterator[tuple[Tensor, Any]]:
+#: Scores that look at images → what makes them. A score that `SCORES` has and this table has not is an error.
+IMAGE_SCORES: dict[str, Callable[[Detector, Batches, ScoreChoices, PgdConfig | None], dict[str, Tensor]]] = {
+    "taylor": _taylor,
+    "deeplift": _deeplift,
+}
+
+
+def _batches(choices: ScoreChoices, data: TrainingData, progress: Progress) -> Batches:
     """Yield images, float [N, 3, S, S] in [0, 1], with their targets."""
     generator = torch.Generator().manual_seed(choices.seed)
     order = torch.randperm(len(data), generator=generator)[: choices.images].tolist()
@@ -79,7 +100,7 @@ def _batches(choices: ScoreChoices, data: TrainingData, progress: Progress) -> I
 
 
 def _comparisons(
-    model: Detector, batches: Iterator[tuple[Tensor, Any]], choices: ScoreChoices, attack: PgdConfig | None
+    model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None
 ) -> Iterator[Comparison]:
     mean: Tensor | None = None
     if choices.reference == "mean":

@@ -44,7 +44,7 @@ from prunekit.pipeline.training_plan import (
     training_of_scores,
     training_of_weights,
 )
-from prunekit.prune import SCORES, ChannelGroups, MaskRule, channel_groups, load_scores, sparsity
+from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _scoring_images(
     config: ScoringChoices, name: str, train_attack: str, dataset: CocoDataset | None, progress: Progress
 ) -> Training | None:
     """Return the images that scores look at, if they do, with the attack of DeepLIFT's reference "clean"."""
-    if not SCORES[name].needs_batches:
+    if not score_named(name).needs_batches:
         return None
     if dataset is None:
         raise InputError(f"--data: scores {name!r} look at images: add --data.")

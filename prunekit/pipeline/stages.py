@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunekit.attacks import attack_identity
 from prunekit.detection import Detector, save_darknet_weights
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
@@ -34,7 +35,6 @@ from prunekit.pipeline.train_state import TrainState, load_averages
 from prunekit.pipeline.training import AfterStep, optimise
 from prunekit.pipeline.training_log import TrainingLog
 from prunekit.prune import (
-    SCORES,
     ChannelGroups,
     FrozenMasks,
     MaskRule,
@@ -43,6 +43,7 @@ from prunekit.prune import (
     initial_scores,
     load_scores,
     save_scores,
+    score_named,
 )
 
 MODEL, DARKNET_WEIGHTS = "model.safetensors", "model.weights"
@@ -68,12 +69,12 @@ def score(
     bench: Bench, start: Artefact, choices: ScoreChoices, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
-    needs_images = SCORES[choices.name].needs_batches
+    needs_images = score_named(choices.name).needs_batches
     if needs_images and training is None:
         raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
     identity = dict(vars(choices)) if needs_images else {"name": choices.name, "seed": choices.seed}
     if choices.reference == "clean" and needs_images and training:
-        identity["attack"] = repr(training.objective_config.attack)
+        identity["attack"] = attack_identity(training.objective_config.attack)
     inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
     folder = bench.store.open("score", identity, inputs)
     if folder.result() is None:
@@ -256,7 +257,8 @@ def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | 
 
 
 def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
-    knobs = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    knobs: dict[str, Any] = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    knobs["attack"] = attack_identity(training.objective_config.attack)
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
 
 

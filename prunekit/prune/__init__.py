@@ -17,6 +17,7 @@ from prunekit.prune.scores import (
     save_scores,
     scaled_scores,
     score_model,
+    score_named,
 )
 from prunekit.prune.straight_through import Churn, StraightThrough, churn_between
 from prunekit.prune.taylor import taylor_scores
@@ -52,6 +53,7 @@ __all__ = [
     "save_scores",
     "scaled_scores",
     "score_model",
+    "score_named",
     "sparsity",
     "taylor_scores",
 ]

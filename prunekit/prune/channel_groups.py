@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
+from prunekit.nn.held_still import held_still
+from prunekit.nn.random_state import own_random_state
 from prunekit.prune.channel_trace import ChannelTrace
 
 
@@ -111,20 +113,16 @@ class _Recorder(fx.Interpreter):
 
 @torch.no_grad()
 def _trace(model: nn.Module, example_input: Tensor) -> fx.Graph:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        graph = _Tracer().trace(model)
-        _Recorder(fx.GraphModule(model, graph)).run(example_input)
+        with held_still(model), own_random_state():
+            graph = _Tracer().trace(model)
+            _Recorder(fx.GraphModule(model, graph)).run(example_input.clone())
     except Exception as error:  # a foreign forward raises what it likes
         raise InputError(
             "Expected a model that torch.fx can trace and that runs on the example input, because filters are cut "
             f"along the traced graph, but {type(model).__name__} raised {type(error).__name__}: "
             f"{(str(error).splitlines() or [''])[0]}"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return graph
 
 

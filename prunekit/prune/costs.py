@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.nn.computed_weights import effective
+from prunekit.nn.held_still import held_still
+from prunekit.nn.random_state import own_random_state
 from prunekit.prune.channel_groups import ChannelGroups
 from prunekit.prune.masks import check_masks
 
@@ -74,19 +77,16 @@ def count_costs(
     kept = {} if masks is None else _useful_weights(model, masks, groups)
     positions: dict[str, int] = {}
     hooks = [
-        module.register_forward_hook(_position_counter(name, len(module.weight), positions))
+        module.register_forward_hook(_position_counter(name, len(effective(module)), positions))
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        model(example_input)
+        with held_still(model), own_random_state():
+            model(example_input.clone())
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return ModelCost(
         tuple(_row(model, name, kept, positions[name]) for name, _ in model.named_modules() if name in positions)
     )
@@ -100,7 +100,7 @@ def _useful_weights(model: nn.Module, masks: Mapping[str, Tensor], groups: Chann
         for layer, units in groups.input_units.items():
             reader = model.get_submodule(layer)
             assert isinstance(reader, (nn.Conv2d, nn.Linear))
-            mask = masks.get(layer, torch.ones_like(reader.weight, dtype=torch.bool))
+            mask = masks.get(layer, torch.ones_like(effective(reader), dtype=torch.bool))
             num_groups = reader.groups if isinstance(reader, nn.Conv2d) else 1
             reads = kept[units].view(num_groups, 1, -1).to(mask.device)  # [groups, 1, in_channels / groups]
             mask = mask.reshape(num_groups, len(mask) // num_groups, mask.shape[1], -1)
@@ -116,8 +116,7 @@ def _position_counter(name: str, num_outputs: int, positions: dict[str, int]) ->
 
 
 def _row(model: nn.Module, name: str, kept: Mapping[str, int], positions: int) -> LayerCost:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
+    weight = effective(model.get_submodule(name))
     # A grouped convolution's weight reads in_channels / groups channels: each weight still meets each position once.
     num_kept = kept.get(name, weight.numel())
     return LayerCost(name, weight.numel(), num_kept, weight.numel() * positions, num_kept * positions)

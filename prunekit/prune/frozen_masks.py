@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.prune.channel_groups import ChannelGroups
-from prunekit.prune.masks import apply_masks, tensor_masks
+from prunekit.prune.masks import masked_tensors
 
 
 class FrozenMasks:
@@ -33,31 +32,26 @@ class FrozenMasks:
             normalisation's weights and biases are held at zero as well.
 
     Raises:
-        InputError: When a mask is missing, unknown, or of another shape or dtype.
+        InputError: When a mask is missing, unknown, or of another shape or dtype, or a layer's weight is computed by
+            weight_norm, spectral_norm or a parametrization; the model is then as it was. Layers that
+            torch.nn.utils.prune pruned keep its masks, too.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGroups | None = None) -> None:
-        apply_masks(model, masks, groups)
-        parameters = dict(model.named_parameters())
-        self._held = [
-            (parameters[name], ~mask.to(parameters[name].device))
-            for name, mask in tensor_masks(model, masks, groups).items()
-            if name in parameters and not mask.all()
-        ]
-        self._hooks: list[RemovableHandle] = []
-        for parameter, dropped in self._held:
-            if parameter.requires_grad:
-                self._hooks.append(_zero_gradient_of(parameter, dropped))
+        found = masked_tensors(model, masks, groups)
+        self._held = [masked for masked in found if isinstance(masked.stored, nn.Parameter) and masked.dropped.any()]
+        for masked in found:
+            masked.zero_dropped()
+        self._hooks = [_zero_gradient_of(m.stored, m.dropped) for m in self._held if m.stored.requires_grad]
 
     def guard(self, optimizer: Optimizer) -> None:
         """Set dropped entries to zero after each of the optimiser's steps."""
         self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.zero_dropped()))
 
-    @torch.no_grad()
     def zero_dropped(self) -> None:
         """Set dropped entries to zero now."""
-        for parameter, dropped in self._held:
-            parameter.masked_fill_(dropped, 0.0)
+        for masked in self._held:
+            masked.zero_dropped()
 
     def detach(self) -> None:
         """Let go of model and optimisers; what is zero stays zero until someone trains it."""
@@ -74,7 +68,7 @@ class FrozenMasks:
         self.detach()
 
 
-def _zero_gradient_of(parameter: nn.Parameter, dropped: Tensor) -> RemovableHandle:
+def _zero_gradient_of(parameter: Tensor, dropped: Tensor) -> RemovableHandle:
     def zero_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
             parameter.grad.masked_fill_(dropped, 0.0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective, refresh, storage_name
 from prunekit.prune.channel_groups import ChannelGroups
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.tensor_files import check_tensors, load_tensors, save_tensors
@@ -39,12 +42,53 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGr
         groups: The model's `channel_groups`, for masks that drop whole filters.
 
     Raises:
-        InputError: When a mask is missing, unknown, or of another shape or dtype.
+        InputError: When a mask is missing, unknown, or of another shape or dtype, or a layer's weight is computed by
+            weight_norm, spectral_norm or a parametrization; the model is then as it was. Layers that
+            torch.nn.utils.prune pruned keep its masks, too.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, mask in tensor_masks(model, masks, groups).items():
-        # Not a multiplication: nan · 0 is nan.
-        tensors[name].masked_fill_(~mask.to(tensors[name].device), 0.0)
+    for masked in masked_tensors(model, masks, groups):
+        masked.zero_dropped()
+
+
+@dataclass(frozen=True)
+class MaskedTensor:
+    """A parameter or buffer that a mask zeros.
+
+    Attributes:
+        module: The module whose forward pass uses it.
+        name: What it is called there, such as "weight".
+        stored: The tensor to write zeros into; of a layer that torch.nn.utils.prune pruned, its `weight_orig`.
+        dropped: bool, of the tensor's shape and on its device, True = zero.
+    """
+
+    module: nn.Module
+    name: str
+    stored: Tensor
+    dropped: Tensor
+
+    @torch.no_grad()
+    def zero_dropped(self) -> None:
+        """Set dropped entries to zero now."""
+        self.stored.masked_fill_(self.dropped, 0.0)  # not a multiplication: nan · 0 is nan
+        refresh(self.module, self.name)
+
+
+def masked_tensors(
+    model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGroups | None = None
+) -> list[MaskedTensor]:
+    """Find what the masks zero and check that they can; nothing is changed yet.
+
+    Raises:
+        InputError: When masks or groups do not fit, or a tensor is computed from others in such a way that no zero in
+            them would be one zero of it.
+    """
+    found = []
+    for full_name, mask in tensor_masks(model, masks, groups).items():
+        layer, _, name = full_name.rpartition(".")
+        module = model.get_submodule(layer)
+        stored = getattr(module, storage_name(layer, module, name))
+        found.append(MaskedTensor(module, name, stored, ~mask.to(stored.device)))
+    return found
 
 
 def tensor_masks(
@@ -56,6 +100,8 @@ def tensor_masks(
     convolution and the weight and bias of each normalisation (the running mean of one that has no weight).
     """
     check_masks(model, masks)
+    if groups is not None:
+        check_groups(model, masks, groups)
     found = {f"{layer}.weight" if layer else "weight": mask for layer, mask in masks.items()}
     if groups is None:
         return found
@@ -69,6 +115,15 @@ def tensor_masks(
         for tensor in ("weight", "bias") if norm.affine else ("running_mean",) if norm.track_running_stats else ():
             found[f"{name}.{tensor}"] = kept[units]
     return found
+
+
+def check_groups(model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGroups) -> None:
+    """Raise InputError unless `groups` are the model's: the same layers with as many filters and channels."""
+    filters = {layer: len(units) for layer, units in groups.units.items()}
+    norms = {name: len(units) for name, units in groups.norm_units.items()}
+    found = {name: module.num_features for name, module in model.named_modules() if isinstance(module, _NormBase)}
+    if filters != {layer: len(mask) for layer, mask in masks.items()} or not norms.items() <= found.items():
+        raise InputError("Expected the channel groups of this model, got those of another: names or channels differ.")
 
 
 def save_masks(path: str | Path, masks: Mapping[str, Tensor]) -> None:
@@ -100,7 +155,7 @@ def sparsity(model_or_masks: nn.Module | Mapping[str, Tensor]) -> float:
     Every weight counts once: a large layer weighs more than a small one.
     """
     if isinstance(model_or_masks, nn.Module):
-        tensors = [conv.weight.detach() for conv in prunable_layers(model_or_masks).values()]
+        tensors = [effective(conv).detach() for conv in prunable_layers(model_or_masks).values()]
     else:
         tensors = list(model_or_masks.values())
     total = sum(tensor.numel() for tensor in tensors)

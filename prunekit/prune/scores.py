@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.tensor_files import check_tensors, load_tensors, save_tensors
 
@@ -76,11 +77,18 @@ SCORES: dict[str, Score] = {
 }
 
 
+def score_named(name: str) -> Score:
+    """Return the score of this name; InputError, which lists the names, if there is none."""
+    if name not in SCORES:
+        raise InputError(f"Expected scores to be one of {', '.join(SCORES)}, got {name!r}.")
+    return SCORES[name]
+
+
 def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]:
     """Score every prunable weight of `model` by a score that needs nothing but the weights.
 
     Args:
-        model: Any module; its `nn.Conv2d` layers are scored.
+        model: Any module; its `nn.Conv2d` layers are scored, by their effective weights where those are computed.
         name: A key of `SCORES`.
         seed: What random scores start from.
 
@@ -90,13 +98,12 @@ def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]
     Raises:
         InputError: For a name that is no key of `SCORES`, or a score that needs batches.
     """
-    if name not in SCORES:
-        raise InputError(f"Expected scores to be one of {', '.join(SCORES)}, got {name!r}.")
-    of_weight = SCORES[name].of_weight
+    score = score_named(name)
+    of_weight = score.of_weight
     if of_weight is None:
-        raise InputError(f"Scores {name!r} need batches of images, not only the weights ({SCORES[name].summary}).")
+        raise InputError(f"Scores {name!r} need batches of images, not only the weights ({score.summary}).")
     generator = Generator().manual_seed(seed)
-    return {layer: of_weight(conv.weight, generator) for layer, conv in prunable_layers(model).items()}
+    return {layer: of_weight(effective(conv), generator) for layer, conv in prunable_layers(model).items()}
 
 
 def initial_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +116,7 @@ def initial_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, 
         scores: Layer name → scores of the layer's weight's shape, from DeepLIFT, say.
     """
     check_scores(model, scores)
-    weights = {layer: conv.weight.detach() for layer, conv in prunable_layers(model).items()}
+    weights = {layer: effective(conv).detach() for layer, conv in prunable_layers(model).items()}
     return {layer: _scale(scores[layer].detach().abs().to(w)) * w.sign() for layer, w in weights.items()}
 
 

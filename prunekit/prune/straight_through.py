@@ -36,10 +36,11 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective, refresh, storage_name
 from prunekit.prune.channel_groups import ChannelGroups
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.mask_rule import MaskRule
-from prunekit.prune.masks import apply_masks
+from prunekit.prune.masks import apply_masks, check_groups
 from prunekit.prune.scores import check_scores, load_scores, save_scores
 
 
@@ -129,7 +130,8 @@ class StraightThrough:
         rule: How scores become masks.
 
     Raises:
-        InputError: When the scores do not fit the model, or one of its convolutions is parametrized already.
+        InputError: When the scores do not fit the model, or one of its convolutions is parametrized already or has a
+            weight that weight_norm or spectral_norm computes; the model is then as it was.
     """
 
     def __init__(self, model: nn.Module, scores: Mapping[str, Tensor], rule: MaskRule) -> None:
@@ -141,15 +143,29 @@ class StraightThrough:
         for layer, conv in self._layers.items():
             if parametrize.is_parametrized(conv):
                 raise InputError(f"Expected plain convolutions, but layer {layer!r} is parametrized already.")
+        if self._groups is not None:
+            check_groups(model, self._start, self._groups)
+        # Of a layer that torch.nn.utils.prune pruned, what its mask is multiplied with: both masks then hold.
+        self._names = {layer: storage_name(layer, conv) for layer, conv in self._layers.items()}
+        self._scored = {k: _ScoredWeight(scores[k].to(effective(conv).detach())) for k, conv in self._layers.items()}
         self._trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._freeze()
-        self._scored = {layer: _ScoredWeight(scores[layer].to(c.weight)) for layer, c in self._layers.items()}
-        for layer, conv in self._layers.items():
-            parametrize.register_parametrization(conv, "weight", self._scored[layer], unsafe=True)
+        self._order = {layer: list(conv._parameters) for layer, conv in self._layers.items()}
         self._state: object = None
         self._masks: dict[str, Tensor] = {}
         self._kept_units = torch.ones(0)
-        self._hooks = [model.register_forward_pre_hook(self._before_forward), *self._add_gates()]
+        self._hooks: list[RemovableHandle] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach(self) -> None:
+        self._freeze()
+        for layer, conv in self._layers.items():
+            parametrize.register_parametrization(conv, self._names[layer], self._scored[layer], unsafe=True)
+        self._hooks.append(self.model.register_forward_pre_hook(self._before_forward))
+        self._add_gates()
         self._refresh()
 
     def _freeze(self) -> None:
@@ -193,9 +209,13 @@ class StraightThrough:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for conv in self._layers.values():
-            if parametrize.is_parametrized(conv, "weight"):
-                parametrize.remove_parametrizations(conv, "weight", leave_parametrized=False)
+        for layer, conv in self._layers.items():
+            if parametrize.is_parametrized(conv, self._names[layer]):
+                parametrize.remove_parametrizations(conv, self._names[layer], leave_parametrized=False)
+                # Torch puts the weight last; optimizers and state dicts go by the order that it had.
+                for name in self._order[layer]:
+                    conv._parameters[name] = conv._parameters.pop(name)
+                refresh(conv)
         for parameter, trained in self._trained:
             parameter.requires_grad_(trained)
 
@@ -251,11 +271,10 @@ class StraightThrough:
         is_dropped = ~self._kept[self._groups.units[layer]].to(mask.device)
         return mask | is_dropped[:, None, None, None]
 
-    def _add_gates(self) -> list[RemovableHandle]:
+    def _add_gates(self) -> None:
         """Silence dropped channels at the input of every layer that reads channels which may be dropped."""
-        hooks: list[RemovableHandle] = []
         if self._groups is None:
-            return hooks
+            return
         for name, units in self._groups.input_units.items():
             reader = self.model.get_submodule(name)
             # What a grouped convolution reads goes together with what it makes, which is silenced where that is
@@ -263,8 +282,7 @@ class StraightThrough:
             is_grouped = isinstance(reader, nn.Conv2d) and reader.groups > 1
             may_be_dropped = not self._groups.pinned[units[units >= 0]].all()
             if may_be_dropped and not is_grouped:
-                hooks.append(reader.register_forward_pre_hook(self._gate(units)))
-        return hooks
+                self._hooks.append(reader.register_forward_pre_hook(self._gate(units)))
 
     def _gate(self, units: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
         def silence_dropped(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import held_weights
+from prunekit.nn.held_still import held_still
+from prunekit.nn.random_state import RandomStream
 from prunekit.prune.layers import prunable_layers
 
 Batch = tuple[Tensor, Callable[[Any], Tensor]]
@@ -17,7 +20,9 @@ Batch = tuple[Tensor, Callable[[Any], Tensor]]
 def taylor_scores(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Return |w · dL/dw| of every prunable weight, averaged over the batches.
 
-    The model runs in eval mode and is left as it was: modes, `requires_grad`, gradients and buffers.
+    The model runs in eval mode and is left as it was: modes, `requires_grad`, gradients and buffers; torch's random
+    state is, too. Of a weight that is computed (torch's pruning, weight_norm, any parametrization) the effective one
+    is scored: the one that the convolution uses.
 
     Args:
         model: Any module; its `nn.Conv2d` layers are scored.
@@ -28,26 +33,20 @@ def taylor_scores(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tenso
         Layer name → scores of the layer's weight's shape; zeros for a layer that the loss does not depend on.
 
     Raises:
-        InputError: When there is no batch, or the loss is not finite.
+        InputError: When there is no batch, the loss is not finite, or a weight is neither stored nor computed by
+            torch's own means.
     """
-    weights = {layer: conv.weight for layer, conv in prunable_layers(model).items()}
-    scores = {layer: torch.zeros_like(weight, requires_grad=False) for layer, weight in weights.items()}
-    modes = [(module, module.training) for module in model.modules()]
-    trained = {layer: weight.requires_grad for layer, weight in weights.items()}
-    num_batches = 0
-    model.eval()
-    try:
+    stream, num_batches = RandomStream(), 0
+    with held_still(model), held_weights(prunable_layers(model)) as weights:
+        scores = {layer: torch.zeros_like(weight, requires_grad=False) for layer, weight in weights.items()}
         for weight in weights.values():
             weight.requires_grad_(True)
         for x, loss in batches:
             num_batches += 1
-            for layer, gradient in _gradients(model, weights, x, loss).items():
+            with stream():
+                gradients = _gradients(model, weights, x, loss)
+            for layer, gradient in gradients.items():
                 scores[layer] += (weights[layer].detach() * gradient).abs()
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for layer, weight in weights.items():
-            weight.requires_grad_(trained[layer])
     if num_batches == 0:
         raise InputError("Taylor scores need at least one batch of images, got none.")
     return {layer: score / num_batches for layer, score in scores.items()}
@@ -57,7 +56,7 @@ def _gradients(
     model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, loss: Callable[[Any], Tensor]
 ) -> dict[str, Tensor]:
     with torch.enable_grad():
-        value = loss(model(x)).mean()
+        value = loss(model(x.clone())).mean()  # a forward pass may write into its input
         if not value.isfinite():
             raise InputError(f"Taylor scores need a finite loss, got {value.item()}.")
         gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)

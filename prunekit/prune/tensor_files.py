@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunekit import documents
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective
 from prunekit.prune.layers import prunable_layers
 
 
@@ -42,7 +43,7 @@ def check_tensors(
             f"but it lacks {missing[:3] or 'none'} and has the unknown {unknown[:3] or 'none'}."
         )
     for name, conv in layers.items():
-        tensor, shape = tensors[name], tuple(conv.weight.shape)
+        tensor, shape = tensors[name], tuple(effective(conv).shape)
         if not is_right(tensor) or tuple(tensor.shape) != shape:
             raise InputError(
                 f"Expected {source} to hold a {kind} of shape {shape} for layer {name!r}, "

@@ -26,6 +26,7 @@ from prunekit.ops.cuda.kernel_choice import KernelChoice, is_tf32_allowed
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.cuda.sparse_kernels import has_sparse_kernel
 from prunekit.ops.library import kernel
+from prunekit.ops.memory_format import conv_memory_format
 from prunekit.ops.native import cuda_status
 from prunekit.timing import cuda_seconds
 
@@ -164,7 +165,7 @@ def masked_conv2d_cuda(
     device, geometry = device_of(x), (stride, padding, dilation, groups)
     plan = _plan(device, "forward", tuple(x.shape), x.dtype, mask, *geometry)
     if plan is not None and device is not None:
-        return plan.run(x, weight, bias, ops=device.ops)
+        return plan.run(x, weight, bias, ops=device.ops).contiguous(memory_format=conv_memory_format(x, weight))
     if device is not None and device.is_capturing:  # the reference asks the device whether x is finite
         return F.conv2d(x, torch.where(mask, weight, 0), bias, *geometry)
     return op.masked_conv2d_reference(x, weight, mask, bias, *geometry)
@@ -184,7 +185,7 @@ def masked_conv2d_input_grad_cuda(
     device, geometry = device_of(grad), (stride, padding, dilation, groups)
     plan = _plan(device, "input_grad", tuple(x_shape), grad.dtype, mask, *geometry)
     if plan is not None and device is not None:
-        return plan.run(grad, weight, ops=device.ops)
+        return plan.run(grad, weight, ops=device.ops).contiguous(memory_format=conv_memory_format(grad, weight))
     if device is not None and device.is_capturing:
         return op.dense_input_grad(grad, torch.where(mask, weight, 0), x_shape, *geometry)
     return op.masked_conv2d_input_grad_reference(grad, weight, mask, x_shape, *geometry)

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import held_weights
+from prunekit.nn.held_still import held_still
+from prunekit.nn.random_state import own_random_state
 from prunekit.prune.deeplift.contributions import Sink, WeightContributions
 from prunekit.prune.deeplift.graph import check_graph
 from prunekit.prune.deeplift.replay import Recorder, Replay, Rule
@@ -70,9 +72,14 @@ def attribute(
     """Send each layer's contributions, image by image, to `sink`; check that they are complete."""
     _check_comparison(comparison, rule)
     x, x_ref = comparison.x.detach(), comparison.x_ref.detach()
-    # cached: one tensor per weight, whichever way it is computed
-    with _held_still(model), _full_precision(x.device.type), parametrize.cached():
-        weights = WeightContributions(prunable_layers(model), len(x), sink)
+    with (
+        held_still(model),
+        own_random_state(),
+        _as_constants(model),
+        _full_precision(x.device.type),
+        held_weights(prunable_layers(model)) as layers,
+    ):
+        weights = WeightContributions(layers, len(x), sink)
         leaf = x.clone().requires_grad_()
         t, t_ref = _run(model, leaf, x_ref, comparison.target, RULES[rule](weights), weights)
         check_graph(t)
@@ -98,18 +105,14 @@ def _check_comparison(comparison: Comparison, rule: RuleName) -> None:
 
 
 @contextmanager
-def _held_still(model: nn.Module) -> Iterator[None]:
-    """Run the model in eval mode and its parameters as constants; afterwards all is as it was."""
-    training = [module for module in model.modules() if module.training]
+def _as_constants(model: nn.Module) -> Iterator[None]:
+    """Run the model with its parameters as constants; afterwards all is as it was."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
 

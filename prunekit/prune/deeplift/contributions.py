@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -111,7 +111,7 @@ class WeightContributions:
     A weight that several calls share gets the sum of its contributions in all of them.
 
     Args:
-        layers: layer name → convolution.
+        layers: layer name → weight, the tensor that its convolutions read.
         num_images: images in the batch.
         sink: called with layer name, image and the signed contributions of the weight's shape, to be left as they are.
 
@@ -121,15 +121,15 @@ class WeightContributions:
         first_size: Σ |C| likewise.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Conv2d], num_images: int, sink: Sink) -> None:
+    def __init__(self, layers: Mapping[str, Tensor], num_images: int, sink: Sink) -> None:
         self.num_images = num_images
         self.sink = sink
         self.model_input: Tensor | None = None
         self.first_sum = torch.zeros(num_images, dtype=torch.float64)
         self.first_size = torch.zeros(num_images, dtype=torch.float64)
         self._names: dict[int, list[str]] = {}
-        for name, conv in layers.items():
-            self._names.setdefault(id(conv.weight), []).append(name)
+        for name, weight in layers.items():
+            self._names.setdefault(id(weight), []).append(name)
         self._num_calls: Counter[int] = Counter()
         self._pending: dict[int, list[_Part]] = {}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.nn.computed_weights import effective
 from prunekit.prune.deeplift.attribution import Comparison, Completeness, RuleName, attribute
 from prunekit.prune.layers import prunable_layers
 
@@ -42,7 +43,7 @@ def deeplift_scores(
         CompletenessError: contributions do not add up to the target's change in some image.
         InputError: no images, or a model or target with a step that DeepLIFT has no rule for.
     """
-    totals = {name: torch.zeros_like(conv.weight.detach()) for name, conv in prunable_layers(model).items()}
+    totals = {name: torch.zeros_like(effective(conv).detach()) for name, conv in prunable_layers(model).items()}
 
     def add(layer: str, image: int, contributions: Tensor) -> None:
         totals[layer] += contributions.abs()
@@ -68,8 +69,8 @@ def deeplift_contributions(
         tolerance: see `deeplift_scores`.
     """
     layers = {
-        name: conv.weight.new_zeros(len(comparison.x), *conv.weight.shape, requires_grad=False)
-        for name, conv in prunable_layers(model).items()
+        name: weight.new_zeros(len(comparison.x), *weight.shape, requires_grad=False)
+        for name, weight in ((name, effective(conv)) for name, conv in prunable_layers(model).items())
     }
 
     def keep(layer: str, image: int, contributions: Tensor) -> None:
