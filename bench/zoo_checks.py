@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from bench.zoo_rows import Check
+from bench.zoo_weights import random_images
 from prunekit.errors import InputError
 from prunekit.timing import relative_rms
 
@@ -67,7 +68,7 @@ def input_effect(model: nn.Module, x: Tensor) -> float | None:
     None where the two outputs cannot be compared, as of detectors that find another number of objects.
     """
     try:
-        error = compare(model(x), model(torch.rand_like(x))).error
+        error = compare(model(x), model(random_images(*x.shape[:1], *x.shape[2:]))).error
     except UnequalOutputsError:
         return None
     return error if math.isfinite(error) else None

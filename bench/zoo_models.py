@@ -138,7 +138,7 @@ _DETECTORS = {
     "ssdlite320_mobilenet_v3_large": ("head", False),
 }
 _TIMM = {
-    160: "convmixer_768_32 xception41 inception_v4 tresnet_m dm_nfnet_f0 darknet53 mobilevit_s",
+    160: "convmixer_1024_20_ks9_p14 xception41 inception_v4 tresnet_m dm_nfnet_f0 darknet53 mobilevit_s",
     192: "resnetv2_50 resnet26d cspdarknet53 cs3darknet_s dla34 hrnet_w18_small repvgg_b0 vovnet39a ese_vovnet19b_dw "
     "mobilenetv4_conv_small tf_efficientnet_b0 tf_efficientnetv2_b0 seresnet50 res2net50_26w_4s resnest14d "
     "skresnet18 ghostnet_100 repghostnet_100 mobileone_s0 ecaresnet26t fastvit_t8 edgenext_x_small "

@@ -22,7 +22,7 @@ from bench.zoo_checks import MOST, check_input, first_line, input_effect
 from bench.zoo_models import ZooModel, load_registry
 from bench.zoo_rows import Row, Tool
 from bench.zoo_times import Call, compiled, measure
-from bench.zoo_weights import drop_filters, enliven, make_sparse
+from bench.zoo_weights import drop_filters, enliven, make_sparse, random_images
 from prunekit.compaction import compact
 from prunekit.files import write_text
 from prunekit.nn import native_status
@@ -101,13 +101,13 @@ def prepare(trial: Trial, zoo_model: ZooModel) -> tuple[nn.Module, Tensor]:
     """Return the pruned model in eval mode and an example [1, 3, size, size]; the same ones for the same name."""
     torch.manual_seed(zlib.crc32(trial.model.encode()))
     model = zoo_model.build().eval().requires_grad_(False)
-    images = torch.rand(_LIVE_IMAGES, 3, zoo_model.size, zoo_model.size)
+    images = random_images(_LIVE_IMAGES, zoo_model.size, zoo_model.size)
     if trial.tool == "accelerate":
         make_sparse(model, _SPARSITY)
     enliven(model, images)
     if trial.tool == "compact":
         drop_filters(model, _FILTERS)
-    return model, torch.rand(1, 3, zoo_model.size, zoo_model.size)
+    return model, random_images(1, zoo_model.size, zoo_model.size)
 
 
 def _accelerate(model: nn.Module, x: Tensor, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
@@ -135,11 +135,11 @@ _TOOLS: dict[Tool, Callable[[nn.Module, Tensor, Trial], tuple[nn.Module, dict[st
 def _judge(model: nn.Module, fast: nn.Module, x: Tensor, zoo_model: ZooModel, trial: Trial) -> dict[str, Any]:
     """Compare on three inputs, then time: what is wrong on the example is not timed."""
     size, parts = zoo_model.size, zoo_model.parts
-    others = [torch.rand(1, 3, size + height, size + width) for height, width in _OTHER_SIZES]
+    others = [random_images(1, size + height, size + width) for height, width in _OTHER_SIZES]
     example = check_input(model, fast, [x], parts)
     facts: dict[str, Any] = {
         "example": example,
-        "batch": check_input(model, fast, [torch.rand(2, 3, size, size)], parts),
+        "batch": check_input(model, fast, [random_images(2, size, size)], parts),
         "other_size": check_input(model, fast, others, parts),
     }
     if example.error is None or example.error > MOST:

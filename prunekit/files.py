@@ -7,6 +7,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 
 def cache_folder() -> Path:
@@ -45,3 +48,16 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def copied_tensors(file: Any) -> dict[str, Tensor]:
+    """Return all tensors of an open safetensors file, in memory of their own.
+
+    The file's own are mapped: they would change with the file. They are aligned to nothing but their element, too, and
+    kernels that depend on alignment would round otherwise than on the tensors that were saved: MKL's matrix-vector
+    product on AVX2 did, by 1e-7 relative.
+
+    Args:
+        file: What `safetensors.safe_open` with framework "pt" yields.
+    """
+    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no dict

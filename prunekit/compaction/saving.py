@@ -23,7 +23,7 @@ from prunekit.compaction.graph_file import ProgramModel, program_document, progr
 from prunekit.compaction.program import export_any_size
 from prunekit.detection import MODELS, Detector
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.files import atomic_path, copied_tensors
 from prunekit.nn import saving as accelerated
 
 _FORMAT, _VERSION = "prunekit compacted model", 1
@@ -71,7 +71,7 @@ def load(path: str | Path) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             is_ours = isinstance(document, dict) and document.get("format") == _FORMAT
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if is_ours else {}  # noqa: SIM118 - no dict
+            tensors = copied_tensors(file) if is_ours else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"expected a model saved by prunekit.save, but {path} cannot be read ({error}).") from error
     if not is_ours:

@@ -17,7 +17,7 @@ from torch import Tensor
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.files import atomic_path, copied_tensors
 
 _FORMAT, _VERSION = "prunekit accelerated model", 1
 _ACTIVATIONS = ("before", "after")
@@ -106,8 +106,7 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            names = file.keys() if with_tensors else []
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = copied_tensors(file) if with_tensors else {}
         document = json.loads(metadata.get("prunekit", "{}"))
         if not isinstance(document, dict):
             raise ValueError("its header is no object")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.files import atomic_path, copied_tensors
 
 _KEY = "prunekit"
 
@@ -56,8 +56,7 @@ def _read(path: Path, file_format: str, what: str, with_tensors: bool) -> tuple[
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_KEY, "null")
-            names = file.keys() if with_tensors else ()
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = copied_tensors(file) if with_tensors else {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"expected {what} at {path}, but reading it failed: {error}") from None
     try:

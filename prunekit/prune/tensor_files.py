@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.files import atomic_path
+from prunekit.files import atomic_path, copied_tensors
 from prunekit.prune.layers import prunable_layers
 
 
@@ -23,10 +23,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(path: str | Path, what: str) -> dict[str, Tensor]:
     """Read a safetensors file; `what` says in the message what was expected in it."""
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return copied_tensors(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"Expected a safetensors file of {what} at {path}, but reading it failed: {error}.") from None
-    return tensors
 
 
 def check_tensors(
