@@ -13,6 +13,7 @@ from bench.zoo_rows import TOOLS, Check, Latency, Row, Tool
 _LEAST_NOISE = 0.02
 # Relative RMS between the outputs of two images below which agreement would prove little.
 _LEAST_EFFECT = 1e-3
+_LONGEST = 160  # characters of a cell and of what is said of a model; the rows hold all of it
 _COLUMNS = ("model", "tool", "engine", "example", "batch 2", "other size", "eager ms", "compile ms", "prunekit ms")
 _MORE_COLUMNS = ("speed-up", "parameters", "notes")
 
@@ -66,7 +67,7 @@ def problems_of(row: Row) -> list[str]:
     found += [f"{name}: error {e:.2g}" for name, c in row.checks.items() if (e := c.error) is not None and e > MOST]
     if row.is_original_unchanged is False:
         found.append("the model itself was changed")
-    if row.input_effect is not None and row.input_effect < _LEAST_EFFECT:
+    if row.checks and row.input_effect is not None and row.input_effect < _LEAST_EFFECT:
         found.append(f"the image changes the outputs by only {row.input_effect:.2g}: proves nothing")
     return found
 
@@ -99,7 +100,7 @@ def _judge_tool(tool: Tool, rows: Sequence[Row], criteria: Criteria) -> Verdict:
 
 
 def _listed(what: str, rows: Sequence[Row], describe: Callable[[Row], str]) -> str:
-    named = "; ".join(f"{row.model} ({describe(row)})" for row in rows)
+    named = "; ".join(f"{row.model} ({_shortened(describe(row))})" for row in rows)
     return f"{len(rows)} {what}{': ' if named else ''}{named}"
 
 
@@ -128,7 +129,7 @@ def _cells(row: Row) -> Iterable[str]:
         *(_latency_cell(latency) for latency in (eager, row.latencies.get("compile"), prunekit)),
         "–" if prunekit is None else f"{1 / prunekit.ratio:.2f}{' SLOWER' if is_slower(row) else ''}",
         "–" if not before or after is None else f"{100 * after / before:.0f} %",
-        "; ".join([*notes, *row.notes]).replace("|", "¦") or "–",
+        _shortened("; ".join([*notes, *row.notes]).replace("|", "¦")) or "–",
     )
 
 
@@ -144,6 +145,10 @@ def _check_cell(check: Check | None) -> str:
 
 def _latency_cell(latency: Latency | None) -> str:
     return "–" if latency is None else f"{latency.median_ms:.1f} ± {100 * latency.spread:.0f} %"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _line(cells: Iterable[str]) -> str:

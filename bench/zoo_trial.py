@@ -104,9 +104,9 @@ def prepare(trial: Trial, zoo_model: ZooModel) -> tuple[nn.Module, Tensor]:
     images = random_images(_LIVE_IMAGES, zoo_model.size, zoo_model.size)
     if trial.tool == "accelerate":
         make_sparse(model, _SPARSITY)
-    enliven(model, images)
-    if trial.tool == "compact":
+    else:
         drop_filters(model, _FILTERS)
+    enliven(model, images)
     return model, random_images(1, zoo_model.size, zoo_model.size)
 
 

@@ -36,7 +36,13 @@ def _trial(model: str, tool: Tool = "accelerate") -> Trial:
 def _row(model: str = "a", tool: Tool = "accelerate", ratio: float = 0.5, spread: float = 0.01, **more: Any) -> Row:
     check = Check(shape=(1, 3, 8, 8), error=1e-6, tensors=1, elements=10)
     latency = Latency(median_ms=1.0, spread=0.1, ratio=ratio, ratio_spread=spread)
-    facts = {"engine": "whole graph", "example": check, "batch": check, "other_size": check, "input_effect": 1.0}
+    facts: dict[str, Any] = {
+        "engine": "whole graph",
+        "example": check,
+        "batch": check,
+        "other_size": check,
+        "input_effect": 1.0,
+    }
     facts |= {"latencies": {"eager": latency, "prunekit": latency}, "is_original_unchanged": True}
     return Row(model=model, source="toys", tool=tool, size=8, threads=1, **(facts | more))
 
@@ -227,12 +233,12 @@ def test_where_rounding_decides_the_parts_are_compared_instead() -> None:
         assert has_discontinuous_end(model, x, expected)
         assert not has_discontinuous_end(model.get_submodule("backbone"), x, model.get_submodule("backbone")(x))
         near, _ = prepare(_trial("twin"), MODELS["twin"])
-        near.get_submodule("backbone.3").weight.mul_(1 + 1e-6)  # type: ignore[operator, union-attr]
+        near.get_submodule("backbone.3").weight.mul_(1 + 1e-6)  # type: ignore[operator]
         check = check_input(model, near, [x], ("backbone",))
         assert check.compared == "backbone"
         assert check.error is not None
         assert 0 < check.error < 1e-5
-        near.get_submodule("backbone.3").weight.mul_(1.1)  # type: ignore[operator, union-attr]
+        near.get_submodule("backbone.3").weight.mul_(1.1)  # type: ignore[operator]
         assert (check_input(model, near, [x], ("backbone",)).error or 0) > 1e-3
         assert check_input(model, nn.Sequential(near), [x], ("backbone",)).problem is not None, "it has no such part"
 

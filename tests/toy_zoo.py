@@ -20,7 +20,8 @@ class Twin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the digits behind float32's say."""
-        return (self.backbone(x).double() * 1e9).sin().float()
+        y: Tensor = self.backbone(x)
+        return (y.double() * 1e9).sin().float()
 
 
 def _convolutions(width: int = 48) -> nn.Sequential:
