@@ -31,7 +31,7 @@ from prunekit.pipeline.environment import installed_version
 _PACKAGES = ("prunekit", "torch", "torchvision", "timm")
 _SPARSITY = 0.9  # of every convolution but the first, for accelerate
 _FILTERS = 0.5  # that are zeroed in every convolution, for compact
-_LIVE_IMAGES = 4  # that the BatchNorms' statistics are of
+_LIVE_IMAGES = 8  # that the BatchNorms' statistics are of
 # Added to the example's height and width. Odd sizes find more than even ones; a model that takes none is asked for
 # multiples of 32, and one that needs larger images for those.
 _OTHER_SIZES = ((-27, 13), (32, -32), (37, 21))
