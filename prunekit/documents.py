@@ -157,14 +157,19 @@ def _check_is_file(path: str | Path, what: str) -> None:
 
 
 def _read_file(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    """Read a file; tensors are copied out of its memory mapping, which someone may overwrite or shorten later."""
+    """Read a file; its tensors get memory of their own.
+
+    The file's own are mapped: they would change with the file. They are aligned to nothing but their element, too, and
+    kernels that depend on alignment would round otherwise than on the tensors that were saved: MKL's matrix-vector
+    product on AVX2 did, by 1e-7 relative.
+    """
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
 def _read_bytes(data: bytes) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    tensors = safetensors.torch.load(data)
+    tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load(data).items()}
     header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
     return header.get("__metadata__") or {}, tensors
 

@@ -54,8 +54,7 @@ def test_the_engines_convolutions_are_found_as_they_run() -> None:
         for conv in net:
             conv.weight[:, ::2] = 0  # type: ignore[operator]
     fast = prunekit.accelerate(net, torch.randn(1, 4, 32, 32), tuning_cache=None)
-    if not isinstance(fast, AcceleratedModel):
-        pytest.skip("so small a net ran faster in torch")
+    assert isinstance(fast, AcceleratedModel)
     first, second = convolutions(fast).values()
     assert (first.weight, first.density, second.weight) == ((8, 4, 3, 3), 0.5, (8, 8, 3, 3))
     assert first.vectors * first.lanes >= 32 * 32

@@ -108,7 +108,9 @@ class Program:
         """
         if not dtypes and any(len(shape) != 4 for shape in shapes):
             return
-        known = [torch.float32 if d.is_floating_point and d.itemsize == 2 else d for d in dtypes] or [torch.float32] * len(shapes)
+        known = [torch.float32 if d.is_floating_point and d.itemsize == 2 else d for d in dtypes] or [
+            torch.float32
+        ] * len(shapes)
         with without_memory() as mode:
             inputs = [torch.empty(*shape, dtype=dtype) for shape, dtype in zip(shapes, known, strict=True)]
             values = dict(zip(self._graph.inputs, inputs, strict=True))

@@ -1,0 +1,151 @@
+"""Does the result compute what the model computes? For `bench.zoo`, on several inputs, and never of nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from bench.zoo_rows import Check
+from bench.zoo_weights import random_images
+from prunekit.errors import InputError
+from prunekit.timing import relative_rms
+
+#: The largest relative RMS of an output that counts as right.
+MOST = 1e-4
+_ROUNDING = 1e-6  # relative noise on the input that shows whether an end is discontinuous
+
+
+class UnequalOutputsError(Exception):
+    """Outputs that cannot be compared: another structure or shape, or no tensor at all."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest relative RMS over the outputs, and how much was compared."""
+
+    error: float
+    tensors: int
+    elements: int
+
+
+def compare(expected: object, actual: object) -> Comparison:
+    """Compare outputs of any nesting, element by element.
+
+    Raises:
+        UnequalOutputsError: They differ in structure, shape or dtype, or hold no element.
+    """
+    (ours, our_spec), (theirs, their_spec) = tree_flatten(expected), tree_flatten(actual)
+    if our_spec != their_spec:
+        raise UnequalOutputsError(f"Expected outputs of structure {our_spec}, got {their_spec}.")
+    errors, elements = [], 0
+    for a, b in zip(ours, theirs, strict=True):
+        if not isinstance(a, Tensor):
+            if type(a) is not type(b) or a != b:
+                raise UnequalOutputsError(f"Expected the output {a!r}, got {b!r}.")
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+            found = f"{tuple(b.shape)} of {b.dtype}" if isinstance(b, Tensor) else type(b).__name__
+            raise UnequalOutputsError(f"Expected an output of shape {tuple(a.shape)} of {a.dtype}, got {found}.")
+        if a.numel():
+            errors.append(relative_rms(a, b))
+            elements += a.numel()
+    if not errors:
+        raise UnequalOutputsError("Expected outputs with tensors to compare, got none.")
+    # max() drops a nan that is not the first.
+    return Comparison(math.nan if any(map(math.isnan, errors)) else max(errors), len(errors), elements)
+
+
+def input_effect(model: nn.Module, x: Tensor) -> float | None:
+    """Return how much another image changes the outputs, in relative RMS: near 0, any comparison would succeed.
+
+    None where the two outputs cannot be compared, as of detectors that find another number of objects.
+    """
+    try:
+        error = compare(model(x), model(random_images(*x.shape[:1], *x.shape[2:]))).error
+    except UnequalOutputsError:
+        return None
+    return error if math.isfinite(error) else None
+
+
+def check_input(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], parts: Sequence[str]) -> Check:
+    """Compare on the first of the inputs that the model itself takes.
+
+    Args:
+        model: What is right.
+        fast: The result.
+        inputs: Candidates, the one that finds most first.
+        parts: Submodules in front of a discontinuous end.
+    """
+    unsupported = Check(shape=tuple(inputs[0].shape))
+    for x in inputs:
+        try:
+            expected = model(x)
+        except Exception as error:  # foreign code
+            unsupported = Check(shape=tuple(x.shape), unsupported=f"{type(error).__name__}: {first_line(error)}")
+            continue
+        return _check(model, fast, x, expected, parts)
+    return unsupported
+
+
+def _check(model: nn.Module, fast: nn.Module, x: Tensor, expected: object, parts: Sequence[str]) -> Check:
+    shape = tuple(x.shape)
+    try:
+        actual = fast(x)
+    except InputError as error:
+        return Check(shape=shape, refused=first_line(error))
+    except Exception as error:  # any other is a finding
+        return Check(shape=shape, problem=f"{type(error).__name__}: {first_line(error)}")
+    direct = _checked(shape, "outputs", lambda: compare(expected, actual))
+    is_right = direct.error is not None and direct.error <= MOST
+    if is_right or not parts or not has_discontinuous_end(model, x, expected):
+        return direct
+    compared = ", ".join(parts)
+    return _checked(shape, compared, lambda: compare(part_outputs(model, parts, x), part_outputs(fast, parts, x)))
+
+
+def _checked(shape: tuple[int, ...], compared: str, comparing: Callable[[], Comparison]) -> Check:
+    try:
+        found = comparing()
+    except (UnequalOutputsError, AttributeError) as error:  # the latter: the result has no such submodule
+        return Check(shape=shape, compared=compared, problem=first_line(error))
+    if not math.isfinite(found.error):
+        return Check(shape=shape, compared=compared, problem=f"Expected finite outputs, got an error of {found.error}.")
+    return Check(shape=shape, compared=compared, error=found.error, tensors=found.tensors, elements=found.elements)
+
+
+def has_discontinuous_end(model: nn.Module, x: Tensor, expected: object) -> bool:
+    """Return whether noise as large as rounding changes the model's own outputs beyond what counts as right."""
+    try:
+        return not compare(expected, model(x * (1 + _ROUNDING * torch.randn_like(x)))).error <= MOST
+    except UnequalOutputsError:
+        return True
+
+
+def part_outputs(model: nn.Module, parts: Sequence[str], x: Tensor) -> dict[str, list[object]]:
+    """Return what the named submodules return while the model runs on x, call by call.
+
+    Raises:
+        AttributeError: The model has no such submodule.
+    """
+    found: dict[str, list[object]] = {name: [] for name in parts}
+    with ExitStack() as stack:
+        for name in parts:
+
+            def keep(module: nn.Module, args: Any, output: object, name: str = name) -> None:
+                found[name].append(output)
+
+            stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+        model(x)
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
