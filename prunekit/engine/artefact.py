@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Activation, Graph, Node, SparseWeight
+from prunekit.engine.size_rule import SizeRule
 from prunekit.errors import InputError
 from prunekit.files import atomic_path
 
@@ -57,6 +58,8 @@ def write_document(graph: Graph, format: str, more: Mapping[str, Any], path: str
         "nodes": [asdict(node) for node in graph.nodes],
         "sizes": {name: list(size) for name, size in graph.sizes.items()},
         "is_size_free": graph.is_size_free,
+        "size_rule": None if graph.rule is None else graph.rule.to_json(),
+        "split_batch": graph.split_batch,
         "shapes": {name: list(weight.shape) for name, weight in graph.weights.items()},
         **more,
     }
@@ -96,6 +99,8 @@ def read_document(path: str | Path, format: str) -> tuple[Graph, dict[str, Any]]
                 for name, shape in document["shapes"].items()
             },
             is_size_free=bool(document["is_size_free"]),
+            rule=SizeRule.from_json(document["size_rule"]) if document.get("size_rule") else None,
+            split_batch=int(document.get("split_batch", 0)),
         )
     return graph, document
 

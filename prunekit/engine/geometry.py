@@ -29,7 +29,7 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
     elif node.op in ("max_pool2d", "avg_pool2d"):
         size = (channels, *window_of(node, graph).output_size(height, width))
     elif node.op == "upsample":
-        size = (channels, height * node.attributes["factors"][0], width * node.attributes["factors"][1])
+        size = (channels, *upsampled_size(node, height, width))
     elif node.op == "pad":
         left, right, top, bottom = node.attributes["sides"]
         size = (channels, height + top + bottom, width + left + right)
@@ -43,6 +43,14 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
     if min(size) < 1 or any(s[1:] != (size if node.op == "conv2d" else sizes[0])[-2:] for s in same):
         raise InputError(f"{node.layer or node.name}: inputs of sizes {[list(s) for s in sizes]} do not fit.")
     return size
+
+
+def upsampled_size(node: Node, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of what "upsample" makes: given, or multiples of the input's."""
+    if "size" in node.attributes:
+        rows, columns = node.attributes["size"]
+        return int(rows), int(columns)
+    return height * node.attributes["factors"][0], width * node.attributes["factors"][1]
 
 
 def window_of(node: Node, graph: Graph) -> Window:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 from prunekit.engine.artefact import load_graph, save_graph
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph
+from prunekit.engine.batches import check_shapes
 from prunekit.engine.program import Program, Segment, StepTime, operator_of
 from prunekit.errors import InputError
 from prunekit.ops import native
@@ -99,13 +100,8 @@ class AcceleratedModel(nn.Module):
     def _check(self, inputs: Sequence[object]) -> None:
         if len(inputs) != len(self.graph.inputs):
             raise InputError(f"expected {len(self.graph.inputs)} inputs, got {len(inputs)}.")
-        for name, x, example in zip(self.graph.inputs, inputs, self.example, strict=True):
+        for name, x in zip(self.graph.inputs, inputs, strict=True):
             if not isinstance(x, Tensor) or x.device.type != "cpu":
                 found = f"one on {x.device}" if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"expected a tensor on the CPU as {name}, got {found}.")
-            shape = list(x.shape)
-            if self.graph.is_size_free and len(shape) == 4 and shape[1] == example[1]:
-                continue
-            if shape != example:
-                free = "; the model's forward computes with that size" if not self.graph.is_size_free else ""
-                raise InputError(f"expected {example} as the shape of {name}, got {shape}{free}.")
+        check_shapes(self.graph, [list(x.shape) for x in inputs if isinstance(x, Tensor)], self.example)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.engine.capture import CaptureError, capture, is_size_free
+from prunekit.engine.batches import check_batch, has_free_batch
+from prunekit.engine.capture import CaptureError, capture_any_size
 from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
@@ -70,13 +71,13 @@ def build_whole_graph(
     for name, module in model.named_modules():
         if has_foreign_hooks(module):
             raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the engine would not call")
-    graph = capture(model, inputs)
-    graph.is_size_free = is_size_free(model, inputs, graph)
+    graph, shapes = capture_any_size(model, inputs), [list(x.shape) for x in inputs]
+    if not has_free_batch(graph, shapes) and check_batch(model, inputs):
+        graph.split_batch = len(inputs[0])
     folded = fuse(graph)
     graph.compress()
     if not any(node.op == "conv2d" for node in graph.nodes):
         raise CaptureError("no float32 convolution was found")
-    shapes = [list(x.shape) for x in inputs]
     exact = rounded = None
     if weight_dtype != torch.float32:
         exact, graph = AcceleratedModel(graph, {}, shapes), graph.with_weights(weight_dtype)
