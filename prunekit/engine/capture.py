@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from prunekit.engine.exporting import export_symbolically, is_same_program, with_constant_sizes
+from prunekit.engine.exporting import (
+    export_symbolically,
+    is_same_program,
+    with_constant_sizes,
+    without_size_one,
+)
 from prunekit.engine.graph import Graph
 from prunekit.engine.reading import CaptureError, GraphReader
 
@@ -53,7 +58,8 @@ def capture_program(program: ExportedProgram, dtype: torch.dtype = torch.float32
     """
     try:
         if any(_is_in_place(node) for node in program.graph.nodes):
-            program = program.run_decompositions({})
+            with without_size_one():
+                program = program.run_decompositions({})
     except Exception as error:  # whatever an operator's decomposition raises
         raise CaptureError(f"torch.export cannot make the model functional ({_first_line(error)})") from error
     return GraphReader(program, dtype).graph()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import torch._subclasses.fake_tensor
 import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
 from prunekit.engine.symbolic_sizes import SYMBOLIC, are_equal, hint_of, value_of
@@ -34,10 +35,12 @@ _COPIES = {
 
 def export_symbolically(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram | None:
     """Export a model with a symbol for each size of the inputs but images' channels; None where that fails."""
-    dynamic = [{dim: Dim.AUTO for dim in range(x.dim()) if x.dim() != 4 or dim != 1} for x in inputs]
+    dynamic = ShapesCollection()  # by tensor, however the forward takes them
+    for x in inputs:
+        dynamic[x] = {dim: Dim.AUTO for dim in range(x.dim()) if x.dim() != 4 or dim != 1}  # type: ignore[no-untyped-call]
     try:
-        with torch.no_grad(), _quiet(), _without_size_one(), _FullWindows():
-            return torch.export.export(model, tuple(inputs), dynamic_shapes=tuple(dynamic), strict=False)
+        with torch.no_grad(), _quiet(), without_size_one(), _FullWindows():
+            return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)
     except Exception:  # a forward that runs on numbers may raise anything on symbols
         return None
 
@@ -54,7 +57,7 @@ def with_constant_sizes() -> Iterator[None]:
 
 
 @contextmanager
-def _without_size_one() -> Iterator[None]:
+def without_size_one() -> Iterator[None]:
     """Let torch choose what holds for all sizes where it would else ask whether a size is 1.
 
     Without it a batch of 1 cannot be symbolic, and one guard after the other says that a size is not 1.
@@ -125,6 +128,14 @@ def is_same_program(bound: ExportedProgram, free: ExportedProgram) -> bool:
     return True
 
 
+def is_whole_slice(node: fx.Node) -> bool:
+    """Return whether a node is x[:] along a dimension: torch leaves that out only where sizes are numbers."""
+    if str(node.target) != "aten.slice.Tensor":
+        return False
+    start, end, step = [*(value_of(arg) for arg in node.args[2:]), *(None, None, None)[len(node.args) - 2 :]][:3]
+    return start in (None, 0) and isinstance(end, (int, type(None))) and end in (None, sys.maxsize) and step in (None, 1)
+
+
 class _Steps:
     """What a program computes, without sizes and copies, written so that two programs can be compared."""
 
@@ -133,7 +144,7 @@ class _Steps:
         self.nodes = []
         for node in program.graph.nodes:
             if node.op == "call_function":
-                if str(node.target) in _COPIES:
+                if str(node.target) in _COPIES or is_whole_slice(node):
                     self.copied[node] = node.args[0]
                     continue
                 if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):

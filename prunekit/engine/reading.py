@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import treespec_dumps
 
 from prunekit.engine.aten import READERS, layer_of
+from prunekit.engine.exporting import is_whole_slice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.program import SIZE_FUNCTIONS
 from prunekit.engine.size_rule import SizeRule
@@ -108,6 +109,11 @@ class GraphReader:
         value = node.meta.get("val")
         if isinstance(value, (*SYMBOLIC, bool, int, float)) or str(node.target).startswith(_ASSERTIONS):
             return  # a size: whoever reads it computes it
+        if is_whole_slice(node):
+            names = self.names if node.args[0] in self.names else self.flat
+            if node.args[0] in names:
+                names[node] = names[node.args[0]]  # type: ignore[index]
+                return
         if isinstance(value, (tuple, list)) and value:  # decomposed BatchNorm: the first of three results
             value = value[0]
         reader = READERS.get(str(node.target))
