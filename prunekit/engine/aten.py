@@ -190,7 +190,7 @@ def _upsample(reader: GraphReader, node: fx.Node) -> Node | None:
     if x is None or holds_symbols(factors):
         return None
     if factors is None and a.get("output_size") is not None:
-        return Node(node.name, "upsample", [x], {"size": list(a["output_size"])})
+        return Node(node.name, "upsample", [x], {"output_size": list(a["output_size"])})
     if not factors or any(f != int(f) or f < 1 for f in factors):
         return None
     return Node(node.name, "upsample", [x], {"factors": [int(f) for f in factors]})

@@ -35,18 +35,20 @@ def capture_any_size(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dt
     """Capture as `capture` does, for all sizes for which torch.export can say what the forward does; see `Graph.rule`.
 
     The forward is traced twice: with the sizes of `inputs`, and with a symbol for each batch, height and width. Where
-    the second one fails, or is not the first one at the sizes of `inputs`, the graph holds for those only.
+    the second one fails, or is not the first one at the sizes of `inputs`, it is traced once more with sizes of 1 left
+    as they are; where that does not help, the graph holds for the sizes of `inputs` only.
 
     Raises:
         CaptureError: torch.export fails, or the forward changes buffers.
     """
     bound = _exported(model, inputs)
-    free = export_symbolically(model, inputs)
-    if free is not None and is_same_program(bound, free):
-        try:
-            return capture_program(free, dtype)
-        except Exception:  # what torch's symbols raise has many classes, and the other graph is as good here
-            pass
+    for keep_ones in (False, True) if any(1 in x.shape for x in inputs) else (False,):
+        free = export_symbolically(model, inputs, keep_ones=keep_ones)
+        if free is not None and is_same_program(bound, free):
+            try:
+                return capture_program(free, dtype)
+            except Exception:  # what torch's symbols raise has many classes, and the other graph is as good here
+                continue
     return capture_program(bound, dtype)
 
 

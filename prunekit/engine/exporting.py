@@ -33,11 +33,20 @@ _COPIES = {
 }  # fmt: skip
 
 
-def export_symbolically(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram | None:
-    """Export a model with a symbol for each size of the inputs but images' channels; None where that fails."""
+def export_symbolically(
+    model: nn.Module, inputs: Sequence[Tensor], *, keep_ones: bool = False
+) -> ExportedProgram | None:
+    """Export a model with a symbol for each size of the inputs but images' channels; None where that fails.
+
+    Args:
+        model: in eval mode.
+        inputs: the example.
+        keep_ones: leave sizes that are 1 on the example numbers; only then can they be broadcast to others.
+    """
     dynamic = ShapesCollection()  # by tensor, however the forward takes them
     for x in inputs:
-        dynamic[x] = {dim: Dim.AUTO for dim in range(x.dim()) if x.dim() != 4 or dim != 1}  # type: ignore[no-untyped-call]
+        free = [dim for dim, size in enumerate(x.shape) if not (keep_ones and size == 1) and (x.dim(), dim) != (4, 1)]
+        dynamic[x] = {dim: Dim.AUTO for dim in free}  # type: ignore[no-untyped-call]
     try:
         with torch.no_grad(), _quiet(), without_size_one(), _FullWindows():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)
@@ -63,10 +72,16 @@ def without_size_one() -> Iterator[None]:
     Without it a batch of 1 cannot be symbolic, and one guard after the other says that a size is not 1.
     """
     config = torch.fx.experimental._config
-    if not hasattr(config, "backed_size_oblivious"):
-        yield
-        return
-    with config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        if hasattr(config, "backed_size_oblivious"):
+            stack.enter_context(config.patch(backed_size_oblivious=True))  # type: ignore[attr-defined]
+        # Which memory format oneDNN would give a convolution's result: that, too, asks whether sizes are 1.
+        for name, found in (
+            ("_select_conv_backend", None),
+            ("_conv_determine_backend_memory_format", torch.contiguous_format),
+        ):
+            if hasattr(torch._C, name):
+                stack.enter_context(mock.patch.object(torch._C, name, lambda *_, found=found, **__: found))
         yield
 
 
@@ -132,8 +147,21 @@ def is_whole_slice(node: fx.Node) -> bool:
     """Return whether a node is x[:] along a dimension: torch leaves that out only where sizes are numbers."""
     if str(node.target) != "aten.slice.Tensor":
         return False
-    start, end, step = [*(value_of(arg) for arg in node.args[2:]), *(None, None, None)[len(node.args) - 2 :]][:3]
-    return start in (None, 0) and isinstance(end, (int, type(None))) and end in (None, sys.maxsize) and step in (None, 1)
+    _, start, end, step = _slice(node)
+    return start in (None, 0) and (end is None or (isinstance(end, int) and end == sys.maxsize)) and step == 1
+
+
+def _slice(node: fx.Node) -> list[Any]:
+    """Return dimension, start, end and step."""
+    return [*value_of(node.args[1:]), *(0, None, None, 1)[len(node.args) - 1 :]]
+
+
+def _slice_on_example(node: fx.Node) -> tuple[int, int, int, int] | None:
+    """Return dimension, first index, end and step of a slice of the example; None where it is all of it."""
+    dim, start, end, step = (hint_of(value) for value in _slice(node))
+    size = hint_of(node.args[0].meta["val"].shape[dim])  # type: ignore[union-attr]
+    first, last, step = slice(start, end, step).indices(size)
+    return None if (first, last, step) == (0, size, 1) else (dim, first, last, step)
 
 
 class _Steps:
@@ -144,7 +172,8 @@ class _Steps:
         self.nodes = []
         for node in program.graph.nodes:
             if node.op == "call_function":
-                if str(node.target) in _COPIES or is_whole_slice(node):
+                is_slice = str(node.target) == "aten.slice.Tensor"
+                if str(node.target) in _COPIES or (is_slice and _slice_on_example(node) is None):
                     self.copied[node] = node.args[0]
                     continue
                 if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
@@ -155,6 +184,8 @@ class _Steps:
         if node.op == "placeholder":
             return node.name
         target = "view" if str(node.target) in _VIEWS else str(node.target)
+        if target == "aten.slice.Tensor":
+            return target, self._written(node.args[0], seen), _slice_on_example(node)
         whole = _whole_image_pool(node)
         if whole is not None:
             return whole, self._written(node.args[0], seen)

@@ -47,8 +47,8 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
 
 def upsampled_size(node: Node, height: int, width: int) -> tuple[int, int]:
     """Return the height and width of what "upsample" makes: given, or multiples of the input's."""
-    if "size" in node.attributes:
-        rows, columns = node.attributes["size"]
+    if "output_size" in node.attributes:
+        rows, columns = node.attributes["output_size"]
         return int(rows), int(columns)
     return height * node.attributes["factors"][0], width * node.attributes["factors"][1]
 

@@ -103,8 +103,8 @@ def _pool(function: Callable[..., Tensor], *, has_dilation: bool) -> Callable[[N
 
 
 def _upsample(node: Node, values: Values) -> Tensor:
-    if "size" in node.attributes:
-        return F.interpolate(values[node.inputs[0]], size=list(node.attributes["size"]), mode="nearest")
+    if "output_size" in node.attributes:
+        return F.interpolate(values[node.inputs[0]], size=list(node.attributes["output_size"]), mode="nearest")
     factors = [float(factor) for factor in node.attributes["factors"]]
     return F.interpolate(values[node.inputs[0]], scale_factor=factors, mode="nearest")
 

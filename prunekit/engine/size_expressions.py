@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
@@ -77,7 +78,7 @@ def _evaluate(expression: Expression, shapes: Shapes, depth: int) -> Any:
     if isinstance(expression, (bool, int, float)):
         return expression
     if depth > _MAX_DEPTH or not isinstance(expression, (list, tuple)) or not expression:
-        raise ValueError(f"Expected an expression of sizes, got {str(expression)[:80]}")
+        raise ValueError(f"Expected an expression of sizes, got {reprlib.repr(expression)}")
     word, *rest = expression
     if word == "size":
         return _size(rest, shapes)
@@ -89,7 +90,7 @@ def _evaluate(expression: Expression, shapes: Shapes, depth: int) -> Any:
             return reduce(_JOINED[word], values)
         return _WORDS[word](*values)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"Expected an expression of sizes, got {str(expression)[:80]}") from error
+        raise ValueError(f"Expected an expression of sizes, got {reprlib.repr(expression)}") from error
 
 
 def _size(where: Sequence[Any], shapes: Shapes) -> int:
