@@ -20,7 +20,10 @@ import torch
 from torch import Tensor, nn
 
 # Classes without tensors inside, however many attributes they have.
-_ATOMS = (bool, int, float, complex, str, bytes, bytearray, type(None), type, range, slice, torch.dtype, torch.device)
+_ATOMS = (
+    *(bool, int, float, complex, str, bytes, bytearray, type(None), type, range, slice, torch.dtype, torch.device),
+    *(torch.SymInt, torch.SymFloat, torch.SymBool),
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.engine.geometry import Size, sizes_of
+from prunekit.engine.geometry import Size
 from prunekit.engine.model import AcceleratedModel
 from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import layer_reports
@@ -138,12 +138,14 @@ def planned_sizes(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str,
     for name, x in zip(graph.inputs, inputs, strict=True):
         if x.dim() == 4:
             sizes[name] = (x.shape[1], x.shape[2], x.shape[3])
-    level = graph.levels()
-    parts = {level[nodes[0].name]: nodes for nodes in graph.native_parts()}
-    for (number, shapes), segment in sorted(fast.program._segments.items(), key=lambda item: item[0][0]):
-        read: Mapping[str, Any] = dict(zip(segment.inputs, shapes, strict=True))
-        if all(sizes.get(name, size) == size for name, size in read.items()):  # else it was planned for other inputs
-            sizes |= sizes_of(graph, parts[number], read)
+    position = {node.name: i for i, node in enumerate(graph.nodes)}
+    latest = sorted(reversed(fast.segments()), key=lambda segment: position[segment.outputs[0]])  # a stable order
+    done: set[str] = set()
+    for segment in latest:
+        is_consistent = all(sizes.get(name, size) == size for name, size in segment.plan.sizes.items())
+        if segment.outputs[0] not in done and is_consistent:  # else it was planned for other inputs
+            done.add(segment.outputs[0])
+            sizes |= segment.plan.sizes
     return sizes
 
 

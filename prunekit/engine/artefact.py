@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +16,8 @@ from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.program import operator_of
-from prunekit.engine.validation import check_graph
+from prunekit.engine.size_rule import SizeRule
+from prunekit.engine.validation import check_examples, check_graph, check_sizes
 from prunekit.errors import InputError
 
 #: What files of accelerated models say they are; `GPU_FORMAT` for a GPU.
@@ -57,6 +58,8 @@ def graph_content(graph: Graph, format: str, more: Mapping[str, Any]) -> tuple[d
         "nodes": [asdict(node) for node in graph.nodes],
         "sizes": {name: list(size) for name, size in graph.sizes.items()},
         "is_size_free": graph.is_size_free,
+        "size_rule": None if graph.rule is None else graph.rule.to_json(),
+        "split_batch": graph.split_batch,
         "shapes": {name: list(weight.shape) for name, weight in graph.weights.items()},
         **more,
     }
@@ -88,8 +91,12 @@ def check_format(content: Content, format: str, path: object) -> None:
         raise InputError(f"Expected {format!r} version {_VERSION} in {path}, got {found}.")
 
 
-def read_graph(content: Content) -> Graph:
-    """Return the graph of a file of a known format, checked whole.
+def read_graph(content: Content, shapes: Callable[[Any], Any]) -> tuple[Graph, list[list[int]]]:
+    """Return the graph of a file of a known format, checked whole, and the shapes of the example.
+
+    Args:
+        content: of the file.
+        shapes: returns the shapes of what the document has as "example".
 
     Raises:
         InputError: the graph calls an operator that a file may not call.
@@ -110,9 +117,13 @@ def read_graph(content: Content) -> Graph:
             for name, shape in document["shapes"].items()
         },
         is_size_free=_flag(document["is_size_free"]),
+        rule=SizeRule.from_json(document["size_rule"]) if document.get("size_rule") else None,
+        split_batch=document.get("split_batch", 0),
     )
-    check_graph(graph)
-    return graph
+    example = check_examples(graph, shapes(document["example"]))
+    check_graph(graph.at(example))
+    check_sizes(graph, example)
+    return graph, example
 
 
 def _names(words: object) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from prunekit.engine.activations import OPERATORS, Activation, activation_of
 from prunekit.engine.graph import Node
+from prunekit.engine.symbolic_sizes import are_always_equal, are_equal, holds_symbols, value_of
 
 if TYPE_CHECKING:
     from prunekit.engine.capture import GraphReader
@@ -28,7 +29,7 @@ def layer_of(node: fx.Node) -> str:
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
-    """Return the operator's arguments by name, defaults included."""
+    """Return the operator's arguments by name, defaults included; sizes among them may be symbolic."""
     assert isinstance(node.target, torch._ops.OpOverload)
     arguments = {}
     for i, parameter in enumerate(node.target._schema.arguments):
@@ -38,11 +39,11 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
             arguments[parameter.name] = node.kwargs[parameter.name]
         else:
             arguments[parameter.name] = parameter.default_value
-    return arguments
+    return {name: value_of(argument) for name, argument in arguments.items()}
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
+    values = [value] if isinstance(value, (int, torch.SymInt)) else list(value)
     return values * 2 if len(values) == 1 else values
 
 
@@ -53,6 +54,8 @@ def _convolution(reader: GraphReader, node: fx.Node) -> Node | None:
     if x is None or weight is None or (a["bias"] is not None and bias is None):
         return None
     if reader.constants[weight].dim() != 4 or reader.constants[weight].dtype != reader.dtype:
+        return None
+    if holds_symbols([a["stride"], a["dilation"], a["padding"], a["groups"]]):
         return None
     stride, dilation, padding = _pair(a["stride"]), _pair(a["dilation"]), a["padding"]
     if padding == "valid":
@@ -150,8 +153,7 @@ def _flatten(reader: GraphReader, node: fx.Node) -> fx.Node | None:
     if not isinstance(source, fx.Node) or reader.pixels(source) is None or node.meta["val"].dim() != 2:
         return None
     shape = source.meta["val"].shape
-    is_flat = tuple(node.meta["val"].shape) == (shape[0], math.prod(shape[1:]))
-    return source if is_flat else None
+    return source if are_equal(node.meta["val"].shape, (shape[0], math.prod(shape[1:]))) else None
 
 
 def _mean(reader: GraphReader, node: fx.Node) -> Node | None:
@@ -167,10 +169,10 @@ def _adaptive_pool(reader: GraphReader, node: fx.Node) -> Node | fx.Node | None:
     x = reader.image(a["self"])
     if x is None:
         return None
-    size, output = tuple(a["self"].meta["val"].shape[2:]), tuple(node.meta["val"].shape[2:])
-    if size == output:
-        return _same(reader, node)
-    return Node(node.name, "global_mean", [x], {"is_sum": False}) if output == (1, 1) else None
+    size, output = a["self"].meta["val"].shape[2:], node.meta["val"].shape[2:]
+    if are_always_equal(output, (1, 1)) and not are_always_equal(size, (1, 1)):
+        return Node(node.name, "global_mean", [x], {"is_sum": False})
+    return a["self"] if are_always_equal(size, output) else None  # type: ignore[no-any-return]
 
 
 def _concat(reader: GraphReader, node: fx.Node) -> Node | None:
@@ -178,13 +180,20 @@ def _concat(reader: GraphReader, node: fx.Node) -> Node | None:
     names = [reader.image(tensor) for tensor in a["tensors"]]
     if None in names or a["dim"] not in (1, -3):
         return None
+    batches = [tensor.meta["val"].shape[:1] for tensor in a["tensors"]]
+    if not all(are_equal(batches[0], other) for other in batches[1:]):
+        return None
     return Node(node.name, "concat", [name for name in names if name is not None])
 
 
 def _upsample(reader: GraphReader, node: fx.Node) -> Node | None:
     a = arguments_of(node)
     x, factors = reader.image(a["input"]), a.get("scale_factors")
-    if x is None or not factors or any(f != int(f) or f < 1 for f in factors):
+    if x is None or holds_symbols(factors):
+        return None
+    if factors is None and a.get("output_size") is not None:
+        return Node(node.name, "upsample", [x], {"output_size": list(a["output_size"])})
+    if not factors or any(f != int(f) or f < 1 for f in factors):
         return None
     return Node(node.name, "upsample", [x], {"factors": [int(f) for f in factors]})
 
@@ -209,7 +218,7 @@ def _pool(op: str) -> Any:
 def _pad(reader: GraphReader, node: fx.Node) -> Node | None:
     a = arguments_of(node)
     x, widths = reader.image(a["self"]), list(a["pad"])
-    if x is None or a.get("mode", "constant") != "constant" or any(widths[4:]):
+    if x is None or a.get("mode", "constant") != "constant" or not are_always_equal(widths[4:], [0] * len(widths[4:])):
         return None
     left, right, top, bottom = [*widths, 0, 0][:4]
     return Node(node.name, "pad", [x], {"sides": [left, right, top, bottom], "fill": float(a["value"] or 0.0)})
@@ -218,6 +227,11 @@ def _pad(reader: GraphReader, node: fx.Node) -> Node | None:
 def _same(reader: GraphReader, node: fx.Node) -> fx.Node | None:
     source = node.args[0]
     return source if isinstance(source, fx.Node) and reader.pixels(source) is not None else None
+
+
+def _copy(reader: GraphReader, node: fx.Node) -> fx.Node | None:
+    """Drop a copy of a value that the engine makes; one of torch's may have other strides or be the caller's."""
+    return _same(reader, node) if reader.is_native(node.args[0]) else None
 
 
 def _dropout(reader: GraphReader, node: fx.Node) -> fx.Node | None:
@@ -247,8 +261,8 @@ READERS: dict[str, Callable[[GraphReader, fx.Node], Node | fx.Node | None]] = {
     "aten.pad.default": _pad,
     "aten.constant_pad_nd.default": _pad,
     "aten.dropout.default": _dropout,
-    "aten.clone.default": _same,
-    "aten.contiguous.default": _same,
+    "aten.clone.default": _copy,
+    "aten.contiguous.default": _copy,
     "aten.alias.default": _same,
     "aten.detach.default": _same,
 }

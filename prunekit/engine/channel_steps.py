@@ -151,8 +151,9 @@ class ChannelSteps(StepList):
         self._pixelwise(node, _Operand(x), y, is_masked=False, picks=table)
 
     def _plan_upsample(self, node: Node) -> None:
-        factors = node.attributes["factors"]
-        self._pick(node, lambda row, column: (row // factors[0], column // factors[1]), 0.0)
+        sizes = zip(self.places.sizes[node.inputs[0]][1:], self.places.sizes[node.name][1:], strict=True)
+        rows, columns = (_nearest(size, output) for size, output in sizes)
+        self._pick(node, lambda row, column: (rows(row), columns(column)), 0.0)
 
     def _plan_pad(self, node: Node) -> None:
         left, _, top, _ = node.attributes["sides"]
@@ -229,3 +230,11 @@ class ChannelSteps(StepList):
             ],
         )  # fmt: skip
         self._halo(y)
+
+
+def _nearest(size: int, output: int) -> Callable[[Indices], Indices]:
+    """Return which of `size` pixels torch's nearest upsampling to `output` picks for each; it rounds in float32."""
+    if output % size == 0:
+        return lambda index: index // (output // size)
+    scale = np.float32(size) / np.float32(output)
+    return lambda index: np.minimum(np.floor(index.astype(np.float32) * scale).astype(np.int64), size - 1)

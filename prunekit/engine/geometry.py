@@ -32,7 +32,7 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
     elif node.op in WINDOWS:
         size = (channels, *window_of(node, graph).output_size(height, width))
     elif node.op == "upsample":
-        size = (channels, height * node.attributes["factors"][0], width * node.attributes["factors"][1])
+        size = (channels, *upsampled_size(node, height, width))
     elif node.op == "pad":
         left, right, top, bottom = node.attributes["sides"]
         size = (channels, height + top + bottom, width + left + right)
@@ -62,6 +62,14 @@ def _broadcast(node: Node, sizes: Sequence[Size]) -> Size:
     if any(size[0] not in (1, channels) or size[1:] not in ((1, 1), (height, width)) for size in sizes):
         raise InputError(f"{node.layer or node.name}: inputs of sizes {[list(s) for s in sizes]} do not fit.")
     return channels, height, width
+
+
+def upsampled_size(node: Node, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of what "upsample" makes: given, or multiples of the input's."""
+    if "output_size" in node.attributes:
+        rows, columns = node.attributes["output_size"]
+        return int(rows), int(columns)
+    return height * node.attributes["factors"][0], width * node.attributes["factors"][1]
 
 
 def window_of(node: Node, graph: Graph) -> Window:

@@ -101,7 +101,7 @@ def load_gpu_model(
     document = content.document
     check_format(content, GPU_FORMAT, path)
     with damage_told(path):
-        graph = read_graph(content)
+        graph, _ = read_graph(content, lambda rows: [shape for shape, _, _ in rows])
         choices = {name: _choice(words) for name, words in document["choices"].items()}
         are_ours = document["gpu"] == _identity(device.gpu)
         examples = [_example(shape, dtype, is_last, where) for shape, dtype, is_last in document["example"]]

@@ -127,6 +127,8 @@ def _mean(node: Node, values: Values) -> Tensor:
 
 
 def _upsample(node: Node, values: Values) -> Tensor:
+    if "output_size" in node.attributes:
+        return F.interpolate(values[node.inputs[0]], size=list(node.attributes["output_size"]), mode="nearest")
     factors = [float(factor) for factor in node.attributes["factors"]]
     return F.interpolate(values[node.inputs[0]], scale_factor=factors, mode="nearest")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from prunekit import documents
+from prunekit.engine.batches import check_shapes
 from prunekit.engine.gpu_nodes import LayerKernel, convolve, run_native
 from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
@@ -171,7 +172,7 @@ class GpuProgram:
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the graph's outputs; what nobody reads any more is freed on the way."""
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
-        for node in self.graph.nodes:
+        for node in self.graph.at([tuple(x.shape) for x in inputs]).nodes:
             if node.op == "conv2d":
                 kernel = self.kernels[node.name]
                 values[node.name] = convolve(node, values, self.graph.constants, kernel, self._ops)
@@ -317,10 +318,9 @@ class GpuModel(nn.Module):
         names = self.program.graph.inputs
         if len(inputs) != len(names):
             raise InputError(f"expected {len(names)} inputs, got {len(inputs)}.")
-        for name, x, (shape, dtype, device) in zip(names, inputs, self._example, strict=True):
+        for name, x, (_, dtype, device) in zip(names, inputs, self._example, strict=True):
             if not isinstance(x, Tensor) or x.device != device or x.dtype != dtype:
                 found = f"a {x.dtype} one on {x.device}" if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"expected a {dtype} tensor on {device} as {name}, got {found}.")
-            is_free = self.program.graph.is_size_free and x.dim() == 4 and x.shape[1] == shape[1]
-            if not is_free and list(x.shape) != shape:
-                raise InputError(f"expected {shape} as the shape of {name}, got {list(x.shape)}.")
+        example = [shape for shape, _, _ in self._example]
+        check_shapes(self.program.graph, [list(x.shape) for x in inputs if isinstance(x, Tensor)], example)

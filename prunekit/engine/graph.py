@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from prunekit.engine.activations import Activation
+from prunekit.engine.size_expressions import Shapes, holds_sizes, substitute
+from prunekit.engine.size_rule import SizeRule
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ NODE_KINDS: dict[str, NodeKind] = {
     "mul": NodeKind((2, 3), {"after": "activation"}),
     "concat": NodeKind((1, None), {}),
     "select": NodeKind((1, 1), {"channels": "channels"}),
-    "upsample": NodeKind((1, 1), {"factors": "pair"}),
+    "upsample": NodeKind((1, 1), {"factors": "pair", "output_size": "pair"}, {"factors": None, "output_size": None}),
     "max_pool2d": NodeKind((1, 1), _POOL, {"is_ceil": False}),
     "avg_pool2d": NodeKind(
         (1, 1), {**_POOL, "counts_padding": "flag", "divisor": "number"},
@@ -153,7 +155,10 @@ class Graph:
         weights: Of convolutions.
         constants: Biases and whatever else the nodes name.
         output_spec: How the outputs' leaves nest, as `torch.utils._pytree.treespec_dumps` writes it.
-        is_size_free: Whether it holds for images of any size and number, not for the captured ones only.
+        is_size_free: Whether it holds for images of other heights and widths, not for the captured ones only.
+        rule: For which sizes it holds, exactly; None where it was captured with numbers. Attributes of its nodes may
+            then be {"size": expression}; `at` gives them numbers.
+        split_batch: Images that it takes at a time, where a larger batch is run in parts; 0 where it never is.
     """
 
     inputs: list[str]
@@ -164,6 +169,22 @@ class Graph:
     sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     weights: dict[str, SparseWeight] = field(default_factory=dict)
     is_size_free: bool = False
+    rule: SizeRule | None = None
+    split_batch: int = 0
+
+    def at(self, shapes: Shapes) -> Graph:
+        """Return the graph for inputs of `shapes`, all numbers; it shares everything else.
+
+        Raises:
+            ValueError, ArithmeticError: a size has no value there.
+        """
+        if not any(holds_sizes(node.attributes) for node in self.nodes):
+            return self
+        nodes = [
+            replace(node, attributes=substitute(node.attributes, shapes)) if holds_sizes(node.attributes) else node
+            for node in self.nodes
+        ]
+        return replace(self, nodes=nodes)
 
     def compress(self) -> None:
         """Move the convolutions' weights to `weights`, and forget the constants that no node names."""

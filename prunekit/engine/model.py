@@ -24,11 +24,11 @@ from prunekit.engine.artefact import (
     graph_content,
     read_graph,
 )
+from prunekit.engine.batches import check_shapes
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph
 from prunekit.engine.program import Program, Segment, StepTime
 from prunekit.engine.signature import Signature
-from prunekit.engine.validation import check_examples
 from prunekit.errors import InputError
 from prunekit.ops import native
 
@@ -134,11 +134,10 @@ class AcceleratedModel(nn.Module):
         """
         check_format(content, CPU_FORMAT, path)
         with damage_told(path):
-            graph = read_graph(content)
+            graph, example = read_graph(content, lambda shapes: shapes)
             choices, lanes = choices_of(content.document), int(content.document["lanes"])
             width, longest = native.lane_layout()
             are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())
-            example = check_examples(graph, content.document["example"])
             model = cls(graph, choices if are_ours else {}, example, signature)
             model.program.run_dry(model.example, model.signature.argument_dtypes)
             return model
@@ -192,11 +191,7 @@ class AcceleratedModel(nn.Module):
                 wanted, found = (str(d).removeprefix("torch.") for d in (dtype, x.dtype))
                 of = " [N, C, H, W]" if len(example) == 4 else ""
                 raise InputError(f"expected a {wanted} tensor{of} as {name}, got {found} {shape}.")
-            if self.graph.is_size_free and len(shape) == 4 and shape[1] == example[1]:
-                continue
-            if shape != example:
-                free = "; the model's forward computes with that size" if not self.graph.is_size_free else ""
-                raise InputError(f"expected {example} as the shape of {name}, got {shape}{free}.")
+        check_shapes(self.graph, [list(x.shape) for x in inputs if isinstance(x, Tensor)], self.example)
 
 
 def _of_bytes(data: bytes, signature: Signature | str) -> AcceleratedModel:

@@ -32,6 +32,7 @@ class SegmentPlan:
         keep_alive: Whatever the words point to.
         output_sizes: [C, H, W] of each output.
         choices: How each convolution was cut, by its name.
+        sizes: [C, H, W] of every value that the steps read or make.
     """
 
     words: bytes
@@ -41,6 +42,7 @@ class SegmentPlan:
     keep_alive: list[Any]
     output_sizes: list[Size]
     choices: dict[str, ConvChoice]
+    sizes: dict[str, Size]
 
 
 def plan_segment(
@@ -92,6 +94,7 @@ class _Planner(ChannelSteps):
             self.places.keep_alive,
             [self.places.sizes[name] for name in self.outputs],
             self.choices,
+            dict(self.places.sizes),
         )
 
     def _plan_conv2d(self, node: Node) -> None:

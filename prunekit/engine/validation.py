@@ -107,6 +107,8 @@ def _check_node(node: Node, graph: Graph) -> None:
     for key, value in node.attributes.items():
         is_right = _CHECKS[kind.attributes[key]](value)
         _expect(is_right, f"{node.name} ({node.op}) cannot have {key}={str(value)[:60]}")
+    has_one_size = len(node.attributes.keys() & {"factors", "output_size"}) == 1
+    _expect(node.op != "upsample" or has_one_size, f"{node.name} needs either factors or an output size")
     _check_constants(node, graph)
 
 
@@ -166,6 +168,19 @@ def check_examples(graph: Graph, shapes: object) -> list[list[int]]:
         is_shape = isinstance(shape, list) and all(_is_count(n) for n in shape) and math.prod(shape) < 2**40
         _expect(is_shape, f"{str(shape)[:60]} is no shape")
     return shapes
+
+
+def check_sizes(graph: Graph, example: Sequence[Sequence[int]]) -> None:
+    """Check what a graph says about the sizes for which it holds, which its example's are among.
+
+    Raises:
+        ValueError: It contradicts itself.
+    """
+    _expect(_is_count(graph.split_batch), f"{graph.split_batch!r} is no number of images")
+    if graph.rule is not None:
+        _expect(len(graph.rule.shapes) == len(graph.inputs), "its rule of sizes is for another number of inputs")
+        refusal = graph.rule.refusal(example, graph.inputs)
+        _expect(refusal is None, f"it does not hold for its own example: {refusal}")
 
 
 def _expect(is_right: bool, wrong: str) -> None:

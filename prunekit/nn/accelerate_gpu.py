@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.comparison import MAX_RELATIVE_RMS, check_equal, compare
-from prunekit.engine.capture import CaptureError, capture, is_size_free
+from prunekit.engine.capture import CaptureError, capture_any_size
 from prunekit.engine.fusing import fuse
 from prunekit.engine.gpu_nodes import LayerKernel
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
@@ -108,8 +108,7 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
         if has_foreign_hooks(module):
             raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the graph would not call")
     dtype = dtype_of(inputs)
-    graph = capture(model, inputs, dtype)
-    graph.is_size_free = is_size_free(model, inputs, graph, dtype)
+    graph = capture_any_size(model, inputs, dtype)
     return graph, fuse(graph)
 
 

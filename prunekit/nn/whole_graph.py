@@ -7,14 +7,15 @@ import keyword
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.engine.capture import CaptureError, capture, is_size_free
+from prunekit.engine.batches import check_batch, has_free_batch
+from prunekit.engine.capture import CaptureError, capture, capture_any_size
 from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
@@ -87,12 +88,11 @@ def build_whole_graph(
     if any(x.dtype == torch.float64 for x in inputs if x.dim() == 4):
         raise CaptureError("the engine computes in float32")
     _check_hooks(model)
-    graph = _captured(model, inputs, signature, copies_inputs)
+    graph, shapes = _captured(model, inputs, signature, copies_inputs), [list(x.shape) for x in inputs]
     folded = fuse(graph)
     graph.compress()
     if not any(node.op == "conv2d" for node in graph.nodes):
         raise CaptureError("no float32 convolution was found")
-    shapes = [list(x.shape) for x in inputs]
     exact = rounded = None
     if weight_dtype != torch.float32:
         exact, graph = AcceleratedModel(graph, {}, shapes, signature), graph.with_weights(weight_dtype)
@@ -114,18 +114,16 @@ def _check_hooks(model: nn.Module) -> None:
 
 
 def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
-    if signature is None:
-        graph = capture(model, inputs)
-        graph.is_size_free = is_size_free(model, inputs, graph)
-        return graph
-    with _on_tensors(model, signature, copies_inputs) as results:
-        graph = capture(model, inputs)
-        difference = signature.results.differs_from(results[-1])
-        if difference:
-            raise CaptureError(f"what the model returns changes while it is captured: {difference}")
-        is_free = is_size_free(model, inputs, graph)
-    # A result that is no tensor, as a size returned as an int, is part of no graph.
-    graph.is_size_free = is_free and all(signature.results.differs_from(result) is None for result in results)
+    with nullcontext([]) if signature is None else _on_tensors(model, signature, copies_inputs) as results:
+        graph, shapes = capture_any_size(model, inputs), [list(x.shape) for x in inputs]
+        if signature is not None and any(signature.results.differs_from(result) for result in results):
+            # A result that is no tensor, as a size returned as an int, is part of no graph.
+            graph = capture(model, inputs)
+            difference = signature.results.differs_from(results[-1])
+            if difference:
+                raise CaptureError(f"what the model returns changes while it is captured: {difference}")
+        if not has_free_batch(graph, shapes) and check_batch(model, inputs):
+            graph.split_batch = len(inputs[0])
     return graph
 
 
