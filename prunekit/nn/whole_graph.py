@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prunekit.engine.capture import CaptureError, capture, is_size_free
 from prunekit.engine.fusing import fuse
@@ -118,6 +118,8 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
         graph = capture(model, inputs)
         graph.is_size_free = is_size_free(model, inputs, graph)
         return graph
+    if isinstance(model, fx.GraphModule):
+        model = _Held(model)
     with _on_tensors(model, signature, copies_inputs) as results:
         graph = capture(model, inputs)
         difference = signature.results.differs_from(results[-1])
@@ -127,6 +129,18 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
     # A result that is no tensor, as a size returned as an int, is part of no graph.
     graph.is_size_free = is_free and all(signature.results.differs_from(result) is None for result in results)
     return graph
+
+
+class _Held(nn.Module):
+    """A graph module inside another: torch.export interprets the graph of a lone one, whatever its forward is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
 
 @contextmanager
