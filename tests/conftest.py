@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what `accelerate` runs as a whole graph, however slow a busy machine makes it look."""
-    monkeypatch.setattr(importlib.import_module("prunekit.nn.accelerate"), "_CLEARLY_FASTER", 0.0)
+    monkeypatch.setattr(importlib.import_module("prunekit.nn.candidates"), "_CLEARLY_FASTER", 0.0)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def fix_times(monkeypatch: pytest.MonkeyPatch, **median_ms: float) -> None:
             call()
         return {name: Timing(*[median_ms.get(name, median_ms["packed"])] * 3) for name in calls}
 
-    for module in ("prunekit.nn.tuning", "prunekit.nn.accelerate"):  # a package's function hides the second
+    for module in ("prunekit.nn.tuning", "prunekit.nn.candidates"):
         monkeypatch.setattr(importlib.import_module(module), "time_in_turn", time_in_turn)
 
 
@@ -190,12 +190,13 @@ def test_the_faster_one_is_chosen_and_dense_wins_ties(monkeypatch: pytest.Monkey
 
 
 def test_a_whole_graph_that_is_slower_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("prunekit.nn.accelerate"), "_CLEARLY_FASTER", 1.4)
-    fix_times(monkeypatch, dense=2.0, packed=1.0, before=1.0, after=1.0, modules=1.0, graph=2.0)
+    monkeypatch.setattr(importlib.import_module("prunekit.nn.candidates"), "_CLEARLY_FASTER", 1.4)
+    fix_times(monkeypatch, dense=2.0, packed=1.0, own=1.0, modules=1.0, graph=2.0)
     fast = prunekit.accelerate(sparsify(Block(), 0.9).eval(), X, tuning_cache=None)
     assert isinstance(fast, Block)
     assert any("faster than the whole graph" in note for note in fast.report.notes)  # type: ignore[union-attr]
-    fix_times(monkeypatch, dense=2.0, packed=1.0, before=1.0, after=1.0, modules=2.0, graph=1.0)
+    assert fast.report.engine == "modules"  # type: ignore[union-attr]
+    fix_times(monkeypatch, dense=2.0, packed=1.0, own=1.0, modules=2.0, graph=1.0)
     assert isinstance(prunekit.accelerate(sparsify(Block(), 0.9).eval(), X, tuning_cache=None), AcceleratedModel)
 
 
@@ -205,7 +206,11 @@ def test_real_measurements_choose_for_every_layer(monkeypatch: pytest.MonkeyPatc
     for row in report.rows:
         assert row.dense_ms is not None
         assert row.sparse_ms is not None
-        assert (row.implementation == "dense") == (row.sparse_ms >= row.dense_ms)
+        if row.reason.startswith("given back"):
+            assert row.implementation == "dense"
+            assert report.engine == "the model's own"
+        else:
+            assert (row.implementation == "dense") == (row.sparse_ms >= row.dense_ms)
 
 
 def test_dense_models_stay_dense_and_hooked_layers_are_left_alone() -> None:
@@ -257,7 +262,8 @@ def test_bfloat16_weights_halve_the_values_and_cost_what_rounding_costs(tmp_path
     narrow_report, wide_report = fast.report, wide.report
     assert isinstance(narrow_report, AccelerationReport)
     assert isinstance(wide_report, AccelerationReport)
-    assert narrow_report.relative_rms == pytest.approx(difference, rel=0.1)
+    assert difference <= 1.1 * narrow_report.relative_rms  # of two inputs the larger one
+    assert narrow_report.relative_rms < TOLERANCE[torch.bfloat16]
     for row, other in zip(narrow_report.rows, wide_report.rows, strict=True):
         assert 0 < (row.num_bytes or 0) < (other.num_bytes or 0)
     prunekit.save(fast, tmp_path / "fast")
@@ -276,8 +282,10 @@ def test_a_kernel_that_is_wrong_on_rounded_weights_is_refused(monkeypatch: pytes
         return other
 
     monkeypatch.setattr(Graph, "with_weights", wrong)
-    with pytest.raises(WrongOutputError, match="differs from the original"):
-        prunekit.accelerate(model, X, weight_dtype=torch.bfloat16, tuning_cache=None)
+    fast = prunekit.accelerate(model, X, weight_dtype=torch.bfloat16, tuning_cache=None)
+    assert not isinstance(fast, AcceleratedModel)
+    assert any("not run as a whole graph: it differs from the original by" in note for note in fast.report.notes)  # type: ignore[union-attr]
+    assert relative_difference(model(X)[0], fast(X)[0]) <= TOLERANCE[torch.float32]
 
 
 def test_bad_input() -> None:

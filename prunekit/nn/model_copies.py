@@ -68,8 +68,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
             if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
                 _make_permanent(module, hook)
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            _forget_parametrizations(module)
     return _frozen(plain)
 
 
@@ -133,6 +132,24 @@ def _can_be_copied(value: object, memo: dict[int, Any]) -> bool:
     except Exception:
         return False
     return True
+
+
+def _forget_parametrizations(module: nn.Module) -> None:
+    """Give a module the tensors that its parametrizations compute, and the class it had before.
+
+    torch's remove_parametrizations deletes a property of the class, which copies share with the original.
+    """
+    made = module.parametrizations
+    assert isinstance(made, nn.ModuleDict)
+    values = {name: getattr(module, name).detach().clone() for name in made}
+    was_buffer = {name for name, chain in made.items() if "original" in chain._buffers}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        if name in was_buffer:
+            module.register_buffer(name, value)
+        else:
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _make_permanent(module: nn.Module, hook: Any) -> None:

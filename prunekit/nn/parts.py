@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -46,7 +47,21 @@ class PartForward:
                     return engine(*args, **kwargs)
                 except InputError:  # raised before anything ran
                     continue
-        return type(self.module).forward(self.module, *args, **kwargs)
+        return self._own(*args, **kwargs)
+
+    @property
+    def __code__(self) -> Any:
+        """The code of the module's own forward, which torch.export asks a forward for."""
+        return self._own.__func__.__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the module's own forward."""
+        return inspect.signature(self._own)
+
+    @property
+    def _own(self) -> Any:
+        return type(self.module).forward.__get__(self.module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PartForward:
         """Return the same for the module's copy; engines change in nothing but plans and are shared."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prunekit.engine.batches import check_batch, has_free_batch
 from prunekit.engine.capture import CaptureError, capture, capture_any_size
@@ -114,6 +114,8 @@ def _check_hooks(model: nn.Module) -> None:
 
 
 def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
+    if signature is not None and isinstance(model, fx.GraphModule):
+        model = _Held(model)
     with nullcontext([]) if signature is None else _on_tensors(model, signature, copies_inputs) as results:
         graph, shapes = capture_any_size(model, inputs), [list(x.shape) for x in inputs]
         if signature is not None and any(signature.results.differs_from(result) for result in results):
@@ -125,6 +127,18 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
         if not has_free_batch(graph, shapes) and check_batch(model, inputs):
             graph.split_batch = len(inputs[0])
     return graph
+
+
+class _Held(nn.Module):
+    """A graph module inside another: torch.export interprets the graph of a lone one, whatever its forward is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
 
 @contextmanager
