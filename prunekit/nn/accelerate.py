@@ -120,7 +120,10 @@ def accelerate(
             )
             if both["modules"].median_ms < both["graph"].median_ms:
                 assert isinstance(modules.report, AccelerationReport)
-                modules.report.notes.append("the model's own forward was measured faster than the whole graph")
+                foreign = [f", in which {note}" for note in built.notes if note.startswith("torch runs ")]
+                modules.report.notes.append(
+                    f"the model's own forward was measured faster than the whole graph{''.join(foreign)}"
+                )
                 return modules
         peak = max(peak, native.fma_peak_gflops())  # another process may have slowed one of the two down
         rows, other = layer_reports(fast, inputs, peak)
