@@ -16,7 +16,7 @@ from conv_variants import conv_of_reading
 from torch import Tensor, nn
 
 import prunekit
-from prunekit.engine.activations import Activation
+from prunekit.engine.activations import ACTIVATIONS, Activation
 from prunekit.engine.filters import ConvChoice, pack_for_lanes
 from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.model import AcceleratedModel
@@ -335,7 +335,7 @@ def test_steps_that_leave_the_arena_are_refused() -> None:
         (6, 99),
         (10, 7),
         (13, 2),
-        (17, 9),
+        (17, len(ACTIVATIONS)),
         (22, 0),
         (25, 2**40),
     ):

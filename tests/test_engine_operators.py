@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import NODE_KINDS, Graph
 from prunekit.engine.lanes import Window
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.planning import plan_segment
+from prunekit.ops import native
 from prunekit.ops.native import native_status
 
 pytestmark = [
@@ -29,6 +33,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 TOLERANCE = 1e-5
+#: PRUNEKIT_NETS=1000 draws more.
+NUM_NETS = int(os.environ.get("PRUNEKIT_NETS", "90"))
 SETS = native_status().supported_sets
 
 
@@ -155,7 +161,7 @@ def test_channels_that_torch_reads_are_brought_to_it() -> None:
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=NUM_NETS // 4, deadline=None)
 @given(
     size=sizes, kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), stride=st.integers(1, 4),
     padding=st.integers(0, 2), dilation=st.integers(1, 3), is_max=st.booleans(), is_ceil=st.booleans(),
@@ -180,7 +186,7 @@ def test_pools_are_torchs(
     assert not foreign(graph)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=NUM_NETS // 4, deadline=None)
 @given(
     size=sizes, kernel=st.sampled_from([(3, 3), (3, 1), (5, 3), (2, 2)]), stride=st.sampled_from([1, 1, 1, 2]),
     dilation=st.sampled_from([1, 2, 5, 6, 12, 24, 36]), groups=st.sampled_from([1, 4]), seed=st.integers(0, 9),
@@ -211,3 +217,38 @@ def test_the_taps_that_count_are_those_that_see_a_pixel(
         return
     seeing = {r for r in range(kernel) for i in range(count) if 0 <= i * stride + r * dilation - padding < size}
     assert set(window.trimmed(size, 1).live_rows) == (seeing or {0})
+
+
+#: Fields of a step that lead elsewhere when they are damaged: of csrc/cpu/plan.h's structs, counted from the kind.
+_FIELDS: dict[str, tuple[int, ...]] = {
+    "elementwise": (1, 5, 7, 8, 12, 18),
+    "pool": (1, 3, 5, 6),
+    "mean": (1, 3, 5, 6),
+    "shift": (1, 3, 5, 6, 7),
+    "halo": (1, 3, 4, 5, 6),
+}
+
+
+@pytest.mark.parametrize("kind", _FIELDS)
+def test_steps_of_channels_that_leave_the_arena_are_refused(kind: str) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.far = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=9, dilation=9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.far(self.first(self.first(x)[:, 1:]))
+            return F.max_pool2d(y * y.mean((2, 3), keepdim=True), 3, 2, ceil_mode=True)
+
+    graph = planned(Gated(), [torch.randn(1, 3, 10, 10)]).graph
+    plan = plan_segment(graph, graph.nodes, {graph.inputs[0]: (3, 10, 10)}, graph.outputs, {})
+    native.make_plan(plan.words, plan.arena_elements, 1, 1)
+    words = np.frombuffer(plan.words, np.int64).reshape(len(plan.kinds), -1)
+    assert set(plan.kinds) == {"remap", "conv", *_FIELDS}
+    for field in _FIELDS[kind]:
+        for value in (2**40, -16):
+            damaged = words.copy()
+            damaged[plan.kinds.index(kind), field] = value
+            if (field, value) != (12, -16):  # no scale
+                with pytest.raises(RuntimeError, match="a plan's step is damaged"):
+                    native.make_plan(damaged.tobytes(), plan.arena_elements, 1, 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from prunekit.engine.activations import Activation
 from prunekit.engine.aten import arguments_of
@@ -52,13 +53,18 @@ def _pixels(reader: GraphReader, arg: object) -> str | None:
 def _fit(a: fx.Node, b: fx.Node, node: fx.Node) -> bool:
     """Tell whether two operands are of one size, or repeated in all pixels or in all channels."""
     x, y, result = (tuple(n.meta["val"].shape) for n in (a, b, node))
-    if len(x) != len(y) or x[0] != y[0]:
+    if not are_alike(x[:1], y[:1]) or len(x) != len(y):
         return False
-    if x == y:
+    if are_alike(x, y):
         return True
     if len(result) != 4:
         return False
-    return all(s[1] in (1, result[1]) and s[2:] in ((1, 1), result[2:]) for s in (x, y))
+    return all(s[1] in (1, result[1]) and (are_alike(s[2:], (1, 1)) or are_alike(s[2:], result[2:])) for s in (x, y))
+
+
+def are_alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Tell whether two shapes are the same for all sizes that symbols in them may stand for."""
+    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
 def _affine(reader: GraphReader, node: fx.Node, op: str, x: str, other: object, *, is_reversed: bool) -> Node | None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, fx
+from torch import fx
 
 from prunekit.engine.aten import arguments_of, layer_of
+from prunekit.engine.aten_arithmetic import are_alike
 from prunekit.engine.graph import Node
 from prunekit.engine.lanes import Indices
 
@@ -60,6 +61,10 @@ def _dim(node: fx.Node, dim: int) -> int:
     return dim % node.args[0].meta["val"].dim()  # type: ignore[union-attr, no-any-return]
 
 
+def _are_numbers(*values: object) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
 def _is_of_channels(view: ChannelView, *dims: int) -> bool:
     return all(1 <= dim <= view.index.ndim for dim in dims)
 
@@ -70,8 +75,8 @@ def _reshape(reader: GraphReader, node: fx.Node) -> bool:
     if view is None:
         return _pixel_as_image(reader, source, node)
     before = tuple(source.meta["val"].shape)  # type: ignore[union-attr]
-    is_kept = len(shape) >= 4 and shape[0] == before[0] and shape[-2:] == before[-2:]
-    if not is_kept or math.prod(shape[1:-2]) != view.index.size:
+    is_kept = len(shape) >= 4 and are_alike((shape[0], *shape[-2:]), (before[0], *before[-2:]))
+    if not is_kept or not _are_numbers(*shape[1:-2]) or math.prod(shape[1:-2]) != view.index.size:
         return False
     return _keep(reader, node, view, view.index.reshape(shape[1:-2]))
 
@@ -84,9 +89,9 @@ def _pixel_as_image(reader: GraphReader, source: object, node: fx.Node) -> bool:
     if name is None or reader.sizes[name][1:] != (1, 1):
         return False
     batch, channels = source.meta["val"].shape[:2]
-    if shape == (batch, channels, 1):
+    if are_alike(shape, (batch, channels, 1)):
         reader.half_flat[node] = name
-    elif shape == (batch, channels, 1, 1):
+    elif are_alike(shape, (batch, channels, 1, 1)):
         reader.names[node] = name
     else:
         return False
@@ -121,6 +126,8 @@ def _select(reader: GraphReader, node: fx.Node) -> bool:
     view, a = _view_of(reader, node.args[0]), arguments_of(node)
     if view is None or not _is_of_channels(view, dim := _dim(node, a["dim"])) or view.index.ndim == 1:
         return False
+    if not _are_numbers(a["index"]):
+        return False
     return _keep(reader, node, view, view.index.take(a["index"], axis=dim - 1))
 
 
@@ -129,6 +136,8 @@ def _slice(reader: GraphReader, node: fx.Node) -> bool:
     if view is None:
         return False
     dim, value = _dim(node, a["dim"]), node.meta["val"]
+    if not _are_numbers(*(a[key] or 0 for key in ("start", "end", "step"))):
+        return False
     if not _is_of_channels(view, dim):
         is_all = a["start"] in (None, 0) and a["end"] in (None, 2**63 - 1) and a["step"] == 1
         return is_all and _keep(reader, node, view, view.index)
@@ -157,7 +166,9 @@ def _pieces(reader: GraphReader, node: fx.Node) -> bool:
         if view.index.ndim == 1:
             return False
     else:
-        sizes = [int(value.shape[dim]) for value in values]
+        sizes = [value.shape[dim] for value in values]
+        if not _are_numbers(*sizes):
+            return False
         pieces = np.split(view.index, np.cumsum(sizes)[:-1].tolist(), axis=dim - 1)
     if not all(piece.size for piece in pieces):
         return False
@@ -179,7 +190,7 @@ def _expand(reader: GraphReader, node: fx.Node) -> bool:
     if not isinstance(source, fx.Node) or reader.image(source) is None or len(shape) != 4:
         return False
     before = tuple(source.meta["val"].shape)
-    if before[:2] != shape[:2] or before[2:] != (1, 1) or not isinstance(node.meta["val"], Tensor):
+    if not are_alike(before, (*shape[:2], 1, 1)):
         return False
     reader.expanded[node] = source
     return True
