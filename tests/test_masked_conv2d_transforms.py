@@ -6,8 +6,9 @@ import copy
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from prunekit.ops.native import native_status
 
 needs_native = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 Function = Callable[..., Tensor]
+jit: Any = torch.jit  # neither has types
+dual: Any = forward_ad
 
 
 def small_cases(count: int, seed: int) -> Iterator[ConvCase]:
@@ -36,15 +39,14 @@ def small_cases(count: int, seed: int) -> Iterator[ConvCase]:
         yield replace(case, x=case.x[:2], weight=case.weight, bias=torch.randn(len(case.weight), dtype=torch.float64))
 
 
-def both(case: ConvCase, geometry: tuple[object, ...] | None = None) -> tuple[Function, Function]:
+def both(case: ConvCase) -> tuple[Function, Function]:
     """Return the masked convolution and what it must equal, as functions of x, weight and bias."""
-    geometry = case.geometry if geometry is None else geometry
 
     def masked(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return prunekit.masked_conv2d(x, weight, case.mask, bias, *geometry)  # type: ignore[arg-type]
+        return prunekit.masked_conv2d(x, weight, case.mask, bias, *case.geometry)
 
     def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, torch.where(case.mask, weight, 0), bias, *geometry)  # type: ignore[arg-type]
+        return F.conv2d(x, torch.where(case.mask, weight, 0), bias, *case.geometry)
 
     return masked, dense
 
@@ -55,6 +57,10 @@ def assert_same(expected: object, actual: object) -> None:
     for a, b in pairs:
         assert a.shape == b.shape
         assert relative_difference(a, b) <= TOLERANCE[a.dtype]
+
+
+def _total(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([t.sum() for t in tensors]).sum()
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -76,8 +82,8 @@ def test_second_and_third_derivatives_are_those_of_the_dense_convolution() -> No
             x, weight, bias = (t.clone().requires_grad_() for t in (case.x, case.weight, case.bias) if t is not None)
             y = function(x, weight, bias).sigmoid().square().sum()  # curved: no derivative of it vanishes
             first = torch.autograd.grad(y, (x, weight, bias), create_graph=True)
-            second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight, bias), create_graph=True)
-            third = torch.autograd.grad(sum(g.sin().sum() for g in second), (x, weight, bias))
+            second = torch.autograd.grad(_total(g.square() for g in first), (x, weight, bias), create_graph=True)
+            third = torch.autograd.grad(_total(g.sin() for g in second), (x, weight, bias))
             results.append((first, second, third))
         assert_same(*results)
 
@@ -91,7 +97,7 @@ def test_a_gradient_penalty_trains_as_with_a_dense_convolution() -> None:
     for layer in (conv, masked):
         leaf = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(layer(leaf).tanh().sum(), leaf, create_graph=True)
-        slope.square().sum().backward()
+        slope.square().sum().backward()  # type: ignore[no-untyped-call]
         assert layer.weight.grad is not None
         penalties.append(torch.where(masked.mask, layer.weight.grad, 0))
     assert relative_difference(*penalties) <= TOLERANCE[torch.float32]
@@ -123,9 +129,9 @@ def test_forward_mode_gives_the_tangent_also_without_torch_func() -> None:
     for case in small_cases(3, seed=14):
         tangents = []
         for function in both(case):
-            with forward_ad.dual_level():
-                x, weight = (forward_ad.make_dual(t, t.cos()) for t in (case.x, case.weight))
-                tangents.append(forward_ad.unpack_dual(function(x, weight)).tangent)
+            with dual.dual_level():
+                x, weight = (dual.make_dual(t, t.cos()) for t in (case.x, case.weight))
+                tangents.append(dual.unpack_dual(function(x, weight)).tangent)
         assert_same(*tangents)
 
 
@@ -179,7 +185,8 @@ def test_the_module_under_functional_call_grad_and_vmap(training: bool) -> None:
         weights = {"weight": layer.weight.detach()}
 
         def loss(weights: dict[str, Tensor], x: Tensor, layer: nn.Module = layer) -> Tensor:
-            return functional_call(layer, weights, x).sigmoid().square().sum()
+            y: Tensor = functional_call(layer, weights, x).sigmoid().square().sum()
+            return y
 
         found = vmap(grad(loss), (None, 0))(weights, xs)["weight"]
         per_sample.append(torch.where(masked.mask, found, 0))
@@ -188,8 +195,8 @@ def test_the_module_under_functional_call_grad_and_vmap(training: bool) -> None:
         assert_same(vmap(conv)(xs), vmap(masked)(xs))
 
 
-def pruned_conv(dtype: torch.dtype = torch.float32, **arguments: object) -> nn.Conv2d:
-    conv = nn.Conv2d(4, 6, 3, dtype=dtype, **arguments)  # type: ignore[arg-type]
+def pruned_conv(dtype: torch.dtype = torch.float32, **arguments: Any) -> nn.Conv2d:
+    conv = nn.Conv2d(4, 6, 3, dtype=dtype, **arguments)
     with torch.no_grad():
         conv.weight.mul_(torch.rand_like(conv.weight) < 0.4)
     return conv
@@ -199,7 +206,7 @@ def pruned_conv(dtype: torch.dtype = torch.float32, **arguments: object) -> nn.C
 @pytest.mark.parametrize("with_grad", [True, False])
 @pytest.mark.parametrize("arguments", [{"padding": 1, "stride": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
 def test_a_traced_module_follows_sizes_weights_and_dtype(
-    training: bool, with_grad: bool, arguments: dict[str, object]
+    training: bool, with_grad: bool, arguments: dict[str, Any]
 ) -> None:
     if "padding_mode" in arguments:
         arguments = {**arguments, "padding": 1}
@@ -208,12 +215,12 @@ def test_a_traced_module_follows_sizes_weights_and_dtype(
     with torch.no_grad():
         masked(x)  # packs in eval mode
     with warnings.catch_warnings(), torch.set_grad_enabled(with_grad), untouched(masked, x):
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        traced = torch.jit.trace(masked, x)
+        warnings.simplefilter("error", jit.TracerWarning)
+        traced = jit.trace(masked, x)
     buffer = io.BytesIO()
-    torch.jit.save(traced, buffer)
+    jit.save(traced, buffer)
     buffer.seek(0)
-    loaded = torch.jit.load(buffer)
+    loaded = jit.load(buffer)
     with torch.no_grad():
         for size in ((1, 4, 9, 8), (3, 4, 5, 12)):
             other = torch.randn(size)

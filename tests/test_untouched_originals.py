@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ class Given:
         seeded = torch.Generator().manual_seed(1)
         self.x = torch.rand(2, 3, 6, 6, generator=seeded)
         self.reference = torch.rand(1, 3, 6, 6, generator=seeded)
-        self.conv = self.net[3]
+        self.conv = cast(nn.Conv2d, self.net[3])
         self.weight = torch.randn(6, 3, 3, 3, generator=seeded)
         self.kept = torch.rand(6, 3, 3, 3, generator=seeded) < 0.5
         self.bias = torch.randn(6, generator=seeded)
@@ -237,7 +237,7 @@ FAILURES: dict[str, Case] = {
     "masked_conv2d, mask": lambda g: prunekit.masked_conv2d(g.x, g.weight, g.kept[:2]),
     "masked_conv2d, size": lambda g: prunekit.masked_conv2d(g.x[:, :, :1], g.weight, g.kept),
     "from_dense, mask": lambda g: MaskedConv2d.from_dense(g.conv, g.kept),
-    "from_dense, module": lambda g: MaskedConv2d.from_dense(g.net),
+    "from_dense, module": lambda g: MaskedConv2d.from_dense(cast(nn.Conv2d, g.net)),
     "channel_groups, wiring": lambda g: pruning.channel_groups(Branching(g.net), g.x),
     "channel_groups, size": lambda g: pruning.channel_groups(g.net, g.x[:, :2]),
     "count_costs, forward": lambda g: [pruning.count_costs(model, g.x) for model in [g.failing] * 2],

@@ -95,7 +95,7 @@ def held_weights(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]
         InputError: a weight is computed in a way that is not known.
     """
     with ExitStack() as stack:
-        stack.enter_context(parametrize.cached())  # type: ignore[no-untyped-call]
+        stack.enter_context(parametrize.cached())
         yield {name: stack.enter_context(_held(name, layer)) for name, layer in layers.items()}
 
 
@@ -136,7 +136,7 @@ def _without_hook(layer: nn.Module) -> Iterator[Tensor]:
 
 @contextmanager
 def _parametrizations_in_eval(module: nn.Module, name: str) -> Iterator[None]:
-    parts = list(module.parametrizations[name].modules())  # type: ignore[index, operator, union-attr]
+    parts = list(module.parametrizations[name].modules())  # type: ignore[index, union-attr]
     modes = [part.training for part in parts]
     for part in parts:
         part.training = False
@@ -164,7 +164,7 @@ def _got(module: nn.Module, name: str) -> str:
         kind = next(kind for kind in _REMEDIES if isinstance(hook, kind))
         return f"got one that {type(hook).__name__} computes: call {_REMEDIES[kind].format(name)} first"
     if parametrize.is_parametrized(module, name):
-        parts = ", ".join(type(part).__name__ for part in module.parametrizations[name])  # type: ignore[index, union-attr]
+        parts = ", ".join(type(part).__name__ for part in module.parametrizations[name])  # type: ignore[index]
         remedy = _REMEDIES[parametrize.ParametrizationList].format(name)
         return f"got one that a parametrization ({parts}) computes: call {remedy} first"
     return f"got a {type(module).__name__} whose {name} is neither a parameter nor a buffer"

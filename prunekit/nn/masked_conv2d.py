@@ -14,7 +14,7 @@ from prunekit.nn.computed_weights import effective
 from prunekit.ops import masked_conv2d, native
 from prunekit.ops.autocasting import cast_dtype
 from prunekit.ops.conv_arguments import pair, split_padding
-from prunekit.ops.masked_conv2d_autograd import is_transformed
+from prunekit.ops.masked_conv2d_autograd import is_traced, is_transformed
 from prunekit.ops.memory_format import conv_memory_format
 from prunekit.ops.packed_conv2d import ROW_CHOICES, activate
 
@@ -173,7 +173,7 @@ class MaskedConv2d(nn.Conv2d):
         )
         if self.training or needs_grad or x.device != self.weight.device or cast_dtype(x) != cast_dtype(self.weight):
             return False
-        if torch.jit.is_tracing() or is_transformed():
+        if is_traced() or is_transformed():
             return False  # a trace keeps the filter as a constant, whatever becomes of the weight, and has no gradients
         if torch.compiler.is_compiling():
             return self._packed is not None  # versions cannot be read in a graph; packing belongs before it

@@ -43,7 +43,8 @@ class RandomStream:
 
 
 def _state() -> State:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if is_used else []
 
 
 def _restore(state: State) -> None:

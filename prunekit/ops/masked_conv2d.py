@@ -20,7 +20,7 @@ from prunekit.errors import InputError
 from prunekit.ops.autocasting import DEVICE_TYPES, cast_for_autocast, under_autocast
 from prunekit.ops.conv_arguments import IntPair, conv_output_size, pair, split_padding
 from prunekit.ops.library import define, fake, fallback, kernel
-from prunekit.ops.masked_conv2d_autograd import convolve, register
+from prunekit.ops.masked_conv2d_autograd import convolve, is_traced, register
 from prunekit.ops.memory_format import conv_memory_format
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
@@ -67,12 +67,12 @@ def masked_conv2d(
         x = x.unsqueeze(0)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     x, weight, bias = _cast(x, weight, bias)
-    if not torch.jit.is_tracing():  # where sizes are tensors; the op checks them again
+    if not is_traced():  # where sizes are tensors; the op checks them again
         _check_arguments(x, weight, mask, bias, stride, dilation, groups)
     before, padding = split_padding(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
     if any(before):
         x = F.pad(x, before)
-    if not torch.jit.is_tracing():
+    if not is_traced():
         conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     y = convolve(x, weight, mask, bias, stride, padding, dilation, groups)
     return y.squeeze(0) if unbatched else y

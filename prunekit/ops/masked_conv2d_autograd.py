@@ -45,6 +45,11 @@ def _run(function: type[torch.autograd.Function], op: Op, *args: Any) -> Tensor:
     return out
 
 
+def is_traced() -> bool:
+    """Return whether torch.jit.trace is at work: sizes are tensors then, and what is decided is decided for good."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def is_transformed() -> bool:
     """Return whether a transform of torch.func or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -84,7 +89,7 @@ class _Convolution(torch.autograd.Function):
         size = info.batch_size
         if in_dims[1:4] == (None, None, None):
             y = call(_into_images(x, in_dims[0]), weight, mask, bias, stride, padding, dilation, groups)
-            return y.unflatten(0, (size, -1)), 0
+            return _unfold(y, 0, (size, -1)), 0
         y = call(
             _into_channels(x, in_dims[0], size),
             *_into_filters(size, (weight, in_dims[1]), (mask, in_dims[2])),
@@ -94,7 +99,7 @@ class _Convolution(torch.autograd.Function):
             dilation,
             groups * size,
         )
-        return y.unflatten(1, (size, -1)), 1
+        return _unfold(y, 1, (size, -1)), 1
 
 
 class _InputGrad(torch.autograd.Function):
@@ -131,11 +136,11 @@ class _InputGrad(torch.autograd.Function):
         if in_dims[1:3] == (None, None):
             shape, grads = (size * n, c, h, w), _into_images(grad, in_dims[0])
             found = call(grads, weight, mask, shape, stride, padding, dilation, groups)
-            return found.unflatten(0, (size, n)), 0
+            return _unfold(found, 0, (size, n)), 0
         grads = _into_channels(grad, in_dims[0], size)
         filters = _into_filters(size, (weight, in_dims[1]), (mask, in_dims[2]))
         found = call(grads, *filters, (n, size * c, h, w), stride, padding, dilation, groups * size)
-        return found.unflatten(1, (size, c)), 1
+        return _unfold(found, 1, (size, c)), 1
 
 
 class _WeightGrad(torch.autograd.Function):
@@ -179,7 +184,7 @@ class _WeightGrad(torch.autograd.Function):
             dilation,
             groups * size,
         )
-        return found.unflatten(0, (size, -1)), 0
+        return _unfold(found, 0, (size, -1)), 0
 
 
 _NO_GEOMETRY = (None, None, None, None)
@@ -196,6 +201,12 @@ def register() -> None:
         torch.library.register_autograd(f"prunekit::{name}", function.backward, setup_context=function.setup_context)
         rule = partial(function.vmap, call=getattr(torch.ops.prunekit, name))
         torch.library.register_vmap(f"prunekit::{name}", rule)
+
+
+def _unfold(t: Tensor, dim: int, sizes: tuple[int, int]) -> Tensor:
+    """Split a dimension in two, the batch of vmap and what it was folded into."""
+    unfolded: Tensor = t.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
+    return unfolded
 
 
 def _save(ctx: Any, *tensors: Tensor) -> None:
