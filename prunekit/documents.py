@@ -1,8 +1,10 @@
 """Tensors and a JSON document in one safetensors file, under a digest: every file that prunekit writes and reads again.
 
-The document is the header's entry "prunekit", the digest its entry "digest": BLAKE2b over the document's text and each
-tensor's name, dtype, shape and bytes. It tells damage, not forgery: whoever writes a file on purpose can write its
-digest too, so readers check what the document says as well.
+The document is the header's entry "prunekit", and the digest the document's last key (the header's entry where there
+is no document): BLAKE2b over the document's text without it and each tensor's name, dtype, shape and bytes. One
+entry because safetensors writes several in an order that differs from call to call, and equal content has to be equal
+files. The digest tells damage, not forgery: whoever writes a file on purpose can write its digest too, so readers check
+what the document says as well.
 """
 
 from __future__ import annotations
@@ -86,14 +88,11 @@ def read(source: str | Path | bytes, what: str) -> Content:
         _check_is_file(source, what)
     try:
         metadata, tensors = _read_bytes(source) if isinstance(source, bytes) else _read_file(Path(source))
-        text = metadata.get(_DOCUMENT)
-        document = {} if text is None else json.loads(text)
+        document, digest = _document_and_digest(metadata)
+        is_damaged = digest is not None and digest != _digest(tensors, document if _DOCUMENT in metadata else None)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InputError(f"Expected {what}{where}, but it cannot be read: {_why(source, error)}.") from None
-    if not isinstance(document, dict):
-        raise InputError(f"Expected {what}{where}, but its document is not a JSON object.")
-    digest = metadata.get(_DIGEST)
-    if digest is not None and digest != _digest(tensors, text):
+    if is_damaged:
         raise InputError(f"Expected {what}{where}, but the file is damaged: its content does not match its digest.")
     return Content(document, tensors, digest is not None)
 
@@ -107,11 +106,9 @@ def read_document(path: str | Path, what: str) -> dict[str, Any]:
     _check_is_file(path, what)
     try:
         with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {}).get(_DOCUMENT, "{}"))
+            document, _ = _document_and_digest(file.metadata() or {})
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"Expected {what} at {path}, but it cannot be read: {_why(path, error)}.") from None
-    if not isinstance(document, dict):
-        raise InputError(f"Expected {what} at {path}, but its document is not a JSON object.")
     return document
 
 
@@ -129,14 +126,28 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _metadata(tensors: Mapping[str, Tensor], document: Mapping[str, Any] | None) -> dict[str, str]:
-    text = None if document is None else json.dumps(document)
-    digest = {_DIGEST: _digest(tensors, text)}
-    return digest if text is None else {_DOCUMENT: text, **digest}
+    digest = {_DIGEST: _digest(tensors, document)}
+    return digest if document is None else {_DOCUMENT: json.dumps({**document, **digest})}
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str | None) -> str:
+def _document_and_digest(metadata: Mapping[str, str]) -> tuple[dict[str, Any], Any]:
+    """Return the document, empty where there is none, and the digest, None where there is none.
+
+    Raises:
+        ValueError: The document is not a JSON object.
+    """
+    if _DOCUMENT not in metadata:
+        return {}, metadata.get(_DIGEST)
+    document = json.loads(metadata[_DOCUMENT])
+    if not isinstance(document, dict):
+        raise ValueError("its document is not a JSON object")
+    return document, document.pop(_DIGEST, None)
+
+
+def _digest(tensors: Mapping[str, Tensor], document: Mapping[str, Any] | None) -> str:
     found = hashlib.blake2b(digest_size=16)
-    for part in _parts(tensors, text):
+    # As text, which numbers in other types or in another order change.
+    for part in _parts(tensors, None if document is None else json.dumps(document)):
         found.update(len(part).to_bytes(8, "little"))
         found.update(part)
     return found.hexdigest()
