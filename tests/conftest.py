@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,10 @@ LONGEST = (
 
 def pytest_configure() -> None:
     shared_folder()  # before further processes begin, which are told of it
+    capability = os.environ.get("ATEN_CPU_CAPABILITY")
+    if capability:  # torch.compile finds in its cache what it wrote for wider vectors, and cannot compile that
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
