@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,14 @@ LONGEST = (
 
 def pytest_configure() -> None:
     shared_folder()  # before further processes begin, which are told of it
+    _separate_compiler_cache(os.environ.get("ATEN_CPU_CAPABILITY"))
+
+
+def _separate_compiler_cache(capability: str | None) -> None:
+    """Keep torch.compile from taking what it wrote for wider vectors from its cache: it could not compile that."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
+    if capability and not folder.endswith(f"_{capability}"):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}_{capability}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
