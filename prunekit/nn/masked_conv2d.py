@@ -15,7 +15,7 @@ from prunekit.ops import masked_conv2d, native
 from prunekit.ops.autocasting import cast_dtype
 from prunekit.ops.conv_arguments import pair, split_padding
 from prunekit.ops.masked_conv2d_autograd import is_traced, is_transformed
-from prunekit.ops.memory_format import conv_memory_format
+from prunekit.ops.memory_format import is_channels_last
 from prunekit.ops.packed_conv2d import ROW_CHOICES, activate
 
 _PACKABLE_DTYPES = (torch.float32, torch.float64)
@@ -148,13 +148,16 @@ class MaskedConv2d(nn.Conv2d):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _pair(self, name: str) -> tuple[int, int]:
-        return pair(name, getattr(self, name))
+        value = getattr(self, name)
+        return value if type(value) is tuple and len(value) == 2 else pair(name, value)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return x with the padding that the op has no word for, and the symmetric rest (height, width)."""
         if self.padding_mode != "zeros":
             return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         padding = self.padding if isinstance(self.padding, str) else self._pair("padding")
+        if not isinstance(padding, str) and min(padding) >= 0:
+            return x, padding
         kernel_size, stride, dilation = (self._pair(name) for name in ("kernel_size", "stride", "dilation"))
         before, symmetric = split_padding(padding, kernel_size, stride, dilation)
         return F.pad(x, before) if any(before) else x, symmetric
@@ -171,7 +174,9 @@ class MaskedConv2d(nn.Conv2d):
         needs_grad = torch.is_grad_enabled() and (
             x.requires_grad or self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         )
-        if self.training or needs_grad or x.device != self.weight.device or cast_dtype(x) != cast_dtype(self.weight):
+        weight = self.weight
+        is_alike = x.dtype == weight.dtype or cast_dtype(x) == cast_dtype(weight)
+        if self.training or needs_grad or x.device != weight.device or not is_alike:
             return False
         if is_traced() or is_transformed():
             return False  # a trace keeps the filter as a constant, whatever becomes of the weight, and has no gradients
@@ -195,7 +200,7 @@ class MaskedConv2d(nn.Conv2d):
                 f"got {tuple(x.shape)}."
             )
         y: Tensor = torch.ops.prunekit.packed_conv2d(
-            x.to(self.weight.dtype),
+            x if x.dtype == self.weight.dtype else x.to(self.weight.dtype),
             *self._packed,
             self.bias,
             self.weight.shape,
@@ -207,7 +212,8 @@ class MaskedConv2d(nn.Conv2d):
             self.negative_slope,
         )
         # Under autocast the packed filter still computes in the weight's dtype, and only what it answers is rounded.
-        y = y.to(dtype).contiguous(memory_format=conv_memory_format(x, self.weight))
+        y = y if y.dtype == dtype else y.to(dtype)
+        y = y.contiguous(memory_format=torch.channels_last) if is_channels_last(self.weight) else y
         return y.squeeze(0) if unbatched else y
 
 

@@ -18,13 +18,14 @@ def is_channels_last(t: Tensor) -> bool:
     As torch's own rule does (`Tensor::suggest_memory_format`), it goes by strides alone: a 1x1 filter is contiguous in
     both formats, and its strides say which was meant.
     """
-    if t.dim() != 4 or t.stride(1) == 0:
+    size, stride = t.shape, t.stride()
+    if len(size) != 4 or stride[1] == 0:
         return False
     smallest = 0
     for dim in (1, 3, 2, 0):
-        if t.size(dim) == 0 or t.stride(dim) < smallest:
+        if size[dim] == 0 or stride[dim] < smallest:
             return False
-        if dim == 0 and smallest == t.stride(1):  # N, 1, 1, 1: ambiguous, taken for contiguous
+        if dim == 0 and smallest == stride[1]:  # N, 1, 1, 1: ambiguous, taken for contiguous
             return False
-        smallest = t.stride(dim) * max(t.size(dim), 1)
+        smallest = stride[dim] * size[dim]
     return True
