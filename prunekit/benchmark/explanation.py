@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.engine.geometry import Size, sizes_of
+from prunekit.engine.geometry import Size
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.program import Segment
 from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import layer_reports
 from prunekit.ops import native, native_status
@@ -138,12 +139,15 @@ def planned_sizes(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str,
     for name, x in zip(graph.inputs, inputs, strict=True):
         if x.dim() == 4:
             sizes[name] = (x.shape[1], x.shape[2], x.shape[3])
-    level = graph.levels()
-    parts = {level[nodes[0].name]: nodes for nodes in graph.native_parts()}
-    for (number, shapes), segment in sorted(fast.program._segments.items(), key=lambda item: item[0][0]):
-        read: Mapping[str, Any] = dict(zip(segment.inputs, shapes, strict=True))
-        if all(sizes.get(name, size) == size for name, size in read.items()):  # else it was planned for other inputs
-            sizes |= sizes_of(graph, parts[number], read)
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def first_step(segment: Segment) -> int:
+        return min(order[name] for name in segment.plan.sizes if name not in segment.inputs)
+
+    for segment in sorted(fast.segments(), key=first_step):
+        planned = segment.plan.sizes
+        if all(sizes.get(name, planned[name]) == planned[name] for name in segment.inputs):  # else for other inputs
+            sizes |= planned
     return sizes
 
 

@@ -53,6 +53,7 @@ class SegmentPlan:
         keep_alive: Whatever the words point to.
         output_sizes: [C, H, W] of each output.
         choices: How each convolution was cut, by its name.
+        sizes: [C, H, W] of what is read and of every value.
     """
 
     words: bytes
@@ -62,6 +63,7 @@ class SegmentPlan:
     keep_alive: list[Any]
     output_sizes: list[Size]
     choices: dict[str, ConvChoice]
+    sizes: dict[str, Size]
 
 
 def plan_segment(
@@ -120,6 +122,7 @@ class _Planner:
             self.places.keep_alive,
             [self.places.sizes[name] for name in self.outputs],
             self.choices,
+            self.places.sizes,
         )
 
     def _add(
