@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunekit.engine.geometry import Size
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.program import Segment
 from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import layer_reports
 from prunekit.ops import native, native_status
@@ -138,14 +139,15 @@ def planned_sizes(fast: AcceleratedModel, inputs: Sequence[Tensor]) -> dict[str,
     for name, x in zip(graph.inputs, inputs, strict=True):
         if x.dim() == 4:
             sizes[name] = (x.shape[1], x.shape[2], x.shape[3])
-    position = {node.name: i for i, node in enumerate(graph.nodes)}
-    latest = sorted(reversed(fast.segments()), key=lambda segment: position[segment.outputs[0]])  # a stable order
-    done: set[str] = set()
-    for segment in latest:
-        is_consistent = all(sizes.get(name, size) == size for name, size in segment.plan.sizes.items())
-        if segment.outputs[0] not in done and is_consistent:  # else it was planned for other inputs
-            done.add(segment.outputs[0])
-            sizes |= segment.plan.sizes
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def first_step(segment: Segment) -> int:
+        return min(order[name] for name in segment.plan.sizes if name not in segment.inputs)
+
+    for segment in sorted(fast.segments(), key=first_step):
+        planned = segment.plan.sizes
+        if all(sizes.get(name, planned[name]) == planned[name] for name in segment.inputs):  # else for other inputs
+            sizes |= planned
     return sizes
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
+from prunekit.engine.size_names import NAMED_SIZES, guards_on_names, with_named_sizes
 from prunekit.engine.symbolic_sizes import SYMBOLIC, are_equal, hint_of, value_of
 
 # Sizes as tensors, as converters from ONNX write them, have a few elements.
@@ -29,7 +30,7 @@ _LOGGERS = (
 _VIEWS = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"}
 _COPIES = {
     "aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
-    "aten.lift_fresh_copy.default", "aten.detach_.default",
+    "aten.lift_fresh_copy.default", "aten.detach_.default", NAMED_SIZES,
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def export_symbolically(
         free = [dim for dim, size in enumerate(x.shape) if not (keep_ones and size == 1) and (x.dim(), dim) != (4, 1)]
         dynamic[x] = dict.fromkeys(free, Dim.AUTO)  # type: ignore[no-untyped-call]
     try:
-        with torch.no_grad(), _quiet(), without_size_one(), _FullWindows():
+        with torch.no_grad(), _quiet(), without_size_one(), guards_on_names(), _SizeMode():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)
     except Exception:  # a forward that runs on numbers may raise anything on symbols
         return None
@@ -95,8 +96,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-class _FullWindows(TorchFunctionMode):
-    """Make a pool whose window is the whole image one that has no sizes.
+class _SizeMode(TorchFunctionMode):
+    """Make a pool whose window is the whole image one that has no sizes, and name sizes that are long expressions.
 
     `F.avg_pool2d(x, x.shape[2:])` would bind the program to that size, as the operator takes numbers only.
     """
@@ -109,7 +110,8 @@ class _FullWindows(TorchFunctionMode):
                 x = given["input"]
                 is_mean = function is F.avg_pool2d
                 return x.mean((2, 3), keepdim=True) if is_mean else x.amax((2, 3), keepdim=True)
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        return with_named_sizes(result) if function in _RESIZING else result
 
 
 _POOLS: dict[Any, tuple[str, ...]] = {
@@ -118,6 +120,10 @@ _POOLS: dict[Any, tuple[str, ...]] = {
     ),
     F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }  # fmt: skip
+
+
+# What changes an image's size, and returns neither a view nor its input.
+_RESIZING = {F.conv2d, F.avg_pool2d, F.max_pool2d, F.interpolate, F.pad, F.conv_transpose2d}
 
 
 def _is_whole_image(given: dict[str, Any]) -> bool:

@@ -180,6 +180,7 @@ class Graph:
         """
         if not any(holds_sizes(node.attributes) for node in self.nodes):
             return self
+        shapes = shapes if self.rule is None else self.rule.with_steps(shapes)
         nodes = [
             replace(node, attributes=substitute(node.attributes, shapes)) if holds_sizes(node.attributes) else node
             for node in self.nodes

@@ -228,7 +228,8 @@ class _Sized:
         values = {} if graph.rule is None else graph.rule.values
         try:
             here = graph.at(shapes)
-            expected = {name: tuple(int(evaluate(size, shapes)) for size in v) for name, v in values.items()}
+            sizes = shapes if graph.rule is None else graph.rule.with_steps(shapes)
+            expected = {name: tuple(int(evaluate(size, sizes)) for size in v) for name, v in values.items()}
         except (ValueError, ArithmeticError) as error:
             raise InputError(f"the graph has no meaning for inputs of shapes {[list(s) for s in shapes]}.") from error
         depends = any(node.is_native and holds_sizes(node.attributes) for node in graph.nodes)

@@ -17,7 +17,7 @@ from prunekit.engine.channel_views import CHANNEL_READERS, ChannelView, is_put_o
 from prunekit.engine.exporting import is_whole_slice
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.program import SIZE_FUNCTIONS
-from prunekit.engine.size_rule import SizeRule
+from prunekit.engine.size_names import NAMED_SIZES
 from prunekit.engine.symbolic_sizes import SYMBOLIC, SymbolTable, UnknownSizeError, hint_of, is_unbacked, value_of
 
 _READERS = {**aten.READERS, **aten_arithmetic.READERS}
@@ -88,7 +88,7 @@ class GraphReader:
         outputs = [self._output(leaf, i) for i, leaf in enumerate(leaves)]
         graph = Graph(inputs, self.nodes, outputs, self.constants, treespec_dumps(spec), self.sizes)
         if self.symbols.env is not None:  # after reading, which may have added guards
-            graph.rule = SizeRule(self.symbols.input_shapes(), self.symbols.guards(), self.shapes)
+            graph.rule = self.symbols.rule(self.shapes)
             graph.is_size_free = graph.rule.frees_images
         return graph
 
@@ -115,7 +115,7 @@ class GraphReader:
         value = node.meta.get("val")
         if isinstance(value, (*SYMBOLIC, bool, int, float)) or str(node.target).startswith(_ASSERTIONS):
             return  # a size: whoever reads it computes it
-        if is_whole_slice(node):
+        if is_whole_slice(node) or str(node.target) == NAMED_SIZES:
             names = self.names if node.args[0] in self.names else self.flat
             if node.args[0] in names:
                 names[node] = names[node.args[0]]  # type: ignore[index]

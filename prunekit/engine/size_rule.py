@@ -19,11 +19,27 @@ class SizeRule:
         guards: What must be true of the sizes: each comes from a branch that the forward took.
         values: Shapes that the values which torch computes must have. A branch on the rank or shape of one of them
             that left no guard shows here.
+        steps: Sizes that others are computed from, each from inputs and earlier ones. Expressions read them as the
+            shape of one more input.
     """
+
 
     shapes: list[list[Expression]]
     guards: list[Expression] = field(default_factory=list)
     values: dict[str, list[Expression]] = field(default_factory=dict)
+    steps: list[Expression] = field(default_factory=list)
+
+    def with_steps(self, shapes: Shapes) -> list[Sequence[int]]:
+        """Return what expressions are evaluated for: the inputs' shapes and the steps' values.
+
+        Raises:
+            ValueError, ArithmeticError: a step has no value there.
+        """
+        values: list[int] = []
+        extended = [*shapes, values]
+        for step in self.steps:
+            values.append(int(evaluate(step, extended)))
+        return extended
 
     def refusal(self, shapes: Shapes, names: Sequence[str]) -> str | None:
         """Return "Expected ..., got ..." without a full stop where the graph does not hold for inputs of `shapes`.
@@ -39,8 +55,12 @@ class SizeRule:
             for dim, (expected, size) in enumerate(zip(rule, shape, strict=True)):
                 if not _is_true(["eq", expected, size], shapes):
                     return self._expectation(f"{names[at]}.shape[{dim}] = {describe(expected, names)}", shapes, names)
+        try:
+            extended = self.with_steps(shapes)
+        except ArithmeticError:
+            return self._expectation("its layers have inputs", shapes, names)
         for guard in self.guards:
-            if not _is_true(guard, shapes):
+            if not _is_true(guard, extended):
                 return self._expectation(describe(guard, names), shapes, names)
         return None
 
@@ -72,9 +92,10 @@ class SizeRule:
             [list(shape) for shape in document["shapes"]],
             list(document["guards"]),
             {name: list(shape) for name, shape in document["values"].items()},
+            list(document["steps"]),
         )
-        ones = [[1] * len(shape) for shape in rule.shapes]
-        for expression in [*rule.guards, *(size for s in (*rule.shapes, *rule.values.values()) for size in s)]:
+        ones = [[1] * len(shape) for shape in rule.shapes] + [[1] * len(rule.steps)]
+        for expression in [*rule.steps, *rule.guards, *(size for s in (*rule.shapes, *rule.values.values()) for size in s)]:
             _is_true(expression, ones)  # a ValueError where it is no expression
         return rule
 

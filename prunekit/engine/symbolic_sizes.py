@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
 from prunekit.engine.size_expressions import Expression
+from prunekit.engine.size_names import definitions_of
+from prunekit.engine.size_rule import SizeRule
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -44,6 +46,9 @@ class SymbolTable:
                 expr = _expr(size)
                 if isinstance(expr, sympy.Symbol):
                     self._places.setdefault(expr, ["size", at, dim])
+        self._definitions = definitions_of(self.env) if isinstance(self.env, ShapeEnv) else {}
+        for i, name in enumerate(self._definitions):  # as if they were the shape of one more input
+            self._places[name] = ["size", len(self.shapes), i]
 
     def allow_guards(self) -> None:
         """Let what a reader decides by a symbolic size become one more guard; torch freezes them after exporting."""
@@ -61,6 +66,15 @@ class SymbolTable:
     def input_shapes(self) -> list[list[Expression]]:
         """Return what each dimension of each input must be: an expression, which is ["size", ...] where it is free."""
         return [[self.expression(size) for size in shape] for shape in self.shapes]
+
+    def rule(self, values: dict[str, list[Expression]]) -> SizeRule:
+        """Return for which sizes the program holds, where `values` are shapes of what torch computes.
+
+        Raises:
+            UnknownSizeError: That depends on something else than sizes.
+        """
+        steps = [self._expression(self.env.replace(expr)) for expr in self._definitions.values()] if self.env else []
+        return SizeRule(self.input_shapes(), self.guards(), values, steps)
 
     def guards(self) -> list[Expression]:
         """Return what must be true of the inputs' sizes for the program to hold.
