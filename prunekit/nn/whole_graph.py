@@ -118,7 +118,7 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
         graph = capture(model, inputs)
         graph.is_size_free = is_size_free(model, inputs, graph)
         return graph
-    with _on_tensors(model, signature, copies_inputs) as results:
+    with on_tensors(model, signature, copies_inputs) as results:
         graph = capture(model, inputs)
         difference = signature.results.differs_from(results[-1])
         if difference:
@@ -130,7 +130,7 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
 
 
 @contextmanager
-def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
+def on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
     """Let the model's forward take the tensors of its arguments and return a tuple of those of its results.
 
     torch.export knows no other classes than those that were registered with it. Modules keep their names.
@@ -141,7 +141,7 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
     forward, own = model.forward, vars(model).get("forward")
     results: list[Structure] = []
 
-    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def called(*tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = signature.call([x.clone() for x in tensors] if copies_inputs else tensors)
         outputs, structure = flatten(forward(*args, **kwargs))
         results.append(structure)
@@ -149,9 +149,9 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = _identifiers(signature.names)
-    on_tensors.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     replaced: Any = model
-    replaced.forward = on_tensors
+    replaced.forward = called
     try:
         yield results
     finally:
