@@ -121,7 +121,9 @@ def _answer(model: nn.Module, example: Call) -> tuple[Any, bool]:
     try:
         outputs, is_written = example.writes(model)
     except Exception as error:  # a foreign forward
-        raise InputError(f"the model does not run on example_input of shape {example.words}: {error}") from error
+        raise InputError(
+            f"the model does not run on example_input of shape {example.words}: {first_line(error)}."
+        ) from error
     tensors = flatten(outputs)[0]
     if not tensors:
         raise InputError(
