@@ -120,13 +120,16 @@ class AcceleratedModel(nn.Module):
         inputs = self.signature.tensors(args, kwargs)
         self._check(inputs)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            outputs = self.program.run([_widened(x.detach()) for x in inputs], times)
-            return self.signature.results.build(self._at_the_door(outputs))
+            images = [x.detach() for x in inputs]
+            if any(map(_is_half, self.signature.argument_dtypes)):
+                images = [x.float() if _is_half(x.dtype) else x for x in images]
+            outputs = self.program.run(images, times)
+            return self.signature.results.build(self._narrowed(outputs))
 
-    def _at_the_door(self, outputs: list[Tensor]) -> list[Tensor]:
+    def _narrowed(self, outputs: list[Tensor]) -> list[Tensor]:
         """Return the outputs in the half types that the original returned."""
         dtypes = self.signature.result_dtypes
-        if not any(dtype.itemsize == 2 for dtype in dtypes):
+        if not any(map(_is_half, dtypes)):
             return outputs
         return [y.to(dtype) if _is_half(dtype) else y for y, dtype in zip(outputs, dtypes, strict=True)]
 
@@ -151,7 +154,3 @@ class AcceleratedModel(nn.Module):
 
 def _is_half(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 2
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.float() if _is_half(x.dtype) else x

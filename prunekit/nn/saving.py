@@ -37,6 +37,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise InputError(f"save: expected a file to write, found a folder: {path}.")
     try:
         if isinstance(model, GpuModel):
+            model.program.graph.output_spec = model.signature.to_text()
             save_gpu_model(model, path)
         else:
             model.save(path)

@@ -120,7 +120,7 @@ def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature |
         return graph
     if isinstance(model, fx.GraphModule):
         model = _Held(model)
-    with _on_tensors(model, signature, copies_inputs) as results:
+    with on_tensors(model, signature, copies_inputs) as results:
         graph = capture(model, inputs)
         difference = signature.results.differs_from(results[-1])
         if difference:
@@ -144,7 +144,7 @@ class _Held(nn.Module):
 
 
 @contextmanager
-def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
+def on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
     """Let the model's forward take the tensors of its arguments and return a tuple of those of its results.
 
     torch.export knows no other classes than those that were registered with it. Modules keep their names.
@@ -155,7 +155,7 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
     forward, own = model.forward, vars(model).get("forward")
     results: list[Structure] = []
 
-    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def called(*tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = signature.call([x.clone() for x in tensors] if copies_inputs else tensors)
         outputs, structure = flatten(forward(*args, **kwargs))
         results.append(structure)
@@ -163,9 +163,9 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = _identifiers(signature.names)
-    on_tensors.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     replaced: Any = model
-    replaced.forward = on_tensors
+    replaced.forward = called
     try:
         yield results
     finally:
