@@ -87,7 +87,8 @@ class OwnConvForward(nn.Conv2d):
     """Replaces only what nn.Conv2d's forward calls."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, weight * 0.5, bias)
+        y: Tensor = super()._conv_forward(input, weight * 0.5, bias)
+        return y
 
 
 class FunctionalConv(nn.Module):
@@ -104,7 +105,7 @@ class FunctionalConv(nn.Module):
 def patched(conv: nn.Conv2d) -> nn.Conv2d:
     """Give one convolution a forward of its own, as wrappers do."""
     forward = conv.forward
-    conv.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
+    conv.forward = lambda input: forward(input) + 1  # type: ignore[method-assign]
     return conv
 
 
@@ -123,7 +124,8 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "spectral_norm": lambda c: parametrizations.spectral_norm(nn.Conv2d(c, c, 3, padding=1)),
 }
 STYLES = (
-    "one", "keyword", "default", "flag", "optional", "dict", "images", "two", "integers", "bytes", "var", "keyword only",
+    "one", "keyword", "default", "flag", "optional", "dict", "images", "two", "integers", "bytes", "var",
+    "keyword only",
 )  # fmt: skip
 BEHAVIORS = (
     "plain", "plain", "plain", "writes into its input", "random", "counts", "buffer", "shared", "two names", "branches",
@@ -175,7 +177,7 @@ class Net(nn.Module):
         if self.behavior == "counts":
             self.calls += 1
         if self.behavior == "buffer":
-            self.seen += 1
+            self.get_buffer("seen").add_(1)
         if self.behavior == "branches" and bool(y.sum() > 0):
             y = -y
         return CONTAINERS[self.container](self.head(y) * scale, y.mean((2, 3)))
@@ -258,8 +260,8 @@ def random_case(seed: int) -> Case:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 1.5)
+                module.get_buffer("running_mean").normal_()
+                module.get_buffer("running_var").uniform_(0.5, 1.5)
             if type(module) is nn.Conv2d and "weight" in module._parameters:
                 module.weight.mul_(torch.rand_like(module.weight) < draw.choice((0.1, 0.5, 1.0)))
     if behavior == "hook":
@@ -279,7 +281,7 @@ def _arguments(style: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[
         return (torch.randint(0, 256, shape, dtype=torch.uint8),), {}
     if style == "integers":
         return (x, torch.randint(0, shape[3], (shape[3],))), {}
-    return {
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "one": ((x,), {}),
         "keyword": ((), {"x": x}),
         "default": ((x,), {}),
@@ -289,4 +291,5 @@ def _arguments(style: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[
         "two": ((x,), {"scale": scale}),
         "var": ((x, x / 2), {"scale": 0.5}),
         "keyword only": ((x,), {"scale": 2.0}),
-    }[style]
+    }
+    return calls[style]

@@ -210,7 +210,7 @@ def test_other_sizes_run_and_wrong_inputs_are_refused(monkeypatch: pytest.Monkey
     assert isinstance(outputs, tuple)
     assert relative_rms(net(other)[1], outputs[1]) <= TOLERANCE[torch.float32]
     for inputs, words in (
-        ((), "expected 1 inputs, got 0"),
+        ((), r"Expected the arguments \(x\), got 0 positional ones"),
         ((x.double(),), "got a torch.float64 one"),
         ((torch.randn(1, 4, 14, 18),), "as the shape of x"),
         (("image",), "got str"),

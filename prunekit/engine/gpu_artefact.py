@@ -28,12 +28,12 @@ from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
 from prunekit.ops.native import cuda_status
 
 
-def gpu_model_content(model: GpuModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the JSON document of a model's file."""
+def gpu_model_content(model: GpuModel, signature: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON document of a model's file; `signature` is its signature's text."""
     program = model.program
     gpu = program.gpu
     return graph_content(
-        _compressed(program),
+        replace(_compressed(program), output_spec=signature),
         GPU_FORMAT,
         {
             "example": [[shape, str(dtype).removeprefix("torch."), is_last] for shape, dtype, is_last in model.example],

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from prunekit import documents
 from prunekit.engine.batches import check_shapes
 from prunekit.engine.gpu_nodes import LayerKernel, convolve, run_native
 from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
+from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
 from prunekit.ops.cuda.conv_plan import ConvJob, ConvPlan, Ops, inference_job
 from prunekit.ops.cuda.gpus import Gpu
@@ -32,7 +32,7 @@ from prunekit.ops.cuda.sparse_kernel import PackedFilter, cuda_op
 _MAX_SIZES = 8
 _WARM_UP_RUNS = 3
 # Attributes that GpuModel's constructor makes of its arguments.
-_MADE = ("program", "_example", "_formats", "_spec", "_captured", "_lock")
+_MADE = ("program", "_example", "_formats", "_captured", "_lock")
 
 
 def choose_layers(
@@ -212,6 +212,7 @@ class GpuModel(nn.Module):
     Attributes:
         report: what was chosen (`prunekit.nn.AccelerationReport`); None after loading.
         note: why it is not replayed as a CUDA graph, or None.
+        signature: how it is called and what it returns.
     """
 
     report: object
@@ -222,18 +223,19 @@ class GpuModel(nn.Module):
         self.program, self.report, self.note = program, None, None if captures else "it is run node by node"
         self._example = [(list(x.shape), x.dtype, x.device) for x in example]
         self._formats = [is_channels_last(x) for x in example]
-        self._spec = treespec_loads(program.graph.output_spec)
+        self.signature = Signature.of_text(program.graph.output_spec, program.graph.inputs)
         self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
         self._lock = threading.Lock()
         self.training = False
 
-    def forward(self, *inputs: Tensor) -> object:
-        """Run the graph.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph on the original's arguments.
 
         Raises:
-            InputError: the number, dtype, device or size of the inputs is not what the graph takes.
+            InputError: the arguments are not those of the original's forward, or one that is no tensor is not the
+                example's, or the dtype, device or size of a tensor is not what the graph takes.
         """
-        return self._run(inputs)
+        return self._run(self.signature.tensors(args, kwargs))
 
     @property
     def example(self) -> list[tuple[list[int], torch.dtype, bool]]:
@@ -255,7 +257,11 @@ class GpuModel(nn.Module):
         """Pickle the saved form, and what was set on the model since it was made."""
         from prunekit.engine.gpu_artefact import gpu_model_content, of_bytes  # it imports this file
 
-        return of_bytes, (documents.to_bytes(*gpu_model_content(self)),), self._extras()
+        extras, text = self._extras(), self.program.graph.output_spec
+        if not self.signature.is_picklable:
+            extras.pop("signature")
+            text = self.signature.to_text()
+        return of_bytes, (documents.to_bytes(*gpu_model_content(self, text)),), extras
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GpuModel:
         """Return a model of its own that shares the packed filters, which nobody changes, and captures anew."""
@@ -275,12 +281,12 @@ class GpuModel(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key not in _MADE}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _run(self, inputs: Sequence[Tensor]) -> object:
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
         self._check(inputs)
         # What a graph reads and writes outlives this call, so it must not be made of inference tensors.
         with torch.inference_mode(False), torch.no_grad(), self._lock:
             outputs = self.program.run(inputs) if self.note else self._replay([x.detach() for x in inputs])
-        return tree_unflatten(outputs, self._spec)
+        return self.signature.results.build(outputs)
 
     def _replay(self, inputs: list[Tensor]) -> list[Tensor]:
         key = tuple((tuple(x.shape), x.stride()) for x in inputs)
@@ -315,9 +321,7 @@ class GpuModel(nn.Module):
         return _Captured(graph, static, outputs)
 
     def _check(self, inputs: Sequence[object]) -> None:
-        names = self.program.graph.inputs
-        if len(inputs) != len(names):
-            raise InputError(f"expected {len(names)} inputs, got {len(inputs)}.")
+        names = self.signature.names
         for name, x, (_, dtype, device) in zip(names, inputs, self._example, strict=True):
             if not isinstance(x, Tensor) or x.device != device or x.dtype != dtype:
                 found = f"a {x.dtype} one on {x.device}" if isinstance(x, Tensor) else type(x).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,7 @@ class AcceleratedModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the saved form, and what was set on the model since it was made."""
-        signature = self.signature if _is_picklable(self.signature) else self.signature.to_text()
+        signature = self.signature if self.signature.is_picklable else self.signature.to_text()
         text = signature if isinstance(signature, str) else self.graph.output_spec
         return _of_bytes, (documents.to_bytes(*self._content(text)), signature), self._extras()
 
@@ -169,13 +168,16 @@ class AcceleratedModel(nn.Module):
         inputs = self.signature.tensors(args, kwargs)
         self._check(inputs)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            outputs = self.program.run([_widened(x.detach()) for x in inputs], times)
-            return self.signature.results.build(self._at_the_door(outputs))
+            images = [x.detach() for x in inputs]
+            if any(map(_is_half, self.signature.argument_dtypes)):
+                images = [x.float() if _is_half(x.dtype) else x for x in images]
+            outputs = self.program.run(images, times)
+            return self.signature.results.build(self._narrowed(outputs))
 
-    def _at_the_door(self, outputs: list[Tensor]) -> list[Tensor]:
+    def _narrowed(self, outputs: list[Tensor]) -> list[Tensor]:
         """Return the outputs in the half types that the original returned."""
         dtypes = self.signature.result_dtypes
-        if not any(dtype.itemsize == 2 for dtype in dtypes):
+        if not any(map(_is_half, dtypes)):
             return outputs
         return [y.to(dtype) if _is_half(dtype) else y for y, dtype in zip(outputs, dtypes, strict=True)]
 
@@ -200,18 +202,5 @@ def _of_bytes(data: bytes, signature: Signature | str) -> AcceleratedModel:
     return AcceleratedModel.of_content(content, "the pickled data", None if isinstance(signature, str) else signature)
 
 
-def _is_picklable(signature: Signature) -> bool:
-    """Return whether the classes in a signature can be found by name; a loaded model's named tuples cannot."""
-    try:
-        pickle.dumps(signature)
-    except Exception:  # pickle asks foreign classes
-        return False
-    return True
-
-
 def _is_half(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 2
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.float() if _is_half(x.dtype) else x

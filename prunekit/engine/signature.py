@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -176,6 +177,15 @@ class Signature:
             if dtypes and len(dtypes) != len(names):
                 raise ValueError(f"{len(names)} tensors have {len(dtypes)} dtypes")
         return signature
+
+    @property
+    def is_picklable(self) -> bool:
+        """Whether the classes in it can be found by name; a loaded model's named tuples cannot."""
+        try:
+            pickle.dumps(self)
+        except Exception:  # pickle asks foreign classes
+            return False
+        return True
 
     @property
     def _takes_plain_tensors(self) -> bool:

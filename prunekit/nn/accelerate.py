@@ -16,16 +16,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prunekit.engine.gpu_program import GpuModel
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
 from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.calls import Call, preserved_random_state
 from prunekit.nn.candidates import Options, fastest, left_alone, uncopied
 from prunekit.nn.evaluating import evaluating
-from prunekit.nn.model_copies import CopyError, copied, has_computed_weights, with_plain_weights
+from prunekit.nn.model_copies import CopyError, copied, first_line, has_computed_weights, with_plain_weights
 from prunekit.nn.parts import check_names
 from prunekit.nn.reference import NotComparable, reference_of
 from prunekit.nn.unwrapping import unwrap, unwrap_submodules
+from prunekit.nn.whole_graph import on_tensors
 from prunekit.ops.cuda.kernel_choice import exact_float32
 from prunekit.structure import flatten
 
@@ -132,7 +134,9 @@ def _answer(model: nn.Module, example: Call) -> tuple[Any, bool]:
     try:
         outputs, is_written = example.writes(model)
     except Exception as error:  # a foreign forward
-        raise InputError(f"the model does not run on example_input of shape {example.words}: {error}") from error
+        raise InputError(
+            f"the model does not run on example_input of shape {example.words}: {first_line(error)}."
+        ) from error
     tensors = flatten(outputs)[0]
     if not tensors:
         raise InputError(
@@ -150,14 +154,26 @@ def _answer(model: nn.Module, example: Call) -> tuple[Any, bool]:
 
 def _on_gpu(model: nn.Module, example: Call, options: Options) -> nn.Module:
     try:
-        plain = copied(model)
+        own = copied(model)
     except CopyError as error:
         raise InputError(f"accelerate cannot copy the model ({type(model).__name__}): {error}") from error
-    plain = with_plain_weights(plain) if has_computed_weights(plain) else plain
+    plain = with_plain_weights(own) if has_computed_weights(own) else copied(own)
     with exact_float32():
-        outputs, _ = _answer(plain, example)
-    inputs = list(example.tensors)
-    return accelerate_on_gpu(plain, inputs, outputs, options.tuning_seconds, options.tuning_cache, options.progress)
+        outputs, is_written = _answer(plain, example)
+    signature, inputs = example.signature.with_results(outputs), list(example.tensors)
+    expected = tuple(flatten(outputs)[0])
+    try:
+        with on_tensors(plain, signature, is_written):
+            fast = accelerate_on_gpu(
+                plain, inputs, expected, options.tuning_seconds, options.tuning_cache, options.progress
+            )
+    except Exception as error:  # whatever fails there, the model itself runs
+        return left_alone(own, plain, example, f"not run as a whole graph: {first_line(error)}")
+    if isinstance(fast, GpuModel):
+        fast.signature = signature
+        return fast
+    own.report = fast.report
+    return own
 
 
 def _check_devices(model: nn.Module, inputs: Sequence[Tensor]) -> None:

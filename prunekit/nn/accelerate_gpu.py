@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunekit.comparison import MAX_RELATIVE_RMS, check_equal, compare
+from prunekit.comparison import MAX_RELATIVE_RMS, Comparison, check_equal, compare
 from prunekit.engine.capture import CaptureError, capture_any_size
 from prunekit.engine.fusing import fuse
 from prunekit.engine.gpu_nodes import LayerKernel
@@ -22,6 +21,7 @@ from prunekit.errors import InputError
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
+from prunekit.nn.reference import float32_copy, widened, without_autocast
 from prunekit.ops.cuda.gpus import Gpu
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.cuda.kernel_choice import exact_float32, floor_seconds
@@ -106,7 +106,8 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
     """
     for name, module in model.named_modules():
         if has_foreign_hooks(module):
-            raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the graph would not call")
+            who = f"module {name}" if name else "the model"
+            raise CaptureError(f"{who} has forward hooks, which the graph does not run")
     dtype = dtype_of(inputs)
     graph = capture_any_size(model, inputs, dtype)
     return graph, fuse(graph)
@@ -117,9 +118,9 @@ def dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
     return next((x.dtype for x in inputs if x.dim() == 4), torch.float32)
 
 
-def _difference(exact: object, rounded: object) -> float:
-    """Return the largest relative RMS of outputs that may be of two dtypes."""
-    return compare(*(map_tensors(_widened, value) for value in (exact, rounded))).relative_rms
+def _difference(exact: object, rounded: object) -> Comparison:
+    """Compare outputs that may be of two dtypes."""
+    return compare(*(map_tensors(_widened, value) for value in (exact, rounded)))
 
 
 def _check_equal(expected: object, actual: object, most: float) -> None:
@@ -138,10 +139,11 @@ def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> 
         return expected, MAX_RELATIVE_RMS
     rounding = max(torch.finfo(dtype).eps for dtype in halves)
     try:
-        exact = copy.deepcopy(model).float()(*(x.float() if x.is_floating_point() else x for x in inputs))
+        with without_autocast():
+            exact = float32_copy(model)(*map(widened, inputs))
     except Exception:  # a forward may name its dtype
         return expected, _ROUNDINGS * rounding
-    return exact, 2 * _difference(exact, expected) + rounding
+    return exact, 2 * _difference(exact, expected).relative_rms + rounding
 
 
 def _make_dense(model: nn.Module) -> None:
@@ -175,6 +177,7 @@ def _with_report(
     notes: list[str],
     seconds: float,
 ) -> nn.Module:
+    compared = _difference(expected, fast(*inputs))
     fast.report = AccelerationReport(  # type: ignore[assignment]
         rows=rows,
         threads=torch.get_num_threads(),
@@ -182,7 +185,8 @@ def _with_report(
         batch_norms_folded=folded,
         before_ms=times["before"].median_ms,
         after_ms=times.get("after", times["before"]).median_ms,
-        relative_rms=_difference(expected, fast(*inputs)),
+        relative_rms=compared.relative_rms,
+        comparison=compared,
         notes=notes,
         engine="cuda graph" if isinstance(fast, GpuModel) else "the model's own",
         peak_gflops=gpu.fma_peak_gflops if dtype_of(inputs).itemsize == 4 else gpu.tensor_peak_gflops,

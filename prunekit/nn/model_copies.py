@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,20 +38,20 @@ def copied(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
     try:
-        return _frozen(copy.deepcopy(model, dict(memo)))
+        return _frozen(_deep_copy(model, dict(memo)))
     except Exception:  # deepcopy runs foreign code
         for value in _attributes(model):
             if not isinstance(value, (Tensor, nn.Module)) and not _can_be_copied(value, memo):
                 memo[id(value)] = value
     try:
-        return _frozen(copy.deepcopy(model, memo))
+        return _frozen(_deep_copy(model, memo))
     except Exception as error:
         raise CopyError(first_line(error)) from error
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
     """Return a copy whose parameters are the model's own; buffers and everything else are copies."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return _deep_copy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:
@@ -58,7 +60,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     These are the masks of torch.nn.utils.prune, parametrizations, weight_norm and spectral_norm, and MaskedConv2d,
     which becomes a convolution with zeros.
     """
-    plain = copy.deepcopy(model)
+    plain = _deep_copy(model, {})
     for name, module in list(plain.named_modules()):
         is_masked = isinstance(module, MaskedConv2d) and module.activation == "none" and name
         if is_masked and not module._forward_hooks and not module._forward_pre_hooks:
@@ -117,6 +119,35 @@ def _frozen(model: nn.Module) -> nn.Module:
         parameter.requires_grad_(False)
         parameter.grad = None
     return model
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a model, and the closures that someone put in the place of its modules' methods.
+
+    copy.deepcopy takes a function as it is, so that a copy's `forward` would run on the original it closes over.
+    """
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                with contextlib.suppress(Exception):  # it holds what cannot be copied
+                    vars(module)[name] = _rebound(value, memo)
+    return copied
+
+
+def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    def copy_of(value: Any) -> Any:
+        if isinstance(value, types.FunctionType):
+            return _rebound(value, memo) if value.__closure__ and value is not function else value
+        return copy.deepcopy(value, memo)
+
+    cells = tuple(types.CellType(copy_of(cell.cell_contents)) for cell in function.__closure__ or ())
+    rebound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    rebound.__dict__.update(function.__dict__)
+    return rebound
 
 
 def _attributes(model: nn.Module) -> Iterator[Any]:

@@ -116,7 +116,9 @@ class PartSearch:
             deeper = []
             for name in names:
                 if self.tried >= _MAX_TRIALS or time.process_time() > self.end:
-                    self.found.reports.append(PartReport(name, "own code", 0, notes=["the search took too long"]))
+                    self.found.reports.append(
+                        PartReport(name, "own code", sum(calls[name].counts), notes=["the search took too long"])
+                    )
                 elif not calls[name].calls or not self._try(name, calls[name]):
                     deeper += _children(self.model.get_submodule(name), f"{name}.", seen)
             names = deeper

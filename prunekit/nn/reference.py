@@ -8,7 +8,6 @@ that computes in the half type may be twice as far from it as the model is.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from prunekit.comparison import TOLERANCES, Comparison, compare
 from prunekit.discontinuous import check_continuous
 from prunekit.errors import WrongOutputError
 from prunekit.nn.calls import Call
-from prunekit.nn.model_copies import first_line
+from prunekit.nn.model_copies import copied, first_line
 from prunekit.structure import flatten, map_tensors
 
 _autocast_lock = threading.RLock()
@@ -189,8 +188,8 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def float32_copy(model: nn.Module) -> nn.Module:
-    """Return a copy whose half-precision parameters and buffers are float32."""
-    wide = copy.deepcopy(model)
+    """Return a frozen copy whose half-precision parameters and buffers are float32."""
+    wide = copied(model)
     for module in wide.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

@@ -36,7 +36,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise InputError(f"save: expected a file to write, found a folder: {path}.")
     try:
         if isinstance(model, GpuModel):
-            documents.write(path, *gpu_model_content(model))
+            documents.write(path, *gpu_model_content(model, model.signature.to_text()))
         else:
             model.save(path)
     except OSError as error:

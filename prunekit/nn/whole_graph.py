@@ -116,7 +116,7 @@ def _check_hooks(model: nn.Module) -> None:
 def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
     if signature is not None and isinstance(model, fx.GraphModule):
         model = _Held(model)
-    with nullcontext([]) if signature is None else _on_tensors(model, signature, copies_inputs) as results:
+    with nullcontext([]) if signature is None else on_tensors(model, signature, copies_inputs) as results:
         graph, shapes = capture_any_size(model, inputs), [list(x.shape) for x in inputs]
         if signature is not None and any(signature.results.differs_from(result) for result in results):
             # A result that is no tensor, as a size returned as an int, is part of no graph.
@@ -142,7 +142,7 @@ class _Held(nn.Module):
 
 
 @contextmanager
-def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
+def on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
     """Let the model's forward take the tensors of its arguments and return a tuple of those of its results.
 
     torch.export knows no other classes than those that were registered with it. Modules keep their names.
@@ -153,7 +153,7 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
     forward, own = model.forward, vars(model).get("forward")
     results: list[Structure] = []
 
-    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def called(*tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = signature.call([x.clone() for x in tensors] if copies_inputs else tensors)
         outputs, structure = flatten(forward(*args, **kwargs))
         results.append(structure)
@@ -161,9 +161,9 @@ def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> 
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = _identifiers(signature.names)
-    on_tensors.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     replaced: Any = model
-    replaced.forward = on_tensors
+    replaced.forward = called
     try:
         yield results
     finally:
