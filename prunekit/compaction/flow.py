@@ -129,6 +129,8 @@ class ChannelFlow:
             elif node.op == "output":
                 for leaf in tree_leaves(node.args):
                     self.pin(leaf, "it is an output of the model")
+                    if isinstance(leaf, fx.Node):
+                        self._pin_parameter(leaf)
         return self
 
     def value(self, arg: object) -> Value:
@@ -188,6 +190,8 @@ class ChannelFlow:
             return apply(self, node)
         except NotUnderstoodError as error:
             return self.give_up(node, str(error))
+        except Exception as error:  # a shape or an argument that a rule did not expect: keeping all is always right
+            return self.give_up(node, f"has a form that its rule does not know ({type(error).__name__})")
 
     def give_up(self, node: fx.Node, why: str) -> Any:
         """Pin whatever flows into a node, and know nothing of what comes out."""
