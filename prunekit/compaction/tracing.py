@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,28 +46,30 @@ class Flat(nn.Module):
     It shares the model's parameters, buffers and submodules under their own names.
     """
 
-    def __init__(self, model: nn.Module, example: Call, is_copying: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, example: Call, note: Callable[[Structure], None], is_copying: bool = False
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: It is only read.
             example: Says how its arguments nest.
+            note: Is told how the outputs nest; torch.export puts attributes back to what they were.
             is_copying: Whether the model gets copies of the tensors, because it writes into them.
         """
         super().__init__()
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self.outputs: list[Structure] = []
         self._call = lambda tensors: example.with_tensors(tensors)
         self._model = lambda *args, **kwargs: model(*args, **kwargs)  # not a submodule: that would rename parameters
-        self._is_copying = is_copying
+        self._note, self._is_copying = note, is_copying
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run the model, and remember how its outputs nest."""
+        """Run the model, and tell how its outputs nest."""
         call = self._call([x.clone() for x in tensors] if self._is_copying else tensors)
         found, structure = flatten(self._model(*call.args, **call.kwargs))
-        self.outputs[:] = [structure]
+        self._note(structure)
         return tuple(found)
 
 
@@ -107,7 +109,8 @@ def export_flat(
         InputError: torch.export refuses it, or the forward changes buffers.
     """
     for is_copying in (False, True):
-        flat = Flat(model, example, is_copying)
+        outputs: list[Structure] = []
+        flat = Flat(model, example, outputs.append, is_copying)
         inputs = Call(tuple(x.detach().clone() for x in example.tensors))
         program = export_program(flat, inputs, None if sizes is None else (tuple(sizes),), type(model).__name__)
         if not program.graph_signature.user_inputs_to_mutate:
@@ -117,7 +120,7 @@ def export_flat(
             f"Expected a model whose forward leaves its buffers alone in eval mode, but {type(model).__name__} changes "
             f"{', '.join(program.graph_signature.buffers_to_mutate.values())}."
         )
-    return program, flat.outputs[0]
+    return program, outputs[-1]
 
 
 def export_program(
