@@ -88,6 +88,12 @@ class Structure:
             return _filled_dict(self.template, self.keys, values)
         return _filled_object(self.template, self.keys, values)
 
+    def without_tensors(self) -> Structure:
+        """Return an equal structure whose templates keep no tensor of the value alive."""
+        if not self.num_tensors:
+            return self
+        return flatten(self._build(iter([torch.empty(0)] * self.num_tensors)))[1]
+
     def differs_from(self, other: Structure, where: str = "") -> str | None:
         """Return where and how another structure differs, as "Expected …, got …" without a full stop, or None."""
         place = f" at {where}" if where else ""

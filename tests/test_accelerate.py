@@ -285,7 +285,7 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"does not run on example_input of shape \(1, 3, 8, 8\)"):
         prunekit.accelerate(model, torch.zeros(1, 3, 8, 8))
     with pytest.raises(InputError, match="tensor or a sequence of tensors; got str"):
-        prunekit.accelerate(model, ["x"])  # type: ignore[list-item]
+        prunekit.accelerate(model, ["x"])
     with pytest.raises(InputError, match=r"weight_dtype torch.float32 or torch.bfloat16; got torch.float16"):
         prunekit.accelerate(model, X, weight_dtype=torch.float16)
     with pytest.raises(InputError, match="on one NVIDIA GPU; model and example_input are on cpu, meta"):

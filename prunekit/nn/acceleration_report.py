@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.comparison import Comparison
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -61,12 +63,13 @@ class AccelerationReport:
         after_ms: Median of the accelerated model, in turn with it.
         relative_rms: Largest difference of an output from the original's.
         notes: What kept the model from being faster, in sentences.
-        engine: "whole graph", or "modules" where the model's own forward runs; on a GPU "cuda graph", or "the model's
-            own".
+        engine: "whole graph"; "modules" where the model's own forward runs with some layers replaced; on a GPU "cuda
+            graph"; "the model's own" where nothing was replaced.
         peak_gflops: Multiply-adds in registers, counted as two, that the threads reach; None: not measured.
         other_ms: Of the whole graph's steps that are no convolution, by kind.
         tuning_seconds: Time that the choice took.
         gpu: The device's name, or None for the CPU.
+        comparison: What `relative_rms` is the result of: how many numbers in how many tensors of how many inputs.
     """
 
     rows: list[LayerReport]
@@ -82,6 +85,7 @@ class AccelerationReport:
     other_ms: dict[str, float] = field(default_factory=dict)
     tuning_seconds: float = 0.0
     gpu: str | None = None
+    comparison: Comparison = field(default_factory=lambda: Comparison(inputs=0))
 
     @property
     def speedup(self) -> float:
@@ -99,13 +103,16 @@ class AccelerationReport:
         lines = [
             capture.get().rstrip(),
             f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self._where()}; "
-            f"outputs differ by {self.relative_rms:.1e} relative RMS.",
+            f"outputs differ by {self.relative_rms:.1e} relative RMS{self._compared()}.",
             *(f"Note: {note}." for note in self.notes),
         ]
         if self.other_ms:
             others = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in self.other_ms.items())
             lines.insert(1, f"Beside convolutions: {others}.")
         return "\n".join(lines)
+
+    def _compared(self) -> str:
+        return f" (compared {self.comparison})" if self.comparison.elements else " (nothing was compared)"
 
     def _where(self) -> str:
         if self.gpu is not None:

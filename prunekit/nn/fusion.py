@@ -55,14 +55,14 @@ def find_fusible(model: nn.Module) -> Fusible:
         user = next(iter(node.users))
         name = str(user.target)
         is_plain = user.op == "call_module" and user.args == (node,) and not user.kwargs and name not in touched
-        if is_plain and isinstance(modules[name], kinds) and calls[id(modules[name])] == 1:
+        if is_plain and computes_as_torch(modules[name], kinds) and calls[id(modules[name])] == 1:
             return None if has_foreign_hooks(modules[name]) else user
         return None
 
     followers = {}
     for node in graph.nodes:
         name = str(node.target)
-        if node.op != "call_module" or not isinstance(modules[name], nn.Conv2d) or name in touched:
+        if node.op != "call_module" or not is_plain_convolution(modules[name]) or name in touched:
             continue
         if calls[id(modules[name])] > 1:
             continue
@@ -76,19 +76,25 @@ def find_fusible(model: nn.Module) -> Fusible:
 
 
 def fold_batch_norms(model: nn.Module, fusible: Fusible) -> int:
-    """Fold each BatchNorm2d that alone follows a convolution into it, in place; return how many.
-
-    Exact zeros of a weight stay exact zeros, since folding scales whole filters.
-    """
+    """Fold each BatchNorm2d that alone follows a convolution into it, in place; return how many."""
     folded = 0
     for name, follower in fusible.followers.items():
         if follower.batch_norm is None or has_foreign_hooks(model.get_submodule(name)):
             continue
-        conv, norm = model.get_submodule(name), model.get_submodule(follower.batch_norm)
-        replace_module(model, name, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var,arg-type]
+        conv = folded_batch_norm(model.get_submodule(name), model.get_submodule(follower.batch_norm))
+        replace_module(model, name, conv)
         replace_module(model, follower.batch_norm, nn.Identity())
         folded += 1
     return folded
+
+
+def folded_batch_norm(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
+    """Return a convolution that computes what `conv` and the BatchNorm2d behind it do, in eval mode.
+
+    Exact zeros of a weight stay exact zeros, since folding scales whole filters.
+    """
+    folded: nn.Conv2d = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var,arg-type,assignment]
+    return folded.requires_grad_(False)
 
 
 def negative_slope(activation: nn.Module) -> float:
@@ -96,13 +102,37 @@ def negative_slope(activation: nn.Module) -> float:
     return float(activation.negative_slope) if isinstance(activation, nn.LeakyReLU) else 0.0
 
 
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Return whether a module computes what nn.Conv2d does: neither its class nor itself has a forward of its own."""
+    return (
+        computes_as_torch(module, (nn.Conv2d,))
+        and type(module)._conv_forward is nn.Conv2d._conv_forward  # type: ignore[attr-defined]
+        and "_conv_forward" not in vars(module)
+    )
+
+
+def computes_as_torch(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Return whether a module is of one of torch's classes `kinds`, or of a subclass that computes the same.
+
+    Weight standardization, padding computed at every call, quantization-aware layers and many others are subclasses
+    with a forward of their own.
+    """
+    cls = next((kind for kind in kinds if isinstance(module, kind)), None)
+    if cls is None or "forward" in vars(module):
+        return False
+    return type(module).forward is cls.forward and type(module).__call__ is nn.Module.__call__
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put `module` in the place of the submodule called `name`, under all of its names."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, value in list(parent._modules.items()):
+            if value is old:
+                parent._modules[child] = module
 
 
 def has_foreign_hooks(module: nn.Module) -> bool:
-    """Tell whether someone watches or changes what the module computes; pruning's own hooks do not count."""
+    """Return whether hooks watch or change what the module computes; pruning's own do not count."""
     pre_hooks = [h for h in module._forward_pre_hooks.values() if not isinstance(h, BasePruningMethod)]
     return bool(module._forward_hooks or pre_hooks or module._backward_hooks)

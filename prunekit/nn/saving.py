@@ -30,8 +30,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     if not isinstance(model, (AcceleratedModel, GpuModel)):
         raise InputError(
-            "save: expected a model that prunekit.accelerate put on its engine as a whole, "
-            f"got {type(model).__name__}; one that it left in its own class says why in report.notes."
+            "save: Expected a model that prunekit.accelerate put on its engine as a whole, "
+            f"got {type(model).__name__}; for one that keeps its own class, report.notes says why."
         )
     if Path(path).is_dir():
         raise InputError(f"save: expected a file to write, found a folder: {path}.")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import keyword
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +18,13 @@ from prunekit.engine.capture import CaptureError, capture, is_size_free
 from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import Graph, Node
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.signature import Signature
 from prunekit.engine.tuning import TunedConv, tune
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.nn.acceleration_report import LayerReport
 from prunekit.nn.fusion import has_foreign_hooks
 from prunekit.ops import native
+from prunekit.structure import Structure, flatten
 
 _PROFILES = 3
 # Kept weights of an output channel and channel block below which starting the loops costs as much as running them.
@@ -56,8 +62,21 @@ def build_whole_graph(
     cache: TuningCache,
     progress: Callable[[int, int], None],
     weight_dtype: torch.dtype = torch.float32,
+    signature: Signature | None = None,
+    *,
+    copies_inputs: bool = False,
 ) -> WholeGraph:
     """Capture, fuse, round the convolutions' weights to `weight_dtype`, tune.
+
+    Args:
+        model: a copy, in eval mode; its weights are shared with the result.
+        inputs: the tensors of its call, in the signature's order.
+        seconds: for tuning.
+        cache: of choices of earlier runs.
+        progress: called with (convolution shapes tuned, all of them).
+        weight_dtype: of the kept weights.
+        signature: how the model is called and what it returns; None: `inputs` are its positional arguments.
+        copies_inputs: whether the forward writes into its inputs, so that it is to be given copies.
 
     Raises:
         CaptureError: the model cannot run on the engine; the message is why, without a full stop.
@@ -65,13 +84,10 @@ def build_whole_graph(
     """
     if not native.is_available():
         raise CaptureError("the compiled extension is not there")
-    if any(x.dtype != torch.float32 for x in inputs if x.dim() == 4):
+    if any(x.dtype == torch.float64 for x in inputs if x.dim() == 4):
         raise CaptureError("the engine computes in float32")
-    for name, module in model.named_modules():
-        if has_foreign_hooks(module):
-            raise CaptureError(f"someone watches {name or 'the model'} with a hook, which the engine would not call")
-    graph = capture(model, inputs)
-    graph.is_size_free = is_size_free(model, inputs, graph)
+    _check_hooks(model)
+    graph = _captured(model, inputs, signature, copies_inputs)
     folded = fuse(graph)
     graph.compress()
     if not any(node.op == "conv2d" for node in graph.nodes):
@@ -79,14 +95,79 @@ def build_whole_graph(
     shapes = [list(x.shape) for x in inputs]
     exact = rounded = None
     if weight_dtype != torch.float32:
-        exact, graph = AcceleratedModel(graph, {}, shapes), graph.with_weights(weight_dtype)
-        rounded = AcceleratedModel(graph.with_weights(torch.float32), {}, shapes)
+        exact, graph = AcceleratedModel(graph, {}, shapes, signature), graph.with_weights(weight_dtype)
+        rounded = AcceleratedModel(graph.with_weights(torch.float32), {}, shapes, signature)
     begin = time.perf_counter()
     tuned = tune(graph, cache, seconds, progress)
     elapsed = time.perf_counter() - begin
-    fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, shapes)
+    fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, shapes, signature)
     notes = [note for note in (cache.note, _foreign(graph)) if note]
     return WholeGraph(fast, folded, tuned, elapsed, notes, exact, rounded)
+
+
+def _check_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if has_foreign_hooks(module):
+            who = f"module {name}" if name else "the model"
+            kind = "forward hooks" if module._forward_hooks or module._forward_pre_hooks else "backward hooks"
+            raise CaptureError(f"{who} has {kind}, which the engine does not run")
+
+
+def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
+    if signature is None:
+        graph = capture(model, inputs)
+        graph.is_size_free = is_size_free(model, inputs, graph)
+        return graph
+    with _on_tensors(model, signature, copies_inputs) as results:
+        graph = capture(model, inputs)
+        difference = signature.results.differs_from(results[-1])
+        if difference:
+            raise CaptureError(f"what the model returns changes while it is captured: {difference}")
+        is_free = is_size_free(model, inputs, graph)
+    # A result that is no tensor, as a size returned as an int, is part of no graph.
+    graph.is_size_free = is_free and all(signature.results.differs_from(result) is None for result in results)
+    return graph
+
+
+@contextmanager
+def _on_tensors(model: nn.Module, signature: Signature, copies_inputs: bool) -> Iterator[list[Structure]]:
+    """Let the model's forward take the tensors of its arguments and return a tuple of those of its results.
+
+    torch.export knows no other classes than those that were registered with it. Modules keep their names.
+
+    Yields:
+        A list that each run adds the structure of its results to.
+    """
+    forward, own = model.forward, vars(model).get("forward")
+    results: list[Structure] = []
+
+    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = signature.call([x.clone() for x in tensors] if copies_inputs else tensors)
+        outputs, structure = flatten(forward(*args, **kwargs))
+        results.append(structure)
+        return tuple(outputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = _identifiers(signature.names)
+    on_tensors.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    replaced: Any = model
+    replaced.forward = on_tensors
+    try:
+        yield results
+    finally:
+        del replaced.forward
+        if own is not None:
+            replaced.forward = own
+
+
+def _identifiers(names: Sequence[str]) -> list[str]:
+    """Make names of parameters out of `images[0]` and the like, no two the same."""
+    made: list[str] = []
+    for name in names:
+        plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+        plain = plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"x_{plain}"
+        made.append(plain if plain not in made else f"{plain}_{len(made)}")
+    return made
 
 
 def _foreign(graph: Graph) -> str | None:
@@ -95,12 +176,12 @@ def _foreign(graph: Graph) -> str | None:
 
 
 def layer_reports(
-    fast: AcceleratedModel, inputs: Sequence[Tensor], peak_gflops: float
+    fast: AcceleratedModel, args: Sequence[Any], peak_gflops: float, kwargs: Mapping[str, Any] | None = None
 ) -> tuple[list[LayerReport], dict[str, float]]:
     """Return a row for each convolution, and the milliseconds of everything else by kind."""
     best: list[float] = []
     for _ in range(_PROFILES):
-        steps = fast.profile(*inputs)
+        steps = fast.profile(*args, **(kwargs or {}))
         best = [min(a, b.ms) for a, b in zip(best or [float("inf")] * len(steps), steps, strict=True)]
     nodes = {node.name: node for node in fast.graph.nodes}
     ms: dict[str, float] = defaultdict(float)
