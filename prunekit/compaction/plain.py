@@ -16,20 +16,20 @@ from prunekit.errors import InputError
 from prunekit.nn import MaskedConv2d
 from prunekit.nn.evaluating import set_eval_mode
 from prunekit.nn.fusion import replace_module
-from prunekit.nn.unwrapping import unwrap, unwrap_submodules
+from prunekit.nn.unwrapping import unwrap_submodules
 
 
 @torch.no_grad()
 def plain_copy(model: nn.Module, example: Call) -> nn.Module:
     """Copy a model; computed weights (pruning, parametrizations, weight_norm, MaskedConv2d) become plain parameters.
 
-    Wrappers such as torch.compile's are taken off.
+    Wrappers of submodules, such as torch.compile's, are taken off.
 
     Raises:
         InputError: The model cannot be copied, or does not run on the example.
     """
     try:
-        plain, _ = unwrap(_copied(model))
+        plain = _copied(model)
     except Exception as error:  # deepcopy runs foreign code
         raise InputError(f"Expected a model that can be copied, but {type(model).__name__} raised: {error}.") from error
     unwrap_submodules(plain)

@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from prunekit.compaction.calls import Call
 from prunekit.compaction.plain import plain_copy
 from prunekit.errors import InputError
+from prunekit.nn.unwrapping import unwrap
 
 _MASKABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -24,15 +25,23 @@ def masked_copy(model: nn.Module, example: Call, masks: Mapping[str, Tensor] | N
         InputError: The model is in training mode, cannot be copied or does not run; a mask names an unknown layer, has
             another shape, takes all filters of a layer, or is for a weight that the forward computes anew.
     """
-    _check_kind(model)
-    plain = plain_copy(model, example)
-    for name, mask in (masks or {}).items():
-        layer = _masked_layer(plain, name.replace("_orig_mod.", ""))
+    inside, _ = unwrap(model)
+    _check_kind(inside)
+    plain = plain_copy(inside, example)
+    masks = {_own_name(model, inside, name): mask for name, mask in (masks or {}).items()}
+    for name, mask in masks.items():
+        layer = _masked_layer(plain, name)
         layer.weight.masked_fill_(~_weight_mask(name, layer.weight, mask), 0.0)
     if masks:
         _check_masks_hold(plain, example, masks)
     _check_filters(plain)
     return plain
+
+
+def _own_name(model: nn.Module, inside: nn.Module, name: str) -> str:
+    """Return a layer's name without what wrappers put in front of it."""
+    name = name.replace("_orig_mod.", "")
+    return name if inside is model or hasattr(inside, "module") else name.removeprefix("module.")
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -54,7 +63,7 @@ def _check_masks_hold(model: nn.Module, example: Call, masks: Mapping[str, Tenso
     """A hook or a forward that writes a layer's weight at each call would undo the masks."""
     example.run(model)
     for name, mask in masks.items():
-        layer = _masked_layer(model, name.replace("_orig_mod.", ""))
+        layer = _masked_layer(model, name)
         if bool(layer.weight[~_weight_mask(name, layer.weight, mask)].any()):
             raise InputError(
                 f"Expected the mask of layer {name!r} to hold, but something computes the layer's weight at every call "
@@ -63,13 +72,19 @@ def _check_masks_hold(model: nn.Module, example: Call, masks: Mapping[str, Tenso
 
 
 def _masked_layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE) or _holds_weight(m)}
     if name not in layers:
         raise InputError(
             f"Expected masks for the model's {len(layers)} convolutions and linear layers, such as "
             f"{', '.join(repr(n) for n in list(layers)[:3])}, but there is none called {name!r}."
         )
     return layers[name]  # type: ignore[return-value]
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    """Tell whether a module stands for a layer in an exported program."""
+    weight = getattr(module, "weight", None)
+    return type(module) is nn.Module and isinstance(weight, nn.Parameter) and weight.dim() > 1
 
 
 def _weight_mask(name: str, weight: Tensor, mask: object) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from prunekit.compaction.autocasts import inline_autocast
 from prunekit.compaction.calls import Call
 from prunekit.errors import InputError
 from prunekit.structure import Structure, flatten
@@ -80,6 +81,7 @@ def trace(model: nn.Module, example: Call) -> Traced:
         InputError: It cannot be traced: control flow that depends on values, or operations that torch.export refuses.
     """
     program, _ = export_flat(model, example)
+    inline_autocast(program.graph_module)
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = signature.inputs_to_lifted_tensor_constants
