@@ -175,7 +175,9 @@ def build(kind: Kind, draw: random.Random) -> Example:
         model.eval()
         masks = {name: _mask(len(model.get_submodule(name).weight), draw) for name in convolutions}  # type: ignore[arg-type]
         with torch.no_grad():
-            expected.load_state_dict({n: t for n, t in model.state_dict().items() if n.startswith("norm")}, strict=False)
+            expected.load_state_dict(
+                {n: t for n, t in model.state_dict().items() if n.startswith("norm")}, strict=False
+            )
             model(x.clone())
             for name, mask in masks.items():
                 mine, theirs = expected.get_submodule(name), model.get_submodule(name)

@@ -19,7 +19,6 @@ from prunekit.compaction.choosing import Choice
 from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.tracing import trace
 
-
 #: PRUNEKIT_NETS=1000 tries more.
 NUM_NETS = int(os.environ.get("PRUNEKIT_NETS", "12"))
 

@@ -17,7 +17,7 @@ from prunekit.compaction import CompactionResult, compact
 from prunekit.discontinuous import check_continuous
 
 #: PRUNEKIT_NETS=2000 tries more.
-NUM_NETS = int(os.environ.get("PRUNEKIT_NETS", "80"))
+NUM_NETS = int(os.environ.get("PRUNEKIT_NETS", "60"))
 
 
 @settings(max_examples=NUM_NETS, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,8 +41,9 @@ def check_proof(kind: Kind, result: CompactionResult) -> None:
     assert certificate.compared.inputs == len(certificate.proof) >= 2
     assert certificate.proof_dtype == "float64"
     assert f"{certificate.compared}" in str(certificate)
-    assert certificate.removed > 0
-    assert any("random numbers" in text for text in certificate.notes) == (kind.noise != "none")
+    assert certificate.removed > 0 or kind.gate or kind.shares_module  # both tie masked channels to live ones
+    is_random = kind.noise != "none" and kind.cast != "uint8"
+    assert any("random numbers" in text for text in certificate.notes) == is_random
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ failed first.
 from __future__ import annotations
 
 import copy
+
 from torch import nn
 
 # Importing the rules fills their table.

@@ -136,31 +136,33 @@ def prove(model: nn.Module, example: Call) -> Proof:
         InputError: An output on the example is not finite, or all outputs hold no number.
     """
     original = in_float64(model)
-    found, fails = _trials(original, example.widened(), True)
+    found, fails, is_random = _trials(original, example.widened(), True)
     is_wide = bool(found)
     if not is_wide:
         why = fails[0]
         original = model
-        found, fails = _trials(model, example, False)
+        found, fails, is_random = _trials(model, example, False)
         fails.insert(0, f"compared in the model's own dtype, because {why} in float64")
     if not found:
         raise InputError(f"Expected a model that runs on the example input again, but {fails[-1]}.")
     _check_comparable(model, found[0])
-    is_random = _draws(original, found[0].call, is_wide)
     if is_random:
         fails.append("the model draws random numbers; both models were given the same")
     return Proof(original, tuple(found), is_wide, is_random, tuple(fails))
 
 
-def _trials(model: nn.Module, example: Call, is_wide: bool) -> tuple[list[Trial], list[str]]:
+def _trials(model: nn.Module, example: Call, is_wide: bool) -> tuple[list[Trial], list[str], bool]:
+    """Return the trials, what else the model does not run on, and whether it draws random numbers."""
     candidates = [("example", example), ("random", example.random(0))]
     candidates += [("random", call) for call in example.resized(1)]
     found: list[Trial] = []
     fails: list[str] = []
+    is_random = False
     for kind, call in candidates:
         name = f"{kind} {call}"
         try:
             expected = run(model, call, is_wide)
+            is_random |= kind == "example" and _has_drawn()
         except Exception as error:  # a forward may only take one size
             fails.append(f"the model does not run on {name} ({type(error).__name__})")
             if kind == "example":
@@ -172,7 +174,7 @@ def _trials(model: nn.Module, example: Call, is_wide: bool) -> tuple[list[Trial]
             fails.append(f"the outputs on {name} are empty")
         else:
             found.append(Trial(name, call, expected))
-    return found, fails
+    return found, fails, is_random
 
 
 def _check_comparable(model: nn.Module, example: Trial) -> None:
@@ -195,12 +197,11 @@ def _seed() -> None:
     np.random.seed(0)  # noqa: NPY002 - a forward may draw from the global generator
 
 
-def _draws(model: nn.Module, call: Call, is_wide: bool) -> bool:
-    """Tell whether a model draws random numbers: whoever does changes a generator's state."""
+def _has_drawn() -> bool:
+    """Tell whether random numbers were drawn since `_seed`: whoever does changes a generator's state."""
+    now = _states()
     _seed()
-    before = _states()
-    run(model, call, is_wide)
-    return _states() != before
+    return now != _states()
 
 
 def _states() -> tuple[object, ...]:

@@ -28,9 +28,7 @@ class ComputingInFloat64(TorchDispatchMode):
             for i, value in enumerate(args)
         ]  # fmt: skip
         named = {argument.name: argument for argument in schema.arguments}
-        kwargs = {
-            key: value if _is_written(named[key]) else _widened(value) for key, value in (kwargs or {}).items()
-        }
+        kwargs = {key: value if _is_written(named[key]) else _widened(value) for key, value in (kwargs or {}).items()}
         result = func(*args, **kwargs)
         # Factories without a dtype give the default one. What is written into, or looks into another tensor, stays.
         is_alias = any(returned.alias_info is not None for returned in schema.returns)
