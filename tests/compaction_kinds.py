@@ -105,7 +105,7 @@ class Model(nn.Module):
             x.sub_(0.25)
         x = NOISE[self.kind.noise](x) if x.is_floating_point() else x
         features = CASTS[self.kind.cast](self._features, x)
-        logits = self.head(features.to(self.head.weight.dtype)) + offset
+        logits = self.head(features.to(self.norm.weight.dtype)) + offset
         logits = logits if scale is None else logits * scale
         return OUTPUTS[self.kind.output](features, logits)
 

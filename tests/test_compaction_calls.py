@@ -85,13 +85,26 @@ def test_casts_inside_are_left_out_of_the_proof(cast: Callable[[Tensor], Tensor]
     assert certificate.removed == 4
 
 
-def test_autocast_inside_is_looked_through() -> None:
+def test_autocast_inside_is_looked_through_and_saved(tmp_path: Path) -> None:
     def wiring(n: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return plain(n, x).float()
+            y = n.a(x)
+            torch.sigmoid_(y)
+            return n.b(y).float()  # type: ignore[no-any-return]
 
-    certificate = exactly(net_of(wiring), X).certificate
-    assert (certificate.removed, certificate.proof_dtype) == (4, "float64")
+    result = exactly(net_of(wiring), X)
+    assert (result.certificate.removed, result.certificate.proof_dtype) == (4, "float64")
+    prunekit.save(result, tmp_path / "small.prunekit")
+    with torch.no_grad():
+        assert torch.equal(result.model(X), prunekit.load(tmp_path / "small.prunekit")(X))
+
+
+def test_a_weight_that_is_cast_is_the_layer_s_own() -> None:
+    def wiring(n: Any, x: Tensor) -> Tensor:
+        y = torch.sigmoid(n.a(x)).to(torch.bfloat16)
+        return functional.conv2d(y, n.b.weight.to(y.dtype), n.b.bias.to(y.dtype)).float()
+
+    assert exactly(net_of(wiring), X).certificate.removed == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import layer_name
+from prunekit.compaction.tracing import layer_name, readers, source
 from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
 
 
@@ -66,11 +66,10 @@ def normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
     by_batch = bool(a.get("training") or a.get("use_input_stats") or a["running_mean"] is None)
     result = _unlabelled(node) if value.dim is None else _normalised(flow, a, value, by_batch)
     flow.outputs.setdefault(name, []).append(result)
-    source = a["input"]
-    layer = flow.makers.get(source)
-    if not by_batch and layer is not None and layer.calls == 1 and len(source.users) == 1:
-        mean = flow.traced.tensors.get(a["running_mean"])
-        if mean in flow.tensors and len(a["running_mean"].users) == 1:
+    layer = flow.makers.get(a["input"])
+    if not by_batch and layer is not None and layer.calls == 1 and len(a["input"].users) == 1:
+        mean = flow.name_of(a["running_mean"])
+        if mean in flow.tensors and len(readers(source(a["running_mean"]))) == 1:  # type: ignore[arg-type]
             layer.norm = mean
     several = not isinstance(node.meta["val"], Tensor)
     return [result] if several else result
@@ -187,7 +186,7 @@ def _answers(layer: Layer, weight: Tensor, bias: Tensor, v: Tensor) -> Tensor:
 
 def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tuple[str, Any]:
     """Return the module whose own weight and bias a node uses, and its name."""
-    names = [flow.traced.tensors.get(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
+    names = [flow.name_of(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
     owners = {name.rpartition(".")[0] for name in names if name is not None}
     require(None not in names and len(owners) == 1, "computes its weight")
     require(not any(name in flow.traced.shared for name in names), "shares its weight with another layer")
@@ -200,8 +199,9 @@ def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tu
     own = {f"{owner}.weight".lstrip("."), f"{owner}.bias".lstrip(".")}
     require(set(names) <= own, "is not a layer's own")
     for arg in (weight, bias):
-        readers = arg.users if isinstance(arg, fx.Node) else ()
-        require(all(user.target == node.target for user in readers), "uses a weight that is used elsewhere too")
+        whose = source(arg)
+        users = readers(whose) if isinstance(whose, fx.Node) else ()
+        require(all(user.target == node.target for user in users), "uses a weight that is used elsewhere too")
     return owner, module
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.compaction.autocasts import inline_autocast
 from prunekit.compaction.calls import Call
 from prunekit.errors import InputError
 from prunekit.structure import Structure, flatten
+
+#: Operators that hand a tensor on in another dtype or on another device.
+CASTS = ("to", "to_copy", "type_as")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ def trace(model: nn.Module, example: Call) -> Traced:
         InputError: It cannot be traced: control flow that depends on values, or operations that torch.export refuses.
     """
     program, _ = export_flat(model, example)
-    inline_autocast(program.graph_module)
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = signature.inputs_to_lifted_tensor_constants
@@ -139,8 +140,8 @@ def export_program(
             program = torch.export.export(
                 model, example.args, dict(example.kwargs), dynamic_shapes=dynamic_shapes, strict=False
             )
-            if any(_mutates(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+            if any(_mutates(node) or _is_block(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})  # nothing in place; autocast's casts one by one
     except Exception as error:  # a foreign forward raises what it likes
         raise InputError(
             "Expected a model that torch.export can trace on the example input, without control flow that depends on "
@@ -155,6 +156,23 @@ def operator_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._overloadpacket.__name__.strip("_") if target.namespace == "aten" else str(target)
     return getattr(target, "__name__", str(target))
+
+
+def source(arg: object) -> object:
+    """Return the node of which a node is a cast, or casts of casts; itself where it is none."""
+    while isinstance(arg, fx.Node) and arg.op == "call_function" and operator_name(arg) in CASTS:
+        arg = arg.args[0]
+    return arg
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that use a node, or a cast of it."""
+    found = []
+    for user in node.users:
+        name = operator_name(user) if user.op == "call_function" else ""
+        if "assert" not in name:  # of a dtype, which the exporter puts in front of casts
+            found += readers(user) if name in CASTS else [user]
+    return found
 
 
 def layer_name(node: fx.Node) -> str:
@@ -175,6 +193,11 @@ def _part_to_compact(model: nn.Module) -> str:
         return ""
     largest = max(sizes, key=lambda name: sizes[name])
     return f" A part of it may trace alone: compact(model.{largest}, ...) with that part's input."
+
+
+def _is_block(node: fx.Node) -> bool:
+    """Tell whether a node runs a graph of its own, as a block under autocast does."""
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _first_line(error: Exception) -> str:
