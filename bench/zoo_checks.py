@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_flatten
 
 from bench.zoo_rows import Check
 from bench.zoo_weights import random_images
+from prunekit.comparison import relative_rms
 from prunekit.errors import InputError
-from prunekit.timing import relative_rms
 
 #: The largest relative RMS of an output that counts as right.
 MOST = 1e-4

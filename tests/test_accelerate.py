@@ -228,7 +228,7 @@ def test_dense_models_stay_dense_and_hooked_layers_are_left_alone() -> None:
 
 def test_a_wrong_kernel_is_refused_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = MaskedConv2d._forward_packed
-    monkeypatch.setattr(MaskedConv2d, "_forward_packed", lambda self, x: right(self, x) * 1.001)
+    monkeypatch.setattr(MaskedConv2d, "_forward_packed", lambda self, x, padding: right(self, x, padding) * 1.001)
     monkeypatch.setattr("prunekit.nn.tuning.time_in_turn", lambda *_, **__: pytest.fail("timed"))
     conv = nn.Conv2d(32, 64, 3).eval()
     with torch.no_grad():

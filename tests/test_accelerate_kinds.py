@@ -219,10 +219,10 @@ def test_a_layer_held_outside_the_modules_is_given_back() -> None:
 def test_a_kernel_that_is_wrong_or_raises_costs_its_layer_only(monkeypatch: pytest.MonkeyPatch) -> None:
     right = MaskedConv2d._forward_packed
 
-    def forward(masked: MaskedConv2d, x: Tensor) -> Tensor:
+    def forward(masked: MaskedConv2d, x: Tensor, padding: tuple[int, int]) -> Tensor:
         if masked.out_channels == 16:
             raise RuntimeError("illegal instruction\nmore")
-        return right(masked, x)
+        return right(masked, x, padding)
 
     monkeypatch.setattr(MaskedConv2d, "_forward_packed", forward)
     model = Net().eval()

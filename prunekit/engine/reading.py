@@ -150,7 +150,7 @@ class GraphReader:
     def _native(self, node: fx.Node) -> Node | fx.Node | None:
         """Return what the engine makes of a node, sizes in its attributes encoded; None leaves it to torch."""
         try:
-            native = _READERS[str(node.target)](self, node)
+            native: Node | fx.Node | None = _READERS[str(node.target)](self, node)
             if isinstance(native, Node):
                 native.attributes = self._size(native.attributes)
             return native

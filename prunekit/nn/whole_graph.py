@@ -7,7 +7,7 @@ import keyword
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,10 @@ def _check_hooks(model: nn.Module) -> None:
 def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
     if signature is not None and isinstance(model, fx.GraphModule):
         model = _Held(model)
-    with nullcontext([]) if signature is None else on_tensors(model, signature, copies_inputs) as results:
+    context: AbstractContextManager[list[Structure]] = nullcontext([])
+    if signature is not None:
+        context = on_tensors(model, signature, copies_inputs)
+    with context as results:
         graph, shapes = capture_any_size(model, inputs), [list(x.shape) for x in inputs]
         if signature is not None and any(signature.results.differs_from(result) for result in results):
             # A result that is no tensor, as a size returned as an int, is part of no graph.
