@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from prunekit.engine.artefact import load_graph, save_graph
+from prunekit.engine.batches import check_shapes
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph
-from prunekit.engine.batches import check_shapes
 from prunekit.engine.program import Program, Segment, StepTime, operator_of
 from prunekit.errors import InputError
 from prunekit.ops import native

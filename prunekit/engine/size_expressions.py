@@ -122,9 +122,7 @@ def describe(expression: Expression, names: Sequence[str]) -> str:
         return f"{names[rest[0]]}.shape[{rest[1]}]" if rest[0] < len(names) else f"size {rest[1]}"
     parts = [describe(item, names) for item in rest]
     if word in _INFIX:
-        return _INFIX[word].join(
-            f"({part})" if " " in part and word not in ("and", "or") else part for part in parts
-        )
+        return _INFIX[word].join(f"({part})" if " " in part and word not in ("and", "or") else part for part in parts)
     return f"{word}({', '.join(parts)})"
 
 

@@ -23,7 +23,6 @@ class SizeRule:
             shape of one more input.
     """
 
-
     shapes: list[list[Expression]]
     guards: list[Expression] = field(default_factory=list)
     values: dict[str, list[Expression]] = field(default_factory=dict)
@@ -95,7 +94,11 @@ class SizeRule:
             list(document["steps"]),
         )
         ones = [[1] * len(shape) for shape in rule.shapes] + [[1] * len(rule.steps)]
-        for expression in [*rule.steps, *rule.guards, *(size for s in (*rule.shapes, *rule.values.values()) for size in s)]:
+        for expression in [
+            *rule.steps,
+            *rule.guards,
+            *(size for s in (*rule.shapes, *rule.values.values()) for size in s),
+        ]:
             _is_true(expression, ones)  # a ValueError where it is no expression
         return rule
 
