@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -72,63 +73,71 @@ def check_same(model: nn.Module, fast: nn.Module, *inputs: Tensor) -> None:
         assert relative_difference(a, b) <= TOLERANCE
 
 
-def pad_to_even(net: Any, x: Tensor) -> Tensor:
+def refusal_of(fast: nn.Module, *inputs: Tensor) -> str | None:
+    try:
+        fast(*inputs)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def pad_to_even(net: Any, x: Tensor) -> Any:
     h, w = x.shape[2:]
     return net.last(net.first(F.pad(x, [0, w % 2, 0, h % 2])).relu())
 
 
-def letterbox(net: Any, x: Tensor) -> Tensor:
+def letterbox(net: Any, x: Tensor) -> Any:
     return net.last(net.first(F.pad(x, [0, -x.shape[3] % 32, -x.shape[2] % 16, 0])))
 
 
-def pad_to_skip(net: Any, x: Tensor) -> Tensor:
+def pad_to_skip(net: Any, x: Tensor) -> Any:
     skip = net.first(x)
     up = F.interpolate(F.max_pool2d(skip, 2), scale_factor=2)
     dy, dx = skip.shape[2] - up.shape[2], skip.shape[3] - up.shape[3]
     return net.last(skip + F.pad(up, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2]))
 
 
-def crop_to_skip(net: Any, x: Tensor) -> Tensor:
+def crop_to_skip(net: Any, x: Tensor) -> Any:
     skip = net.first(x)
     up = F.interpolate(F.max_pool2d(skip, 2, ceil_mode=True), scale_factor=2)
     return net.last(skip + up[:, :, : skip.shape[2], : skip.shape[3]])
 
 
-def interpolate_to_skip(net: Any, x: Tensor) -> Tensor:
+def interpolate_to_skip(net: Any, x: Tensor) -> Any:
     skip = net.first(x)
     return net.last(skip + F.interpolate(F.avg_pool2d(skip, 3), size=skip.shape[2:]))
 
 
-def bilinear_to_input(net: Any, x: Tensor) -> Tensor:
+def bilinear_to_input(net: Any, x: Tensor) -> Any:
     y = F.interpolate(F.max_pool2d(net.first(x), 2), size=x.shape[-2:], mode="bilinear", align_corners=False)
     return net.last(y)
 
 
-def shuffle(net: Any, x: Tensor) -> Tensor:
+def shuffle(net: Any, x: Tensor) -> Any:
     y = net.first(x).relu()
     b, c, h, w = y.shape
     return net.last(y.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w))
 
 
-def window_of_image(net: Any, x: Tensor) -> Tensor:
+def window_of_image(net: Any, x: Tensor) -> Any:
     y = net.first(x)
     return net.last(y * F.avg_pool2d(y, y.shape[2:]) + F.max_pool2d(y, kernel_size=y.size()[2:]))
 
 
-def tokens(net: Any, x: Tensor) -> Tensor:
+def tokens(net: Any, x: Tensor) -> Any:
     y = net.first(x)
     b, c, h, w = y.shape
     y = y.flatten(2).transpose(1, 2).softmax(1).transpose(1, 2).reshape(b, c, h, w)
     return net.last(y).permute(0, 2, 3, 1).reshape(b, -1, 4)
 
 
-def transposed_rows(net: Any, x: Tensor) -> Tensor:
+def transposed_rows(net: Any, x: Tensor) -> Any:
     y = net.first(x)
     y = y.transpose(2, 3).contiguous().view(y.shape[0], CHANNELS, -1)
     return net.last(y.view(y.shape[0], CHANNELS, x.shape[3], x.shape[2]))
 
 
-def windows(net: Any, x: Tensor) -> Tensor:
+def windows(net: Any, x: Tensor) -> Any:
     x = F.pad(x, (0, (4 - x.shape[3] % 4) % 4, 0, (4 - x.shape[2] % 4) % 4))
     y = net.first(x)
     b, c, h, w = y.shape
@@ -142,7 +151,7 @@ def scaled_by_size(net: Any, x: Tensor) -> tuple[Tensor, int, float]:
     return y, x.shape[2], x.shape[0] * 2
 
 
-def halves(net: Any, x: Tensor) -> Tensor:
+def halves(net: Any, x: Tensor) -> Any:
     y = net.first(x)
     h = y.shape[2] // 2
     return net.last(torch.cat([y[:, :, h:], y[:, :, :h]], 2))
@@ -155,32 +164,32 @@ EXPRESSIBLE: list[Forward] = [
 ]  # fmt: skip
 
 
-def threshold(net: Any, x: Tensor) -> Tensor:
+def threshold(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x))
     return F.avg_pool2d(y, 2) if x.shape[2] >= 20 else y
 
 
-def square_or_not(net: Any, x: Tensor) -> Tensor:
+def square_or_not(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x))
     return y.transpose(2, 3) if x.shape[2] == x.shape[3] else y
 
 
-def alone_or_not(net: Any, x: Tensor) -> Tensor:
+def alone_or_not(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x))
     return y - y.mean(0, keepdim=True) if len(x) > 1 else y
 
 
-def one_row_or_more(net: Any, x: Tensor) -> Tensor:
+def one_row_or_more(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x)).squeeze()
     return y.flip(-1) if y.dim() == 4 else y * 2
 
 
-def quarter_windows(net: Any, x: Tensor) -> Tensor:
+def quarter_windows(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x))
     return F.avg_pool2d(y, (y.shape[2] // 4, y.shape[3] // 4))
 
 
-def over_the_batch(net: Any, x: Tensor) -> Tensor:
+def over_the_batch(net: Any, x: Tensor) -> Any:
     y = net.last(net.first(x))
     return y - y.mean(0, keepdim=True)
 
@@ -214,13 +223,10 @@ def test_any_forward_is_right_or_refused(
     check_same(net, fast, torch.randn(example[0], 3, *example[1:]))
     for batch, height, width in others:
         x = torch.randn(batch, 3, height, width)
-        try:
-            fast(x)
-        except InputError as error:
-            assert "xpected" in str(error), error
-            assert forward in BRANCHING, error
-            continue
-        check_same(net, fast, x)
+        refusal = refusal_of(fast, x)
+        assert refusal is None or (forward in BRANCHING and "xpected" in refusal), refusal
+        if refusal is None:
+            check_same(net, fast, x)
 
 
 def test_a_branch_on_a_size_is_refused_beyond_it() -> None:
@@ -239,7 +245,7 @@ def test_what_depends_on_the_rank_of_a_value_is_refused_where_it_differs() -> No
         fast(torch.randn(1, 3, 12, 12))
 
 
-def bound_view(net: Any, x: Tensor) -> Tensor:
+def bound_view(net: Any, x: Tensor) -> Any:
     y = net.first(x)
     return net.last(y.view(1, CHANNELS // 2, 2, *x.shape[2:]).transpose(1, 2).reshape(1, CHANNELS, *x.shape[2:]))
 
@@ -251,7 +257,7 @@ class AnyBatch(nn.Module):
         super().__init__()
         self.net = Net(bound_view)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.net(x) if len(x) == 1 else torch.cat([self.net(one[None]) for one in x])
 
 
@@ -282,7 +288,7 @@ class ImageAndVector(nn.Module):
         super().__init__()
         self.body, self.head = nn.Conv2d(3, CHANNELS, 3), nn.Linear(CHANNELS + 4, 5)
 
-    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, image: Tensor, vector: Tensor) -> Any:
         return self.head(torch.cat([self.body(image).mean((2, 3)), vector], 1))
 
 
@@ -291,7 +297,7 @@ class Tracker(nn.Module):
         super().__init__()
         self.body, self.head = nn.Conv2d(3, CHANNELS, 3), nn.Conv2d(CHANNELS, 4, 1)
 
-    def forward(self, template: Tensor, search: Tensor) -> Tensor:
+    def forward(self, template: Tensor, search: Tensor) -> Any:
         return self.head(self.body(search) * self.body(template).mean((2, 3), keepdim=True) + self.body(template))
 
 
@@ -315,13 +321,13 @@ class Head(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = self.b(self.a(x).relu_())
         return y.permute(0, 2, 3, 1).reshape(y.shape[0], -1, 6)
 
 
 def test_views_of_channels_last_models_hold_for_any_layout() -> None:
-    net = Head().eval().to(memory_format=torch.channels_last)
+    net = Head().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 3, 10, 7)
     for example in (x, x.to(memory_format=torch.channels_last)):
         fast = on_engine(net, example)
@@ -346,7 +352,10 @@ def test_a_copy_of_the_input_is_not_the_input() -> None:
 
 
 def test_outputs_that_are_sizes_are_those_of_the_input() -> None:
-    net = Net(lambda net, x: {"y": net.last(net.first(x)), "size": tuple(x.shape[2:]), "none": None, "flag": True})
+    def sizes_too(net: Any, x: Tensor) -> dict[str, Any]:
+        return {"y": net.last(net.first(x)), "size": tuple(x.shape[2:]), "none": None, "flag": True}
+
+    net = Net(sizes_too)
     fast = on_engine(net, torch.randn(1, 3, 8, 9))
     found = fast(torch.randn(2, 3, 11, 6))
     assert (found["size"], found["none"], found["flag"]) == ((11, 6), None, True)
@@ -359,7 +368,7 @@ class SizesAsTensors(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8 * 6 * 5, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = self.a(x)
         shape = torch.tensor(y.shape)
         rest = torch.cat([shape[:1], torch.tensor([-1])])
@@ -370,10 +379,6 @@ def test_sizes_as_tensors_are_captured_for_their_size() -> None:
     net, x = SizesAsTensors().eval(), torch.randn(1, 3, 8, 7)
     fast = on_engine(net, x)
     check_same(net, fast, x)
-    try:
-        check_same(net, fast, torch.randn(3, 3, 8, 7))
-    except InputError as error:
-        assert "xpected" in str(error)
     with pytest.raises(InputError, match="xpected"):
         fast(torch.randn(1, 3, 9, 7))
 
@@ -382,18 +387,15 @@ def test_exported_programs_are_captured() -> None:
     net, x = Net(pad_to_even).eval(), torch.randn(1, 3, 9, 8)
     program = torch.export.export(net, (x,))
     dynamic = torch.export.export(net, (torch.cat([x, x]),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    for graph, batch in (
-        (capture_program(program), 1),
-        (capture(program.module(), [x]), 1),
-        (capture_program(dynamic), 3),
-    ):
+    graphs = capture_program(program), capture(program.module(), [x]), capture_program(dynamic)
+    for graph, batch in zip(graphs, (1, 1, 3), strict=True):
         fuse(graph)
         graph.compress()
         check_same(net, AcceleratedModel(graph, {}, [list(x.shape)]), torch.randn(batch, 3, 9, 8))
 
 
 def test_a_forward_that_computes_sizes_from_pixels_is_refused_or_right() -> None:
-    def by_pixels(net: Any, x: Tensor) -> Tensor:
+    def by_pixels(net: Any, x: Tensor) -> Any:
         y = net.last(net.first(x))
         return y[:, :, : int(x.abs().mean() * 4) + 1]
 
@@ -423,18 +425,59 @@ def test_expressions() -> None:
     nested: Any = 1
     for _ in range(1000):
         nested = ["neg", nested]
-    for wrong in (["__import__", "os"], ["size", 0, 9], ["size", 1, 0], ["size", 0, -1], [], "x", ["add"], nested,
-                  ["pow", 9, 999999999], ["mod", 1], {"size": 1}, ["size", 0, 2, 3], ["add", "a", 1], None):  # fmt: skip
+    wrongs = (
+        ["__import__", "os"], ["size", 0, 9], ["size", 1, 0], ["size", 0, -1], [], "x", ["add"], nested, None,
+        ["pow", 9, 999999999], ["mod", 1], {"size": 1}, ["size", 0, 2, 3], ["add", "a", 1],
+    )  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="Expected"):
             evaluate(wrong, shapes)
     with pytest.raises((ValueError, KeyError, TypeError)):
-        SizeRule.from_json({"shapes": [[["size", 0, 0]]], "guards": [["system", 1]], "values": {}})
+        SizeRule.from_json({"shapes": [[["size", 0, 0]]], "guards": [["system", 1]], "values": {}, "steps": []})
     assert SizeRule([[["size", 0, 0]]], [["lt", ["floordiv", 4, ["size", 0, 0]], 3]]).refusal([[0]], ["x"]) is not None
 
 
 class Plan:
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
+
+
+def tensorflow_padding(net: Any, x: Tensor) -> Any:
+    for _ in range(3):
+        h, w = x.shape[-2:]
+        rows, columns = (max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0) for size in (h, w))
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        x = F.conv2d(x, net.again, stride=2)
+        x = x * F.adaptive_avg_pool2d(x, 1)
+    return net.last(net.first(x))
+
+
+def test_long_expressions_of_sizes_get_names() -> None:
+    net = Net(tensorflow_padding).eval()
+    net.register_buffer("again", torch.randn(3, 3, 3, 3))
+    fast = on_engine(net, torch.randn(1, 3, 32, 45))
+    rule = fast.graph.rule
+    assert rule is not None
+    assert len(rule.steps) >= 4
+    assert len(str(rule)) < 10_000  # without names three times as long with each layer
+    for batch, height, width in ((1, 33, 64), (3, 16, 17), (2, 47, 31)):
+        check_same(net, fast, torch.randn(batch, 3, height, width))
+
+
+def in_place_through_views(net: Any, x: Tensor) -> Any:
+    y = net.first(x)
+    before = F.relu_(y).flatten(1)
+    y.add_(1)
+    z = net.last(y)
+    z.clamp_(-1, 2)
+    return before.sum(1), z, z.mul_(2)
+
+
+def test_in_place_operators_are_seen_by_whoever_shares_the_memory() -> None:
+    net = Net(in_place_through_views).eval()
+    fast = on_engine(net, torch.randn(2, 3, 6, 7))
+    check_same(net, fast, torch.randn(2, 3, 6, 7))
+    check_same(net, fast, torch.randn(3, 3, 9, 5))
 
 
 def test_plans_are_kept_by_the_memory_they_hold_and_the_last_used_one_stays() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunekit.engine.exporting import (
@@ -15,6 +15,7 @@ from prunekit.engine.exporting import (
     without_size_one,
 )
 from prunekit.engine.graph import Graph
+from prunekit.engine.in_place import make_functional, mutates
 from prunekit.engine.reading import CaptureError, GraphReader
 
 __all__ = ["CaptureError", "GraphReader", "capture", "capture_any_size", "capture_program"]
@@ -59,9 +60,9 @@ def capture_program(program: ExportedProgram, dtype: torch.dtype = torch.float32
         CaptureError: it has parts that the engine cannot run, or changes buffers.
     """
     try:
-        if any(_is_in_place(node) for node in program.graph.nodes):
+        if any(mutates(node) for node in program.graph.nodes):
             with without_size_one():
-                program = program.run_decompositions({})
+                program = make_functional(program)
     except Exception as error:  # whatever an operator's decomposition raises
         raise CaptureError(f"torch.export cannot make the model functional ({_first_line(error)})") from error
     return GraphReader(program, dtype).graph()
@@ -77,12 +78,3 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    return node.op == "call_function" and str(node.target).split(".")[1:2] != [] and _mutates(node.target)
-
-
-def _mutates(target: object) -> bool:
-    schema = getattr(target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
