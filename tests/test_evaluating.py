@@ -28,7 +28,8 @@ class Adapter(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.layer(x))
+        y: Tensor = self.drop(self.layer(x))
+        return y
 
 
 class Refusing(nn.Sequential):

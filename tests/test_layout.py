@@ -15,6 +15,7 @@ ROOMS = [
     "timing",
     "structure",
     "comparison",
+    "discontinuous",
     "processor",
     "ops",
     "engine",
