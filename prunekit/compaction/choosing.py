@@ -37,10 +37,10 @@ class Choice:
         self.reasons: dict[int, str] = {}
         self.carriers: dict[int, list[str]] = {}
         self._silent = self._silent_units()
+        self._seen: dict[str, Bools] = {}
         for unit, reason in flow.units.pinned().items():
             self._keep([unit], reason)
-        if unit not in self._silent:  # filters without weights need nothing
-            self._spread()
+        self._spread()
         steps = (self._one_at_least, self._equal_parts, self._carry, lambda: self._round(multiple_of))
         before = -1
         while before != (before := int(self.kept.sum())):
@@ -58,9 +58,15 @@ class Choice:
 
     def reads(self, layer: Layer) -> Bools:
         """Tell for each input channel of a layer whether a filter that stays has weights on it."""
-        stays = torch.from_numpy(self.stays(layer.out_labels))
+        return self._read_by(layer, self.stays(layer.out_labels))
+
+    def _read_by(self, layer: Layer, rows: Bools) -> Bools:
+        """Tell for each input channel of a layer whether one of these filters, bool [filters], has weights on it."""
+        filters = torch.from_numpy(rows)
         groups = layer.groups
-        used = layer.used.view(groups, len(layer.used) // groups, -1) & stays.view(groups, -1, 1)
+        if groups == 1:
+            return layer.used[filters].any(dim=0).numpy()
+        used = layer.used.view(groups, len(layer.used) // groups, -1) & filters.view(groups, -1, 1)
         found: Bools = used.any(dim=1).flatten().numpy()
         return found
 
@@ -79,16 +85,25 @@ class Choice:
 
     def _add(self, unit: int, reason: str) -> None:
         self._keep([unit], reason)
-        self._spread()
+        if unit not in self._silent:  # filters without weights need nothing
+            self._spread()
 
     def _spread(self) -> None:
-        """Keep what is read by what stays and varies."""
+        """Keep what is read by what stays and varies, until nothing more is needed.
+
+        A layer is looked at again only when more of its filters stay, and then for those alone: a spread for every
+        unit that equal parts or rounding add would otherwise visit all layers (140 CPU seconds for ResNeXt-50).
+        """
         before = -1
         while before != (before := int(self.kept.sum())):
             for layer in reversed(list(self.flow.layers.values())):
                 if len(layer.in_labels):
-                    needed = self.reads(layer) & layer.in_constants.isnan().numpy()
-                    self._keep(self.units(layer.in_labels[needed]).tolist(), f"{layer.name} reads it")
+                    rows = self.stays(layer.out_labels)
+                    fresh = rows & ~self._seen.get(layer.name, np.zeros(len(rows), dtype=bool))
+                    if fresh.any():
+                        self._seen[layer.name] = rows
+                        needed = self._read_by(layer, fresh) & layer.in_constants.isnan().numpy()
+                        self._keep(self.units(layer.in_labels[needed]).tolist(), f"{layer.name} reads it")
 
     def _candidate(self, labels: Labels) -> int:
         """Return a unit among `labels` that does not stay: one without weights if there is any."""
