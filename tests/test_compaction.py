@@ -12,7 +12,8 @@ from pruning_nets import Net
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.compaction import certifying, compact, cutting, rounding
+from prunekit.compaction import compact, cutting, proving, rounding
+from prunekit.compaction.calls import Call
 from prunekit.errors import InputError, WrongOutputError
 
 
@@ -162,7 +163,7 @@ def test_rounding_is_taken_where_it_is_clearly_faster_and_only_there() -> None:
     assert rounding.fastest({1: 10.0, 8: 9.8, 16: 11.0}) == 1
     assert rounding.fastest({}) == 1
     narrow, wide = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 1024, 3)
-    times = rounding.measure({1: wide, 8: narrow, 16: narrow}, [torch.rand(1, 3, 64, 64)], 3)
+    times = rounding.measure({1: wide, 8: narrow, 16: narrow}, Call((torch.rand(1, 3, 64, 64),)), 3)
     assert set(times) == {1, 8}  # models of the same size are timed once
     assert times[8] < times[1]
 
@@ -235,4 +236,4 @@ def test_a_wrong_cut_is_an_error_that_names_the_first_layer(monkeypatch: pytest.
     monkeypatch.setattr(cutting, "_shift", no_shift)
     with pytest.raises(WrongOutputError, match=r"first at layer 'b'"):
         compact(net, X, {"a": drop(6, 1)}, latency_runs=0)
-    assert certifying.MAX_RELATIVE_DIFFERENCE == 1e-10
+    assert proving.MAX_RELATIVE_DIFFERENCE == 1e-10

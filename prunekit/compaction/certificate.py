@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from prunekit.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,23 @@ class Difference:
     """Both models on one input.
 
     Attributes:
-        input: "example" or "random", and the size.
+        input: "example" or "random", and the size; where discontinuous operators decided otherwise at ties, which.
         largest: The largest |difference| of any output number.
         relative: That of an output over the output's largest magnitude, the worst output's.
+        tensors: How many tensors were compared; 0 in files of prunekit 1, which do not say.
+        elements: How many numbers in them.
     """
 
     input: str
     largest: float
     relative: float
+    tensors: int = 0
+    elements: int = 0
+
+    @classmethod
+    def of(cls, name: str, found: Comparison) -> Difference:
+        """Return what a comparison found on the input called `name`."""
+        return cls(name, found.largest, found.relative, found.tensors, found.elements)
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,9 @@ class Certificate:
 
     Attributes:
         groups: Every group of channels, in the model's order.
-        float64: Both models in float64, on the example and on random inputs of several sizes.
-        float32: Both as they are, on the example.
+        float64: Both models in float64, on the example and on random inputs of several sizes; empty where the model
+            does not run in float64.
+        float32: Both as they are, on the example, whatever the model's dtype is.
         parameters_before: Of the masked model; parameters_after: of the compacted one.
         macs_before: Multiply-accumulates on the example; macs_after: likewise.
         latency_ms_before: Median on the example in torch eager; None where it was not measured.
@@ -66,6 +79,8 @@ class Certificate:
         rounding_ms: Multiple → the latency measured with it, where it was chosen by measurement.
         kept_whole: Operations that channels are not followed through, and why: what flows into them was kept.
         notes: What else should be known.
+        own_dtype: Both as they are, on the example and on random inputs of several sizes, where `float64` is empty.
+        proof_dtype: What the proof was computed in: "float64", or the model's own.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -81,6 +96,21 @@ class Certificate:
     rounding_ms: dict[int, float] = field(default_factory=dict)
     kept_whole: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    own_dtype: tuple[Difference, ...] = ()
+    proof_dtype: str = "float64"
+
+    @property
+    def proof(self) -> tuple[Difference, ...]:
+        """What the model was accepted on: `float64`, or `own_dtype` where that is empty."""
+        return self.float64 or self.own_dtype
+
+    @property
+    def compared(self) -> Comparison:
+        """How many numbers in how many tensors of how many inputs were compared, and the largest differences."""
+        total = Comparison(inputs=0)
+        for row in self.proof:
+            total += Comparison(row.tensors, row.elements, 0.0, row.largest, row.relative)
+        return total
 
     @property
     def removed(self) -> int:
@@ -94,8 +124,8 @@ class Certificate:
 
     @property
     def max_difference_float64(self) -> float:
-        """The largest relative difference in float64."""
-        return max(row.relative for row in self.float64)
+        """The largest relative difference in float64; nan where the model does not run in float64."""
+        return max((row.relative for row in self.float64), default=math.nan)
 
     def reasons(self) -> dict[str, int]:
         """Return why masked channels stayed, and how many, over all groups."""
@@ -123,7 +153,8 @@ class Certificate:
             )
             for group in values["groups"]
         )
-        values["float64"] = tuple(Difference(**row) for row in values["float64"])
+        for name in ("float64", "own_dtype"):
+            values[name] = tuple(Difference(**row) for row in values.get(name, ()))
         values["float32"] = Difference(**values["float32"])
         values["rounding_ms"] = {int(multiple): ms for multiple, ms in values["rounding_ms"].items()}
         values["kept_whole"], values["notes"] = tuple(values["kept_whole"]), tuple(values["notes"])
@@ -135,9 +166,8 @@ class Certificate:
             f"{self.removed} of {self.removed + self.kept} channels removed, "
             f"parameters {self.parameters_before:,} → {self.parameters_after:,}, "
             f"MACs {self.macs_before:,} → {self.macs_after:,}",
-            f"largest relative difference {self.max_difference_float64:.2g} in float64 on "
-            f"{len(self.float64)} inputs ({', '.join(row.input for row in self.float64)}), "
-            f"{self.float32.relative:.2g} in the model's own type",
+            f"largest relative difference {self.compared.relative:.2g} in {self.proof_dtype} over {self.compared} "
+            f"({', '.join(row.input for row in self.proof)}), {self.float32.relative:.2g} in the model's own dtype",
         ]
         if self.latency_ms_before is not None and self.latency_ms_after is not None:
             lines.append(

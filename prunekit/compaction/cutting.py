@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunekit.compaction.planning import LayerCut, Plan
 
@@ -66,7 +67,7 @@ def _cut_layer(model: nn.Module, module: Any, layer_cut: LayerCut) -> None:
     kept = select_weight(wide, layer_cut)
     kept = kept.transpose(0, 1) if layer_cut.transposed else kept
     _replace(module, "weight", kept.to(weight.dtype).contiguous())
-    if module.bias is not None:
+    if getattr(module, "bias", None) is not None:
         bias = module.bias.detach()
         _replace(module, "bias", (bias.double()[out_keep] + shift).to(bias.dtype))
     elif len(layer_cut.folded) and layer_cut.norm is not None:
@@ -117,7 +118,7 @@ def _note_layer(module: Any, layer_cut: LayerCut) -> None:
     inputs, outputs = len(layer_cut.in_keep), len(layer_cut.out_keep)
     if isinstance(module, nn.Linear):
         module.in_features, module.out_features = inputs, outputs
-    else:
+    elif isinstance(module, _ConvNd):
         module.in_channels, module.out_channels, module.groups = inputs, outputs, layer_cut.groups
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunekit.compaction.calls import Call
 from prunekit.compaction.program import export_any_size
 from prunekit.errors import InputError
 from prunekit.files import atomic_path, write_bytes
@@ -32,7 +33,7 @@ def export(model: nn.Module, example: Sequence[Tensor], kind: str, path: str | P
     """
     if kind not in EXPORTS:
         raise InputError(f"Expected one of {', '.join(EXPORTS)} to export to, got {kind!r}.")
-    program, _ = export_any_size(model, example)
+    program, _ = export_any_size(model, Call.of(model, tuple(example)))
     if kind == "torch":
         with atomic_path(path) as temporary:
             torch.export.save(program, temporary)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from prunekit.compaction.tracing import Traced, layer_name, operator_name
+from prunekit.compaction.tracing import Traced, layer_name, operator_name, source
 from prunekit.compaction.units import Labels, Units
 from prunekit.compaction.values import Value, channels, unknown
 
@@ -124,11 +124,13 @@ class ChannelFlow:
     def run(self) -> ChannelFlow:
         """Visit every node."""
         for node in self.traced.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and source(node) not in self.traced.tensors:  # casts of parameters wait
                 self._values[node] = self._visit(node)
             elif node.op == "output":
                 for leaf in tree_leaves(node.args):
                     self.pin(leaf, "it is an output of the model")
+                    if isinstance(leaf, fx.Node):
+                        self._pin_parameter(leaf)
         return self
 
     def value(self, arg: object) -> Value:
@@ -146,11 +148,16 @@ class ChannelFlow:
 
     def pin(self, arg: object, reason: str) -> None:
         """Keep all channels of a node's tensors."""
-        if isinstance(arg, fx.Node) and (arg in self._values or arg not in self.traced.tensors):
+        if isinstance(arg, fx.Node) and (arg in self._values or source(arg) not in self.traced.tensors):
             self.value(arg)
             for value in tree_leaves(self._values[arg], is_leaf=lambda v: isinstance(v, Value)):
                 if isinstance(value, Value):
                     self.units.pin(value.labels, reason)
+
+    def name_of(self, arg: object) -> str | None:
+        """Return the name of the parameter or buffer that a node is, or is a cast of."""
+        found = source(arg)
+        return self.traced.tensors.get(found) if isinstance(found, fx.Node) else None
 
     def channel_tensor(self, arg: object, dim: int, labels: Labels) -> Tensor | None:
         """Let a parameter or buffer lose entries together with `labels`; return it as float64, None for None.
@@ -160,7 +167,7 @@ class ChannelFlow:
         """
         if arg is None:
             return None
-        name = self.traced.tensors.get(arg) if isinstance(arg, fx.Node) else None
+        name = self.name_of(arg)
         if name is None or name in self.traced.shared or name in self.whole:
             raise NotUnderstoodError("computes its parameters or shares them with another layer")
         tensor = self.traced.tensor(name)
@@ -188,6 +195,8 @@ class ChannelFlow:
             return apply(self, node)
         except NotUnderstoodError as error:
             return self.give_up(node, str(error))
+        except Exception as error:  # a shape or an argument that a rule did not expect: keeping all is always right
+            return self.give_up(node, f"has a form that its rule does not know ({type(error).__name__})")
 
     def give_up(self, node: fx.Node, why: str) -> Any:
         """Pin whatever flows into a node, and know nothing of what comes out."""
@@ -203,7 +212,7 @@ class ChannelFlow:
         return unknown(shapes[0]) if is_one else [unknown(shape) for shape in shapes]
 
     def _pin_parameter(self, node: fx.Node) -> None:
-        name = self.traced.tensors.get(node)
+        name = self.name_of(node)
         layer = name.rpartition(".")[0] if name else ""
         if layer in self.layers:
             self.units.pin(self.layers[layer].out_labels, "its parameters are used outside its layer")
@@ -215,6 +224,9 @@ class ChannelFlow:
 
     def _leaf(self, node: fx.Node) -> Value:
         """Return an input, a parameter, a buffer or a constant as a value."""
+        whose = source(node)
+        if whose is not node:
+            return self.value(whose)
         meta = node.meta.get("val")
         if not isinstance(meta, Tensor):
             return unknown(())

@@ -8,47 +8,48 @@ failed first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 # Importing the rules fills their table.
 from prunekit.compaction import layer_rules, movement_rules, pointwise_rules  # noqa: F401
-from prunekit.compaction.certifying import DoesNotRunError, Trial, differences, is_exact
+from prunekit.compaction.calls import Call
+from prunekit.compaction.certifying import DoesNotRunError, differences
 from prunekit.compaction.choosing import Choice
 from prunekit.compaction.cutting import cut
 from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.planning import make_plan
+from prunekit.compaction.proving import Proof
 from prunekit.compaction.tracing import trace
 
 
-def follow(masked: nn.Module, original: nn.Module, inputs: Sequence[Tensor], rows: Sequence[Trial]) -> ChannelFlow:
-    """Follow the channels of `masked`; `original` is the same in float64, with its answers in `rows`.
+def follow(masked: nn.Module, example: Call, proof: Proof) -> ChannelFlow:
+    """Follow the channels of `masked`.
 
     Raises:
         InputError: The model cannot be traced.
     """
-    traced = trace(masked, inputs)
+    traced = trace(masked, example)
     hold: frozenset[str] = frozenset()
     while True:
         flow = ChannelFlow(traced, hold).run()
-        more = _places_that_fail(flow, original, rows) - hold if flow.literal else frozenset()
+        more = _places_that_fail(flow, proof) - hold if flow.literal else frozenset()
         if not more:
             return flow
         hold |= more
 
 
-def _places_that_fail(flow: ChannelFlow, original: nn.Module, rows: Sequence[Trial]) -> frozenset[str]:
+def _places_that_fail(flow: ChannelFlow, proof: Proof) -> frozenset[str]:
     """Return places whose sizes seem to be written down, or nothing where the cut model runs and is exact."""
-    small = copy.deepcopy(original)
+    small = copy.deepcopy(proof.original)
     cut(small, make_plan(flow, Choice(flow)))
     places = frozenset(flow.literal)
     try:
-        found = differences(small, rows[:1])
+        (found,) = differences(small, proof, proof.trials[:1])
     except DoesNotRunError as error:
         near = {place for place in places if _is_near(place.partition(" of ")[2], error.layer)}
         return frozenset(near) or places
-    return frozenset() if is_exact(found) else places
+    return frozenset() if proof.is_equal(found) else places
 
 
 def _is_near(place: str, layer: str) -> bool:

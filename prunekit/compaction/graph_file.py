@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_unflatten, treespec_dumps, treespec_loads
 
+from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
 from prunekit.ops.named import operator_named
 
@@ -43,24 +44,49 @@ class ProgramModel(nn.Module):
         super().__init__()
         self.shapes = [list(shape) for shape in document["shapes"]]
         self.is_size_free = bool(document["is_size_free"])
-        self._spec = treespec_loads(document["output_spec"])
+        self._signature = _read_signature(document)
         self._graph_module = fx.GraphModule(_Holder(tensors), _read_graph(document))
+        self._run_dry(document.get("dtypes"))
         self._shown = document
         self.eval()
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the program.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, called as the model was.
 
         Raises:
-            InputError: The inputs are not of the number or shapes that it takes.
+            InputError: The inputs are not of the number, structure or shapes that it takes.
         """
+        inputs = self._signature.tensors(args, kwargs)
         self._check(inputs)
-        return tree_unflatten(list(self._graph_module(*inputs)), self._spec)
+        return self._signature.results.build(self._graph_module(*inputs))
 
-    def _check(self, inputs: Sequence[Tensor]) -> None:
+    def _run_dry(self, dtypes: Sequence[str] | None) -> None:
+        """Run the program on tensors without memory, so that what does not fit is found now and not when it is called.
+
+        Nothing is checked behind an operator whose output's size depends on its input's values, nor in files of the
+        first version, which do not say the inputs' dtypes.
+        """
+        if dtypes is None:
+            return
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            inputs = [
+                torch.empty([int(n) for n in shape], dtype=_constant("dtype", dtype))
+                for shape, dtype in zip(self.shapes, dtypes, strict=True)
+            ]
+            try:
+                outputs = self._graph_module(*inputs)
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                return
+        expected = self._signature.results.num_tensors
+        if len(outputs) != expected:
+            raise ValueError(f"{expected} values are to leave the program, which returns {len(outputs)}")
+
+    def _check(self, inputs: Sequence[object]) -> None:
         if len(inputs) != len(self.shapes):
             raise InputError(f"Expected {len(self.shapes)} inputs, got {len(inputs)}.")
         for x, shape in zip(inputs, self.shapes, strict=True):
+            if not isinstance(x, Tensor):
+                raise InputError(f"Expected an input of shape {shape}, got {type(x).__name__}.")
             found = list(x.shape)
             is_free = self.is_size_free and len(shape) == 4 == len(found)
             if found != shape and not (is_free and found[1] == shape[1]):
@@ -83,11 +109,20 @@ class _Holder(nn.Module):
             module.register_buffer(attribute, tensor)
 
 
-def program_document(program: ExportedProgram, example: Sequence[Tensor], is_size_free: bool) -> dict[str, Any]:
-    """Describe a program; `program_tensors` are its numbers.
+def program_document(
+    program: ExportedProgram, example: Sequence[Tensor], is_size_free: bool, signature: Signature
+) -> dict[str, Any]:
+    """Describe a program of tensors alone; `program_tensors` are its numbers.
+
+    Args:
+        program: Takes and returns tensors one by one.
+        example: The tensors that it was exported with.
+        is_size_free: Whether images may have any number, height and width.
+        signature: How the tensors nest in the model's arguments and outputs.
 
     Raises:
-        InputError: It calls something that is none of torch's operators.
+        InputError: It calls something that is none of torch's operators, or an argument or output is of a class that
+            a file cannot hold.
     """
     where = _tensor_names(program)
     nodes = []
@@ -108,12 +143,11 @@ def program_document(program: ExportedProgram, example: Sequence[Tensor], is_siz
             )
         elif node.op == "output":
             nodes.append({"name": "output", "op": "output", "args": [_encode(leaf) for leaf in node.args[0]]})
-    spec = program.call_spec.out_spec
-    assert spec is not None
     return {
         "nodes": nodes,
-        "output_spec": treespec_dumps(spec),
+        "signature": signature.to_json(),
         "shapes": [list(x.shape) for x in example],
+        "dtypes": [str(x.dtype).removeprefix("torch.") for x in example],
         "is_size_free": is_size_free,
     }
 
@@ -122,6 +156,14 @@ def program_tensors(program: ExportedProgram) -> dict[str, Tensor]:
     """Return the parameters, buffers and constants that a program uses, by name."""
     held = {**dict(program.state_dict), **program.constants}
     return {name: held[name].detach() for name in _tensor_names(program).values() if isinstance(held[name], Tensor)}
+
+
+def _read_signature(document: Mapping[str, Any]) -> Signature:
+    """Read how the program is called; files of the first version have tensors one by one, and torch's output spec."""
+    if "signature" in document:
+        return Signature.from_json(document["signature"])
+    names = [entry["name"] for entry in document["nodes"] if entry["op"] == "input"]
+    return Signature.of_text(document["output_spec"], names)
 
 
 def _tensor_names(program: ExportedProgram) -> dict[str, str]:

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import layer_name
+from prunekit.compaction.tracing import layer_name, readers, source
 from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
 
 
@@ -26,11 +25,12 @@ def convolution(flow: ChannelFlow, node: fx.Node) -> Value:
     a = arguments(node)
     value = flow.value(a["input"])
     name, module = _owner(flow, a["weight"], a["bias"], node)
-    require(isinstance(module, _ConvNd) and not module.transposed, "is not a convolution's own")
+    require(not getattr(module, "transposed", False), "is not a convolution's own")
+    require(_is_plain(flow, node, module) or a["groups"] == 1, "works in groups in a forward of its own")
     require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
     require(value.dim in (None, 1), "reads channels from another dimension than the second")
     own = a["padding"] == "same" or (not isinstance(a["padding"], str) and any(_as_list(a["padding"])))
-    return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed)
+    return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed, a=a)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -39,11 +39,11 @@ def transposed_convolution(flow: ChannelFlow, node: fx.Node) -> Value:
     a = arguments(node)
     value = flow.value(a["input"])
     name, module = _owner(flow, a["weight"], a["bias"], node)
-    require(isinstance(module, _ConvNd) and module.transposed, "is not a convolution's own")
-    require(module.groups == 1, "works in groups")
+    require(getattr(module, "transposed", True), "is not a convolution's own")
+    require(a["groups"] == 1, "works in groups")
     require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
     require(value.dim in (None, 1), "reads channels from another dimension than the second")
-    return _layer(flow, node, name, module, value, 1, pads=True)
+    return _layer(flow, node, name, module, value, 1, pads=True, a=a, transposed=True)
 
 
 @rule("linear")
@@ -52,10 +52,9 @@ def linear(flow: ChannelFlow, node: fx.Node) -> Value:
     a = arguments(node)
     value = flow.value(a["input"])
     name, module = _owner(flow, a["weight"], a["bias"], node)
-    require(isinstance(module, nn.Linear), "is not a linear layer's own")
     last = len(value.shape) - 1
     require(value.dim in (None, last), "reads channels from another dimension than the last")
-    return _layer(flow, node, name, module, value, last, pads=False)
+    return _layer(flow, node, name, module, value, last, pads=False, a=a)
 
 
 @rule("batch_norm", "native_batch_norm_legit_no_training", "cudnn_batch_norm", "instance_norm")
@@ -67,11 +66,10 @@ def normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
     by_batch = bool(a.get("training") or a.get("use_input_stats") or a["running_mean"] is None)
     result = _unlabelled(node) if value.dim is None else _normalised(flow, a, value, by_batch)
     flow.outputs.setdefault(name, []).append(result)
-    source = a["input"]
-    layer = flow.makers.get(source)
-    if not by_batch and layer is not None and layer.calls == 1 and len(source.users) == 1:
-        mean = flow.traced.tensors.get(a["running_mean"])
-        if mean in flow.tensors and len(a["running_mean"].users) == 1:
+    layer = flow.makers.get(a["input"])
+    if not by_batch and layer is not None and layer.calls == 1 and len(a["input"].users) == 1:
+        mean = flow.name_of(a["running_mean"])
+        if mean in flow.tensors and len(readers(source(a["running_mean"]))) == 1:  # type: ignore[arg-type]
             layer.norm = mean
     several = not isinstance(node.meta["val"], Tensor)
     return [result] if several else result
@@ -103,18 +101,31 @@ def mixing_normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
     return flow.give_up(node, "normalises over channels, so all of them stay")
 
 
-def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Value, dim: int, pads: bool) -> Value:
+def _layer(
+    flow: ChannelFlow,
+    node: fx.Node,
+    name: str,
+    module: Any,
+    value: Value,
+    dim: int,
+    pads: bool,
+    a: dict[str, Any],
+    transposed: bool = False,
+) -> Value:
     weight = module.weight.detach().double().cpu()
-    weight = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+    weight = weight.transpose(0, 1) if transposed else weight
+    # A forward that passes no bias would not see one that folding makes: constants go into carriers there.
+    pads |= a["bias"] is None and not _is_plain(flow, node, module)
+    bias = torch.zeros(len(weight), dtype=torch.float64) if a["bias"] is None else module.bias.detach().double().cpu()
     weight = weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)  # [filters, channels / groups, taps]
-    groups = getattr(module, "groups", 1)
+    groups = a.get("groups", 1)
     layer = flow.layers.get(name)
     if layer is None:
         labels = flow.units.fresh(len(weight))
         empty = torch.zeros(0, dtype=torch.float64)
         used = (weight != 0).any(dim=2)
         layer = Layer(name, groups, labels, labels[:0], empty, pads, used)
-        layer.transposed = bool(getattr(module, "transposed", False))
+        layer.transposed = transposed
         flow.layers[name] = layer
     layer.calls += 1
     layer.pads |= pads
@@ -122,12 +133,12 @@ def _layer(flow: ChannelFlow, node: fx.Node, name: str, module: Any, value: Valu
     result = _unlabelled(node)
     if value.dim is not None:
         v = _read(flow, layer, value)
-        y = _answers(layer, weight, _bias(module), v)
+        y = _answers(layer, weight, bias, v)
     else:
         require(layer.calls == 1 or not len(layer.in_labels), "reads known and unknown channels by turns")
         if groups > 1:
             flow.units.pin(layer.out_labels, f"{name} reads channels that cannot be cut, in groups")
-        y = torch.where(layer.masked, _bias(module), torch.nan)
+        y = torch.where(layer.masked, bias, torch.nan)
     result = channels(shape_of(node), dim, layer.out_labels, finite_or_nan(y))
     flow.outputs.setdefault(name, []).append(result)
     flow.makers[node] = layer
@@ -175,7 +186,7 @@ def _answers(layer: Layer, weight: Tensor, bias: Tensor, v: Tensor) -> Tensor:
 
 def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tuple[str, Any]:
     """Return the module whose own weight and bias a node uses, and its name."""
-    names = [flow.traced.tensors.get(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
+    names = [flow.name_of(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
     owners = {name.rpartition(".")[0] for name in names if name is not None}
     require(None not in names and len(owners) == 1, "computes its weight")
     require(not any(name in flow.traced.shared for name in names), "shares its weight with another layer")
@@ -188,16 +199,26 @@ def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tu
     own = {f"{owner}.weight".lstrip("."), f"{owner}.bias".lstrip(".")}
     require(set(names) <= own, "is not a layer's own")
     for arg in (weight, bias):
-        readers = arg.users if isinstance(arg, fx.Node) else ()
-        require(all(user.target == node.target for user in readers), "uses a weight that is used elsewhere too")
+        whose = source(arg)
+        users = readers(whose) if isinstance(whose, fx.Node) else ()
+        require(all(user.target == node.target for user in users), "uses a weight that is used elsewhere too")
     return owner, module
 
 
-def _bias(module: Any) -> Tensor:
-    if module.bias is None:
-        return torch.zeros(getattr(module, "out_channels", len(module.weight)), dtype=torch.float64)
-    found: Tensor = module.bias.detach().double().cpu()
-    return found
+def _is_plain(flow: ChannelFlow, node: fx.Node, module: object) -> bool:
+    """Tell whether a node is torch's own forward of a layer, which reads its numbers of channels and its bias from it.
+
+    Others are subclasses with a forward of their own, functional calls, and the modules of exported programs.
+    """
+    if dict(flow.traced.model.named_modules(remove_duplicate=False)).get(layer_name(node)) is not module:
+        return False
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+    forward: Any = getattr(type(module), "forward", None)
+    conv_forward = getattr(type(module), "_conv_forward", None)
+    return any(
+        isinstance(module, kind) and forward is kind.forward and conv_forward is getattr(kind, "_conv_forward", None)
+        for kind in kinds
+    )
 
 
 def _unlabelled(node: fx.Node) -> Value:

@@ -20,7 +20,7 @@ from prunekit.compaction.flow import (
     shape_of,
 )
 from prunekit.compaction.units import Labels
-from prunekit.compaction.values import Value, along, channels, squeezed, unknown
+from prunekit.compaction.values import Value, along, by_channel, channels, squeezed, unknown
 
 
 @rule("getitem")
@@ -136,7 +136,7 @@ def move(flow: ChannelFlow, node: fx.Node) -> Value:
 def _explain(flow: ChannelFlow, node: fx.Node, result: Value) -> None:
     """Where several constants came together in one channel, say so."""
     assert result.dim is not None
-    table = result.constants.movedim(result.dim, 0).flatten(1)
+    table = by_channel(result.constants, result.dim)
     lost = (result.channel_constants().isnan() & ~table.isnan().any(dim=1)).numpy()
     flow.units.note_variation(result.labels[lost], f"{flow.describe(node)} lays different constants side by side")
 
@@ -164,7 +164,7 @@ def _one_dimension(flow: ChannelFlow, labels: Tensor) -> tuple[int, Labels]:
     wide = [dim for dim, size in enumerate(labels.shape) if size > 1]
     if not wide:
         raise NotUnderstoodError("joins all channels in one")
-    rows = {dim: labels.movedim(dim, 0).flatten(1) for dim in wide}
+    rows = {dim: by_channel(labels, dim) for dim in wide}
     dim = max(wide, key=lambda d: len(set(rows[d][:, 0].tolist())))
     columns = [column.numpy().copy() for column in torch.unique(rows[dim], dim=1).unbind(dim=1)]
     for column in columns[1:]:

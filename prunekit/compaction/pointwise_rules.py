@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.compaction.flow import ChannelFlow, NotUnderstoodError, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import operator_name
+from prunekit.compaction.tracing import CASTS, operator_name
 from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
 
 # fmt: off
@@ -20,7 +20,6 @@ _POINTWISE = (
     "hardshrink", "softshrink", "threshold", "rsub", "add", "sub", "mul", "div", "maximum", "minimum", "softsign",
 )
 _SAME = ("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy")
-_CASTS = ("to", "to_copy", "_to_copy", "type_as")
 _POOLING = (
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
@@ -68,7 +67,7 @@ def same(flow: ChannelFlow, node: fx.Node) -> Value:
     return flow.value(node.args[0])
 
 
-@rule(*_CASTS)
+@rule(*CASTS)
 def cast(flow: ChannelFlow, node: fx.Node) -> Value:
     """Hand a tensor on in another type or place."""
     require(node.meta["val"].is_floating_point(), "rounds to whole numbers")

@@ -1,87 +1,90 @@
-"""A plain copy of a model with its masks applied, after everything that can be wrong with them was looked at."""
+"""A copy of a model with its masks applied, after everything that can be wrong with them was looked at."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils import parametrize, prune
 
+from prunekit.compaction.calls import Call
+from prunekit.compaction.plain import plain_copy
 from prunekit.errors import InputError
-from prunekit.nn import MaskedConv2d
+from prunekit.nn.unwrapping import unwrap
 
 _MASKABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @torch.no_grad()
-def masked_copy(model: nn.Module, inputs: Sequence[Tensor], masks: Mapping[str, Tensor] | None) -> nn.Module:
+def masked_copy(model: nn.Module, example: Call, masks: Mapping[str, Tensor] | None) -> nn.Module:
     """Return a copy of `model` whose masked weights are zero.
 
     Raises:
         InputError: The model is in training mode, cannot be copied or does not run; a mask names an unknown layer, has
-            another shape, or takes all filters of a layer.
+            another shape, takes all filters of a layer, or is for a weight that the forward computes anew.
     """
-    for name, module in model.named_modules():
-        if module.training and (module is model or isinstance(module, (_NormBase, _DropoutNd))):
-            raise InputError(
-                f"Expected a model in eval mode, but {name or type(model).__name__} is in training mode: call eval()."
-            )
-    _check_input(model, inputs)  # without gradients: weights that hooks compute can be copied after that
-    plain = _plain_copy(model)
-    for name, mask in (masks or {}).items():
+    inside, _ = unwrap(model)
+    _check_kind(inside)
+    plain = plain_copy(inside, example)
+    masks = {_own_name(model, inside, name): mask for name, mask in (masks or {}).items()}
+    for name, mask in masks.items():
         layer = _masked_layer(plain, name)
         layer.weight.masked_fill_(~_weight_mask(name, layer.weight, mask), 0.0)
+    if masks:
+        _check_masks_hold(plain, example, masks)
     _check_filters(plain)
     return plain
 
 
-def _plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a model; computed weights (torch's pruning, parametrisations, MaskedConv2d) become plain parameters."""
-    try:
-        plain = copy.deepcopy(model)
-    except Exception as error:  # deepcopy runs foreign code
-        raise InputError(f"Expected a model that can be copied, but {type(model).__name__} raised: {error}.") from error
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, MaskedConv2d) and name:
-            plain.set_submodule(name, module.to_dense().train(module.training))
-            continue
-        if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, str(tensor))
-        if prune.is_pruned(module):
-            for tensor in [key.removesuffix("_orig") for key in module._parameters if key.endswith("_orig")]:
-                if f"{tensor}_mask" in module._buffers:
-                    prune.remove(module, tensor)  # type: ignore[no-untyped-call]
-    return plain
+def _own_name(model: nn.Module, inside: nn.Module, name: str) -> str:
+    """Return a layer's name without what wrappers put in front of it."""
+    name = name.replace("_orig_mod.", "")
+    return name if inside is model or hasattr(inside, "module") else name.removeprefix("module.")
 
 
-def _check_input(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        found = ", ".join(type(x).__name__ for x in inputs) or "nothing"
-        raise InputError(f"Expected example_input to be a tensor or a sequence of tensors, got {found}.")
-    try:
-        model(*inputs)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        sentence = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+def _check_kind(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise InputError(
-            f"Expected a model that runs on the example input of shape {shapes}, but {type(model).__name__} raised "
-            f"{type(error).__name__}: {sentence}."
-        ) from error
+            f"Expected a module with Python code, got a TorchScript program ({type(model).__name__}), whose layers "
+            "cannot be changed: compact the module that it was made from."
+        )
+    is_exported = isinstance(model, fx.GraphModule) and "eval" in vars(model)  # has one mode, and refuses eval()
+    for name, module in model.named_modules():
+        has_mode = module is model or isinstance(module, (_NormBase, _DropoutNd))
+        if module.training and has_mode and not is_exported:
+            raise InputError(
+                f"Expected a model in eval mode, but {name or type(model).__name__} is in training mode: call eval()."
+            )
+
+
+def _check_masks_hold(model: nn.Module, example: Call, masks: Mapping[str, Tensor]) -> None:
+    """A hook or a forward that writes a layer's weight at each call would undo the masks."""
+    example.run(model)
+    for name, mask in masks.items():
+        layer = _masked_layer(model, name)
+        if bool(layer.weight[~_weight_mask(name, layer.weight, mask)].any()):
+            raise InputError(
+                f"Expected the mask of layer {name!r} to hold, but something computes the layer's weight at every call "
+                "and undoes it: make the weight a plain parameter first."
+            )
 
 
 def _masked_layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE) or _holds_weight(m)}
     if name not in layers:
         raise InputError(
             f"Expected masks for the model's {len(layers)} convolutions and linear layers, such as "
             f"{', '.join(repr(n) for n in list(layers)[:3])}, but there is none called {name!r}."
         )
     return layers[name]  # type: ignore[return-value]
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    """Tell whether a module stands for a layer in an exported program."""
+    weight = getattr(module, "weight", None)
+    return type(module) is nn.Module and isinstance(weight, nn.Parameter) and weight.dim() > 1
 
 
 def _weight_mask(name: str, weight: Tensor, mask: object) -> Tensor:

@@ -8,12 +8,13 @@ accelerated. So candidates are timed with BatchNorm folded and channels last, as
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunekit.compaction.calls import Call
 from prunekit.nn.fusion import find_fusible, fold_batch_norms
 from prunekit.timing import time_in_turn
 
@@ -25,12 +26,13 @@ _LEAST_RUNS = 15
 
 
 @torch.no_grad()
-def measure(models: Mapping[int, nn.Module], inputs: Sequence[Tensor], runs: int) -> dict[int, float]:
+def measure(models: Mapping[int, nn.Module], example: Call, runs: int) -> dict[int, float]:
     """Return the milliseconds of models that differ in size, by the multiple that they are rounded to."""
     different = {_widths(model): multiple for multiple, model in reversed(list(models.items()))}
     deployed = {multiple: _deployed(models[multiple]) for multiple in sorted(different.values())}
-    last = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
-    calls = {str(multiple): partial(model, *last) for multiple, model in deployed.items()}
+    last = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in example.tensors]
+    inputs = {multiple: example.with_tensors(last).copied() for multiple in deployed}  # a forward may write into them
+    calls = {str(m): partial(model, *inputs[m].args, **inputs[m].kwargs) for m, model in deployed.items()}
     times = time_in_turn(calls, max(runs, _LEAST_RUNS)) if len(calls) > 1 else {}
     return {int(multiple): timing.median_ms for multiple, timing in times.items()}
 

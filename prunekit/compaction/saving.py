@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from prunekit.compaction.calls import Call
 from prunekit.compaction.certificate import Certificate
 from prunekit.compaction.compact import CompactionResult
 from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
-from prunekit.compaction.program import export_any_size
+from prunekit.compaction.program import export_flat_any_size
 from prunekit.detection import MODELS, Detector
+from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
 from prunekit.files import atomic_path
 from prunekit.nn import saving as accelerated
@@ -94,8 +97,11 @@ def _describe(result: CompactionResult) -> tuple[Mapping[str, Tensor], dict[str,
         spec = {"kind": "detector", "model": model.name, "num_classes": model.num_classes, "layers": _edits(model)}
         if _is_built_alike(model, spec):
             return model.state_dict(), spec
-    program, is_size_free = export_any_size(model, result.example)
-    document = program_document(program, result.example, is_size_free)
+    example = Call(result.example, result.example_kwargs)
+    program, outputs, is_size_free = export_flat_any_size(model, example)
+    signature, tensors = Signature.of_call(model.forward, example.args, example.kwargs)
+    signature = replace(signature, results=outputs.without_tensors())
+    document = program_document(program, tensors, is_size_free, signature)
     return program_tensors(program), {"kind": "program", "program": document}
 
 

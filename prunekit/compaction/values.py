@@ -37,8 +37,7 @@ class Value:
     def channel_constants(self) -> Tensor:
         """Return one constant a channel, [shape[dim]]; nan where a channel has several."""
         assert self.dim is not None
-        expanded = self.constants.expand(*self._constant_shape())
-        flat = expanded.movedim(self.dim, 0).flatten(1)
+        flat = by_channel(self.constants.expand(*self._constant_shape()), self.dim)
         is_one = (flat == flat[:, :1]).all(dim=1)
         return torch.where(is_one, flat[:, 0], torch.nan).expand(self.shape[self.dim]).clone()
 
@@ -62,6 +61,12 @@ def unknown(shape: tuple[int, ...]) -> Value:
 def channels(shape: tuple[int, ...], dim: int, labels: Labels, per_channel: Tensor) -> Value:
     """Return a tensor with channels along `dim`."""
     return Value(shape, dim, labels, along(per_channel, dim, len(shape)))
+
+
+def by_channel(tensor: Tensor, dim: int) -> Tensor:
+    """View a tensor of any rank as a table with a row for each index of `dim`."""
+    rows = tensor.movedim(dim, 0)
+    return rows.flatten(1) if rows.dim() > 1 else rows[:, None]
 
 
 def along(vector: Tensor, dim: int, rank: int) -> Tensor:
