@@ -180,11 +180,13 @@ def build(kind: Kind, draw: random.Random) -> Example:
             )
             model(x.clone())
             for name, mask in masks.items():
-                mine, theirs = expected.get_submodule(name), model.get_submodule(name)
-                mine.weight.copy_(theirs.weight * mask.view(-1, 1, 1, 1))  # type: ignore[operator,union-attr]
+                mine: Any = expected.get_submodule(name)
+                theirs: Any = model.get_submodule(name)
+                mine.weight.copy_(theirs.weight * mask.view(-1, 1, 1, 1))
         if kind.wrapper == "exported":
             for name, mask in masks.items():
-                model.get_submodule(name).weight.data[~mask] = 0
+                theirs = model.get_submodule(name)
+                theirs.weight.data[~mask] = 0
             masks = {}
     args, kwargs = _call(kind, x)
     return Example(_wrapped(kind, model, args), masks, args, kwargs, expected.eval())
@@ -203,19 +205,20 @@ def _mask(filters: int, draw: random.Random) -> Tensor:
 
 
 def _call(kind: Kind, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return {
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "positional": ((x,), {}),
         "keywords": ((x,), {"offset": 0.5}),
         "none": ((x, None), {}),
         "list": ((list(x.unbind()),), {}),
         "dict": (({"image": x, "id": 7},), {}),
-    }[kind.call]  # type: ignore[return-value]
+    }
+    return calls[kind.call]
 
 
 def _wrapped(kind: Kind, model: nn.Module, args: tuple[Any, ...]) -> nn.Module:
     if kind.wrapper == "compiled":
-        compiled: Any = torch.compile(model)
-        return compiled  # type: ignore[no-any-return]
+        compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
+        return compiled
     if kind.wrapper == "parallel":
         return nn.DataParallel(model).eval()
     if kind.wrapper == "exported":

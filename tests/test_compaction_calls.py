@@ -17,6 +17,7 @@ from untouched import untouched
 
 import prunekit
 from prunekit.compaction import Certificate, CompactionResult, compact, proving
+from prunekit.compaction.calls import Call
 from prunekit.compaction.widening import ComputingInFloat64
 from prunekit.comparison import compare
 from prunekit.errors import InputError, WrongOutputError
@@ -32,8 +33,8 @@ class Boxes(NamedTuple):
 def net_of(wiring: Callable[[Any, Any], Any]) -> Any:
     """Two convolutions, of which the first has half of its filters masked; their constants are not zero."""
     torch.manual_seed(0)
-    net = Net(wiring, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 4, 1)).eval()
-    net.get_submodule("a").weight.data[::2] = 0.0
+    net: Any = Net(wiring, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 4, 1)).eval()
+    net.a.weight.data[::2] = 0.0
     return net
 
 
@@ -141,7 +142,7 @@ def test_a_wrong_cut_is_found_without_float64_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_float64_reaches_every_operator() -> None:
-    with ComputingInFloat64():
+    with ComputingInFloat64():  # type: ignore[no-untyped-call]
         x = torch.zeros(2, dtype=torch.float32) + X.to(torch.float16).mean()
         y = torch.full((2,), 0.5).bfloat16().matmul(x.float())
     assert (x.dtype, y.dtype) == (torch.float64, torch.float64)
@@ -265,13 +266,13 @@ def test_rounding_at_a_tie_is_looked_through() -> None:
     class Tie(nn.Module):
         def __init__(self, rounding: float) -> None:
             super().__init__()
-            self.register_buffer("rounding", torch.tensor(rounding, dtype=torch.float64))
+            self.rounding = rounding
 
         def forward(self, x: Tensor) -> Any:
             y = torch.cat([x, x + self.rounding], dim=1)
             return y.argmax(1), y
 
-    proof = proving.prove(Tie(0.0), proving.Call((X,)))
+    proof = proving.prove(Tie(0.0), Call((X,)))
     row = proof.difference(Tie(1e-14), proof.trials[0])
     assert row.input.endswith("up to ties of argmax")
     assert proof.is_equal(row)
@@ -284,7 +285,7 @@ def test_outputs_without_numbers_are_an_error() -> None:
     with pytest.raises(InputError, match="hold none"):
         compact(net_of(lambda n, x: {"n": 3} if plain(n, x) is None else {}), X, latency_runs=0)
     with pytest.raises(InputError, match="sequence or dict that holds tensors, got str"):
-        compact(net_of(plain), "x", latency_runs=0)  # type: ignore[arg-type]
+        compact(net_of(plain), "x", latency_runs=0)
 
 
 @pytest.mark.parametrize(
@@ -300,20 +301,19 @@ def test_outputs_without_numbers_are_an_error() -> None:
 )
 def test_masks_hold_for_computed_weights_and_the_original_works_on(put: Callable[[nn.Module], Any]) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(put(nn.Conv2d(3, 8, 3)), nn.ReLU(), put(nn.Conv2d(8, 4, 1)))
+    net: Any = nn.Sequential(put(nn.Conv2d(3, 8, 3)), nn.ReLU(), put(nn.Conv2d(8, 4, 1)))
     net(X).sum().backward()  # leaves weights with a graph, which deepcopy refuses
     net.eval()
     mask = torch.arange(8) % 2 == 0
     with torch.no_grad():
         before = net(X)
     result = exactly(net, X, masks={"0": mask})
-    expected = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    expected: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     with torch.no_grad():
-        for name in ("0", "2"):
-            mine, theirs = expected.get_submodule(name), net.get_submodule(name)
-            mine.weight.copy_(theirs.weight)  # type: ignore[operator,union-attr,arg-type]
-            mine.bias.copy_(theirs.bias)  # type: ignore[operator,union-attr,arg-type]
-        expected.get_submodule("0").weight[~mask] = 0.0  # type: ignore[operator]
+        for index in (0, 2):
+            expected[index].weight.copy_(net[index].weight)
+            expected[index].bias.copy_(net[index].bias)
+        expected[0].weight[~mask] = 0.0
         assert compare(expected(X), result.model(X)).relative_rms < 1e-6
         assert torch.equal(before, net(X))
     assert len(result.model.get_submodule("0").weight) == 4  # type: ignore[arg-type]
@@ -335,8 +335,9 @@ def test_a_mask_that_a_foreign_hook_undoes_is_refused() -> None:
 
 def test_wrappers_are_taken_off_and_masks_may_have_their_names() -> None:
     mask = torch.arange(8) % 2 == 1
+    wrapped: Any
     for wrapped, name in ((torch.compile(net_of(plain)), "_orig_mod.a"), (nn.DataParallel(net_of(plain)), "module.a")):
-        result = compact(wrapped.eval(), X, {name: mask, "b": torch.ones(4).bool()}, multiple_of=1, latency_runs=0)  # type: ignore[union-attr]
+        result = compact(wrapped.eval(), X, {name: mask, "b": torch.ones(4).bool()}, multiple_of=1, latency_runs=0)
         assert type(result.model) is Net
         assert result.certificate.removed >= 4
 
@@ -351,9 +352,9 @@ def test_the_module_of_an_exported_program_loses_channels() -> None:
 
 
 def test_torchscript_is_refused_in_a_sentence() -> None:
-    script = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), X)
+    script = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), X)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="got a TorchScript program"):
-        compact(script, X)  # type: ignore[arg-type]
+        compact(script, X)
 
 
 def test_functional_convolutions_and_forwards_of_subclasses_pass_no_new_bias() -> None:
@@ -398,7 +399,7 @@ def test_a_detector_that_does_not_trace_names_its_backbone() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.backbone(x)
-            return self.head(y) if float(y.sum()) > 0 else y  # type: ignore[no-any-return]
+            return self.head(y) if float(y.sum()) > 0 else y
 
     model = Branching().eval()
     with untouched(model, X), pytest.raises(InputError, match=r"may trace alone: compact\(model\.backbone, \.\.\.\)"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -63,15 +64,15 @@ def test_the_units_that_stay_are_those_of_a_slow_fixpoint(draw: random.Random, m
 @pytest.mark.parametrize("dead", [0, 3])
 def test_it_does_not_matter_which_output_s_filter_is_masked(dead: int) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(
+    net: Any = nn.Sequential(
         nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1)
     ).eval()  # fmt: skip
     with torch.no_grad():
-        net.get_submodule("0").weight[:8] = 0
-        net.get_submodule("2").weight[8:] = 0
-        net.get_submodule("4").weight[dead] = 0
-    small = compact(net, torch.randn(1, 3, 8, 8), latency_runs=0, multiple_of=1).model
-    assert [len(small.get_submodule(name).weight) for name in "024"] == [8, 8, 4]
+        net[0].weight[:8] = 0
+        net[2].weight[8:] = 0
+        net[4].weight[dead] = 0
+    small: Any = compact(net, torch.randn(1, 3, 8, 8), latency_runs=0, multiple_of=1).model
+    assert [len(small[index].weight) for index in (0, 2, 4)] == [8, 8, 4]
 
 
 def test_channels_without_weights_are_added_without_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +86,14 @@ def test_channels_without_weights_are_added_without_a_spread(monkeypatch: pytest
             if isinstance(conv, nn.Conv2d):
                 conv.weight[6:] = 0
     flow = ChannelFlow(trace(net, Call((torch.randn(1, 3, 8, 8),)))).run()
-    spreads = []
+    spreads: list[Choice] = []
     spread: Callable[[Choice], None] = Choice._spread
-    monkeypatch.setattr(Choice, "_spread", lambda choice: spreads.append(spread(choice)))
+
+    def counted(choice: Choice) -> None:
+        spreads.append(choice)
+        spread(choice)
+
+    monkeypatch.setattr(Choice, "_spread", counted)
     choice = Choice(flow, 12)
     assert [int(choice.stays(layer.out_labels).sum()) for layer in flow.layers.values()] == [12, 12, 12, 12, 4]
     assert len(spreads) == 1

@@ -65,7 +65,7 @@ class Choice:
         filters = torch.from_numpy(rows)
         groups = layer.groups
         if groups == 1:
-            return layer.used[filters].any(dim=0).numpy()  # type: ignore[no-any-return]
+            return layer.used[filters].any(dim=0).numpy()
         used = layer.used.view(groups, len(layer.used) // groups, -1) & filters.view(groups, -1, 1)
         found: Bools = used.any(dim=1).flatten().numpy()
         return found

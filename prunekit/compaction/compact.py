@@ -26,9 +26,10 @@ from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.following import follow
 from prunekit.compaction.planning import Plan, make_plan
 from prunekit.compaction.preparing import masked_copy
-from prunekit.compaction.proving import Proof, keeping_random_state, prove
+from prunekit.compaction.proving import Proof, prove
 from prunekit.compaction.rounding import MULTIPLES, fastest, measure
 from prunekit.errors import InputError
+from prunekit.nn.calls import preserved_random_state
 from prunekit.prune.costs import count_costs
 from prunekit.timing import time_in_turn
 
@@ -89,7 +90,7 @@ def compact(
     if multiple_of is not None and multiple_of < 1:
         raise InputError(f"Expected multiple_of to be at least 1, got {multiple_of}.")
     example = Call.of(model, example_input, example_kwargs).copied()
-    with keeping_random_state():
+    with preserved_random_state():
         return _compact(model, example, masks, multiple_of, latency_runs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -71,14 +72,14 @@ def _check_masks_hold(model: nn.Module, example: Call, masks: Mapping[str, Tenso
             )
 
 
-def _masked_layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE) or _holds_weight(m)}
+def _masked_layer(model: nn.Module, name: str) -> Any:
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, _MASKABLE) or _holds_weight(m)}
     if name not in layers:
         raise InputError(
             f"Expected masks for the model's {len(layers)} convolutions and linear layers, such as "
             f"{', '.join(repr(n) for n in list(layers)[:3])}, but there is none called {name!r}."
         )
-    return layers[name]  # type: ignore[return-value]
+    return layers[name]
 
 
 def _holds_weight(module: nn.Module) -> bool:

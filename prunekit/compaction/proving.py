@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,21 +112,8 @@ class Proof:
 def run(model: nn.Module, call: Call, is_wide: bool) -> Any:
     """Run a model with the random numbers that every run gets."""
     _seed()
-    with torch.no_grad(), ComputingInFloat64() if is_wide else nullcontext():
+    with torch.no_grad(), ComputingInFloat64() if is_wide else nullcontext():  # type: ignore[no-untyped-call]
         return call.run(model)
-
-
-@contextmanager
-def keeping_random_state() -> Iterator[None]:
-    """Put torch's, NumPy's and Python's random states back."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(list(devices)):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
 
 
 def prove(model: nn.Module, example: Call) -> Proof:
@@ -205,8 +192,8 @@ def _has_drawn() -> bool:
 
 
 def _states() -> tuple[object, ...]:
-    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002
-    gpus: Sequence[torch.Tensor] = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()
+    numpy_state: tuple[Any, ...] = np.random.get_state(legacy=True)  # type: ignore[assignment]  # noqa: NPY002
+    gpus: Sequence[torch.Tensor] = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     return (
         random.getstate(),
         numpy_state[1].tobytes(),

@@ -64,8 +64,9 @@ class Flat(nn.Module):
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        self._call = lambda tensors: example.with_tensors(tensors)
-        self._model = lambda *args, **kwargs: model(*args, **kwargs)  # not a submodule: that would rename parameters
+        self._call: Callable[[Sequence[Tensor]], Call] = lambda tensors: example.with_tensors(tensors)
+        # Not a submodule: that would rename the parameters.
+        self._model: Callable[..., Any] = lambda *args, **kwargs: model(*args, **kwargs)
         self._note, self._is_copying = note, is_copying
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:

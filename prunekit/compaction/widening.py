@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 
-class ComputingInFloat64(TorchDispatchMode):
+class ComputingInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operator on float64 in place of float32, float16 and bfloat16."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
