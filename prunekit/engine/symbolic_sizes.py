@@ -39,7 +39,8 @@ class SymbolTable:
         """`inputs` are the placeholders of the forward's tensors."""
         values = [node.meta.get("val") for node in inputs]
         self.shapes = [tuple(value.shape) if isinstance(value, Tensor) else () for value in values]
-        self.env = next((s.node.shape_env for shape in self.shapes for s in shape if isinstance(s, torch.SymInt)), None)
+        sizes: list[Any] = [size for shape in self.shapes for size in shape if isinstance(size, torch.SymInt)]
+        self.env = sizes[0].node.shape_env if sizes else None
         self._places: dict[sympy.Symbol, Expression] = {}
         for at, shape in enumerate(self.shapes):
             for dim, size in enumerate(shape):
