@@ -138,6 +138,8 @@ def reference_of(model: nn.Module, example: Call, outputs: Any) -> Reference:
     """
     again, dtypes, num_dynamic = _observed(model, example)
     _check_repeats(model, outputs, again)
+    if not any(t.numel() for t in flatten(outputs)[0]):
+        _check_decides(model, example)
     calls, expected, notes = [example], [outputs], []
     other = example.random()
     try:
@@ -248,6 +250,18 @@ def _check_repeats(model: nn.Module, first: Any, second: Any) -> None:
             "two runs of the model itself on the same input differ (dropout that is always on, other randomness, or a "
             "state that it keeps), so nothing could be compared"
         )
+
+
+def _check_decides(model: nn.Module, example: Call) -> None:
+    """See that a model without a number in its outputs has some that flow into discontinuous operators.
+
+    Raises:
+        NotComparable: it has none.
+    """
+    try:
+        check_continuous(partial(example.run, model), partial(example.run, model), "it")
+    except WrongOutputError as error:
+        raise NotComparable("the model returns no number on the example, so nothing could be compared") from error
 
 
 def _add_float32(reference: Reference, model: nn.Module) -> None:
