@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,9 @@ class Structure:
     """What is left of a value when its tensors are taken out.
 
     Attributes:
-        kind: "tensor", "constant", "list", "tuple", "dict", "namedtuple", "structseq" (a result such as torch.topk's)
-            or "object" (a dataclass or any other class with attributes).
+        kind: "tensor", "constant", "list", "tuple", "dict", "namedtuple", "structseq" (a result such as torch.topk's),
+            "object" (a dataclass or any other class with attributes) or "both" (a subclass of list or dict whose
+            attributes hold tensors that are not among its items: a first child for the items, then the attributes).
         template: The value's class; of an object or a dict subclass the value itself without its children, of a
             constant the constant.
         keys: Keys of a dict, names of an object's attributes; () elsewhere.
@@ -68,6 +70,8 @@ class Structure:
             return [f"[{key!r}]" for key in self.keys]
         if self.kind in ("object", "namedtuple"):
             return [f".{key}" for key in self.keys]
+        if self.kind == "both":
+            return ["", *(f".{key}" for key in self.keys)]
         return [f"[{i}]" for i in range(len(self.children))]
 
     def _build(self, tensors: Iterator[Tensor]) -> Any:
@@ -86,6 +90,12 @@ class Structure:
             return self.template(values)
         if self.kind == "dict":
             return _filled_dict(self.template, self.keys, values)
+        if self.kind == "both":
+            filled = _filled_object(self.template, self.keys, values[1:])
+            if isinstance(filled, list):
+                filled[:] = values[0]
+                return filled
+            return _filled_dict(filled, tuple(values[0]), list(values[0].values()))
         return _filled_object(self.template, self.keys, values)
 
     def without_tensors(self) -> Structure:
@@ -150,6 +160,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 def is_same_constant(a: object, b: object) -> bool:
     """Return whether two values without tensors are equal; nan equals nan, what cannot be compared is not equal."""
     try:
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
         return a is b or bool(a == b) or (a != a and b != b)
     except Exception:  # a foreign __eq__
         return False
@@ -172,6 +184,9 @@ def _walk(value: object, tensors: list[Tensor], above: tuple[int, ...]) -> Struc
 
 def _parts(value: Any) -> tuple[str, Any, tuple[Any, ...], Sequence[Any]] | None:
     """Return kind, template, keys and items of a container; None for whatever has no attributes."""
+    if isinstance(value, (dict, list)) and _has_tensors_beside_its_items(value):
+        items = dict(value) if isinstance(value, dict) else list(value)
+        return "both", value, tuple(_attributes(value)), [items, *_attributes(value).values()]
     if isinstance(value, Mapping):
         return "dict", value, tuple(value), list(value.values())
     if isinstance(value, tuple):
@@ -184,6 +199,16 @@ def _parts(value: Any) -> tuple[str, Any, tuple[Any, ...], Sequence[Any]] | None
     if isinstance(value, (list, set, frozenset)) and not attributes:
         return "tuple", type(value), (), list(value)
     return ("object", value, tuple(attributes), list(attributes.values())) if attributes else None
+
+
+def _has_tensors_beside_its_items(value: Any) -> bool:
+    """Return whether attributes of a list or dict hold tensors that its items do not, as those of transformers do."""
+    attributes = _attributes(value)
+    if not attributes or any(held is value for held in attributes.values()):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    inside = {id(tensor) for tensor in tensors_of(list(items))}
+    return any(id(tensor) not in inside for tensor in tensors_of(attributes))
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125
 #: Files that several processes begin with, the longest first, so that they end at about the same time.
 LONGEST = (
+    "test_accelerate_random.py",
     "test_cuda_compiles.py",
     "test_record_conv2d.py",
     "test_sanitizers.py",

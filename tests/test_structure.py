@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -89,6 +90,37 @@ def test_what_is_taken_out_can_be_put_back(value: object) -> None:
 @pytest.mark.parametrize("make", [list, tuple, lambda x: Pair(*x), lambda x: Mutable(*x), lambda x: Plain(*x)])
 def test_a_tensor_is_found_in_every_container(make: Any) -> None:
     assert len(tensors_of(make([torch.ones(1), {"a": torch.ones(1)}]))) == 2
+
+
+class Listed(list[Any]):
+    """A list that has attributes as well."""
+
+
+@pytest.mark.parametrize("cls", [Listed, Keyed])
+def test_attributes_of_lists_and_dicts_are_walked_too(cls: Any) -> None:
+    items = {"a": torch.zeros(1)} if cls is Keyed else [torch.zeros(1)]
+    value = cls(items)
+    assert len(tensors_of(value)) == 1
+    value.same = value["a" if cls is Keyed else 0]
+    assert len(tensors_of(value)) == 1  # an item by another name
+    value.logits, value.name = torch.ones(2), "x"
+    _, structure = flatten(value)
+    assert structure.num_tensors == 3
+    built = structure.build([torch.full((1,), 5.0), torch.full((1,), 6.0), torch.full((1,), 7.0)])
+    assert type(built) is cls
+    assert (len(built), float(built["a" if cls is Keyed else 0]), float(built.logits), built.name) == (1, 5, 7, "x")
+    assert float(value.logits[0]) == 1
+    assert structure.differs_from(flatten(built)[1]) is None
+    assert structure.differs_from(flatten(cls(items))[1]) is not None
+
+
+def test_arrays_are_compared_as_a_whole() -> None:
+    def differs(a: object, b: object) -> str | None:
+        return flatten(a)[1].differs_from(flatten(b)[1])
+
+    assert differs(np.array([1.0, np.nan]), np.array([1.0, np.nan])) is None
+    assert differs(np.array([1, 2]), np.array([1, 3])) is not None
+    assert differs(np.array([1, 2]), 1) is not None
 
 
 def test_places_read_like_python() -> None:

@@ -137,7 +137,10 @@ def _answer(model: nn.Module, example: Call) -> tuple[Any, bool]:
         raise InputError(
             f"the model does not run on example_input of shape {example.words}: {first_line(error)}."
         ) from error
-    tensors = flatten(outputs)[0]
+    try:
+        tensors = flatten(outputs)[0]
+    except ValueError as error:  # an object that holds itself
+        raise InputError(f"the model's outputs cannot be compared: {first_line(error)}.") from error
     if not tensors:
         raise InputError(
             f"accelerate expects a model that returns tensors, in containers of any kind; got {type(outputs).__name__}."

@@ -51,7 +51,11 @@ class Call:
         kwargs = {} if example_kwargs is None else example_kwargs
         if not isinstance(kwargs, Mapping):
             raise InputError(f"accelerate expects example_kwargs to be a dict; got {type(kwargs).__name__}.")
-        if not flatten([args, list(kwargs.values())])[0]:
+        try:
+            given = flatten([args, list(kwargs.values())])[0]
+        except ValueError as error:  # an object that holds itself
+            raise InputError(f"accelerate cannot copy example_input: {error}") from error
+        if not given:
             found = ", ".join(type(x).__name__ for x in (*args, *kwargs.values())) or "nothing"
             raise InputError(
                 f"accelerate expects example_input to be a tensor or a sequence of tensors; got {found}. "
