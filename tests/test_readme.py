@@ -39,7 +39,7 @@ def test_the_readmes_examples_run() -> None:
 @pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 def test_plugging_in_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # The size of the page's measurements takes minutes; the same lines run at another.
-    run_examples(ROOT / "docs" / "plugging-in.md", 8, {"224, 224": "64, 64", "resnet50()": "resnet50(width=0.25)"})
+    run_examples(ROOT / "docs" / "plugging-in.md", 9, {"224, 224": "64, 64", "resnet50()": "resnet50(width=0.25)"})
     printed = capsys.readouterr().out
     assert printed.count("ms before") == 3
     assert "blocks.15.body.6" in printed
