@@ -425,7 +425,7 @@ def test_expressions() -> None:
     nested: Any = 1
     for _ in range(1000):
         nested = ["neg", nested]
-    wrongs = (
+    wrongs: tuple[Any, ...] = (
         ["__import__", "os"], ["size", 0, 9], ["size", 1, 0], ["size", 0, -1], [], "x", ["add"], nested, None,
         ["pow", 9, 999999999], ["mod", 1], {"size": 1}, ["size", 0, 2, 3], ["add", "a", 1],
     )  # fmt: skip

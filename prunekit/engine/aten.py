@@ -160,7 +160,7 @@ def _adaptive_pool(reader: GraphReader, node: fx.Node) -> Node | fx.Node | None:
     size, output = a["self"].meta["val"].shape[2:], node.meta["val"].shape[2:]
     if are_always_equal(output, (1, 1)) and not are_always_equal(size, (1, 1)):
         return Node(node.name, "global_mean", [x])
-    return a["self"] if are_always_equal(size, output) else None  # type: ignore[no-any-return]
+    return a["self"] if are_always_equal(size, output) else None
 
 
 def _add(reader: GraphReader, node: fx.Node) -> Node | None:

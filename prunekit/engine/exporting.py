@@ -44,10 +44,10 @@ def export_symbolically(
         inputs: the example.
         keep_ones: leave sizes that are 1 on the example numbers; only then can they be broadcast to others.
     """
-    dynamic = ShapesCollection()  # by tensor, however the forward takes them
+    dynamic: Any = ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, however the forward takes them
     for x in inputs:
         free = [dim for dim, size in enumerate(x.shape) if not (keep_ones and size == 1) and (x.dim(), dim) != (4, 1)]
-        dynamic[x] = dict.fromkeys(free, Dim.AUTO)  # type: ignore[no-untyped-call]
+        dynamic[x] = dict.fromkeys(free, Dim.AUTO)
     try:
         with torch.no_grad(), _quiet(), without_size_one(), guards_on_names(), _SizeMode():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)

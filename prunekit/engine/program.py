@@ -99,7 +99,7 @@ class Program:
         part = self._graph.split_batch
         if not part or not inputs or len(inputs[0]) == part:
             return self._run(inputs, times)
-        parts = [self._run(x, times) for x in zip(*(x.split(part) for x in inputs), strict=True)]
+        parts = [self._run(x, times) for x in zip(*(torch.split(x, part) for x in inputs), strict=True)]
         return [torch.cat(list(leaves)) for leaves in zip(*parts, strict=True)]
 
     def segments(self) -> list[Segment]:
@@ -251,7 +251,8 @@ def operator_of(target: str) -> Callable[..., Any]:
     if target == "constant":  # an output that is a number
         return lambda value: value
     if target.startswith("operator.") and target.removeprefix("operator.") in SIZE_FUNCTIONS:
-        return SIZE_FUNCTIONS[target.removeprefix("operator.")]
+        function: Callable[..., Any] = SIZE_FUNCTIONS[target.removeprefix("operator.")]
+        return function
     return operator_named(target)
 
 

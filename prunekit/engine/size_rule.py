@@ -71,7 +71,8 @@ class SizeRule:
         rule = self.shapes[at]
         letters = "NCHW" if len(rule) == 4 else "NABCDEFG"
         own = [
-            f"{letters[d % len(letters)]}" if e == ["size", at, d] else describe(e, names) for d, e in enumerate(rule)
+            letters[dim % len(letters)] if size == ["size", at, dim] else describe(size, names)
+            for dim, size in enumerate(rule)
         ]
         return f"[{', '.join(own)}]"
 
