@@ -54,10 +54,10 @@ BAD_INPUT: dict[str, tuple[object, str]] = {
     "a device": (X.to("meta"), "expected a tensor on the CPU as input, got one on meta"),
     "an array": (X.numpy(), "expected a tensor on the CPU as input, got ndarray"),
     "nothing": (None, "expected a tensor on the CPU as input, got NoneType"),
-    "three dimensions": (X[0], r"expected \[2, 3, 9, 7\] as the shape of input, got \[3, 9, 7\]"),
-    "channels": (X[:, :2], r"expected \[2, 3, 9, 7\] as the shape of input, got \[2, 2, 9, 7\]"),
-    "too small": (X[:, :, :1, :1], "inputs of sizes"),
-    "no pixels": (X[:, :, :0], "inputs of sizes"),
+    "three dimensions": (X[0], r"Expected \[N, 3, H, W\] as the shape of input, got \[3, 9, 7\]"),
+    "channels": (X[:, :2], r"Expected \[N, 3, H, W\] as the shape of input, got \[2, 2, 9, 7\]"),
+    "too small": (X[:, :, :1, :1], r"Expected sizes .*input\.shape\[2\] ≥ 3.*, got input of shape \[2, 3, 1, 1\]"),
+    "no pixels": (X[:, :, :0], r"Expected sizes .*, got input of shape \[2, 3, 0, 7\]"),
 }
 
 

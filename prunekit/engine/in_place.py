@@ -65,11 +65,11 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
         return None
     name = _name(node)
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    found = getattr(packet, node.target._overloadname, None) if packet is not None else None
-    if found is None:
+    found: torch._ops.OpOverload | None = getattr(packet, node.target._overloadname, None)
+    if found is None or found._schema.is_mutable:
         return None
-    is_same = [a.name for a in found._schema.arguments] == [a.name for a in node.target._schema.arguments]
-    return found if is_same and not found._schema.is_mutable else None
+    names = [[a.name for a in target._schema.arguments] for target in (found, node.target)]
+    return found if names[0] == names[1] else None
 
 
 def _replace(node: fx.Node, order: dict[fx.Node, int]) -> None:

@@ -48,8 +48,11 @@ class SizeRule:
             names: of the inputs.
         """
         for at, (rule, shape) in enumerate(zip(self.shapes, shapes, strict=True)):
-            if len(shape) != len(rule):
-                return f"Expected {names[at]} of {len(rule)} dimensions, got shape {list(shape)}"
+            is_fixed = [is_constant(expected) for expected in rule]
+            if len(shape) != len(rule) or any(
+                fixed and expected != size for fixed, expected, size in zip(is_fixed, rule, shape, strict=True)
+            ):
+                return f"Expected {self._written(at, names)} as the shape of {names[at]}, got {list(shape)}"
         for at, (rule, shape) in enumerate(zip(self.shapes, shapes, strict=True)):
             for dim, (expected, size) in enumerate(zip(rule, shape, strict=True)):
                 if not _is_true(["eq", expected, size], shapes):
@@ -62,6 +65,16 @@ class SizeRule:
             if not _is_true(guard, extended):
                 return self._expectation(describe(guard, names), shapes, names)
         return None
+
+    def _written(self, at: int, names: Sequence[str]) -> str:
+        """Return an input's shape with a letter for each size that is free, such as [N, 3, H, W]."""
+        rule = self.shapes[at]
+        letters = "NCHW" if len(rule) == 4 else "NABCDEFG"
+        own = [
+            letters[dim % len(letters)] if size == ["size", at, dim] else describe(size, names)
+            for dim, size in enumerate(rule)
+        ]
+        return f"[{', '.join(own)}]"
 
     def _expectation(self, rule: str, shapes: Shapes, names: Sequence[str]) -> str:
         got = ", ".join(f"{name} of shape {list(shape)}" for name, shape in zip(names, shapes, strict=True))

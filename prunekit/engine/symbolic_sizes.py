@@ -39,8 +39,7 @@ class SymbolTable:
         """`inputs` are the placeholders of the forward's tensors."""
         values = [node.meta.get("val") for node in inputs]
         self.shapes = [tuple(value.shape) if isinstance(value, Tensor) else () for value in values]
-        sizes: list[Any] = [size for shape in self.shapes for size in shape if isinstance(size, torch.SymInt)]
-        self.env = sizes[0].node.shape_env if sizes else None
+        self.env = next((_env(s) for shape in self.shapes for s in shape if isinstance(s, torch.SymInt)), None)
         self._places: dict[sympy.Symbol, Expression] = {}
         for at, shape in enumerate(self.shapes):
             for dim, size in enumerate(shape):
@@ -119,6 +118,10 @@ class SymbolTable:
         if word is None:
             raise UnknownSizeError(f"{type(expr).__name__} is not known of sizes")
         return [word, *(self._expression(arg) for arg in expr.args)]
+
+
+def _env(size: Any) -> Any:
+    return size.node.shape_env
 
 
 def _expr(value: Any) -> Any:
