@@ -234,7 +234,7 @@ def test_a_kernel_that_is_wrong_or_raises_costs_its_layer_only(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "place", ["tuning.tune_layer", "whole_graph.capture", "whole_graph.tune", "candidates.layer_reports"]
+    "place", ["tuning.tune_layer", "whole_graph.capture_any_size", "whole_graph.tune", "candidates.layer_reports"]
 )
 def test_whatever_fails_inside_is_a_note(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name = place.split(".")

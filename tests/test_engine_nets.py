@@ -217,14 +217,18 @@ FREE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("size", [(12, 12), (15, 15), (16, 10), (31, 13)])
 @pytest.mark.parametrize("name", BOUND)
-def test_a_size_that_the_forward_computes_with_binds_the_model(name: str, size: tuple[int, int]) -> None:
+def test_a_forward_that_computes_with_sizes_is_right_at_others_or_refused(name: str, size: tuple[int, int]) -> None:
     model = forward_of(BOUND[name])
     x = torch.randn(1, 3, *size)
     fast = on_engine(model, [x])
     check_equal(run(model, [x]), fast(x), name)
     for shape in ((2, 3, *size), (1, 3, size[0] + 3, size[1] + 9)):
-        with pytest.raises(InputError, match=rf"expected \[1, 3, {size[0]}, .*forward computes with that size"):
-            fast(torch.randn(*shape))
+        other = torch.randn(*shape)
+        try:
+            outputs = fast(other)
+        except InputError:  # test_engine_sizes.py says which forwards may be
+            continue
+        check_equal(run(model, [other]), outputs, name)
 
 
 @pytest.mark.parametrize("name", FREE)
