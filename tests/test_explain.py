@@ -249,7 +249,10 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
 
 def test_a_size_that_a_saved_file_cannot_take_is_bad_input(tmp_path: Path) -> None:
     prunekit.save(accelerated(BoundToSize()), tmp_path / "fast")
-    for size, sentence in (("64", "Expected sizes for which the captured graph holds"), ("0", "--image-size: expected from 1")):
+    for size, sentence in (
+        ("64", "Expected sizes for which the captured graph holds"),
+        ("0", "--image-size: expected from 1"),
+    ):
         result = explain(tmp_path / "fast", "--image-size", size)
         assert result.exit_code == 2
         assert sentence in result.stderr
