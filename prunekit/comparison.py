@@ -99,13 +99,22 @@ def check_equal(expected: object, actual: object, what: str, most: float | None 
     Raises:
         WrongOutputError: they differ, or there is no number to compare.
     """
+    found = check_within(expected, actual, what, tolerance(expected) if most is None else most)
+    if not found.elements:
+        raise WrongOutputError(f"{what} cannot be compared with the original: the outputs hold no number.")
+    return found
+
+
+def check_within(expected: object, actual: object, what: str, allowed: float) -> Comparison:
+    """Compare, and raise where two values differ by more than `allowed`; they may hold nothing to compare.
+
+    Raises:
+        WrongOutputError: they differ.
+    """
     try:
         found = compare(expected, actual)
     except WrongOutputError as error:
         raise WrongOutputError(f"{what} differs from the original: {error}") from error
-    if not found.elements:
-        raise WrongOutputError(f"{what} cannot be compared with the original: the outputs hold no number.")
-    allowed = most if most is not None else tolerance(expected)
     if not found.relative_rms <= allowed:
         place = f" at {found.worst}" if found.worst else ""
         raise WrongOutputError(

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit.comparison import MAX_RELATIVE_RMS, Comparison, check_equal, compare, relative_rms, tolerance
+from prunekit.comparison import (
+    MAX_RELATIVE_RMS,
+    Comparison,
+    check_equal,
+    check_within,
+    compare,
+    relative_rms,
+    tolerance,
+)
 from prunekit.errors import WrongOutputError
 from prunekit.structure import flatten, map_tensors, tensors_of
 
@@ -103,7 +111,7 @@ def check_continuous(
         expected = original()
     if replay.wrong:
         raise WrongOutputError(f"{what} differs from the original: {replay.wrong}.")
-    found = replay.comparison + _compare(expected, actual, what, allowed)
+    found = replay.comparison + check_within(expected, actual, what, allowed)
     if not found.elements:
         raise WrongOutputError(f"{what} cannot be compared with the original: the outputs hold no number.")
     return ContinuousComparison(found, list(dict.fromkeys(replay.operators)))
@@ -138,20 +146,6 @@ def check_same(
             return check_continuous(original, fast, what, most)
         except WrongOutputError as deeper:
             raise (deeper if "flows into" in str(deeper) else error) from deeper
-
-
-def _compare(expected: object, actual: object, what: str, allowed: float) -> Comparison:
-    try:
-        found = compare(expected, actual)
-    except WrongOutputError as error:
-        raise WrongOutputError(f"{what} differs from the original: {error}") from error
-    if not found.relative_rms <= allowed:
-        place = f" at {found.worst}" if found.worst else ""
-        raise WrongOutputError(
-            f"{what} differs from the original by {found.relative_rms:.3g} relative RMS{place}; "
-            f"expected at most {allowed:g}."
-        )
-    return found
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
