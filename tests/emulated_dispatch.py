@@ -17,13 +17,13 @@ from torch import Tensor
 
 from prunekit.ops.cuda import masked_conv2d_cuda as cuda
 from prunekit.ops.cuda.bitmap_filter import BitmapFilter, BitmapHeader
-from prunekit.ops.cuda.filter_op import output_format
 from prunekit.ops.cuda.fragment_filter import FragmentFilter, FragmentHeader
 from prunekit.ops.cuda.gpus import GPUS, Gpu
 from prunekit.ops.cuda.kernel_cache import KernelCache
 from prunekit.ops.cuda.record_filter import RecordFilter, RecordHeader
 from prunekit.ops.cuda.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
 from prunekit.ops.cuda.sparse_kernel import cuda_op
+from prunekit.ops.memory_format import conv_memory_format
 
 #: By kernel: what runs it, its filter and that one's header, and the architecture that is emulated.
 _EMULATED: dict[str, tuple[Any, Any, Any, int]] = {
@@ -37,9 +37,9 @@ _EMULATED: dict[str, tuple[Any, Any, Any, int]] = {
 def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) -> Tensor:
     """The op of a sparse kernel, by the emulated one."""
     *filter, bias, residual, stride, padding, dilation, activation, slope, launch = arguments
-    is_channels_last = output_format(x) == torch.channels_last
+    is_channels_last = conv_memory_format(x) == torch.channels_last
     if residual is not None:
-        residual = residual.contiguous(memory_format=output_format(x))
+        residual = residual.contiguous(memory_format=conv_memory_format(x))
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     conv = Convolution(x.detach(), bias, residual, *geometry, activation, slope, is_channels_last)
     make_case, make_filter, header_type, architecture = _EMULATED[kernel]

@@ -11,9 +11,9 @@ from emulated_kernels import Convolution, RecordProblemCase
 from oracles import masked_conv2d_oracle
 from torch import Tensor
 
-from prunekit.ops.cuda.filter_op import output_format
 from prunekit.ops.cuda.record_filter import pack_records, window_taps
 from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.memory_format import conv_memory_format
 
 DENSITIES = (0.0, 0.005, 0.05, 0.1, 0.3, 0.6, 1.0)
 KERNELS = ((3, 3), (3, 3), (1, 1), (5, 5), (1, 3), (4, 2), (7, 7))
@@ -63,7 +63,7 @@ def random_convolutions(
         bias = torch.randn(groups * k, generator=generator).to(dtype) if draw.random() < 0.5 else None
         activation, slope = draw.choice(_ACTIVATIONS)
         x_here = x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else x
-        is_channels_last = output_format(x_here) == torch.channels_last
+        is_channels_last = conv_memory_format(x_here) == torch.channels_last
         expected = masked_conv2d_oracle(x, weight, mask, bias, stride, padding, dilation, groups)
         residual = torch.randn(expected.shape, generator=generator).to(dtype) if draw.random() < 0.3 else None
         expected = _finished(expected, residual, activation, slope)

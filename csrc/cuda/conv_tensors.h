@@ -26,13 +26,6 @@ inline void* current_stream(int32_t device) {
   return stream;
 }
 
-inline bool is_channels_last(const Tensor& x) {
-  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
-  const bool has_strides = x.stride(1) == 1 && (w == 1 || x.stride(3) == c) && (h == 1 || x.stride(2) == w * c) &&
-      (x.size(0) == 1 || x.stride(0) == h * w * c);
-  return has_strides && !x.is_contiguous();
-}
-
 inline Tensor empty_output(const Tensor& x, const ConvShape& shape) {
   if (!is_channels_last(x)) {
     return torch::stable::new_empty(x, {shape.n, shape.k, shape.p, shape.q});

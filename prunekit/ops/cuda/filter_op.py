@@ -10,12 +10,7 @@ from torch import Tensor
 from prunekit.ops.conv_arguments import conv_output_size
 from prunekit.ops.cuda.epilogue import finish
 from prunekit.ops.masked_conv2d import masked_conv2d_reference
-
-
-def output_format(x: Tensor) -> torch.memory_format:
-    """Return channels-last for an x that is, else contiguous."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if is_channels_last else torch.contiguous_format
+from prunekit.ops.memory_format import conv_memory_format
 
 
 def unpacked_output(
@@ -36,10 +31,12 @@ def unpacked_output(
     wide_bias, wide_residual = (None if t is None else t.to(dtype) for t in (bias, residual))
     y = masked_conv2d_reference(x.to(dtype), weight.to(dtype), mask, wide_bias, stride, padding, dilation, groups)
     y = finish(y, wide_residual, activation, negative_slope)
-    return y.to(x.dtype).contiguous(memory_format=output_format(x))
+    return y.to(x.dtype).contiguous(memory_format=conv_memory_format(x))
 
 
 def empty_output(x: Tensor, shape: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """Return an uninitialised output of a filter of `shape` [K, C / groups, R, S] for x."""
     size = conv_output_size(x.shape, shape, stride, padding, dilation)
-    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=output_format(x))
+    return torch.empty(
+        (x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=conv_memory_format(x)
+    )

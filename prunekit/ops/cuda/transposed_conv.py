@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit.ops.memory_format import conv_memory_format
+
 
 @dataclass(frozen=True)
 class TransposedAxis:
@@ -169,12 +171,11 @@ class TransposedConv:
         if is_whole and list(y.shape) == list(x_shape):
             return y
         by_phase = torch.unflatten(y, 1, (c, len(self.height.phases), len(self.width.phases)))
-        is_channels_last = y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
         grad_x = torch.empty(
             (n, c, *x_size),
             dtype=y.dtype,
             device=y.device,
-            memory_format=torch.channels_last if is_channels_last else torch.contiguous_format,
+            memory_format=conv_memory_format(y),
         ).zero_()
         for a, phase_h in enumerate(self.height.phases):
             to_h, from_h = self.height.span(phase_h, x_size[0], first_h, y.shape[2])
