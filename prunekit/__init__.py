@@ -1,21 +1,42 @@
 """prunekit: prune a vision model robustly, then make it really faster."""
 
-from prunekit import detection, nn
-from prunekit.compaction import carry_optimizer, compact, load, save
+from typing import TYPE_CHECKING
+
 from prunekit.errors import InputError
-from prunekit.nn import accelerate
-from prunekit.ops import masked_conv2d
+from prunekit.lazy import lazy
+
+if TYPE_CHECKING:
+    from prunekit import attacks, compaction, detection, nn, ops, prune
+    from prunekit.compaction.compact import compact
+    from prunekit.compaction.optimizers import carry_optimizer
+    from prunekit.compaction.saving import load, save
+    from prunekit.nn.accelerate import accelerate
+    from prunekit.ops import masked_conv2d
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
     "accelerate",
+    "attacks",
     "carry_optimizer",
     "compact",
+    "compaction",
     "detection",
     "load",
     "masked_conv2d",
     "nn",
+    "ops",
+    "prune",
     "save",
 ]
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "prunekit.compaction": ["carry_optimizer", "compact", "load", "save"],
+        "prunekit.nn": ["accelerate"],
+        "prunekit.ops": ["masked_conv2d"],
+    },
+    rooms=["attacks", "compaction", "detection", "nn", "ops", "prune"],
+)

@@ -1,5 +1,27 @@
-"""`python -m prunekit` is `prunekit`."""
+"""`prunekit` and `python -m prunekit`: the command line, or one sentence where its packages are missing."""
 
-from prunekit.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+from prunekit.extras import MissingExtraError, check_extra
+
+
+def main() -> None:
+    """Run the command line; exit with code 2 where the extra "study" is not installed."""
+    try:
+        check_extra("study", "prunekit's command line")
+    except MissingExtraError as error:
+        sys.exit(_refused(error))
+    from prunekit.cli import main as run
+
+    run()
+
+
+def _refused(error: MissingExtraError) -> int:
+    print(f"Error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ from prunekit.compaction.certificate import Certificate
 from prunekit.compaction.compact import CompactionResult
 from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
 from prunekit.compaction.program import export_flat_any_size
-from prunekit.detection import MODELS, Detector
+from prunekit.detection.yolov3 import MODELS, Detector
 from prunekit.dry_run import without_memory
 from prunekit.engine.artefact import SAVED_MODEL, damage_told
 from prunekit.engine.signature import Signature

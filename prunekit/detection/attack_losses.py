@@ -16,8 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softp
 
 from prunekit.attacks import AttackLosses
 from prunekit.detection.boxes import decode, intersection_and_union, split_anchors
-from prunekit.detection.coco import Target
 from prunekit.detection.loss import CLASSIFICATION_WEIGHT, DetectionLoss, detection_loss, match, mean_per_image
+from prunekit.detection.target import Target
 
 Outputs = Sequence[Tensor]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunekit.detection.boxes import split_anchors
-from prunekit.detection.coco import Target
 from prunekit.detection.loss import match
+from prunekit.detection.target import Target
 
 
 def matched_logits(

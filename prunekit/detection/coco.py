@@ -17,17 +17,10 @@ from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_i
 from prunekit.detection.coco_json import CocoAnnotations, Skip, read_coco_json
 from prunekit.detection.image_files import read_image
 from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
+from prunekit.detection.target import Target
 from prunekit.errors import InputError
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
-
-
-@dataclass(frozen=True)
-class Target:
-    """The objects of one image: boxes [K, 4] xyxy in pixels of the network's input, labels [K] int64."""
-
-    boxes: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)

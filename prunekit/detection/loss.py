@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from prunekit.detection.boxes import boxes_from_logits, intersection_and_union, split_anchors
-from prunekit.detection.coco import Target
+from prunekit.detection.target import Target
 
 BOX_WEIGHT = 0.05
 OBJECTNESS_WEIGHT = 1.0

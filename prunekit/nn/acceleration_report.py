@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from prunekit.comparison import Comparison
+from prunekit.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -130,11 +128,8 @@ class AccelerationReport:
         return {**asdict(self), "speedup": self.speedup}
 
     def __str__(self) -> str:
-        console = Console(width=160, no_color=True)
-        with console.capture() as capture:
-            console.print(self._table())
         lines = [
-            capture.get().rstrip(),
+            self._table(),
             f"{self.before_ms:.2f} ms before, {self.after_ms:.2f} ms after: {self.speedup:.2f}× on {self._where()}; "
             f"outputs differ by {self.relative_rms:.1e} relative RMS{self._compared()}.",
             *(f"Part {part}" for part in self.parts),
@@ -142,7 +137,7 @@ class AccelerationReport:
         ]
         if self.other_ms:
             others = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in self.other_ms.items())
-            lines.insert(1, f"Beside convolutions: {others}.")
+            lines.insert(1, f"Other steps: {others}.")
         return "\n".join(lines)
 
     def _compared(self) -> str:
@@ -153,37 +148,38 @@ class AccelerationReport:
             return self.gpu
         return f"{self.threads} thread{'s'[: self.threads > 1]}, {self.instruction_set or 'no'} kernels"
 
-    def _table(self) -> Table:
+    def _table(self) -> str:
         if self.gpu is not None:
-            return self._gpu_table()
-        return self._whole_graph_table() if self.engine in ("whole graph", "parts") else self._modules_table()
+            headings, cells = _GPU, _gpu_cells
+        elif self.engine in ("whole graph", "parts"):
+            headings, cells = _WHOLE_GRAPH, _whole_graph_cells
+        else:
+            headings, cells = _MODULES, _modules_cells
+        return text_table([*_LAYER, *headings], [[*_shapes(row), *cells(row)] for row in self.rows])
 
-    def _gpu_table(self) -> Table:
-        table = Table("layer", "input", "weight", "density", "kernel", "MB", "floor ms", "why")
-        for row in self.rows:
-            megabytes = "–" if row.num_bytes is None else f"{row.num_bytes / 1e6:.2f}"
-            floor = "–" if row.floor_ms is None else f"{row.floor_ms:.4f}"
-            table.add_row(*_shapes(row), row.implementation.split()[0], megabytes, floor, row.reason)
-        return table
 
-    def _modules_table(self) -> Table:
-        table = Table("layer", "input", "weight", "density", "chosen", "dense ms", "sparse ms", "why")
-        for row in self.rows:
-            times = ("–" if ms is None else f"{ms:.3f}" for ms in (row.dense_ms, row.sparse_ms))
-            table.add_row(*_shapes(row), row.implementation, *times, row.reason)
-        return table
+# Headings, and below the cells under them.
+_LAYER = ("layer", "input", "weight", "density")
+_GPU = ("kernel", "MB", "floor ms", "why")
+_MODULES = ("chosen", "dense ms", "sparse ms", "why")
+_WHOLE_GRAPH = ("schedule", "ms", "% of peak", "limited by")
 
-    def _whole_graph_table(self) -> Table:
-        table = Table("layer", "input", "weight", "density", "cut into", "ms", "% of peak", "limited by")
-        for row in self.rows:
-            table.add_row(
-                *_shapes(row),
-                row.implementation,
-                "–" if row.ms is None else f"{row.ms:.3f}",
-                "–" if row.percent_of_peak is None else f"{row.percent_of_peak:.0f}",
-                row.limit or "–",
-            )
-        return table
+
+def _gpu_cells(row: LayerReport) -> tuple[str, ...]:
+    megabytes = None if row.num_bytes is None else row.num_bytes / 1e6
+    return row.implementation.split()[0], _number(megabytes, ".2f"), _number(row.floor_ms, ".4f"), row.reason
+
+
+def _modules_cells(row: LayerReport) -> tuple[str, ...]:
+    return row.implementation, _number(row.dense_ms, ".3f"), _number(row.sparse_ms, ".3f"), row.reason
+
+
+def _whole_graph_cells(row: LayerReport) -> tuple[str, ...]:
+    return row.implementation, _number(row.ms, ".3f"), _number(row.percent_of_peak, ".0f"), row.limit or "–"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _shapes(row: LayerReport) -> tuple[str, str, str, str]:

@@ -1,5 +1,9 @@
 """The pipeline: checked configurations, resumable run folders, and the stages that fill them."""
 
+from prunekit.extras import check_extra
+
+check_extra("study", "prunekit.pipeline")
+
 from prunekit.pipeline.config import RunConfig, make_config, parse_ratios
 from prunekit.pipeline.latency import Latency, measure_latency
 from prunekit.pipeline.progress import Progress, SilentProgress

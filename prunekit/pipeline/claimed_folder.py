@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from prunekit.errors import InputError
 
@@ -40,11 +41,11 @@ def claimed(root: Path) -> Iterator[None]:
         InputError: When another process works in it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out: another process is working in {root}; choose another folder.") from None
+    try:
+        claim = FileLock(root / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"--out: another process is working in {root}; choose another folder.") from None
+    with claim:
         for path in root.rglob(".*"):
             if path.is_file() and _LEFTOVER.fullmatch(path.name):
                 path.unlink()

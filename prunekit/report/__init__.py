@@ -1,5 +1,9 @@
 """Reports on a run folder, built from its files alone: plots, pictures with boxes, one HTML page."""
 
+from prunekit.extras import check_extra
+
+check_extra("study", "prunekit.report")
+
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
 

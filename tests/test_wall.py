@@ -1,0 +1,156 @@
+"""The wall between the library, which needs torch, numpy and safetensors alone, and the study built on it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import prunekit
+import prunekit.detection
+from prunekit.extras import EXTRAS
+
+PACKAGE = Path(prunekit.__file__).parent
+
+#: From the ground up: a room imports the rooms before it, and none behind it.
+FOUNDATION = [
+    "errors", "extras", "lazy", "files", "file_kinds", "processor", "timing", "text_table", "structure", "comparison",
+    "discontinuous", "documents", "dry_run",
+]  # fmt: skip
+LIBRARY = ["ops", "engine", "nn", "prune", "attacks", "compaction"]
+#: What torch itself needs, or brings the types of.
+ALLOWED = {"torch", "numpy", "safetensors", "sympy", "typing_extensions"}
+#: Looked for inside functions, and done without where they are missing.
+OPTIONAL = {"prunekit_kernels", "triton", "onnx", "onnxscript"}
+#: Models of prunekit's own, which a compacted file names; their module needs torch alone.
+OWN_MODELS = {"prunekit.detection.yolov3"}
+
+# Blocks what an environment with torch, numpy and safetensors alone does not have, then does the library's work.
+ALONE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in %r:
+            raise ModuleNotFoundError('No module named ' + repr(name), name=name)
+sys.meta_path.insert(0, Blocked())
+import torch, prunekit
+from torch import nn
+model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+x = torch.randn(1, 3, 16, 16)
+fast = prunekit.accelerate(model, x, tuning_seconds=0, tuning_cache=None)
+print(fast.report)
+with torch.no_grad():
+    model[0].weight[2:5] = 0
+    model[0].bias[2:5] = 0
+    model[1].bias[2:5] = 0
+small = prunekit.compact(model, x)
+prunekit.save(small, sys.argv[1] + '/small.safetensors')
+loaded = prunekit.load(sys.argv[1] + '/small.safetensors')
+assert torch.allclose(loaded(x), model(x), atol=1e-5)
+assert small.certificate.removed == 3, small.certificate
+prunekit.masked_conv2d(x, model[0].weight, model[0].weight != 0)
+for room in %r:
+    getattr(prunekit, room)
+assert 'prunekit.pipeline' not in sys.modules
+print('all done')
+"""
+BLOCKED = [
+    module for extra in ("study", "peers", "captum") for module in EXTRAS[extra] if module != "filelock"
+]  # torch needs it
+
+
+def test_importing_prunekit_imports_nothing_but_itself() -> None:
+    program = "import sys; before = set(sys.modules); import prunekit; print(*sorted(set(sys.modules) - before))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    foreign = {name for name in result.stdout.split() if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in foreign if not name.startswith("prunekit")} == set()
+    assert "prunekit.errors" in foreign
+
+
+def test_the_library_works_with_torch_numpy_and_safetensors_alone(tmp_path: Path) -> None:
+    program = ALONE % (BLOCKED, [room for room in LIBRARY if room != "engine"])
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "all done" in result.stdout
+
+
+@pytest.mark.parametrize("room", [*FOUNDATION, *LIBRARY])
+def test_a_library_room_imports_only_what_stands_below_it(room: str) -> None:
+    order = [*FOUNDATION, *LIBRARY]
+    below = set(order[: order.index(room) + 1])
+    found = list(_imports(room))
+    assert found, f"nothing was looked at in {room}"
+    for path, module in found:
+        top, *rest = module.split(".")
+        if top == "prunekit":
+            is_below = not rest or rest[0] in below or (room == "compaction" and module in OWN_MODELS)
+            assert is_below, f"{path} imports {module}, which stands above {room}"
+        else:
+            assert top in ALLOWED | OPTIONAL | set(sys.stdlib_module_names), f"{path} imports {module}"
+
+
+def test_every_room_of_the_package_is_on_one_side_of_the_wall() -> None:
+    study = {"detection", "pipeline", "report", "benchmark", "cli", "console", "demo", "doctor", "__main__"}
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms - {"__init__"} == {*FOUNDATION, *LIBRARY, *study}
+
+
+@pytest.mark.parametrize("package", ["prunekit", "prunekit.detection"])
+def test_what_is_imported_lazily_is_what_type_checkers_see(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {
+        alias.name: node.module
+        for block in blocks
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert seen
+    for name, origin in seen.items():
+        assert name in module.__all__
+        assert getattr(module, name) is getattr(importlib.import_module(origin), name)
+        assert name in dir(module)
+    assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+@pytest.mark.parametrize(
+    ("program", "who"),
+    [
+        ("from prunekit.__main__ import main; main()", "prunekit's command line"),
+        ("import prunekit; prunekit.detection.CocoDataset", "prunekit.detection.CocoDataset"),
+        ("import prunekit.pipeline", "prunekit.pipeline"),
+        ("import prunekit.report", "prunekit.report"),
+        ("import prunekit.benchmark", "prunekit.benchmark"),
+    ],
+)
+def test_one_sentence_names_the_missing_extra(program: str, who: str) -> None:
+    hide = (
+        "import sys, importlib.util; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, package=None: None if name == 'pycocotools' else find(name, package)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", hide + program], capture_output=True, text=True, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"for {who} (pip install 'prunekit[study]'), got an environment without pycocotools" in last
+    assert result.returncode == (2 if "main" in program else 1)
+
+
+def _imports(room: str) -> Iterator[tuple[Path, str]]:
+    """Yield each import of a room, whether at the top of a module or inside a function; not those for types alone."""
+    paths = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).rglob("*.py"))
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module == "prunekit":
+                yield from ((path, f"prunekit.{alias.name}") for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield path, node.module
