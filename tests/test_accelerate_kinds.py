@@ -393,3 +393,19 @@ def test_a_subclass_is_plain_only_where_its_forward_is() -> None:
     row, winner = tune_layer("first", model.first, None, X)
     assert winner is not None
     assert row.density < 1
+
+
+def test_nothing_is_printed_where_torch_export_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    class Conditional(Net):
+        """Takes a branch by the pixels."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.first(x)
+            return y * 2 if y.sum() > 0 else y
+
+    model = Conditional().eval()
+    _, report = accelerated(model)
+    assert any("torch.export cannot capture the model" in note for note in report.notes)
+    with pytest.raises(InputError, match=r"torch\.export can trace"):
+        prunekit.compact(model, X)
+    assert capfd.readouterr() == ("", "")

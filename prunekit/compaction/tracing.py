@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.compaction.calls import Call
+from prunekit.engine.exporting import quiet
 from prunekit.errors import InputError
 from prunekit.structure import Structure, flatten
 
@@ -137,7 +138,7 @@ def export_program(
     """
     name = name or type(model).__name__
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 model, example.args, dict(example.kwargs), dynamic_shapes=dynamic_shapes, strict=False
             )

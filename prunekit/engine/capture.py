@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from prunekit.engine.exporting import (
     export_symbolically,
     is_same_program,
+    quiet,
     with_constant_sizes,
     without_size_one,
 )
@@ -70,7 +71,7 @@ def capture_program(program: ExportedProgram, dtype: torch.dtype = torch.float32
 
 def _exported(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     try:
-        with torch.no_grad(), with_constant_sizes():
+        with torch.no_grad(), quiet(), with_constant_sizes():
             return torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:  # whatever a foreign forward raises
         raise CaptureError(f"torch.export cannot capture the model ({_first_line(error)})") from error

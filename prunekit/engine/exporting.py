@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 import torch._subclasses.fake_tensor
+import torch.export._trace
 import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -49,7 +50,7 @@ def export_symbolically(
         free = [dim for dim, size in enumerate(x.shape) if not (keep_ones and size == 1) and (x.dim(), dim) != (4, 1)]
         dynamic[x] = dict.fromkeys(free, Dim.AUTO)
     try:
-        with torch.no_grad(), _quiet(), without_size_one(), guards_on_names(), _SizeMode():
+        with torch.no_grad(), quiet(), without_size_one(), guards_on_names(), _SizeMode():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)
     except Exception:  # a forward that runs on numbers may raise anything on symbols
         return None
@@ -87,8 +88,10 @@ def without_size_one() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Silence what torch.export logs and prints of failures, the graph so far among it: they are reported as notes."""
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.export._trace, "print", create=True))
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
