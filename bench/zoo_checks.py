@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from bench.zoo_rows import Check
 from bench.zoo_weights import random_images
@@ -20,6 +21,14 @@ from prunekit.errors import InputError
 #: The largest relative RMS of an output that counts as right.
 MOST = 1e-4
 _ROUNDING = 1e-6  # relative noise on the input that shows whether an end is discontinuous
+
+
+def allowed_error(own_rounding: float | None) -> float:
+    """Return the largest error that counts as right for a model of such a rounding of its own.
+
+    Two computations of one network in float32 are each as far from the exact result, so up to twice as far apart.
+    """
+    return max(MOST, 2 * (own_rounding or 0.0))
 
 
 class UnequalOutputsError(Exception):
@@ -72,6 +81,20 @@ def input_effect(model: nn.Module, x: Tensor) -> float | None:
     except UnequalOutputsError:
         return None
     return error if math.isfinite(error) else None
+
+
+def own_rounding(model: nn.Module, x: Tensor) -> float | None:
+    """Return the relative RMS between a float32 model's outputs and those of its float64 copy; None without such one.
+
+    With random weights some models amplify rounding a thousandfold: run in another memory format they differ from
+    themselves by as much.
+    """
+    try:
+        exact = copy.deepcopy(model).double()(x.double())
+        rounded = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, model(x))
+        return compare(exact, rounded).error
+    except Exception:  # foreign code, in a dtype that it may never have seen
+        return None
 
 
 def check_input(model: nn.Module, fast: nn.Module, inputs: Sequence[Tensor], parts: Sequence[str]) -> Check:

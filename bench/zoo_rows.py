@@ -61,7 +61,11 @@ class Latency(BaseModel):
 
 
 class Row(BaseModel):
-    """What one tool made of one model; docs/benchmarks.md says what every field means."""
+    """What one tool made of one model; docs/benchmarks.md says what every field means.
+
+    `own_rounding` is how far the model itself is from its float64 copy on the example, in relative RMS; it is measured
+    where an error is above what is allowed of models that round well, else None.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -76,6 +80,7 @@ class Row(BaseModel):
     engine: str | None = None
     notes: tuple[str, ...] = ()
     input_effect: float | None = None
+    own_rounding: float | None = None
     example: Check | None = None
     batch: Check | None = None
     other_size: Check | None = None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.zoo_checks import MOST
+from bench.zoo_checks import MOST, allowed_error
 from bench.zoo_rows import TOOLS, Check, Latency, Row, Tool
 
 # Two runs of the same code differ by less; what differs by more than the ratio's own spread is no noise either.
@@ -64,7 +64,8 @@ def is_slower(row: Row) -> bool:
 def problems_of(row: Row) -> list[str]:
     """Return what is wrong with a row's outputs, in sentences."""
     found = [f"{name}: {check.problem}" for name, check in row.checks.items() if check.problem]
-    found += [f"{name}: error {e:.2g}" for name, c in row.checks.items() if (e := c.error) is not None and e > MOST]
+    most = allowed_error(row.own_rounding)
+    found += [f"{name}: error {e:.2g}" for name, c in row.checks.items() if (e := c.error) is not None and e > most]
     if row.is_original_unchanged is False:
         found.append("the model itself was changed")
     if row.checks and row.input_effect is not None and row.input_effect < _LEAST_EFFECT:
@@ -78,7 +79,8 @@ def _judge_tool(tool: Tool, rows: Sequence[Row], criteria: Criteria) -> Verdict:
     raised = [row for row in rows if row.exception_type not in (None, "InputError")]
     wrong = [row for row in rows if problems_of(row)]
     slower = [row for row in done if is_slower(row)]
-    errors = [check.error for row in done for check in row.checks.values() if check.error is not None]
+    ill = [row for row in done if allowed_error(row.own_rounding) > MOST]
+    errors = [c.error for row in done if row not in ill for c in row.checks.values() if c.error is not None]
     engines = Counter(row.engine for row in done if row.engine)
     checks = [check for row in done for check in row.checks.values()]
     met = {
@@ -86,7 +88,9 @@ def _judge_tool(tool: Tool, rows: Sequence[Row], criteria: Criteria) -> Verdict:
         _listed("exceptions other than InputError", raised, _exception): not raised,
         _listed("InputErrors", refused, _exception): True,
         _listed("wrong or unproven", wrong, lambda row: "; ".join(problems_of(row))): not wrong,
-        f"largest error {max(errors):.2g} (at most {MOST:g} allowed) over {sum(c.tensors for c in checks)} tensors, "
+        _listed("models that round badly themselves", ill, lambda row: f"{row.own_rounding:.2g} from float64"): True,
+        f"largest error of the others {max(errors):.2g} (at most {MOST:g} allowed); "
+        f"compared {sum(c.tensors for c in checks)} tensors, "
         f"{sum(c.elements for c in checks)} elements" if errors else "no outputs were compared": bool(errors),
         _listed("inputs refused that the model takes", [row for row in done if _refusals(row)], _refusals): True,
         _listed("slower than eager beyond noise", slower, _ratio): not slower,

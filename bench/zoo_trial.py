@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit
-from bench.zoo_checks import MOST, check_input, first_line, input_effect
+from bench.zoo_checks import MOST, allowed_error, check_input, first_line, input_effect, own_rounding
 from bench.zoo_models import ZooModel, load_registry
 from bench.zoo_rows import Row, Tool
 from bench.zoo_times import Call, compiled, measure
@@ -142,7 +142,10 @@ def _judge(model: nn.Module, fast: nn.Module, x: Tensor, zoo_model: ZooModel, tr
         "batch": check_input(model, fast, [random_images(2, size, size)], parts),
         "other_size": check_input(model, fast, others, parts),
     }
-    if example.error is None or example.error > MOST:
+    checks = [facts[name] for name in ("example", "batch", "other_size")]
+    if any(check.error is not None and check.error > MOST for check in checks):
+        facts["own_rounding"] = own_rounding(model, x)
+    if example.error is None or example.error > allowed_error(facts.get("own_rounding")):
         return facts
     calls: dict[str, Call] = {"eager": lambda: model(x), "prunekit": lambda: fast(x)}
     if trial.compile:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toy_zoo import MODELS, SIZE
 
 from bench.zoo import main, run_child
-from bench.zoo_checks import UnequalOutputsError, check_input, compare, has_discontinuous_end
+from bench.zoo_checks import UnequalOutputsError, check_input, compare, has_discontinuous_end, own_rounding
 from bench.zoo_models import MODELS as REAL_MODELS
 from bench.zoo_models import REGISTRY, load_registry
 from bench.zoo_rows import TOOLS, Check, Latency, Row, Tool, append_row, read_rows
@@ -294,3 +294,40 @@ def test_every_fault_fails_the_verdict(bad: str) -> None:
     }  # fmt: skip
     assert wanted[bad] in text
     assert text.splitlines()[0].count("|") == text.splitlines()[2].count("|") == 13
+
+
+def test_models_that_round_badly_themselves_are_allowed_as_much_and_named() -> None:
+    far = Check(shape=(1, 3, 8, 8), error=3e-4, tensors=1, elements=10)
+    rough = _row(example=far, own_rounding=2e-4)
+    assert problems_of(rough) == []
+    lines = judge([rough, _row("b")], Criteria(models=2, whole_graph=2)).lines
+    assert any("1 models that round badly themselves: a (0.0002 from float64)" in line for line in lines)
+    assert any("largest error of the others 1e-06" in line for line in lines)
+    for own in (None, 1e-5, 1.4e-4):
+        assert problems_of(_row(example=far, own_rounding=own)) == ["example: error 0.0003"]
+
+
+def test_own_rounding_is_the_distance_to_the_float64_copy() -> None:
+    x, model = random_images(1, SIZE, SIZE), MODELS["plain"].build().eval()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        found = own_rounding(model, x)
+        noisy = own_rounding(Blunt(model), x)
+    assert found is not None
+    assert 0 < found < 1e-6
+    assert noisy is not None
+    assert noisy > 1e-3
+    assert all(map(torch.equal, before, model.parameters()))
+    assert own_rounding(nn.LazyLinear(3), x) is None
+
+
+class Blunt(nn.Module):
+    """A model that computes in half precision what it is given in single precision."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x)
+        return y if x.dtype == torch.float64 else y.bfloat16().float()
