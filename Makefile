@@ -11,6 +11,7 @@ PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CXX_FILES := $(foreach folder,csrc csrc/cpu csrc/cuda tests/gpu_checks/emulation,$(wildcard $(addprefix $(folder)/*.,h cpp cuh cu)))
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # "===" takes the registry's build by its plain version, which on Linux has CUDA.
 TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)
@@ -37,9 +38,10 @@ demo: $(READY)  ## the main job on rendered images; no data needed
 test: lint types  ## everything that must pass
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-lint: $(READY)  ## ruff's rules and format
+lint: $(READY)  ## ruff's rules and format, clang-format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 types: $(READY)  ## mypy --strict
 	@$(BIN)/mypy

@@ -18,7 +18,7 @@ from tests.support.semi_structured_problems import SemiStructuredCase, semi_stru
 
 SPARSE, KERNEL, STAGE = "semi_structured_conv2d.cuh", "condensed_conv2d.cuh", "condensed_stage.cuh"
 MUTANTS = {
-    "halves of the metadata swapped": (SPARSE, "lane / 4 * 2 + lane % 2 + (", "lane / 4 * 2 + 1 - lane % 2 + (", ""),
+    "halves of the metadata swapped": (SPARSE, "lane / 4 * 2 + lane % 2 +", "lane / 4 * 2 + 1 - lane % 2 +", ""),
     "the second fragment takes the first one's metadata": (SPARSE, "lane % 4 / 2 * WORDS", "0 * WORDS", ""),
     "the wrong lanes' metadata are selected": (
         SPARSE,

@@ -20,12 +20,13 @@ void run(prunekit::BitmapConv conv, bool is_bfloat16, const int64_t* header, uns
   conv.workspace = workspace.get();
   prunekit::visit_bitmap_kernels(
       is_bfloat16, prunekit::InputWindow::of(conv), conv.warp_units, [&](auto kernel, auto add_cuts) {
-        simt::launch(dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed,
-                     [&] { kernel(conv); });
+        simt::launch(
+            dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
         if (conv.cuts > 1) {
           const prunekit::BitmapLaunch adding = prunekit::plan_cut_launch(conv);
-          simt::launch(dim3(adding.grid_x, adding.grid_y), dim3(adding.threads), adding.shared_bytes, seed,
-                       [&] { add_cuts(conv); });
+          simt::launch(dim3(adding.grid_x, adding.grid_y), dim3(adding.threads), adding.shared_bytes, seed, [&] {
+            add_cuts(conv);
+          });
         }
       });
 }
@@ -34,14 +35,16 @@ void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
   prunekit::BitmapConv conv{};
   int is_bfloat16 = 0;
   int64_t at = 0, length = 0;
-  for (int* size : {&is_bfloat16, &conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w,
-                    &conv.padding_h, &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation,
-                    &conv.warp_units, &conv.tile_h, &conv.units_w, &conv.pixel_warps, &conv.block_row_groups,
-                    &conv.slices, &conv.buffers, &conv.cuts}) {
+  for (int* size :
+       {&is_bfloat16,     &conv.n,          &conv.h,         &conv.w,         &conv.p,           &conv.q,
+        &conv.stride_h,   &conv.stride_w,   &conv.padding_h, &conv.padding_w, &conv.dilation_h,  &conv.dilation_w,
+        &conv.activation, &conv.warp_units, &conv.tile_h,    &conv.units_w,   &conv.pixel_warps, &conv.block_row_groups,
+        &conv.slices,     &conv.buffers,    &conv.cuts}) {
     *size = static_cast<int>(words[at++]);
   }
-  for (int64_t* stride : {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n,
-                          &conv.y_stride_k, &conv.y_stride_p, &conv.y_stride_q}) {
+  for (int64_t* stride :
+       {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n, &conv.y_stride_k,
+        &conv.y_stride_p, &conv.y_stride_q}) {
     *stride = words[at++];
   }
   const auto slope = read_array<float>(length);

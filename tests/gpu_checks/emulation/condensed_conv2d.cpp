@@ -11,11 +11,10 @@ void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, 
   if (!launch.refusal.empty()) {
     simt::stop(launch.refusal.c_str());
   }
-  prunekit::visit_condensed_kernel(
-      is_bfloat16, prunekit::InputWindow::of(conv), conv.warp_units, [&](auto kernel) {
-        simt::launch(dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed,
-                     [&] { kernel(conv); });
-      });
+  prunekit::visit_condensed_kernel(is_bfloat16, prunekit::InputWindow::of(conv), conv.warp_units, [&](auto kernel) {
+    simt::launch(
+        dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
+  });
 }
 
 void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {

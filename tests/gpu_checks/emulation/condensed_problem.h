@@ -7,19 +7,20 @@
 
 // Call run(conv, is_bfloat16, header, seed); steps that have metadata bring them behind their fragments.
 template <typename Run>
-void run_condensed_problem(
-    const int64_t* words, unsigned seed, std::FILE* output, bool has_metadata, const Run& run) {
+void run_condensed_problem(const int64_t* words, unsigned seed, std::FILE* output, bool has_metadata, const Run& run) {
   prunekit::CondensedConv conv{};
   int is_bfloat16 = 0;
   int64_t at = 0, length = 0;
-  for (int* size : {&is_bfloat16, &conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w,
-                    &conv.padding_h, &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation,
-                    &conv.warp_units, &conv.tile_h, &conv.units_w, &conv.pixel_warps, &conv.block_row_groups,
-                    &conv.slices, &conv.buffers}) {
+  for (int* size :
+       {&is_bfloat16,     &conv.n,          &conv.h,         &conv.w,         &conv.p,           &conv.q,
+        &conv.stride_h,   &conv.stride_w,   &conv.padding_h, &conv.padding_w, &conv.dilation_h,  &conv.dilation_w,
+        &conv.activation, &conv.warp_units, &conv.tile_h,    &conv.units_w,   &conv.pixel_warps, &conv.block_row_groups,
+        &conv.slices,     &conv.buffers}) {
     *size = static_cast<int>(words[at++]);
   }
-  for (int64_t* stride : {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n,
-                          &conv.y_stride_k, &conv.y_stride_p, &conv.y_stride_q}) {
+  for (int64_t* stride :
+       {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n, &conv.y_stride_k,
+        &conv.y_stride_p, &conv.y_stride_q}) {
     *stride = words[at++];
   }
   const auto slope = read_array<float>(length);

@@ -11,25 +11,26 @@ void run(prunekit::RecordConv conv, const int64_t* header, unsigned seed) {
   if (!launch.refusal.empty()) {
     simt::stop(launch.refusal.c_str());
   }
-  const auto window =
-      prunekit::RecordWindow::of(conv, header[prunekit::RECORD_KERNEL_H], header[prunekit::RECORD_KERNEL_W],
-                                 header[prunekit::RECORD_WINDOW_TAPS]);
+  const auto window = prunekit::RecordWindow::of(
+      conv, header[prunekit::RECORD_KERNEL_H], header[prunekit::RECORD_KERNEL_W], header[prunekit::RECORD_WINDOW_TAPS]);
   prunekit::visit_record_kernel(window, conv.tile_h, [&](auto kernel) {
-    simt::launch(dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed,
-                 [&] { kernel(conv); });
+    simt::launch(
+        dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
   });
 }
 
 void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
   prunekit::RecordConv conv{};
   int64_t at = 0, length = 0;
-  for (int* size : {&conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w, &conv.padding_h,
-                    &conv.padding_w, &conv.dilation_h, &conv.dilation_w, &conv.activation, &conv.tile_h,
-                    &conv.lanes, &conv.lanes_w, &conv.block_row_groups, &conv.buffers}) {
+  for (int* size :
+       {&conv.n, &conv.h, &conv.w, &conv.p, &conv.q, &conv.stride_h, &conv.stride_w, &conv.padding_h, &conv.padding_w,
+        &conv.dilation_h, &conv.dilation_w, &conv.activation, &conv.tile_h, &conv.lanes, &conv.lanes_w,
+        &conv.block_row_groups, &conv.buffers}) {
     *size = static_cast<int>(words[at++]);
   }
-  for (int64_t* stride : {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n,
-                          &conv.y_stride_k, &conv.y_stride_p, &conv.y_stride_q}) {
+  for (int64_t* stride :
+       {&conv.x_stride_n, &conv.x_stride_c, &conv.x_stride_h, &conv.x_stride_w, &conv.y_stride_n, &conv.y_stride_k,
+        &conv.y_stride_p, &conv.y_stride_q}) {
     *stride = words[at++];
   }
   const auto slope = read_array<float>(length);

@@ -13,8 +13,8 @@ void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, 
   }
   prunekit::visit_semi_structured_kernel(
       is_bfloat16, prunekit::InputWindow::of(conv), header[prunekit::SEMI_STRUCTURED_FRAGMENTS], [&](auto kernel) {
-        simt::launch(dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed,
-                     [&] { kernel(conv); });
+        simt::launch(
+            dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
       });
 }
 

@@ -16,7 +16,7 @@ void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
     uint32_t inputs[4];
     std::memcpy(&weights, a.get() + 8 * lane, sizeof(weights));
     std::memcpy(inputs, b.get() + 8 * lane, sizeof(inputs));
-    float(&mine)[4] = *reinterpret_cast<float(*)[4]>(sum.get() + 4 * lane);
+    float (&mine)[4] = *reinterpret_cast<float (*)[4]>(sum.get() + 4 * lane);
     using namespace prunekit::device;
     if (words[0]) {
       words[1] ? multiply_add_sparse<true, 1>(mine, weights, inputs, metadata[lane])
