@@ -41,6 +41,10 @@ LONGEST = (
     "test_cuda_build.py",
 )
 
+#: Further files that `make check` leaves out, and what tests ask of these fixtures: a detector trained, a run on it.
+SLOW = (*LONGEST, "test_demo_duration.py")
+SLOW_FIXTURES = {"shapes_weights", "shapes_run", "trained"}
+
 
 def pytest_configure() -> None:
     shared_folder()  # before further processes begin, which are told of it
@@ -55,6 +59,9 @@ def _separate_compiler_cache(capability: str | None) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 

@@ -30,7 +30,10 @@ from tests.support.residual_nets import residual_net
 from tests.support.semi_structured_problems import semi_structured_problems
 from tests.support.sparse_choices import choose_sparse
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
+]
 needs_kernels = pytest.mark.skipif(not cuda_status().available, reason=f"no CUDA kernels: {cuda_status().reason}")
 
 
