@@ -48,6 +48,7 @@ def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, object]]:
     lambda d: d["nodes"][1]["attributes"].update(target="aten.from_file.default"),
     lambda d: d["nodes"][0].update(inputs=["nobody"]),
     lambda d: d.update(output_spec="{"),
+    lambda d: d.update(output_spec=json.dumps([1, {"type": "builtins.dict", "context": "[{}]", "children_spec": []}])),
     lambda d: d.pop("nodes"),
 ])  # fmt: skip
 def test_damaged_models_are_refused(damage: Callable[[dict[str, object]], object], tmp_path: Path) -> None:

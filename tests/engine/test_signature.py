@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_structure, treespec_dumps
 
 from prunekit.comparison import compare
 from prunekit.engine.signature import Signature
+from prunekit.engine.validation import check_output_spec
 from prunekit.errors import InputError
 from prunekit.structure import flatten
 
@@ -113,6 +114,19 @@ def test_older_files_have_the_outputs_only() -> None:
     tensors = [torch.full((1,), float(i)) for i in range(3)]
     assert signature.results.build(tensors) == {"a": tensors[0], "b": [tensors[1], (tensors[2],)]}
     assert signature.tensors((tensors[0],), {"y": tensors[1]}) == tensors[:2]
+    check_output_spec(spec)
+
+
+@pytest.mark.parametrize(("kind", "context"), [
+    ("collections.defaultdict", {"default_factory_module": "antigravity", "default_factory_name": "x"}),
+    ("builtins.dict", json.dumps([{"__enum__": True, "fqn": "antigravity:x", "name": "y"}])),
+])  # fmt: skip
+def test_outputs_that_name_a_module_are_refused_before_it_is_imported(kind: str, context: object) -> None:
+    leaf = {"type": None, "context": None, "children_spec": []}
+    inner = {"type": kind, "context": context, "children_spec": [leaf]}
+    spec = json.dumps([1, {"type": "builtins.list", "context": "null", "children_spec": [leaf, inner]}])
+    with pytest.raises(ValueError, match=f"nest in {kind}"):
+        check_output_spec(spec)
 
 
 @settings(max_examples=200, deadline=None)
