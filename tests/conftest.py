@@ -42,8 +42,44 @@ LONGEST = (
 )
 
 #: Further files that `make check` leaves out, and what tests ask of these fixtures: a detector trained, a run on it.
-SLOW = (*LONGEST, "test_demo_duration.py")
-SLOW_FIXTURES = {"shapes_weights", "shapes_run", "trained"}
+SLOW = (
+    *LONGEST,
+    "test_accelerate_gpu.py",
+    "test_attack_checks.py",
+    "test_benchmark.py",
+    "test_bitmap_compiles.py",
+    "test_carlini_wagner.py",
+    "test_checkpoints.py",
+    "test_cli_stages.py",
+    "test_compaction_calls.py",
+    "test_compaction_choosing.py",
+    "test_compaction_files.py",
+    "test_compaction_kinds.py",
+    "test_compaction_pipeline.py",
+    "test_compaction_random.py",
+    "test_computed_weights.py",
+    "test_demo_duration.py",
+    "test_engine_arena.py",
+    "test_engine_nets.py",
+    "test_engine_operators.py",
+    "test_engine_sizes.py",
+    "test_engine_variants.py",
+    "test_fuzz_files.py",
+    "test_gpu_bench.py",
+    "test_masked_conv2d_cuda.py",
+    "test_masked_conv2d_transforms.py",
+    "test_readme.py",
+    "test_robustness_bench.py",
+    "test_score_optimisation.py",
+    "test_semi_structured_compiles.py",
+    "test_semi_structured_conv2d.py",
+    "test_shared_memory.py",
+    "test_sparse_product.py",
+    "test_untouched_originals.py",
+    "test_without_compiler.py",
+    "test_zoo_bench.py",
+)
+SLOW_FIXTURES = {"shapes_weights", "shapes_run"}
 
 
 def pytest_configure() -> None:
