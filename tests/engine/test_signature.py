@@ -122,7 +122,7 @@ def test_older_files_have_the_outputs_only() -> None:
     ("builtins.dict", json.dumps([{"__enum__": True, "fqn": "antigravity:x", "name": "y"}])),
 ])  # fmt: skip
 def test_outputs_that_name_a_module_are_refused_before_it_is_imported(kind: str, context: object) -> None:
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, object] = {"type": None, "context": None, "children_spec": []}
     inner = {"type": kind, "context": context, "children_spec": [leaf]}
     spec = json.dumps([1, {"type": "builtins.list", "context": "null", "children_spec": [leaf, inner]}])
     with pytest.raises(ValueError, match=f"nest in {kind}"):
