@@ -1,5 +1,5 @@
 # make demo   set up .venv, then prune, attack, accelerate and time a detector trained on rendered images
-# make test   set up .venv, then ruff, mypy and the tests
+# make test   set up .venv, then ruff, clang-format, mypy and the tests; make check: the quick ones
 # make help   the rest
 
 PYTHON ?= python3
@@ -11,12 +11,14 @@ PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CXX_FILES := $(foreach folder,csrc csrc/cpu csrc/cuda tests/gpu_checks/emulation,$(wildcard $(addprefix $(folder)/*.,h cpp cuh cu)))
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 # "===" takes the registry's build by its plain version, which on Linux has CUDA.
 TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help setup demo test lint types bench gpu clean
+.PHONY: help setup demo test check lint types bench gpu clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 10
@@ -35,11 +37,15 @@ demo: $(READY)  ## the main job on rendered images; no data needed
 	@$(BIN)/prunekit demo --out runs/demo
 
 test: lint types  ## everything that must pass
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+	@$(PYTEST)
 
-lint: $(READY)  ## ruff's rules and format
+check: lint types  ## the same without slow tests and those for GPUs: under three minutes on two cores
+	@$(PYTEST) -m "not slow and not gpu"
+
+lint: $(READY)  ## ruff's rules and format, clang-format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 types: $(READY)  ## mypy --strict
 	@$(BIN)/mypy

@@ -49,7 +49,7 @@ def parts_of(out: Path) -> list[Part]:
         return lambda minutes: [python, "-m", name, "--out", str(rows), "--minutes", f"{minutes:.2f}", "--no-verdict"]
 
     return [
-        Part("tests", lambda _: [python, "-m", "pytest", "-q", "-rs", "tests/test_gpu.py"], 0.3),
+        Part("tests", lambda _: [python, "-m", "pytest", "-q", "-rs", "tests/gpu_checks/test_gpu.py"], 0.3),
         Part("layers", module("bench.gpu", layers), 0.55, layers, gpu.print_verdict),
         Part("nets", module("bench.gpu_nets", nets), 1.0, nets, gpu_nets.print_verdict),
     ]

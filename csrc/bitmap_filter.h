@@ -33,8 +33,8 @@ enum BitmapHeaderWord {
   BITMAP_CHUNK_CHANNELS,
   BITMAP_NNZ,
   BITMAP_STEPS,
-  BITMAP_LONGEST,          // steps of the longest run
-  BITMAP_ALIGNED,          // values of all runs, in BITMAP_ALIGNMENTs
+  BITMAP_LONGEST,  // steps of the longest run
+  BITMAP_ALIGNED,  // values of all runs, in BITMAP_ALIGNMENTs
   BITMAP_LONGEST_ALIGNED,  // of the run that has most
   BITMAP_HEADER_WORDS,
 };

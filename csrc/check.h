@@ -39,8 +39,8 @@ Tensor allocated(const Tensor& like, const F& make) {
 inline void check_bias(const Tensor& bias, int64_t out_channels, ScalarType dtype) {
   check_cpu(bias, "bias");
   STD_TORCH_CHECK(
-      bias.dim() == 1 && bias.size(0) == out_channels && bias.scalar_type() == dtype,
-      "prunekit expects a bias [", out_channels, "] of x's dtype, got shape ", shape_of(bias));
+      bias.dim() == 1 && bias.size(0) == out_channels && bias.scalar_type() == dtype, "prunekit expects a bias [",
+      out_channels, "] of x's dtype, got shape ", shape_of(bias));
 }
 
 // Whether the strides of t [N, C, H, W] order its memory as N, H, W, C: torch's rule, see ops/memory_format.py.

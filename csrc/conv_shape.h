@@ -58,8 +58,8 @@ struct PaddedPlanes {
           const int64_t y = r * shape.dilation_h, x = s * shape.dilation_w;
           const int64_t phase = (y % shape.stride_h) * shape.stride_w + x % shape.stride_w;
           is_phase_used[phase] = true;
-          tap_offset.push_back(static_cast<int32_t>(
-              c * channel + phase * plane + (y / shape.stride_h) * pitch + x / shape.stride_w));
+          tap_offset.push_back(
+              static_cast<int32_t>(c * channel + phase * plane + (y / shape.stride_h) * pitch + x / shape.stride_w));
         }
       }
     }

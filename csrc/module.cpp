@@ -14,9 +14,7 @@
 
 namespace {
 
-PyObject* instruction_set(PyObject*, PyObject*) {
-  return PyUnicode_FromString(prunekit::instruction_set().name);
-}
+PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(prunekit::instruction_set().name); }
 
 PyObject* compiled_instruction_sets(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
@@ -46,9 +44,7 @@ PyObject* use_instruction_set(PyObject*, PyObject* argument) {
 
 constexpr const char* PLAN = "prunekit._native.Plan";
 
-void delete_plan(PyObject* capsule) {
-  delete static_cast<prunekit::Plan*>(PyCapsule_GetPointer(capsule, PLAN));
-}
+void delete_plan(PyObject* capsule) { delete static_cast<prunekit::Plan*>(PyCapsule_GetPointer(capsule, PLAN)); }
 
 // Reads bytes as int64 words; false with a Python error set when it is no bytes object of whole words.
 bool read_words(PyObject* bytes, std::vector<int64_t>& words) {

@@ -41,14 +41,14 @@ struct FilterLayout {
   static FilterLayout read(const int32_t* index, int64_t words, int64_t num_values) {
     STD_TORCH_CHECK(
         words >= HEADER_WORDS && index[MAGIC] == FILTER_MAGIC, "index is not a packed filter of this version");
-    const FilterLayout layout{
-        index[OUT_CHANNELS], index[GROUP_CHANNELS], index[KERNEL_H], index[KERNEL_W],
-        index[GROUPS], index[ROWS], index[CHANNEL_BLOCK]};
+    const FilterLayout layout{index[OUT_CHANNELS], index[GROUP_CHANNELS], index[KERNEL_H],     index[KERNEL_W],
+                              index[GROUPS],       index[ROWS],           index[CHANNEL_BLOCK]};
     STD_TORCH_CHECK(
         (layout.rows == 1 || layout.rows == 2 || layout.rows == 4) && layout.groups > 0 && layout.channel_block > 0 &&
             layout.out_channels > 0 && layout.out_channels % layout.groups == 0 && layout.group_channels > 0 &&
-            layout.kernel_h > 0 && layout.kernel_w > 0 && index[NUM_IDS] >= 0 && layout.channel_block <= MAX_BLOCK_TAPS &&
-            layout.channel_block * layout.taps() <= MAX_BLOCK_TAPS && words == layout.index_words(index[NUM_IDS]) && num_values == index[NNZ],
+            layout.kernel_h > 0 && layout.kernel_w > 0 && index[NUM_IDS] >= 0 &&
+            layout.channel_block <= MAX_BLOCK_TAPS && layout.channel_block * layout.taps() <= MAX_BLOCK_TAPS &&
+            words == layout.index_words(index[NUM_IDS]) && num_values == index[NNZ],
         "the packed filter is damaged: its header does not fit its ", words, " words and ", num_values, " values");
     return layout;
   }

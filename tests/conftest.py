@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Options
-from shared_folder import shared_folder
-from stage_commands import prune_filters, train_for_a_moment, working_options
 
 from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
 from prunekit.pipeline.threads import thread_count
 from prunekit.pipeline.train_config import TrainConfig
 from prunekit.pipeline.training import train
+from tests.support.commands import Options
+from tests.support.shared_folder import shared_folder
+from tests.support.stage_commands import prune_filters, train_for_a_moment, working_options
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125
@@ -41,6 +41,54 @@ LONGEST = (
     "test_cuda_build.py",
 )
 
+#: Further files that `make check` leaves out, and what tests ask of these fixtures: a detector trained, a run on it.
+SLOW = (
+    *LONGEST,
+    "test_accelerate_gpu.py",
+    "test_attack_checks.py",
+    "test_benchmark.py",
+    "test_benchmark_cli.py",
+    "test_bitmap_compiles.py",
+    "test_carlini_wagner.py",
+    "test_checkpoints.py",
+    "test_cli_stages.py",
+    "test_compaction_calls.py",
+    "test_compaction_choosing.py",
+    "test_compaction_files.py",
+    "test_compaction_kinds.py",
+    "test_compaction_pipeline.py",
+    "test_compaction_random.py",
+    "test_computed_weights.py",
+    "test_darknet_oracle.py",
+    "test_demo_duration.py",
+    "test_engine_arena.py",
+    "test_engine_concurrency.py",
+    "test_engine_errors.py",
+    "test_engine_nets.py",
+    "test_engine_operators.py",
+    "test_engine_sizes.py",
+    "test_engine_variants.py",
+    "test_fuzz_files.py",
+    "test_gpu_bench.py",
+    "test_gpu_files.py",
+    "test_kernel_choice.py",
+    "test_masked_conv2d_cuda.py",
+    "test_masked_conv2d_transforms.py",
+    "test_plots.py",
+    "test_readme.py",
+    "test_robustness_bench.py",
+    "test_score_optimisation.py",
+    "test_semi_structured_compiles.py",
+    "test_semi_structured_conv2d.py",
+    "test_shared_memory.py",
+    "test_sparse_product.py",
+    "test_stages.py",
+    "test_untouched_originals.py",
+    "test_without_compiler.py",
+    "test_zoo_bench.py",
+)
+SLOW_FIXTURES = {"shapes_weights", "shapes_run"}
+
 
 def pytest_configure() -> None:
     shared_folder()  # before further processes begin, which are told of it
@@ -55,6 +103,9 @@ def _separate_compiler_cache(capability: str | None) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: [*LONGEST, item.path.name].index(item.path.name))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import invoke
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from prunekit.detection import load_darknet_weights, save_darknet_weights, yolov
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.pipeline.detector_file import architecture_of, open_detector
+from tests.support.commands import invoke
 
 NET = nn.Linear(2, 2)
 WIDTH = 0.03

@@ -14,9 +14,10 @@ class ChannelStep : public Step {
  public:
   ChannelStep(int64_t channels, int64_t elements_a_channel, int64_t threads)
       : channels_(channels),
-        channels_a_task_(std::max<int64_t>(
-            {1, MIN_TASK_ELEMENTS / std::max<int64_t>(1, elements_a_channel),
-             channels / (TASKS_PER_THREAD * threads)})) {}
+        channels_a_task_(
+            std::max<int64_t>(
+                {1, MIN_TASK_ELEMENTS / std::max<int64_t>(1, elements_a_channel),
+                 channels / (TASKS_PER_THREAD * threads)})) {}
   int64_t num_tasks() const override { return ceil_div(channels_, channels_a_task_); }
   void run(const LaneKernels& kernels, const Memory& memory, int64_t task) const override {
     const int64_t end = std::min(channels_, (task + 1) * channels_a_task_);
@@ -87,7 +88,8 @@ class Remap : public ChannelStep {
     const int64_t y_elements = s.y_vectors ? (s.y_vectors + s.y_back) * bounds.lanes : s.length;
     require(!s.y_vectors || s.length == s.y_vectors * bounds.lanes + s.y_back, "a remap's pixels");
     if (s.output == IN_ARENA) {
-      require(!s.y_vectors || (s.y % bounds.lanes | s.y_channel % bounds.lanes | s.plane % bounds.lanes) == 0, "a remap");
+      require(
+          !s.y_vectors || (s.y % bounds.lanes | s.y_channel % bounds.lanes | s.plane % bounds.lanes) == 0, "a remap");
       bounds.contain(
           s.y, s.y + (s.channels - 1) * s.y_channel + (s.planes - 1) * s.plane + y_elements, "the output of a remap");
     }

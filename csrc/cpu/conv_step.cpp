@@ -30,7 +30,9 @@ class Conv : public Step {
     require(s.row_parts >= 1 && s.reading >= STEP1_OFFSETS16 && s.reading <= STEP2_OFFSETS32, "row parts or reading");
     require(s.weights == FLOAT32_WEIGHTS || s.weights == BFLOAT16_WEIGHTS, "the type of its weights");
     require_aligned(s.mask);
-    require(s.x_row >= 0 && s.row_vectors >= 0 && (s.row_vectors == 0) == (s.reading != STEP2_OFFSETS32), "a row's vectors");
+    require(
+        s.x_row >= 0 && s.row_vectors >= 0 && (s.row_vectors == 0) == (s.reading != STEP2_OFFSETS32),
+        "a row's vectors");
     bounds.contain_planes(s.y, s.y_channel, f.out_channels, s.vectors, "the output of a convolution");
     if (s.residual >= 0) {
       bounds.contain_planes(s.residual, s.residual_channel, f.out_channels, s.vectors, "the residual");
@@ -61,7 +63,9 @@ class Conv : public Step {
 
   // Sums rest in scratch memory between channel blocks; with one block a row group's sums are enough.
   int64_t scratch_elements(int slot, int64_t lanes) const override {
-    return slot != SUMS_SLOT ? 0 : (filter_.num_channel_blocks() > 1 ? longest_part_ : 1) * filter_.rows * s_.tile_vectors * lanes;
+    return slot != SUMS_SLOT
+        ? 0
+        : (filter_.num_channel_blocks() > 1 ? longest_part_ : 1) * filter_.rows * s_.tile_vectors * lanes;
   }
   int64_t num_tasks() const override { return ceil_div(units_, units_per_task_); }
 
@@ -140,8 +144,9 @@ class Conv : public Step {
       int64_t largest = 0;
       for (int64_t i = begin; i < end; ++i) {
         largest = std::max<int64_t>(
-            largest, s_.reading == STEP1_OFFSETS16 ? static_cast<const uint16_t*>(s_.offsets)[i]
-                                                   : static_cast<const uint32_t*>(s_.offsets)[i]);
+            largest,
+            s_.reading == STEP1_OFFSETS16 ? static_cast<const uint16_t*>(s_.offsets)[i]
+                                          : static_cast<const uint32_t*>(s_.offsets)[i]);
       }
       const int64_t channel =
           block / f.num_channel_blocks() * f.group_channels + block % f.num_channel_blocks() * f.channel_block;
@@ -166,7 +171,8 @@ class Conv : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_conv_step(const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads) {
+std::unique_ptr<Step> make_conv_step(
+    const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads) {
   return std::make_unique<Conv>(s, kernels, bounds, threads);
 }
 

@@ -13,10 +13,10 @@
 
 namespace prunekit {
 
-#define X(name)                                  \
-  namespace name {                               \
-  extern const InstructionSet instruction_set;   \
-  extern const LaneKernels lane_kernels;         \
+#define X(name)                                \
+  namespace name {                             \
+  extern const InstructionSet instruction_set; \
+  extern const LaneKernels lane_kernels;       \
   }
 PRUNEKIT_COMPILED_SETS
 #undef X

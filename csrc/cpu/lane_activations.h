@@ -53,10 +53,10 @@ ALWAYS_INLINE vec normal_distribution(vec v) {
 template <LaneActivation ACTIVATION>
 struct Activate;
 
-#define ACTIVATION(name, ...)                                                           \
-  template <>                                                                           \
-  struct Activate<LaneActivation::name> {                                               \
-    ALWAYS_INLINE static vec of(vec v, [[maybe_unused]] float p) { __VA_ARGS__ }        \
+#define ACTIVATION(name, ...)                                                    \
+  template <>                                                                    \
+  struct Activate<LaneActivation::name> {                                        \
+    ALWAYS_INLINE static vec of(vec v, [[maybe_unused]] float p) { __VA_ARGS__ } \
   };
 ACTIVATION(NONE, return v;)
 ACTIVATION(LEAKY_RELU, return v < 0.0f ? v * p : v;)
@@ -77,8 +77,8 @@ ACTIVATION(ELU, return v < 0.0f ? p * exponential_minus_1(v) : v;)
 template <typename F>
 ALWAYS_INLINE void with_activation(LaneActivation activation, const F& f) {
   switch (activation) {
-#define CASE(name)             \
-  case LaneActivation::name:   \
+#define CASE(name)           \
+  case LaneActivation::name: \
     return f(std::integral_constant<LaneActivation, LaneActivation::name>{});
     PRUNEKIT_ACTIVATIONS(CASE)
 #undef CASE

@@ -254,8 +254,8 @@ constexpr const LaneConvKernel* table() {
 
 // In the order of LaneReading.
 #define READINGS(Weight, rows) \
-  { table<1, uint16_t, Weight, rows>(), table<1, uint32_t, Weight, rows>(), table<2, uint32_t, Weight, rows>() }
-#define ROW_COUNTS(Weight) { READINGS(Weight, 1), READINGS(Weight, 2), READINGS(Weight, 4) }
+  {table<1, uint16_t, Weight, rows>(), table<1, uint32_t, Weight, rows>(), table<2, uint32_t, Weight, rows>()}
+#define ROW_COUNTS(Weight) {READINGS(Weight, 1), READINGS(Weight, 2), READINGS(Weight, 4)}
 
 }  // namespace
 

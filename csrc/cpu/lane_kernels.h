@@ -12,9 +12,11 @@
 namespace prunekit {
 
 // In the order of prunekit/engine/activations.py; lane_activations.h has a functor for each.
+// clang-format off
 #define PRUNEKIT_ACTIVATIONS(X) \
   X(NONE) X(LEAKY_RELU) X(RELU) X(RELU6) X(SILU) X(HARDSWISH) X(SIGMOID) X(HARDSIGMOID) X(TANH) X(GELU) X(GELU_TANH) \
   X(MISH) X(ELU)
+// clang-format on
 
 #define PRUNEKIT_ENUMERATOR(name) name,
 enum class LaneActivation : int64_t { PRUNEKIT_ACTIVATIONS(PRUNEKIT_ENUMERATOR) };

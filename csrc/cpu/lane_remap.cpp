@@ -23,9 +23,13 @@ template <int... L>
 struct Shuffles<std::integer_sequence<int, L...>> {
   // Squares of DISTANCE change places across the diagonal.
   template <int DISTANCE>
-  static constexpr ivec low() { return ivec{(L & DISTANCE ? LANES + L - DISTANCE : L)...}; }
+  static constexpr ivec low() {
+    return ivec{(L & DISTANCE ? LANES + L - DISTANCE : L)...};
+  }
   template <int DISTANCE>
-  static constexpr ivec high() { return ivec{(L & DISTANCE ? LANES + L : L + DISTANCE)...}; }
+  static constexpr ivec high() {
+    return ivec{(L & DISTANCE ? LANES + L : L + DISTANCE)...};
+  }
   // Every second element of two vectors; each element of half a vector twice.
   static constexpr ivec even() { return ivec{(2 * L)...}; }
   static constexpr ivec twice(int half) { return ivec{(half * LANES / 2 + L / 2)...}; }

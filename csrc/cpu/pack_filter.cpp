@@ -46,8 +46,7 @@ void visit_segment(const FilterLayout& f, const bool* mask, int64_t segment, con
 }
 
 template <typename T>
-void write_values(
-    const FilterLayout& f, const bool* mask, const T* weight, int32_t* index, uint16_t* ids, T* values) {
+void write_values(const FilterLayout& f, const bool* mask, const T* weight, int32_t* index, uint16_t* ids, T* values) {
   const int64_t row_taps = f.group_channels * f.taps();
   torch::stable::parallel_for(0, f.num_segments(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
@@ -120,23 +119,21 @@ std::tuple<Tensor, Tensor> pack_filter(
       mask.scalar_type() == ScalarType::Bool && shape_of(mask) == shape_of(weight),
       "prunekit expects a bool mask of the weight's shape ", shape_of(weight), ", got shape ", shape_of(mask));
   STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "output channels are not divisible by groups ", groups);
-  STD_TORCH_CHECK(
-      rows == 0 || rows == 1 || rows == 2 || rows == 4, "rows must be 0 (choose), 1, 2 or 4, got ", rows);
+  STD_TORCH_CHECK(rows == 0 || rows == 1 || rows == 2 || rows == 4, "rows must be 0 (choose), 1, 2 or 4, got ", rows);
   STD_TORCH_CHECK(channel_block >= 0, "channel_block must not be negative, got ", channel_block);
   STD_TORCH_CHECK(weight.size(2) * weight.size(3) <= MAX_BLOCK_TAPS, "the kernel has more than 65535 taps");
 
   const Tensor dense = torch::stable::contiguous(weight), kept = torch::stable::contiguous(mask);
   const bool* mask_data = kept.const_data_ptr<bool>();
-  const FilterLayout f =
-      choose_layout(weight, count_kept(mask_data, weight.numel()), groups, rows, channel_block);
+  const FilterLayout f = choose_layout(weight, count_kept(mask_data, weight.numel()), groups, rows, channel_block);
   std::vector<int32_t> segments(f.num_segments() * f.segment_words());
   const auto [num_ids, num_values] = write_segments(f, mask_data, segments.data());
 
   Tensor index = torch::stable::new_empty(weight, {f.index_words(num_ids)}, ScalarType::Int);
   Tensor values = torch::stable::new_empty(weight, {num_values});
   int32_t* words = index.mutable_data_ptr<int32_t>();
-  const int64_t header[] = {FILTER_MAGIC, f.out_channels, f.group_channels, f.kernel_h, f.kernel_w, f.groups,
-                            f.rows,       f.channel_block, num_values,      num_ids};
+  const int64_t header[] = {FILTER_MAGIC, f.out_channels, f.group_channels, f.kernel_h, f.kernel_w,
+                            f.groups,     f.rows,         f.channel_block,  num_values, num_ids};
   std::fill(words, words + HEADER_WORDS, 0);
   std::copy(std::begin(header), std::end(header), words);
   std::copy(segments.begin(), segments.end(), words + HEADER_WORDS);

@@ -94,8 +94,8 @@ struct Launch {
   void split() {
     const int64_t num_threads = torch::stable::get_num_threads();
     const int64_t for_threads = ceil_div(num_threads * TASKS_PER_THREAD, shape.groups * blocks.count);
-    const int64_t for_cache = ceil_div(
-        filter.num_row_groups() * tile_elements() * static_cast<int64_t>(sizeof(T)), MAX_ACCUMULATOR_BYTES);
+    const int64_t for_cache =
+        ceil_div(filter.num_row_groups() * tile_elements() * static_cast<int64_t>(sizeof(T)), MAX_ACCUMULATOR_BYTES);
     const int64_t per_group = filter.num_channel_blocks() * filter.num_row_groups() * filter.segment_words();
     for (int64_t g = 0; g < shape.groups; ++g) {
       const int32_t* segments = index + HEADER_WORDS + g * per_group;
@@ -160,8 +160,8 @@ struct Launch {
 
 template <typename T>
 void convolve(
-    const ConvShape& shape, const FilterLayout& filter, const TileKernels<T>& kernels, const T* x,
-    const int32_t* index, const T* values, const T* bias, Epilogue epilogue, T* y) {
+    const ConvShape& shape, const FilterLayout& filter, const TileKernels<T>& kernels, const T* x, const int32_t* index,
+    const T* values, const T* bias, Epilogue epilogue, T* y) {
   const PaddedPlanes planes(shape);
   const PixelBlocks blocks(
       planes.flat_pixels(shape), kernels.lanes,
@@ -175,7 +175,8 @@ void convolve(
   try {
     padded = is_in_place ? nullptr : scratch<T>(0, shape.c * planes.channel + slack);
   } catch (const std::bad_alloc&) {
-    STD_TORCH_CHECK(false, "prunekit: there is no memory for a padded image of ", shape.c * planes.channel, " elements");
+    STD_TORCH_CHECK(
+        false, "prunekit: there is no memory for a padded image of ", shape.c * planes.channel, " elements");
   }
   for (int64_t n = 0; n < shape.n; ++n) {
     const T* image = x + n * shape.c * shape.h * shape.w;
@@ -199,16 +200,16 @@ ConvShape make_shape(
         pair->size() == 2 && (*pair)[0] >= least && (*pair)[1] >= least,
         "stride and dilation must be two numbers of at least 1, padding two of at least 0");
   }
-  ConvShape shape{x.size(0), x.size(1), x.size(2), x.size(3), f.out_channels, f.kernel_h, f.kernel_w, f.groups,
-                  stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], 0, 0};
+  ConvShape shape{x.size(0), x.size(1), x.size(2),  x.size(3),  f.out_channels, f.kernel_h,  f.kernel_w, f.groups,
+                  stride[0], stride[1], padding[0], padding[1], dilation[0],    dilation[1], 0,          0};
   shape.set_output_size();
   return shape;
 }
 
 Epilogue make_epilogue(const std::string& activation, double negative_slope) {
   STD_TORCH_CHECK(
-      activation == "none" || activation == "leaky_relu",
-      "activation must be \"none\" or \"leaky_relu\", got \"", activation, "\"");
+      activation == "none" || activation == "leaky_relu", "activation must be \"none\" or \"leaky_relu\", got \"",
+      activation, "\"");
   return {activation == "none" ? Activation::NONE : Activation::LEAKY_RELU, negative_slope};
 }
 
@@ -216,9 +217,8 @@ Epilogue make_epilogue(const std::string& activation, double negative_slope) {
 
 Tensor packed_conv2d(
     const Tensor& x, const Tensor& index, const Tensor& values, const std::optional<Tensor>& bias,
-    const std::vector<int64_t>& weight_shape, const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-    const std::string& activation, double negative_slope) {
+    const std::vector<int64_t>& weight_shape, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, const std::string& activation, double negative_slope) {
   check_cpu(x, "x");
   check_cpu(index, "index");
   check_cpu(values, "values");
@@ -229,8 +229,8 @@ Tensor packed_conv2d(
   const FilterLayout filter = FilterLayout::read(index.const_data_ptr<int32_t>(), index.numel(), values.numel());
   STD_TORCH_CHECK(filter.rows != 2, "packed_conv2d runs filters packed with 1 or 4 rows; 2 are for plans");
   STD_TORCH_CHECK(
-      weight_shape == (std::vector<int64_t>{
-                          filter.out_channels, filter.group_channels, filter.kernel_h, filter.kernel_w}),
+      weight_shape ==
+          (std::vector<int64_t>{filter.out_channels, filter.group_channels, filter.kernel_h, filter.kernel_w}),
       "weight_shape is not the shape of the filter that was packed");
   const ConvShape shape = make_shape(x, filter, stride, padding, dilation, groups);
   if (bias) {

@@ -55,7 +55,8 @@ class Schedule {
   // for those that others still work on. A participant never waits for one that has not begun, so any number of them,
   // one after the other or at once, finishes the steps.
   void participate(
-      const LaneKernels& kernels, const Memory& memory, int64_t participant, int64_t begin_ns, int64_t* step_ends) const {
+      const LaneKernels& kernels, const Memory& memory, int64_t participant, int64_t begin_ns,
+      int64_t* step_ends) const {
     for (size_t i = 0; i < steps_.size(); ++i) {
       const int64_t tasks = steps_[i]->num_tasks(), mine = run_tasks(i, tasks, kernels, memory, participant);
       std::atomic<int64_t>& done = done_[i].count;
@@ -96,12 +97,8 @@ class Schedule {
 
 }  // namespace
 
-Plan::Plan(
-    const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs)
-    : kernels_(lane_kernels()),
-      arena_elements_(arena_elements),
-      num_inputs_(num_inputs),
-      num_outputs_(num_outputs) {
+Plan::Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs)
+    : kernels_(lane_kernels()), arena_elements_(arena_elements), num_inputs_(num_inputs), num_outputs_(num_outputs) {
   require(num_words % STEP_WORDS == 0 && arena_elements >= 0, "its size");
   const Bounds bounds{arena_elements, kernels_.lanes};
   const int64_t threads = torch::stable::get_num_threads();
@@ -132,7 +129,8 @@ Plan::Plan(
         require(false, "unknown kind");
     }
     for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
-      scratch_elements_[slot] = std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));
+      scratch_elements_[slot] =
+          std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));
     }
   }
 }

@@ -33,9 +33,7 @@ constexpr int PLANAR_SLOT = 0, SUMS_SLOT = 1;
 
 constexpr int64_t TASKS_PER_THREAD = 4;
 
-inline void require(bool is_good, const char* what) {
-  STD_TORCH_CHECK(is_good, "a plan's step is damaged: ", what);
-}
+inline void require(bool is_good, const char* what) { STD_TORCH_CHECK(is_good, "a plan's step is damaged: ", what); }
 
 // Masks are read as vectors.
 inline void require_aligned(const int32_t* mask) {
@@ -61,7 +59,8 @@ struct Bounds {
 };
 
 // All throw when the step leaves the arena or does not fit its filter.
-std::unique_ptr<Step> make_conv_step(const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
+std::unique_ptr<Step> make_conv_step(
+    const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_halo_step(const HaloStep& s, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_shift_step(const ShiftStep& s, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_remap_step(

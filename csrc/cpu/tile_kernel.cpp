@@ -47,8 +47,8 @@ struct Accumulators {
 // One tap: load each pixel vector once, feed the rows in PATTERN.
 template <int PATTERN, typename T, int ROWS, int VECTORS, int... V, int... R>
 ALWAYS_INLINE void add_tap(
-    Accumulators<T, ROWS, VECTORS>& acc, const T* pixels, const T*& values,
-    std::integer_sequence<int, V...>, std::integer_sequence<int, R...>) {
+    Accumulators<T, ROWS, VECTORS>& acc, const T* pixels, const T*& values, std::integer_sequence<int, V...>,
+    std::integer_sequence<int, R...>) {
   T weight[ROWS] = {((PATTERN >> R) & 1 ? *values++ : T(0))...};
   auto feed = [&](auto v) __attribute__((always_inline)) {
     constexpr int vector = decltype(v)::value;

@@ -14,8 +14,9 @@ ConvShape read_header(
     const Tensor& x, const std::vector<int64_t>& header, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(header.size() == RECORD_HEADER_WORDS, "the record filter's header has a wrong length");
-  for (const int word : {RECORD_OUT_CHANNELS, RECORD_GROUP_CHANNELS, RECORD_KERNEL_H, RECORD_KERNEL_W, RECORD_GROUPS,
-                         RECORD_CHUNK_CHANNELS, RECORD_SLICES, RECORD_WINDOW_TAPS}) {
+  for (const int word :
+       {RECORD_OUT_CHANNELS, RECORD_GROUP_CHANNELS, RECORD_KERNEL_H, RECORD_KERNEL_W, RECORD_GROUPS,
+        RECORD_CHUNK_CHANNELS, RECORD_SLICES, RECORD_WINDOW_TAPS}) {
     STD_TORCH_CHECK(header[word] > 0 && header[word] < (1 << 29), "the record filter's header is damaged");
   }
   return OP.read_shape(
@@ -23,7 +24,8 @@ ConvShape read_header(
       header[RECORD_GROUPS], stride, padding, dilation);
 }
 
-void check_filter(const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
+void check_filter(
+    const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
     const Tensor& rows) {
   OP.check_on_device(x, starts, "starts", ScalarType::Int);
   OP.check_on_device(x, records, "records", ScalarType::Int);
@@ -42,9 +44,9 @@ void check_filter(const Tensor& x, const std::vector<int64_t>& header, const Ten
 
 Tensor record_conv2d(
     const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& records,
-    const Tensor& rows, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, const std::string& activation,
-    double negative_slope, const std::vector<int64_t>& launch) {
+    const Tensor& rows, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    const std::string& activation, double negative_slope, const std::vector<int64_t>& launch) {
   OP.check_on_device(x, x, "x", ScalarType::Float);
   const ConvShape shape = read_header(x, header, stride, padding, dilation);
   check_filter(x, header, starts, records, rows);

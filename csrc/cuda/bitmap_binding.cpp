@@ -11,8 +11,9 @@ ConvShape read_header(
     const Tensor& x, const std::vector<int64_t>& header, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(header.size() == BITMAP_HEADER_WORDS, "the bitmap filter's header has a wrong length");
-  for (const int word : {BITMAP_OUT_CHANNELS, BITMAP_GROUP_CHANNELS, BITMAP_KERNEL_H, BITMAP_KERNEL_W, BITMAP_GROUPS,
-                         BITMAP_CHUNK_CHANNELS}) {
+  for (const int word :
+       {BITMAP_OUT_CHANNELS, BITMAP_GROUP_CHANNELS, BITMAP_KERNEL_H, BITMAP_KERNEL_W, BITMAP_GROUPS,
+        BITMAP_CHUNK_CHANNELS}) {
     STD_TORCH_CHECK(header[word] > 0 && header[word] < (1 << 29), "the bitmap filter's header is damaged");
   }
   for (const int word : {BITMAP_STEPS, BITMAP_LONGEST, BITMAP_ALIGNED, BITMAP_LONGEST_ALIGNED}) {

@@ -22,8 +22,9 @@
 namespace prunekit {
 
 __device__ __forceinline__ int4 pack_weights(const uint32_t (&weight)[8]) {
-  return {static_cast<int>(weight[0] | weight[1] << 16), static_cast<int>(weight[2] | weight[3] << 16),
-          static_cast<int>(weight[4] | weight[5] << 16), static_cast<int>(weight[6] | weight[7] << 16)};
+  return {
+      static_cast<int>(weight[0] | weight[1] << 16), static_cast<int>(weight[2] | weight[3] << 16),
+      static_cast<int>(weight[4] | weight[5] << 16), static_cast<int>(weight[6] | weight[7] << 16)};
 }
 
 // One slice of a run's steps.
@@ -148,7 +149,8 @@ __global__ void __launch_bounds__(32 * MAX_CONDENSED_WARPS, 2) bitmap_conv2d(con
         const int count = BitmapRun::of(conv, block, row_group, chunk).steps;
         if (is_special) {
           run_bitmap_steps_one_by_one<IS_BFLOAT16>(
-              conv, here.inputs, records, values, slice, count, UnitPlace::of(conv, device::opaque(first_unit)), sum[0]);
+              conv, here.inputs, records, values, slice, count, UnitPlace::of(conv, device::opaque(first_unit)),
+              sum[0]);
         } else {
           run_bitmap_steps<IS_BFLOAT16>(conv, here.inputs, records, values, slice, count, offset, sum[0]);
         }

@@ -44,14 +44,15 @@ inline BitmapLaunch plan_bitmap_launch(BitmapConv& conv, const int64_t* header) 
   conv.longest_aligned = header[BITMAP_LONGEST_ALIGNED];
   join_lines(conv);
   const bool is_choice = (conv.warp_units == 8 || conv.warp_units == 14) && conv.tile_h > 0 && conv.units_w > 0 &&
-      conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
-      conv.cuts > 0 && conv.cuts <= conv.num_chunks &&
+      conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 &&
+      (conv.buffers == 1 || conv.buffers == 2) && conv.cuts > 0 && conv.cuts <= conv.num_chunks &&
       int64_t{conv.tile_h} * conv.units_w <= int64_t{conv.warp_units} * conv.pixel_warps;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > MAX_CONDENSED_WARPS) {
     return {0, 0, 0, 0, "the launch is none that the kernel knows"};
   }
-  const int64_t plane_h = (int64_t{conv.tile_h} - 1) * conv.stride_h + int64_t{conv.dilation_h} * (conv.kernel_h - 1) + 1;
+  const int64_t plane_h =
+      (int64_t{conv.tile_h} - 1) * conv.stride_h + int64_t{conv.dilation_h} * (conv.kernel_h - 1) + 1;
   const int64_t plane = plane_h * conv.units_w | 1;  // odd, so that planes begin in all banks in turn
   const int64_t inputs = 16 * plane * conv.kernel_w * conv.chunk_channels;
   const int64_t filter = conv.block_row_groups *
@@ -64,8 +65,8 @@ inline BitmapLaunch plan_bitmap_launch(BitmapConv& conv, const int64_t* header) 
   }
   conv.plane_h = static_cast<int>(plane_h);
   conv.plane = static_cast<int>(plane);
-  const int64_t tiles = int64_t{conv.n} * ceil_div(conv.p, conv.tile_h) *
-      ceil_div(conv.q, int64_t{conv.units_w} * UNIT_PIXELS);
+  const int64_t tiles =
+      int64_t{conv.n} * ceil_div(conv.p, conv.tile_h) * ceil_div(conv.q, int64_t{conv.units_w} * UNIT_PIXELS);
   const int64_t rows = groups * ceil_div(conv.num_row_groups, conv.block_row_groups);
   constexpr int64_t MOST = int64_t{1} << 31;
   const int64_t block_units = int64_t{conv.warp_units} * conv.pixel_warps * conv.block_row_groups;
@@ -74,8 +75,9 @@ inline BitmapLaunch plan_bitmap_launch(BitmapConv& conv, const int64_t* header) 
   }
   conv.num_tiles = static_cast<int>(tiles);
   conv.num_units = static_cast<int>(tiles * rows * block_units);
-  return {static_cast<unsigned>(tiles * conv.cuts), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps),
-          shared_bytes, ""};
+  return {
+      static_cast<unsigned>(tiles * conv.cuts), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps),
+      shared_bytes, ""};
 }
 
 // The launch that adds the cuts: a warp for each unit.

@@ -27,8 +27,8 @@ __device__ __forceinline__ BitmapChunk find_chunk(const BitmapConv& conv, unsign
 struct BitmapRun {
   int first_step, steps, first_value, values;  // values in BITMAP_ALIGNMENTs
 
-  static __device__ __forceinline__ BitmapRun of(
-      const BitmapConv& conv, const CondensedBlock& block, int row_group, int chunk) {
+  static __device__ __forceinline__ BitmapRun
+  of(const BitmapConv& conv, const CondensedBlock& block, int row_group, int chunk) {
     const int group = block.group * conv.num_row_groups + block.first_row_group + row_group;
     const int32_t* start = conv.starts + 2 * (int64_t{group} * conv.num_chunks + chunk);
     const int step = __ldg(start), value = __ldg(start + 1);

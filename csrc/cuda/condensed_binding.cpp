@@ -9,9 +9,10 @@ constexpr ConvOp OP{"condensed_conv2d", "starts, columns and rows int32, all els
 
 Tensor condensed_conv2d(
     const Tensor& x, const std::vector<int64_t>& header, const Tensor& starts, const Tensor& columns,
-    const Tensor& fragments, const Tensor& rows, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-    const std::string& activation, double negative_slope, const std::vector<int64_t>& launch) {
+    const Tensor& fragments, const Tensor& rows, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& residual, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, const std::string& activation, double negative_slope,
+    const std::vector<int64_t>& launch) {
   const bool is_bfloat16 = check_half(OP, x);
   const ConvShape shape = read_fragment_header(OP, x, header, FRAGMENT_HEADER_WORDS, stride, padding, dilation);
   check_fragments(OP, x, header, CONDENSED_STEP, starts, columns, fragments, nullptr, rows);

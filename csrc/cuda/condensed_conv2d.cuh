@@ -97,7 +97,8 @@ __device__ __forceinline__ void CondensedSteps::run_one_by_one(
     for (int column = 0; column < STEP_COLUMNS; ++column) {
       const int holder = lane / 4 * 4 + column % 8 / 2, half = column / 8 * 4 + column % 2;
       const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + half;
-      const unsigned char* tap = reinterpret_cast<const unsigned char*>(here.inputs) + taps[step * STEP_COLUMNS + column];
+      const unsigned char* tap =
+          reinterpret_cast<const unsigned char*>(here.inputs) + taps[step * STEP_COLUMNS + column];
       UnitPlace place = first_place;
 #pragma unroll
       for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
@@ -141,8 +142,7 @@ __device__ __forceinline__ void add_slices(
 // all fragments' rows.
 template <bool IS_BFLOAT16, int UNITS>
 __device__ __forceinline__ void store(
-    const CondensedConv& conv, const CondensedBlock& block, int group, UnitPlace place,
-    const float (&sum)[UNITS][4]) {
+    const CondensedConv& conv, const CondensedBlock& block, int group, UnitPlace place, const float (&sum)[UNITS][4]) {
   const int lane = threadIdx.x % 32;
   const int32_t* rows = conv.rows + group * FRAGMENT_ROWS + lane / 4;
   const int row[2] = {__ldg(rows), __ldg(rows + 8)};
@@ -236,8 +236,7 @@ __device__ __forceinline__ void convolve(const CondensedConv& conv, unsigned cha
       // Found anew, so that no registers keep it through the steps.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
       // There dense steps would spill for it.
-      const UnitPlace first =
-          UNITS_A_LOAD == 2 ? first_place : UnitPlace::of(conv, device::opaque(first_unit));
+      const UnitPlace first = UNITS_A_LOAD == 2 ? first_place : UnitPlace::of(conv, device::opaque(first_unit));
 #else
       const UnitPlace first = UnitPlace::of(conv, device::opaque(first_unit));
 #endif

@@ -29,9 +29,9 @@ struct CondensedConv {
   const int32_t* starts;
   const int32_t* columns;
   const uint16_t* fragments;
-  const int32_t* metadata;   // or null: of steps that have some
+  const int32_t* metadata;  // or null: of steps that have some
   const int32_t* rows;
-  const uint16_t* bias;      // or null
+  const uint16_t* bias;  // or null
   const uint16_t* residual;  // of y's strides, or null
   uint16_t* y;
   int64_t x_stride_n, x_stride_c, x_stride_h, x_stride_w;
@@ -44,9 +44,9 @@ struct CondensedConv {
   // A block makes tile_h × units_w units, warp_units for each of pixel_warps, times block_row_groups, times slices of
   // each run's steps.
   int warp_units, tile_h, units_w, pixel_warps, block_row_groups, slices;
-  int buffers;         // 2: the next chunk is copied while one is read
+  int buffers;  // 2: the next chunk is copied while one is read
   int plane_h, plane;  // lines, and units, of one channel's inputs at one tap column
-  int longest;         // steps of one run
+  int longest;  // steps of one run
 };
 
 // The kernel's width and stride that a line of inputs is read with at once (shifts 1, stride 0: any, tap by tap).
@@ -89,13 +89,15 @@ inline CondensedLaunch plan_condensed_launch(
   conv.longest = header[FRAGMENT_LONGEST];
   join_lines(conv);
   const bool is_choice = (conv.warp_units == 4 || conv.warp_units == 8) && conv.tile_h > 0 && conv.units_w > 0 &&
-      conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
+      conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 &&
+      (conv.buffers == 1 || conv.buffers == 2) &&
       int64_t{conv.tile_h} * conv.units_w <= int64_t{conv.warp_units} * conv.pixel_warps;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > MAX_CONDENSED_WARPS) {
     return {0, 0, 0, 0, "the launch is none that the kernel knows"};
   }
-  const int64_t plane_h = (int64_t{conv.tile_h} - 1) * conv.stride_h + int64_t{conv.dilation_h} * (conv.kernel_h - 1) + 1;
+  const int64_t plane_h =
+      (int64_t{conv.tile_h} - 1) * conv.stride_h + int64_t{conv.dilation_h} * (conv.kernel_h - 1) + 1;
   // An odd number of units, so that planes begin in all banks in turn.
   const int64_t plane = plane_h * conv.units_w | 1;
   const int64_t inputs = 16 * plane * conv.kernel_w * conv.chunk_channels;
@@ -108,13 +110,14 @@ inline CondensedLaunch plan_condensed_launch(
   }
   conv.plane_h = static_cast<int>(plane_h);
   conv.plane = static_cast<int>(plane);
-  const int64_t tiles = int64_t{conv.n} * ceil_div(conv.p, conv.tile_h) *
-      ceil_div(conv.q, int64_t{conv.units_w} * UNIT_PIXELS);
+  const int64_t tiles =
+      int64_t{conv.n} * ceil_div(conv.p, conv.tile_h) * ceil_div(conv.q, int64_t{conv.units_w} * UNIT_PIXELS);
   const int64_t rows = groups * ceil_div(conv.num_row_groups, conv.block_row_groups);
   if (tiles >= (int64_t{1} << 31) || rows > 65535) {
     return {0, 0, 0, shared_bytes, "the grid has more blocks than a GPU takes"};
   }
-  return {static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
+  return {
+      static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
 }
 
 }  // namespace prunekit

@@ -15,8 +15,9 @@ __device__ __forceinline__ CondensedBlock find_block(const CondensedConv& conv, 
   const int tiles_w = (conv.q + conv.units_w * UNIT_PIXELS - 1) / (conv.units_w * UNIT_PIXELS);
   const int tiles_h = (conv.p + conv.tile_h - 1) / conv.tile_h;
   const int row_blocks = (conv.num_row_groups + conv.block_row_groups - 1) / conv.block_row_groups;
-  return {tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
-          tile / tiles_w % tiles_h * conv.tile_h, tile % tiles_w * conv.units_w * UNIT_PIXELS};
+  return {
+      tile / (tiles_w * tiles_h), rows / row_blocks, rows % row_blocks * conv.block_row_groups,
+      tile / tiles_w % tiles_h * conv.tile_h, tile % tiles_w * conv.units_w * UNIT_PIXELS};
 }
 
 // One chunk in shared memory.
@@ -175,7 +176,8 @@ __device__ __forceinline__ void stage_steps(
     const int32_t* start = run_start(conv, block, g, chunk);
     const int begin = start[0], count = start[1] - begin;
     for (int at = threadIdx.x; at < count * WEIGHTS; at += blockDim.x) {
-      device::copy_async<16>(to.steps + g * conv.longest * WEIGHTS + at, fragments + int64_t{begin} * WEIGHTS + at, true);
+      device::copy_async<16>(
+          to.steps + g * conv.longest * WEIGHTS + at, fragments + int64_t{begin} * WEIGHTS + at, true);
     }
     if constexpr (STEP.metadata > 0) {
       const int4* metadata = reinterpret_cast<const int4*>(conv.metadata) + int64_t{begin} * STEP.metadata;

@@ -59,8 +59,8 @@ struct ConvOp {
           pair->size() == 2 && (*pair)[0] >= least && (*pair)[1] >= least && (*pair)[0] < 4096 && (*pair)[1] < 4096,
           "stride and dilation must be two numbers from 1 to 4095, padding two from 0 to 4095");
     }
-    ConvShape shape{x.size(0), x.size(1), x.size(2), x.size(3), k, r, s, groups, stride[0], stride[1], padding[0],
-                    padding[1], dilation[0], dilation[1], 0, 0};
+    ConvShape shape{x.size(0), x.size(1), x.size(2),  x.size(3),  k,           r,           s, groups,
+                    stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], 0, 0};
     shape.set_output_size();
     constexpr int64_t MOST = std::numeric_limits<int32_t>::max();
     STD_TORCH_CHECK(shape.n <= MOST && shape.h <= MOST && shape.w <= MOST, name, " runs sizes of up to 2^31 - 1 each");

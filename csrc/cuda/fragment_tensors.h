@@ -20,8 +20,9 @@ inline ConvShape read_fragment_header(
     const ConvOp& op, const Tensor& x, const std::vector<int64_t>& header, size_t words,
     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(header.size() == words, op.name, " expects a filter's header of ", words, " numbers");
-  for (const int word : {FRAGMENT_OUT_CHANNELS, FRAGMENT_GROUP_CHANNELS, FRAGMENT_KERNEL_H, FRAGMENT_KERNEL_W,
-                         FRAGMENT_GROUPS, FRAGMENT_CHUNK_CHANNELS}) {
+  for (const int word :
+       {FRAGMENT_OUT_CHANNELS, FRAGMENT_GROUP_CHANNELS, FRAGMENT_KERNEL_H, FRAGMENT_KERNEL_W, FRAGMENT_GROUPS,
+        FRAGMENT_CHUNK_CHANNELS}) {
     STD_TORCH_CHECK(header[word] > 0 && header[word] < (1 << 29), "the filter's header is damaged");
   }
   for (const int word : {FRAGMENT_STEPS, FRAGMENT_LONGEST}) {

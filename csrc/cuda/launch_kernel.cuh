@@ -38,7 +38,8 @@ std::string launch_kernel(Kernel kernel, const Launch& launch, const Conv& conv,
       return "a block of " + std::to_string(launch.shared_bytes) + " bytes of shared memory: " + describe(error);
     }
   }
-  kernel<<<dim3(launch.grid_x, launch.grid_y), launch.threads, launch.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+  kernel<<<
+      dim3(launch.grid_x, launch.grid_y), launch.threads, launch.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
       conv);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? "" : describe(error);

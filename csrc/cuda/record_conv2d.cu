@@ -14,9 +14,7 @@ std::string launch_record_conv2d(RecordConv conv, const int64_t* header, void* s
   const RecordWindow window =
       RecordWindow::of(conv, header[RECORD_KERNEL_H], header[RECORD_KERNEL_W], header[RECORD_WINDOW_TAPS]);
   std::string problem;
-  visit_record_kernel(window, conv.tile_h, [&](auto kernel) {
-    problem = launch_kernel(kernel, launch, conv, stream);
-  });
+  visit_record_kernel(window, conv.tile_h, [&](auto kernel) { problem = launch_kernel(kernel, launch, conv, stream); });
   return problem;
 }
 

@@ -47,9 +47,14 @@ __device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, unsign
   const unsigned image = runs / conv.runs, run = runs - image * conv.runs;
   const unsigned group = rows / conv.row_blocks, row_block = rows - group * conv.row_blocks;
   const int first = run * conv.lanes, first_line = first / conv.lanes_w;
-  return {static_cast<int>(image), static_cast<int>(group), static_cast<int>(row_block) * conv.block_row_groups,
-          first_line, first - first_line * conv.lanes_w, static_cast<int>(band) * conv.lanes_w * TILE_W,
-          min(conv.lanes, conv.band_lanes - first)};
+  return {
+      static_cast<int>(image),
+      static_cast<int>(group),
+      static_cast<int>(row_block) * conv.block_row_groups,
+      first_line,
+      first - first_line * conv.lanes_w,
+      static_cast<int>(band) * conv.lanes_w * TILE_W,
+      min(conv.lanes, conv.band_lanes - first)};
 }
 
 // What a thread works on in its block.
@@ -62,10 +67,17 @@ __device__ __forceinline__ RecordLane find_lane(const RecordConv& conv, const Re
   const int warp = thread / 32, rest = conv.by_pixel_warps.of(warp), pixel_warp = warp - rest * conv.pixel_warps;
   const int slice = conv.by_row_groups.of(rest), row_group = rest - slice * conv.block_row_groups;
   const int pixel = pixel_warp * 32 + thread % 32;
-  const int tile = block.skipped + min(pixel, block.lanes - 1);  // lanes without pixels read with the last that has some
+  // Lanes without pixels read with the last that has some.
+  const int tile = block.skipped + min(pixel, block.lanes - 1);
   const int line = conv.by_lanes_w.of(tile);
-  return {(row_group * conv.pixel_warps + pixel_warp) * 32 + static_cast<int>(thread % 32), row_group, slice, line,
-          tile - line * conv.lanes_w, pixel < block.lanes, block.first_row_group + row_group < conv.num_row_groups};
+  return {
+      (row_group * conv.pixel_warps + pixel_warp) * 32 + static_cast<int>(thread % 32),
+      row_group,
+      slice,
+      line,
+      tile - line * conv.lanes_w,
+      pixel < block.lanes,
+      block.first_row_group + row_group < conv.num_row_groups};
 }
 
 constexpr int COPY_BATCH = 24, COPY_REST = 8;  // loads under way together; of what batches leave
@@ -85,7 +97,8 @@ __device__ __forceinline__ void stage_places(
     return;
   }
 #pragma unroll 1
-  for (unsigned first = thread - part * conv.by_places.divisor; first < conv.by_places.divisor; first += PLACES * blockDim.x) {
+  for (unsigned first = thread - part * conv.by_places.divisor; first < conv.by_places.divisor;
+       first += PLACES * blockDim.x) {
     device::Column columns[PLACES];
 #pragma unroll
     for (int i = 0; i < PLACES; ++i) {
@@ -99,8 +112,9 @@ __device__ __forceinline__ void stage_places(
       if constexpr (STRIDE > 0) {
         to += line / (TILE_H * STRIDE) * conv.skew;
       }
-      columns[i] = {tile + part * conv.plane + to, image + (is_inside ? y * conv.x_step_h + x * conv.x_step_w : 0),
-                    is_inside && at < conv.by_places.divisor};
+      columns[i] = {
+          tile + part * conv.plane + to, image + (is_inside ? y * conv.x_step_h + x * conv.x_step_w : 0),
+          is_inside && at < conv.by_places.divisor};
     }
     if (PLACES == 1 && !columns[0].is_there) {
       continue;
@@ -124,8 +138,7 @@ __device__ __forceinline__ void stage_places(
 
 // Few channels leave room for two places in a batch.
 template <int TILE_H, int STRIDE>
-__device__ __forceinline__ void stage_tile(
-    const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
+__device__ __forceinline__ void stage_tile(const RecordConv& conv, const RecordBlock& block, int chunk, float* tile) {
   const int first = chunk * conv.chunk_channels;
   const int channels = min(conv.chunk_channels, conv.group_channels - first);
   if (device::HAS_ASYNC_COPY || conv.copy_parts > 1 || conv.chunk_channels > COPY_BATCH / 2) {
@@ -174,8 +187,8 @@ __device__ __forceinline__ void stage_chunk(
 // Add the slices' sums through shared memory, one row after the other. A row ends up in one slice, row modulo slices, which
 // adds those behind it in their order, and then the first ones.
 template <int ROWS, int TILE>
-__device__ __forceinline__ void add_slices(const RecordConv& conv, int slice, int column, float* shared,
-                                           float (&sum)[ROWS][TILE]) {
+__device__ __forceinline__ void add_slices(
+    const RecordConv& conv, int slice, int column, float* shared, float (&sum)[ROWS][TILE]) {
   const int columns = 32 * conv.pixel_warps * conv.block_row_groups;
 #pragma unroll
   for (int row = 0, turn = slice; row < ROWS; ++row, turn = turn ? turn - 1 : conv.slices - 1) {
@@ -313,8 +326,9 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
     add_slices(conv, last.slice, last.column, tiles, sum);
   }
   if (last.has_pixels && last.has_rows) {
-    store(conv, here, here.first_row_group + last.row_group, last.slice, (here.first_line + last.line) * TILE_H,
-          here.first_q + last.place * TILE_W, sum);
+    store(
+        conv, here, here.first_row_group + last.row_group, last.slice, (here.first_line + last.line) * TILE_H,
+        here.first_q + last.place * TILE_W, sum);
   }
 }
 

@@ -17,11 +17,10 @@
 
 namespace prunekit {
 
-constexpr int TILE_W = 2;  // pixels in a row of a lane's tile: lanes side by side load 8 bytes each, without bank conflicts
+// Pixels in a row of a lane's tile: lanes side by side load 8 bytes each, without bank conflicts.
+constexpr int TILE_W = 2;
 // Registers allow so many warps; more for the kernels that keep fewer sums and inputs.
-constexpr int max_record_warps(int tile_h, int taps, int stride) {
-  return tile_h == 6 ? 12 : 16;
-}
+constexpr int max_record_warps(int tile_h, int taps, int stride) { return tile_h == 6 ? 12 : 16; }
 
 // Division of numbers below 2^16 by a number that the launch knows.
 struct Divisor {
@@ -136,18 +135,19 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
     return {0, 0, 0, 0, "the record filter was packed for another stride or dilation"};
   }
   const bool has_tall_kernel = window.stride == 1;
-  const bool is_choice =
-      (conv.tile_h == 4 || (conv.tile_h == 6 && has_tall_kernel)) && conv.lanes > 0 && conv.lanes_w > 0 &&
-      conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
+  const bool is_choice = (conv.tile_h == 4 || (conv.tile_h == 6 && has_tall_kernel)) && conv.lanes > 0 &&
+      conv.lanes_w > 0 && conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
       conv.chunk_channels % (window.taps == WINDOW_CHANNELS ? WINDOW_CHANNELS : 1) == 0;
   conv.pixel_warps = is_choice ? ceil_div(conv.lanes, 32) : 1;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > max_record_warps(conv.tile_h, window.taps, window.stride)) {
     return {0, 0, 0, 0, "the launch is none that the kernel knows"};
   }
-  const int64_t reach_h = int64_t{conv.dilation_h} * (kernel_h - 1), reach_w = int64_t{conv.dilation_w} * (kernel_w - 1);
+  const int64_t reach_h = int64_t{conv.dilation_h} * (kernel_h - 1),
+                reach_w = int64_t{conv.dilation_w} * (kernel_w - 1);
   const int64_t lines = ceil_div(conv.p, conv.tile_h);
-  const int64_t plane_h = (touched_lines(lines, conv.lanes, conv.lanes_w) * conv.tile_h - 1) * conv.stride_h + reach_h + 1;
+  const int64_t plane_h =
+      (touched_lines(lines, conv.lanes, conv.lanes_w) * conv.tile_h - 1) * conv.stride_h + reach_h + 1;
   const int64_t plane_w = (int64_t{conv.lanes_w} * TILE_W - 1) * conv.stride_w + reach_w + 1;
   if (plane_h > (1 << 15) || plane_w > (1 << 15) || plane_h * (plane_w + 32) >= (1 << 16)) {
     return {0, 0, 0, 0, "the block's tile does not fit shared memory"};
@@ -165,7 +165,8 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   conv.plane_bytes = 4 * conv.plane;
   const int64_t tile = 4 * plane * conv.chunk_channels;
   // Slices are added through the tiles' memory, RECORD_ROWS · tile pixels at a time per row.
-  const int64_t sums = int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
+  const int64_t sums =
+      int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
   const int64_t records = int64_t{8} * conv.block_row_groups * conv.max_records;
   const int64_t starts = ceil_div(conv.block_row_groups * conv.num_chunks * int64_t{conv.slices} + 1, 4) * 16;
   const int64_t staged = conv.buffers * (tile + records);
@@ -195,7 +196,8 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
   if (tiles >= (int64_t{1} << 31) || rows > 65535) {
     return {0, 0, 0, shared_bytes, "the grid has more blocks than a GPU takes"};
   }
-  return {static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
+  return {
+      static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
 }
 
 }  // namespace prunekit

@@ -4,7 +4,8 @@
 
 A slot's number selects one of many pieces of code, each multiply-adds on fixed registers. C++ has only `switch` for
 that, which checks the range and lets threads that took different cases meet again, though all lanes of a warp read the
-same record. PTX can say so: `brx.idx.uni`. tests/test_record_programs.py runs the text, instruction by instruction.
+same record. PTX can say so: `brx.idx.uni`. tests/gpu_checks/test_record_programs.py runs the text, instruction by
+instruction.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ std::string launch_semi_structured_conv2d(CondensedConv conv, bool is_bfloat16, 
     return launch.refusal;
   }
   std::string problem;
-  visit_semi_structured_kernel(
-      is_bfloat16, InputWindow::of(conv), header[SEMI_STRUCTURED_FRAGMENTS], [&](auto kernel) {
-        problem = refuse_before_80(kernel, "sparse tensor cores need");
-        problem = problem.empty() ? launch_kernel(kernel, launch, conv, stream) : problem;
-      });
+  visit_semi_structured_kernel(is_bfloat16, InputWindow::of(conv), header[SEMI_STRUCTURED_FRAGMENTS], [&](auto kernel) {
+    problem = refuse_before_80(kernel, "sparse tensor cores need");
+    problem = problem.empty() ? launch_kernel(kernel, launch, conv, stream) : problem;
+  });
   return problem;
 }
 

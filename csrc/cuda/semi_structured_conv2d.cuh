@@ -34,7 +34,8 @@ struct SemiStructuredSteps {
     const int32_t* taps = here.taps + row_group * conv.longest * SPARSE_STEP_COLUMNS + lane;
     // Of four lanes the first two hold a fragment's metadata, and the others that of the next, if there is one.
     const int32_t* metadata = reinterpret_cast<const int32_t*>(here.metadata) +
-        row_group * conv.longest * FRAGMENTS * WORDS + lane / 4 * 2 + lane % 2 + (FRAGMENTS > 1 ? lane % 4 / 2 * WORDS : 0);
+        row_group * conv.longest * FRAGMENTS * WORDS + lane / 4 * 2 + lane % 2 +
+        (FRAGMENTS > 1 ? lane % 4 / 2 * WORDS : 0);
     const device::SharedAddress base = device::shared_address(here.inputs);
     for (int step = first; step < count; step += conv.slices) {
       const device::SharedAddress tap = base + taps[step * SPARSE_STEP_COLUMNS];
@@ -86,8 +87,8 @@ struct SemiStructuredSteps {
             const uint16_t weight = pair[2 * row];
             if (weight != DROPPED) {
               const int column = 4 * quad + (word >> (16 * row + place) & 3);
-              const unsigned char* tap = reinterpret_cast<const unsigned char*>(here.inputs) +
-                  taps[step * SPARSE_STEP_COLUMNS + column];
+              const unsigned char* tap =
+                  reinterpret_cast<const unsigned char*>(here.inputs) + taps[step * SPARSE_STEP_COLUMNS + column];
               UnitPlace unit_place = first_place;
 #pragma unroll
               for (int unit = 0; unit < UNITS; ++unit, unit_place.step(conv)) {

@@ -9,9 +9,7 @@
 
 namespace prunekit {
 
-constexpr StepLayout semi_structured_step(int fragments) {
-  return {fragments, SPARSE_STEP_COLUMNS, 4 * fragments};
-}
+constexpr StepLayout semi_structured_step(int fragments) { return {fragments, SPARSE_STEP_COLUMNS, 4 * fragments}; }
 
 // Units that a warp sums: registers allow two blocks of MAX_CONDENSED_WARPS with one or two fragments, one with four.
 constexpr int semi_structured_units(int fragments) { return fragments == 2 ? 4 : 8; }

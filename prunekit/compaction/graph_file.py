@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from prunekit.dry_run import without_memory
 from prunekit.engine.signature import Signature
+from prunekit.engine.validation import check_output_spec
 from prunekit.errors import InputError
 from prunekit.ops.named import operator_named
 
@@ -164,6 +165,7 @@ def _read_signature(document: Mapping[str, Any]) -> Signature:
     if "signature" in document:
         return Signature.from_json(document["signature"])
     names = [entry["name"] for entry in document["nodes"] if entry["op"] == "input"]
+    check_output_spec(document["output_spec"])
     return Signature.of_text(document["output_spec"], names)
 
 

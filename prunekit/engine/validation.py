@@ -6,8 +6,10 @@ what is not there, or contradict itself. All of that ends here, in one sentence,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from prunekit.engine.activations import ACTIVATIONS, Activation
 from prunekit.engine.graph import NODE_KINDS, Graph, Node
@@ -67,6 +69,7 @@ def check_graph(graph: Graph) -> None:
         ValueError: Something is wrong with it; the message says what, without a full stop.
         InputError: It calls an operator that a file may not call.
     """
+    check_output_spec(graph.output_spec)
     known = _unique([*graph.inputs, *(node.name for node in graph.nodes)])
     defined = set(graph.inputs)
     for node in graph.nodes:
@@ -80,6 +83,27 @@ def check_graph(graph: Graph) -> None:
         _expect(_are_counts(3, 1)(list(size)), f"{name} cannot have the size {list(size)}")
     for name, weight in graph.weights.items():
         _expect(all(_is_count(n, 1) for n in weight.shape) and len(weight.shape) == 4, f"{name} is no 4-D weight")
+
+
+def check_output_spec(text: str) -> None:
+    """Check that torch's `treespec_loads` imports nothing for a file: for default factories and enums it would.
+
+    Raises:
+        ValueError: It would, or the text is no JSON.
+        KeyError, TypeError, IndexError: The text is something else.
+    """
+    document = json.loads(text)
+    if isinstance(document, list):
+        _check_nesting(document[1])
+
+
+def _check_nesting(spec: Any) -> None:
+    """Both are JSON objects in a context; the keys of dicts and the names of classes are not."""
+    context = spec["context"]
+    is_plain = context is None or (isinstance(context, str) and "{" not in context)
+    _expect(is_plain, f"its outputs nest in {str(spec['type'])[:60]}, of something that a file may not name")
+    for child in spec["children_spec"]:
+        _check_nesting(child)
 
 
 def _unique(names: Sequence[object]) -> set[object]:

@@ -51,7 +51,7 @@ class BitmapLaunch(CondensedLaunch):
 
 
 #: Instructions of one step beside its products and one address and load for two units, decoding included:
-#: tests/test_bitmap_compiles.py.
+#: tests/gpu_checks/test_bitmap_compiles.py.
 STEP_INSTRUCTIONS = 67
 #: Loads from shared memory of one step, beside those of inputs; of these, loads of values.
 STEP_LOADS, VALUE_LOADS = 11, 8

@@ -100,7 +100,8 @@ class CondensedProblem(ConvProblem):
         return 98 * self.kernel_size[1], 8 * self.kernel_size[1]
 
 
-#: Instructions of one step beside its products and one address and load for two units: tests/test_cuda_compiles.py.
+#: Instructions of one step beside its products and one address and load for two units:
+#: tests/gpu_checks/test_cuda_compiles.py.
 STEP_INSTRUCTIONS = 12
 # From one step of a warp to the next, beside the products: loads of taps and of matrices one after the other (30 and
 # 33 cycles), address and jump. An assumption, as commonly told of these GPUs; none measured.

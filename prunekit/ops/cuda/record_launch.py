@@ -95,7 +95,7 @@ class RecordProblem(ConvProblem):
 
 @dataclass(frozen=True)
 class RecordCost:
-    """Instructions of one record, as tests/test_cuda_compiles.py counts them in the compiled kernels.
+    """Instructions of one record, as tests/gpu_checks/test_cuda_compiles.py counts them in the compiled kernels.
 
     Attributes:
         dispatch: around a slot's multiply-adds.
@@ -122,8 +122,8 @@ RECORD_COSTS = {
 #: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
 #: Turing, none measured (docs/gpu.md).
 LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
-#: From one record to the next of the same warp, without its multiply-adds: tests/test_cuda_compiles.py issues the
-#: compiled instructions in order with these latencies.
+#: From one record to the next of the same warp, without its multiply-adds: tests/gpu_checks/test_cuda_compiles.py
+#: issues the compiled instructions in order with these latencies.
 RECORD_LATENCY = 67
 _STAGE_INSTRUCTIONS = {True: 4.5, False: 5.5}  # an element of the tile, copied asynchronously or loaded and stored
 _PLACE_INSTRUCTIONS = 60  # a place of the tile, before its channels

@@ -34,12 +34,13 @@ from prunekit.ops.cuda.gpus import Gpu
 from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, SPARSE_STEP_COLUMNS
 
 #: (fragments, units of a warp) that the kernel is compiled for, and the warps of a multiprocessor that its registers
-#: allow (tests/cuda_budgets.json).
+#: allow (tests/gpu_checks/cuda_budgets.json).
 RESIDENT_WARPS = {(1, 8): 16, (2, 4): 16, (4, 8): 8}
-#: Instructions of a step beside its products, its loads, and an address a unit: tests/test_semi_structured_compiles.py.
+#: Instructions of a step beside its products, its loads, and an address a unit:
+#: tests/gpu_checks/test_semi_structured_compiles.py.
 STEP_INSTRUCTIONS = 13
-#: By fragments, of random masks as packed (tests/test_semi_structured_launch.py): density; columns that come again, as
-#: a share of the taps; cycles of a load of eight units in place of one.
+#: By fragments, of random masks as packed (tests/ops/test_semi_structured_launch.py): density; columns that come again,
+#: as a share of the taps; cycles of a load of eight units in place of one.
 _PACKED = {
     1: (
         (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0),

@@ -1,0 +1,27 @@
+// Runs the kernel on sparse tensor cores on problems from a file: emulate INPUT OUTPUT SEED.
+// tests/support/emulated_kernels.py writes and reads.
+#include "semi_structured_conv2d.cuh"
+
+#include "condensed_problem.h"
+
+namespace {
+
+void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, unsigned seed) {
+  const prunekit::CondensedLaunch launch = prunekit::plan_semi_structured_launch(conv, header);
+  if (!launch.refusal.empty()) {
+    simt::stop(launch.refusal.c_str());
+  }
+  prunekit::visit_semi_structured_kernel(
+      is_bfloat16, prunekit::InputWindow::of(conv), header[prunekit::SEMI_STRUCTURED_FRAGMENTS], [&](auto kernel) {
+        simt::launch(
+            dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
+      });
+}
+
+void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
+  run_condensed_problem(words, seed, output, true, run);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) { return run_problems(count, arguments, run_problem); }

@@ -1,0 +1,105 @@
+"""Compiles the CUDA kernels with nvcc and tells what became of them; no GPU needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import toolkit
+from record_programs import write_programs
+
+from tests.support import ROOT
+from tests.support.sass import Function, read_functions
+from tests.support.shared_folder import made_once
+
+ARCHITECTURES = ("75", "80", "86", "89", "90")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel, compiled for one architecture."""
+
+    registers: int
+    spilled_bytes: int
+    stack_bytes: int
+    static_shared_bytes: int
+
+
+@cache
+def nvcc() -> Path | None:
+    found = toolkit.find_toolkit()
+    return found.nvcc if found else None
+
+
+@cache
+def disassembler() -> str | None:
+    """nvdisasm of PATH, of the toolkit, or of triton's wheel."""
+    found = shutil.which("nvdisasm")
+    if found:
+        return found
+    kit, triton = toolkit.find_toolkit(), importlib.util.find_spec("triton")
+    folders = [kit.home / "bin"] if kit else []
+    folders += [Path(triton.origin).parent / "backends" / "nvidia" / "bin"] if triton and triton.origin else []
+    return next((str(f / "nvdisasm") for f in folders if (f / "nvdisasm").is_file()), None)
+
+
+def _compile(architecture: str, kernel: str, folder: Path) -> None:
+    write_programs(folder)
+    command = [str(nvcc()), *toolkit.FLAGS, f"-I{folder}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
+    command += [kernel, "-o", str(folder / "cubin")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
+
+
+@cache
+def _cubin(architecture: str, kernel: str) -> tuple[Path, str]:
+    """A kernel file's machine code, and what the compiler said."""
+    folder = made_once(f"{Path(kernel).stem}_sm_{architecture}", partial(_compile, architecture, kernel))
+    return folder / "cubin", (folder / "said").read_text()
+
+
+def short_name(mangled: str) -> str:
+    """record_conv2d<8,3,3,3,1,1> for its mangled name."""
+    name = re.search(r"\d((?:record|condensed|bitmap|semi_structured)_conv2d|add_cuts)I((?:L[ib]\d+E)+)E", mangled)
+    assert name is not None, mangled
+    numbers = ",".join(re.findall(r"L[ib](\d+)E", name[2]))
+    return f"{name[1]}<{numbers}>"
+
+
+def compile_for(architecture: str) -> dict[str, Compiled]:
+    """What ptxas says of each kernel."""
+    kernels = {}
+    said = [_cubin(architecture, kernel)[1] for kernel in toolkit.KERNELS]
+    parts = [part for text in said for part in text.split("Compiling entry function '")[1:]]
+    for part in parts:
+        spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        assert spills is not None
+        assert registers is not None
+        kernels[short_name(part.split("'")[0])] = Compiled(
+            int(registers[1]), int(spills[2]) + int(spills[3]), int(spills[1]), int(shared[1]) if shared else 0
+        )
+    return kernels
+
+
+@cache
+def _disassemble(architecture: str, kernel: str) -> dict[str, Function]:
+    tool = disassembler()
+    assert tool is not None
+    done = subprocess.run([tool, "-c", _cubin(architecture, kernel)[0]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {short_name(name): function for name, function in read_functions(done.stdout).items()}
+
+
+def disassemble(architecture: str, stem: str = "") -> dict[str, Function]:
+    """The machine code of each kernel, or of those in the one file csrc/cuda/<stem>.cu."""
+    kernels = [kernel for kernel in toolkit.KERNELS if stem in ("", Path(kernel).stem)]
+    assert kernels, stem
+    return {name: function for kernel in kernels for name, function in _disassemble(architecture, kernel).items()}
