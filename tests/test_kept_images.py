@@ -12,7 +12,8 @@ import torch
 from coco_files import small_content, write_coco
 from test_loading import assert_same
 
-from prunekit.detection import CocoDataset, coco
+from prunekit.detection import CocoDataset
+from prunekit.detection.image_files import read_image
 from prunekit.detection.kept_images import KEPT_BYTES, KeptImages
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
 from prunekit.pipeline.detector_file import open_detector
@@ -29,13 +30,12 @@ AS_FLOATS, AS_BYTES = 3 * 32 * 32 * 4, 3 * 32 * 32
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often this process has decoded each image file, by name."""
     counter: Counter[str] = Counter()
-    read = coco.read_image
 
     def counting(path: Path, *arguments: Any) -> Any:
         counter[path.name] += 1
-        return read(path, *arguments)
+        return read_image(path, *arguments)
 
-    monkeypatch.setattr(coco, "read_image", counting)
+    monkeypatch.setattr("prunekit.detection.coco.read_image", counting)
     return counter
 
 

@@ -74,7 +74,7 @@ def _sample(batch: Batch, row: int) -> Sample:
     return Sample(batch.images[row], target.boxes, target.labels, batch.image_ids[row], batch.letterboxes[row])
 
 
-def _decode_batches(dataset: CocoDataset, chunks: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+def _decode_batches(dataset: CocoDataset, chunks: list[list[int]], workers: int) -> Iterator[Batch]:
     """Yield batches of these indices, decoded, and let the data set keep what fits."""
     if not chunks:
         return
