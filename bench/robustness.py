@@ -29,6 +29,7 @@ from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.demo import DemoConfig, prepare_demo
 from prunekit.detection import CocoDataset
+from prunekit.detection.kept_images import KeptImages
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
@@ -145,6 +146,7 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     config = prepare_demo(demo, progress)
     assert config.train_data is not None
     dataset, train_dataset = (CocoDataset.open(path, config.image_size) for path in (config.data, config.train_data))
+    dataset.kept = KeptImages()
     training = make_training(config, train_dataset, data_digest(train_dataset, progress), progress)
     detector = open_detector(config.weights, config.model, dataset.num_classes, config.width)
     given = Artefact(detector.model, config.width, sha256(config.weights))

@@ -16,7 +16,7 @@ from prunekit.pipeline.environment import installed_version
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Prune a detector, attack it, make it fast, and measure all three.",
+    help="Prune detectors, evaluate them under attack, accelerate them, and measure the results.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

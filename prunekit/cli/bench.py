@@ -20,8 +20,8 @@ from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
 
-_AGAIN = """With --out, rows are added to the file a run at a time; what is there is not measured again. Without it,
-rows go to standard output. Every competitor's outputs are compared before it is timed."""
+_AGAIN = """With --out, rows are appended to the file, and rows that it already has are not measured again. Without it,
+rows go to standard output. Every engine's outputs are checked before it is timed."""
 
 END_TO_END_EXAMPLES = f"""
 Examples:
@@ -56,28 +56,30 @@ Examples:
 _ALL_PEERS = ",".join(PEERS)
 
 bench_app = typer.Typer(
-    help="Measure pruned nets and layers against dense engines, as JSON lines, and plot them.",
+    help="Benchmark pruned networks and layers against dense engines, as JSON lines, and plot the results.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
-Models = Annotated[str, typer.Option(help=f"separated by commas: {', '.join(NETS)}")]
+Models = Annotated[str, typer.Option(help=f"networks, comma-separated: {', '.join(NETS)}")]
 Threads = Annotated[
-    str | None, typer.Option(help="numbers of threads, each measured by itself (torch's own choice if not given)")
+    str | None, typer.Option(help="thread counts, comma-separated, each measured separately (default: torch's choice)")
 ]
 Ratios = Annotated[
     str | None,
     typer.Option(
-        help=f"percent of weights to remove ({','.join(f'{r:g}' for r in RATIOS)} if not given; "
+        help=f"pruning ratios in percent (default: {','.join(f'{r:g}' for r in RATIOS)}; "
         f"{','.join(f'{r:g}' for r in QUICK_RATIOS)} with --quick)"
     ),
 ]
-Peers = Annotated[str, typer.Option(help="dense competitors; torch eager always takes part")]
-Runs = Annotated[int | None, typer.Option(help=f"timed calls of each competitor ({QUICK_RUNS} with --quick)")]
-Width = Annotated[float, typer.Option(help="share of the nets' channels")]
-ImageSize = Annotated[int | None, typer.Option(help="pixels (416 for detectors, 224 for classifiers if not given)")]
-Out = Annotated[Path | None, typer.Option(help="file of JSON lines to add to")]
-Quick = Annotated[bool, typer.Option("--quick", help="fewer calls, three ratios")]
+Peers = Annotated[str, typer.Option(help="dense engines to compare with; torch eager is always included")]
+Runs = Annotated[int | None, typer.Option(help=f"timed runs of each engine ({QUICK_RUNS} with --quick)")]
+Width = Annotated[float, typer.Option(help="width multiplier of the networks")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="image size in pixels (default: 416 for detectors, 224 for classifiers)")
+]
+Out = Annotated[Path | None, typer.Option(help="JSON lines file to append to")]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer runs, and three ratios only")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")]
 
 
@@ -91,13 +93,13 @@ def end_to_end_command(
     width: Width = 1.0,
     image_size: ImageSize = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="measure each competitor's memory, in a process of its own")
+        bool, typer.Option("--memory", help="also measure each engine's memory, in a separate process")
     ] = False,
     quick: Quick = False,
     out: Out = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time whole nets, pruned at each ratio and accelerated, in turn with dense engines."""
+    """Time whole networks, pruned at each ratio and accelerated, interleaved with dense engines."""
     with user_errors(verbose):
         _bench("end-to-end", models, threads, ratios, peers, runs, width, image_size, memory, quick, out)
 
@@ -115,18 +117,18 @@ def layers_command(
     out: Out = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time each distinct convolution of a net, on the input that reaches it, in turn with dense engines."""
+    """Time each distinct convolution of a network on its real input, interleaved with dense engines."""
     with user_errors(verbose):
         _bench("layers", models, threads, ratios, peers, runs, width, image_size, False, quick, out)
 
 
 @bench_app.command("plot", epilog=PLOT_EXAMPLES)
 def plot_command(
-    files: Annotated[list[Path], typer.Argument(help="JSON lines of the other two commands")],
-    out: Annotated[Path, typer.Option(help="the picture, .png or .svg")] = Path("speedup.png"),
+    files: Annotated[list[Path], typer.Argument(help="JSON lines files written by the other two commands")],
+    out: Annotated[Path, typer.Option(help="output image, .png or .svg")] = Path("speedup.png"),
     verbose: Verbose = False,
 ) -> None:
-    """Draw speed-up against sparsity, with the limit 1 / (1 − s) and the machine's roofline."""
+    """Plot speedup against sparsity, with the limit 1 / (1 − s) and the machine's roofline."""
     with user_errors(verbose):
         rows: list[Row] = []
         for file in files:

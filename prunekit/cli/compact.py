@@ -24,8 +24,8 @@ Examples:
 
   prunekit compact pruned.weights --model yolov3-tiny --out small.prunekit
 
-The outputs are compared with the masked model's in float64 at several sizes before anything is written. Without
---multiple-of, numbers of channels are rounded up to what is measured fastest of {", ".join(map(str, MULTIPLES))}.
+Before anything is written, the outputs are compared with the masked model's in float64 at several sizes. Without
+--multiple-of, channel counts are rounded up to the fastest measured multiple of {", ".join(map(str, MULTIPLES))}.
 """
 
 _LARGEST_SIZE = 4096
@@ -36,25 +36,27 @@ def compact_command(
         Path,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="a run folder, a stage's folder, a .safetensors file or a darknet .weights file",
+            help="run folder, output folder of another command, .safetensors file or darknet .weights file",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="the file to write, for prunekit.load")],
+    out: Annotated[Path, typer.Option(help="output file, for prunekit.load")],
     multiple_of: Annotated[
-        int | None, typer.Option(help="round numbers of channels up to it; 1 does not (measured if not given)")
+        int | None, typer.Option(help="round channel counts up to a multiple of N; 1: no rounding (default: measured)")
     ] = None,
     export_to: Annotated[
-        str | None, typer.Option("--export", help=f"write it for another runtime too: {' or '.join(EXPORTS)}")
+        str | None, typer.Option("--export", help=f"also export it for another runtime: {' or '.join(EXPORTS)}")
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="which unit of a run: the stem of its files in units/")] = None,
-    model: Annotated[str | None, typer.Option(help=f"of a darknet file: {', '.join(MODELS)}")] = None,
-    num_classes: Annotated[int, typer.Option(help="of a darknet file's detector")] = 80,
-    width: Annotated[float | None, typer.Option(help="of a darknet file: channels relative to darknet's")] = None,
-    image_size: Annotated[int, typer.Option(help="pixels to measure at; the result runs at any size")] = 416,
-    threads: Annotated[int | None, typer.Option(help="torch's own choice if not given")] = None,
+    unit: Annotated[str | None, typer.Option(help="unit of a run folder: a file name in units/, without .json")] = None,
+    model: Annotated[str | None, typer.Option(help=f"architecture of a darknet file: {', '.join(MODELS)}")] = None,
+    num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
+    width: Annotated[float | None, typer.Option(help="width multiplier of a darknet file")] = None,
+    image_size: Annotated[
+        int, typer.Option(help="image size for measuring, in pixels; the result runs at any size")
+    ] = 416,
+    threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Remove dropped filters for good: a smaller detector with the same outputs, and the proof of it."""
+    """Remove pruned filters for good: a smaller detector with the same outputs, and a certificate that says so."""
     with user_errors(verbose):
         _check(out, multiple_of, export_to, model, image_size, threads)
         with thread_count(threads), ConsoleProgress(error_console) as progress:

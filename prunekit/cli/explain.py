@@ -45,8 +45,8 @@ Examples:
 
   prunekit explain fast.safetensors --image-size 320
 
-The last one is a file that prunekit.save wrote, measured as it is, without dense engines. With --ratio, weights go
-by magnitude, which is enough to see the speed but not what accuracy it costs.
+The last one is a file written by prunekit.save; it is measured as it is, without dense engines. --ratio prunes by
+magnitude, which is enough to see the speed, but not the loss of accuracy.
 """
 
 _FORMAT = "prunekit-explain-1"
@@ -77,28 +77,31 @@ class _Subject:
 
 
 def explain_command(
-    file: Annotated[Path | None, typer.Argument(help="a model that prunekit.save wrote, instead of --model")] = None,
-    model: Annotated[str | None, typer.Option(help=f"one of {', '.join(NETS)}")] = None,
+    file: Annotated[Path | None, typer.Argument(help="model written by prunekit.save, instead of --model")] = None,
+    model: Annotated[str | None, typer.Option(help=f"network: {', '.join(NETS)}")] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="a detector's: darknet .weights or a stage's .safetensors (random if not given)"),
+        typer.Option(help="detector weights: darknet .weights or .safetensors written by prunekit (default: random)"),
     ] = None,
-    width: Annotated[float | None, typer.Option(help="share of the net's channels (1 if not given)")] = None,
-    num_classes: Annotated[int, typer.Option(help="of a darknet file's detector")] = 80,
-    ratio: Annotated[float | None, typer.Option(help="percent of each convolution's weights to zero first")] = None,
+    width: Annotated[float | None, typer.Option(help="width multiplier of the network (default: 1)")] = None,
+    num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
+    ratio: Annotated[
+        float | None, typer.Option(help="prune this percentage of each convolution's weights first")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="pixels (416 for detectors, 224 for classifiers, a file's own if not given)")
+        int | None,
+        typer.Option(help="image size in pixels (default: 416 for detectors, 224 for classifiers, the file's own)"),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="torch's own choice if not given")] = None,
+    threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
     peers: Annotated[
         bool | None,
-        typer.Option("--peers/--no-peers", help="time dense engines in the same run (yes, but for a file)"),
+        typer.Option("--peers/--no-peers", help="time dense engines in the same run (default: yes, except for a file)"),
     ] = None,
-    runs: Annotated[int, typer.Option(help="timed calls of each dense engine")] = _RUNS,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
+    runs: Annotated[int, typer.Option(help="timed runs of each dense engine")] = _RUNS,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write all results to this JSON file")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Say why a pruned net is not faster: what each layer costs, what limits it, and what would help."""
+    """Explain why a pruned network is not faster: what each layer costs, what limits it, and what would help."""
     with user_errors(verbose):
         if json_file is not None and json_file.is_dir():
             raise InputError(f"--json: expected a file to write, found a folder: {json_file}.")

@@ -25,13 +25,13 @@ Examples:
   prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data val/ --train-data train/ --pretrain-epochs 5
       --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimised --out runs/robust
 
-A run that was interrupted goes on when the same command is given again.
+Run the same command again to resume an interrupted run.
 """
 
 
 @takes(RunConfig)
 def run_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Prune at each ratio, evaluate clean and attacked, accelerate, time, and report."""
+    """Prune a detector at each ratio, evaluate it clean and attacked, accelerate and time it, and write a report."""
     with user_errors(verbose):
         config = make_config(**(choices | {"ratios": parse_ratios(choices["ratios"])}))
         with ConsoleProgress(error_console) as progress:
@@ -46,20 +46,20 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
 
 def demo_command(
     out: Annotated[Path, typer.Option(help="folder for data, weights and the run")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="of data and training")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of data and training")] = 0,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="scaled and DeepLIFT scores, one-shot and optimised, at nine ratios: "
+            help="scaled and DeepLIFT scores, one-shot and optimized, at nine ratios: "
             + DemoConfig.full(Path()).duration,
         ),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    """Render a small data set, train a narrow YOLOv3-tiny on it, do the five steps, offline.
+    """Render a small data set, train a narrow YOLOv3-tiny on it, and run the whole pipeline, offline.
 
-    Without --full it takes a few minutes on two idle cores; the first line says how long.
+    Without --full this takes a few minutes on two idle cores; an estimate is printed first.
     """
     with user_errors(verbose):
         config = DemoConfig.full(out, seed) if full else DemoConfig(out, seed)
@@ -71,7 +71,7 @@ def demo_command(
 
 
 def doctor_command() -> None:
-    """Show what was built and what it runs on, what is missing and how to get it."""
+    """Show what was built, what it runs on, what is missing, and how to install it."""
     checks = doctor_report.examine()
     out_console.print(doctor_report.table(checks))
     raise typer.Exit(EXIT_FAILURE if any(check.is_broken for check in checks) else 0)

@@ -12,7 +12,7 @@ from prunekit.pipeline.evaluate_work import EvaluationOutcome, evaluate_stage
 from prunekit.pipeline.stage_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
 from prunekit.pipeline.stage_work import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
 
-_AGAIN = "A command that was interrupted goes on when it is given again; finished work is found and not done twice."
+_AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
 
 TRAIN_EXAMPLES = f"""
 Examples:
@@ -65,41 +65,41 @@ Examples:
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack strong --check --latency
       --transfer-from runs/robust/model.safetensors --out runs/all-figures
 
-{_AGAIN} More attacks can be asked for in the same folder.
+{_AGAIN} Attacks can be added in the same folder.
 """
 
 
 @takes(TrainStage)
 def train_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Train a detector, robustly by default, from given weights or from scratch: OUT/model.safetensors."""
+    """Train a detector, adversarially by default, from weights or from scratch; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(train_stage(checked(TrainStage, **choices), progress))
 
 
 @takes(ScoreStage)
 def score_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Score every weight of a detector: OUT/scores.safetensors."""
+    """Score every weight of a detector; writes OUT/scores.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(score_stage(checked(ScoreStage, **choices), progress))
 
 
 @takes(PruneStage)
 def prune_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Drop what scores lowest: OUT/model.safetensors, with the masks inside."""
+    """Prune the weights or filters with the lowest scores; writes OUT/model.safetensors, masks included."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(prune_stage(checked(PruneStage, **choices), progress))
 
 
 @takes(FinetuneStage)
 def finetune_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Train a pruned detector with its masks held: OUT/model.safetensors."""
+    """Fine-tune a pruned detector with its masks fixed; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(finetune_stage(checked(FinetuneStage, **choices), progress))
 
 
 @takes(EvaluateStage)
 def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Evaluate a detector clean and under attacks: OUT/evaluation.json, and its detections as CSV and JSON."""
+    """Evaluate a detector clean and under attack; writes OUT/evaluation.json, and detections as CSV and JSON."""
     with user_errors(verbose):
         with ConsoleProgress(error_console) as progress:
             outcome = evaluate_stage(checked(EvaluateStage, **choices), progress)

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from prunekit.detection.coco_annotations import add_annotations
 from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_images
-from prunekit.detection.coco_json import CocoAnnotations, Skip, read_coco_json
+from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
 from prunekit.detection.image_files import read_image
+from prunekit.detection.kept_images import KeptImages
 from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
 from prunekit.detection.target import Target
 from prunekit.errors import InputError
@@ -52,6 +53,7 @@ class CocoDataset(Dataset[Sample]):
         categories: the classes; a label is an index into them.
         skipped: what was left out, and why.
         image_size: side of the letterboxed images, in pixels.
+        kept: where letterboxed images are kept, so that they are decoded once; None decodes them every time.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class CocoDataset(Dataset[Sample]):
         self.greyscale = greyscale
         self.fill = fill
         self.interpolation: Interpolation = interpolation
+        self.kept: KeptImages | None = None
 
     @classmethod
     def open(
@@ -138,11 +141,17 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record = self.images[index]
         letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
+        image = self.kept.get(record.id) if self.kept is not None else None
+        if image is None:
+            image = self._decode(record, letterbox)
+            if self.kept is not None:
+                self.kept.keep(record.id, image)
+        return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
+
+    def _decode(self, record: ImageRecord, letterbox: Letterbox) -> Tensor:
         file = self.image_folder / record.file_name
         image = letterbox.apply(read_image(file, record.width, record.height, record.upright))
-        if self.greyscale:
-            image = to_greyscale(image)
-        return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
+        return to_greyscale(image) if self.greyscale else image
 
 
 def collate(samples: Iterable[Sample]) -> Batch:

@@ -38,19 +38,21 @@ class MachineChoices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
-    threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
-    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
+    device: str = Field("cpu", description="device for training and evaluation: cpu or cuda")
+    threads: int | None = Field(None, ge=1, description="number of torch threads (default: torch's choice)")
+    workers: int = Field(0, ge=0, description="worker processes that load images (0: load in the main process)")
 
 
 class SharedChoices(MachineChoices):
     """What every command is told: where the results go, and how images enter."""
 
-    out: Path = Field(description="folder for the results")
-    image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
-    greyscale: bool = Field(False, description="use grey values (Rec. 601) instead of colours")
-    limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    out: Path = Field(description="output folder")
+    image_size: int = Field(
+        416, ge=32, le=4096, multiple_of=32, description="side of the square input in pixels, a multiple of 32"
+    )
+    greyscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
+    limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
+    seed: int = Field(0, ge=0, description="random seed")
 
     @field_validator(*KNOWN_NAMES, check_fields=False)
     @classmethod
@@ -65,39 +67,41 @@ class SharedChoices(MachineChoices):
 class TrainingChoices(SharedChoices):
     """How the stages that train do it."""
 
-    objective: str = Field("pgd-at", description=f"what training minimises: {', '.join(OBJECTIVES)}")
-    train_attack: str = Field("paper", description="the attack inside the objective: a PGD preset")
-    max_steps: int | None = Field(None, ge=1, description="ends each training after so many steps")
-    train_batch_size: int = Field(16, ge=1, description="images a training step")
+    objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
+    train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
+    max_steps: int | None = Field(None, ge=1, description="stop each training after N steps")
+    train_batch_size: int = Field(16, ge=1, description="training batch size")
     batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
-        "live", description="batch normalisation in training: live, frozen-statistics or frozen"
+        "live", description="batch normalization during training: live, frozen-statistics or frozen"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks' passes in training")
-    augment: bool = Field(True, description="flip, scale, shift and colour training images at random")
-    checkpoint_every: int = Field(200, ge=1, description="steps between saved states, from which training goes on")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
+    )
+    augment: bool = Field(True, description="augment training images: random flips, scaling, shifts and colors")
+    checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
 
 
 class BatchChoices(SharedChoices):
     """How many images are looked at together where nothing trains."""
 
-    batch_size: int = Field(8, ge=1, description="images at once in scoring, evaluation and attack")
+    batch_size: int = Field(8, ge=1, description="batch size for scoring, evaluation and attacks")
 
 
 class ScoringChoices(BatchChoices):
     """How scores that look at images do it."""
 
-    score_images: int = Field(256, ge=1, description="training images that taylor and deeplift scores look at")
-    reference: str = Field("zeros", description=f"what DeepLIFT compares images with: {', '.join(REFERENCES)}")
-    rule: str = Field("rescale", description=f"how DeepLIFT passes activations: {', '.join(RULES)}")
+    score_images: int = Field(256, ge=1, description="number of training images for taylor and deeplift scores")
+    reference: str = Field("zeros", description=f"reference input for DeepLIFT: {', '.join(REFERENCES)}")
+    rule: str = Field("rescale", description=f"DeepLIFT rule for activations: {', '.join(RULES)}")
 
 
 class EvaluatingChoices(BatchChoices):
     """How detections are made and timed."""
 
-    score_threshold: float = Field(0.001, ge=0, lt=1, description="detections score above this")
-    iou_threshold: float = Field(0.45, gt=0, le=1, description="non-maximum suppression's overlap")
-    max_detections: int = Field(100, ge=1, description="kept per image; COCO's AP counts at most 100")
-    latency_runs: int = Field(30, ge=3, description="timed runs of each of control and artefact")
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="keep detections with a score above this")
+    iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
+    max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
+    latency_runs: int = Field(30, ge=3, description="timed runs of each model")
 
 
 def split_names(value: Any) -> Any:

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from prunekit.compaction import CompactionResult, compact
 from prunekit.errors import InputError
+from prunekit.pipeline.config import AS_GIVEN, Unit, Variant
 from prunekit.pipeline.detector_file import PrunedDetector, architecture_of, open_detector, require_weights
+from prunekit.pipeline.examples import DESCRIPTION
 from prunekit.pipeline.latency import ACCELERATED, EAGER, Latency
 from prunekit.pipeline.progress import Progress
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.stage_inputs import Artefact
+from prunekit.pipeline.stage_store import DONE, sha256
 from prunekit.pipeline.stages import MODEL
 from prunekit.prune.tensor_files import load_tensors
+
+# Whatever the variant: these two units are of every one of them.
+_UNPRUNED = (Unit(AS_GIVEN, 0).stem, Unit(Variant("", "", ""), 0).stem)
 
 
 def compacted(artefact: Artefact, x: Tensor, progress: Progress) -> CompactionResult | None:
@@ -70,7 +76,10 @@ def find_detector(
         InputError: There is no such detector, or several.
     """
     if (source / "units").is_dir():
-        source = _unit_model(RunFolder(source), unit)
+        run = RunFolder(source)
+        source = _unit_model(run, unit)
+        if architecture_of(source) is None:  # the weights as given, which only the run says more about
+            model, num_classes, width = _architecture_of_run(run)
     elif unit is not None:
         raise InputError(f"--unit: expected with a run folder, but {source} is none.")
     elif source.is_dir():
@@ -104,12 +113,31 @@ def _unit_model(run: RunFolder, unit: str | None) -> Path:
     stem = unit or able[0]
     if stem not in stems:
         raise InputError(f"--unit: expected one of {_listed(able)} of the run {run.root}, got {stem!r}.")
+    if stem in _UNPRUNED and (weights := _unpruned_model(run, stem)) is not None:
+        return weights
     masks = load_tensors(run.root / "masks" / f"{stem}.safetensors", "masks")
     folders = [*(run.root / "stages").glob("finetune-*"), *(run.root / "stages").glob("prune-*")]
     for folder in folders:
         if (folder / MODEL).is_file() and _has_masks(folder / MODEL, masks):
             return folder / MODEL
     raise InputError(f"Expected {run.root} to hold the model of {stem}, but none of its {len(folders)} stages has it.")
+
+
+def _unpruned_model(run: RunFolder, stem: str) -> Path | None:
+    """Return the file that ratio 0 was evaluated from; None where it is not there any more."""
+    config, inputs = run.read_json("config.json"), run.read_json("inputs.json")
+    weights = Path(config["weights"])
+    if stem == Unit(AS_GIVEN, 0).stem or not config["pretrain_epochs"]:
+        return weights if weights.is_file() and sha256(weights) == inputs["weights_sha256"] else None
+    pretrained = (run.root / "stages").glob(f"pretrain-*/{DONE}")
+    latest = max(pretrained, key=lambda done: done.stat().st_mtime_ns, default=None)
+    return latest and latest.parent / MODEL
+
+
+def _architecture_of_run(run: RunFolder) -> tuple[str, int, float]:
+    """Return model, number of classes and width of the detector that a run was given."""
+    config, categories = run.read_json("config.json"), run.read_json(DESCRIPTION)["categories"]
+    return str(config["model"]), len(categories), float(config["width"])
 
 
 def _has_masks(path: Path, masks: dict[str, Tensor]) -> bool:

@@ -84,47 +84,50 @@ class Unit:
 class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
-    model: str = Field(description=f"detector: {', '.join(MODELS)}")
-    weights: Path = Field(description="darknet .weights file, or a .safetensors one that prunekit wrote")
-    data: Path = Field(description="folder in COCO's layout, or the annotations' JSON file")
-    out: Path = Field(description="run folder")
-    width: float = Field(1.0, gt=0, le=4, description="the detector's channels relative to darknet's")
+    model: str = Field(description=f"detector architecture: {', '.join(MODELS)}")
+    weights: Path = Field(description="darknet .weights file, or .safetensors file written by prunekit")
+    data: Path = Field(description="evaluation data: folder in COCO layout, or annotation JSON file")
+    out: Path = Field(description="run folder; an interrupted run in it is resumed")
+    width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to darknet's")
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
     )
     scores: tuple[str, ...] = Field(
-        ("scaled",), description=f"what ranks the weights, one or more of: {', '.join(SCORES)}"
+        ("scaled",), description=f"scores that rank the weights, one or more of: {', '.join(SCORES)}"
     )
     structure: tuple[str, ...] = Field(
-        ("unstructured",), description=f"what is dropped, one or more of: {', '.join(STRUCTURES)}"
+        ("unstructured",), description=f"what to prune, one or more of: {', '.join(STRUCTURES)}"
     )
     pruning: tuple[str, ...] = Field(
-        ("one-shot",), description=f"by the scores as they are or optimised ones, one or more of: {', '.join(PRUNINGS)}"
+        ("one-shot",),
+        description=f"use the scores as they are, or optimize them first; one or more of: {', '.join(PRUNINGS)}",
     )
-    scope: str = Field("layer", description=f"where scores compete: {', '.join(SCOPES)}")
-    keep_stem_and_heads: bool = Field(False, description="leave the first convolution and the heads unpruned")
+    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     train_data: Path | None = Field(
-        None, description="data to train on, like --data; without it nothing trains and one-shot masks are all"
+        None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
-    pretrain_epochs: int = Field(0, ge=0, description="passes of robust pre-training (0: the weights have had it)")
-    optimise_epochs: int = Field(20, ge=1, description="passes in which scores are optimised")
-    finetune_epochs: int = Field(20, ge=0, description="passes of fine-tuning after pruning")
-    pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak of pre-training")
+    pretrain_epochs: int = Field(
+        0, ge=0, description="epochs of robust pre-training (0: the weights are already trained)"
+    )
+    optimise_epochs: int = Field(20, ge=1, description="epochs of score optimization")
+    finetune_epochs: int = Field(20, ge=0, description="epochs of fine-tuning after pruning")
+    pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of pre-training")
     score_optimizer: str = Field(
-        "sgd", description="what moves the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+        "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
     )
     share_scores_at: float | None = Field(
         None,
         ge=0,
         lt=100,
-        description="optimise scores once, at this ratio, and prune by them at every one (not given: anew for each)",
+        description="optimize scores once, at this ratio, and use them for all ratios (default: once per ratio)",
     )
     optimise_learning_rate: float | None = Field(
-        None, gt=0, description="peak of the scores' optimisation (not given: 0.1 for sgd, 0.003 for adamw)"
+        None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
     )
-    finetune_learning_rate: float = Field(1e-2, gt=0, description="peak of fine-tuning")
+    finetune_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of fine-tuning")
     attack: str = Field("paper", description=f"white-box attack: {', '.join(PRESETS)}, or none")
-    transfer: bool = Field(False, description="also evaluate the attack made on the unpruned model")
+    transfer: bool = Field(False, description="also evaluate under the attack generated on the unpruned model")
 
     @field_validator("ratios")
     @classmethod

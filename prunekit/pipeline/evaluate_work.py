@@ -86,7 +86,7 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
     """Evaluate a detector clean, under each attack, and as far as asked check and time it."""
     progress = progress or SilentProgress()
     with prepared(config, "evaluate"):
-        dataset = open_data(config, config.data, progress)
+        dataset = open_data(config, config.data, progress, keep=True)
         artefact = opened(config, config.weights, dataset)
         source = _source(config, artefact)
         for detector in (artefact, *([source] if source else [])):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prunekit.detection import CocoDataset
+from prunekit.detection.kept_images import KeptImages
 from prunekit.pipeline.choices import SharedChoices
 from prunekit.pipeline.progress import Progress
 
@@ -21,17 +22,27 @@ class Inputs:
     train_data_sha256: str = ""
 
 
-def open_data(config: SharedChoices, path: Path, progress: Progress) -> CocoDataset:
-    """Open a data set as the configuration wants its images, and say what was left out."""
+def open_data(config: SharedChoices, path: Path, progress: Progress, keep: bool = False) -> CocoDataset:
+    """Open a data set as the configuration wants its images, and say what was left out.
+
+    Args:
+        config: Size, colors and number of the images.
+        path: A folder in COCO's layout, or the annotations' JSON file.
+        progress: Told of every kind of entry that was skipped.
+        keep: Keep decoded images, up to `KEPT_BYTES`, for a data set that is passed over many times.
+    """
     dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
     for kind, count in dataset.skipped_by_reason.items():
         first = next(skip for skip in dataset.skipped if (skip.kind or skip.reason) == kind)
         progress.message(f"skipped {count} {kind}: {first.what} {first.reason}{' …' if count > 1 else ''}")
+    dataset.kept = KeptImages() if keep else None
     return dataset
 
 
 def data_digest(dataset: CocoDataset, progress: Progress) -> str:
     """Hash a data set, decoding every image once: a damaged one ends the run now, not after an hour.
+
+    Where the data set keeps images, this is the only time that those are decoded.
 
     Raises:
         InputError: When an image cannot be decoded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -16,11 +17,13 @@ from prunekit.errors import InputError
 class _Guarded(Dataset["Sample | InputError"]):
     """A data set that returns what is wrong with an image instead of raising it.
 
-    A worker's exception would reach the user wrapped into the worker's traceback.
+    A worker's exception would reach the user wrapped into the worker's traceback. Nothing is kept here: each worker
+    would keep images of its own.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:
-        self.dataset = dataset
+        self.dataset = copy.copy(dataset)
+        self.dataset.kept = None
 
     def __getitem__(self, index: int) -> Sample | InputError:
         try:
@@ -34,6 +37,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Yield the samples of a data set in batches; the same ones in the same order for any number of workers.
 
+    Images that the data set keeps are neither decoded nor sent between processes; of the others, it keeps what fits.
+
     Args:
         dataset: letterboxed images with their objects.
         batch_size: samples a batch; the last one may be smaller.
@@ -43,10 +48,39 @@ def load_batches(
     Raises:
         InputError: an image cannot be read.
     """
+    indices = range(len(dataset)) if order is None else order
+    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    missing = [[index for index in chunk if not _is_kept(dataset, index)] for chunk in chunks]
+    decoded = _decode_batches(dataset, [chunk for chunk in missing if chunk], workers)
+    for chunk, absent in zip(chunks, missing, strict=True):
+        if len(absent) == len(chunk):
+            yield next(decoded)
+        else:
+            yield _with_kept(dataset, chunk, absent, next(decoded) if absent else None)
+
+
+def _is_kept(dataset: CocoDataset, index: int) -> bool:
+    return dataset.kept is not None and dataset.images[index].id in dataset.kept
+
+
+def _with_kept(dataset: CocoDataset, chunk: Sequence[int], absent: Sequence[int], decoded: Batch | None) -> Batch:
+    """Join the images of a batch that were decoded with those that are kept."""
+    samples = {index: _sample(decoded, row) for row, index in enumerate(absent) if decoded is not None}
+    return collate(samples.get(index) or dataset[index] for index in chunk)
+
+
+def _sample(batch: Batch, row: int) -> Sample:
+    target = batch.targets[row]
+    return Sample(batch.images[row], target.boxes, target.labels, batch.image_ids[row], batch.letterboxes[row])
+
+
+def _decode_batches(dataset: CocoDataset, chunks: list[list[int]], workers: int) -> Iterator[Batch]:
+    """Yield batches of these indices, decoded, and let the data set keep what fits."""
+    if not chunks:
+        return
     loader = DataLoader(
         _Guarded(dataset),
-        batch_size,
-        sampler=range(len(dataset)) if order is None else order,
+        batch_sampler=chunks,
         num_workers=workers,
         collate_fn=_collate_or_fail,
         worker_init_fn=_leave_interrupts_to_the_parent,
@@ -56,6 +90,9 @@ def load_batches(
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
+        if dataset.kept is not None:
+            for image_id, image in zip(batch.image_ids, batch.images, strict=True):
+                dataset.kept.keep(image_id, image)
         yield batch
 
 

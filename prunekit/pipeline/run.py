@@ -95,7 +95,7 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[CocoDataset, CocoDataset | None, PrunedDetector]:
     """Open the data and load the weights, cheapest check first."""
     require_weights(config.weights)
-    dataset = open_data(config, config.data, progress)
+    dataset = open_data(config, config.data, progress, keep=True)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, config.train_data, progress)

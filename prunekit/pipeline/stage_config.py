@@ -12,39 +12,44 @@ from prunekit.detection import MODELS
 from prunekit.pipeline.choices import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 
-_WEIGHTS = "darknet .weights file, or a .safetensors one that prunekit wrote"
-_DATA = "folder in COCO's layout, or the annotations' JSON file"
+_WEIGHTS = "darknet .weights file, or .safetensors file written by prunekit"
+_DATA = "folder in COCO layout, or annotation JSON file"
 
 
 class DetectorChoices(SharedChoices):
     """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
 
-    model: str | None = Field(None, description=f"detector: {', '.join(MODELS)}; .safetensors weights say it")
+    model: str | None = Field(
+        None, description=f"detector architecture: {', '.join(MODELS)} (default: from .safetensors weights)"
+    )
     width: float | None = Field(
-        None, gt=0, le=4, description="channels relative to darknet's (1 if not given; .safetensors weights say it)"
+        None,
+        gt=0,
+        le=4,
+        description="width multiplier: channels relative to darknet's (default: from .safetensors weights, else 1)",
     )
 
 
 class _Epochs(TrainingChoices):
-    epochs: int = Field(20, ge=1, description="passes over the data")
+    epochs: int = Field(20, ge=1, description="number of epochs")
 
 
 class _TrainingOfWeights(_Epochs):
-    learning_rate: float = Field(1e-2, gt=0, description="its peak")
+    learning_rate: float = Field(1e-2, gt=0, description="peak learning rate")
 
 
 class TrainStage(DetectorChoices, _TrainingOfWeights):
     """Train every parameter, from given weights or from scratch."""
 
-    weights: Path | None = Field(None, description=f"what to start from: {_WEIGHTS}; from scratch if not given")
-    data: Path = Field(description=f"images to train on: {_DATA}")
+    weights: Path | None = Field(None, description=f"initial weights: {_WEIGHTS} (default: train from scratch)")
+    data: Path = Field(description=f"training data: {_DATA}")
 
 
 class FinetuneStage(DetectorChoices, _TrainingOfWeights):
     """Train a pruned detector with its masks held."""
 
     weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
-    data: Path = Field(description=f"images to train on: {_DATA}")
+    data: Path = Field(description=f"training data: {_DATA}")
 
 
 class ScoreStage(DetectorChoices, ScoringChoices):
@@ -52,10 +57,10 @@ class ScoreStage(DetectorChoices, ScoringChoices):
 
     weights: Path = Field(description=_WEIGHTS)
     data: Path | None = Field(
-        None, description=f"images for taylor and deeplift, and what tells a .weights file's classes: {_DATA}"
+        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {_DATA}"
     )
-    scores: str = Field("scaled", description=f"what ranks the weights: {', '.join(SCORES)}")
-    train_attack: str = Field("paper", description="the attack of DeepLIFT's reference clean: a PGD preset")
+    scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
+    train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
 
 
 class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
@@ -63,22 +68,25 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
 
     weights: Path = Field(description=_WEIGHTS)
     ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
-    structure: str = Field("unstructured", description=f"what is dropped: {', '.join(STRUCTURES)}")
-    scope: str = Field("layer", description=f"where scores compete: {', '.join(SCOPES)}")
-    keep_stem_and_heads: bool = Field(False, description="leave the first convolution and the heads unpruned")
+    structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
+    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str | None = Field(
-        None, description=f"what ranks the weights: {', '.join(SCORES)} (scaled if there is no --scores-file either)"
+        None,
+        description=f"scores that rank the weights: {', '.join(SCORES)} (default: scaled without --scores-file)",
     )
-    scores_file: Path | None = Field(None, description="scores.safetensors of prunekit score, instead of --scores")
-    optimise_scores: bool = Field(False, description="optimise the scores on --data before they decide")
+    scores_file: Path | None = Field(
+        None, description="scores.safetensors written by prunekit score, instead of --scores"
+    )
+    optimise_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(
-        None, description=f"images to learn from, and what tells a .weights file's classes: {_DATA}"
+        None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
     )
     score_optimizer: str = Field(
-        "sgd", description="what moves the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+        "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="peak of the scores' optimisation (not given: 0.1 for sgd, 0.003 for adamw)"
+        None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
     )
 
     @field_validator("ratio")
@@ -103,13 +111,14 @@ class EvaluateStage(DetectorChoices, EvaluatingChoices):
     weights: Path = Field(description=_WEIGHTS)
     data: Path = Field(description=_DATA)
     attack: tuple[str, ...] = Field(
-        ("paper",), description=f"one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
+        ("paper",), description=f"attacks, one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
     )
     transfer_from: Path | None = Field(
-        None, description="weights of another detector, such as the unpruned one, to transfer each attack from"
+        None,
+        description="weights of another detector, such as the unpruned one, on which transferred attacks are generated",
     )
-    check: bool = Field(False, description="check that the figures are ordered as a sound evaluation's must be")
-    latency: bool = Field(False, description="accelerate the detector, and time it beside the dense one")
+    check: bool = Field(False, description="run sanity checks on the evaluation under attack")
+    latency: bool = Field(False, description="accelerate the detector and time it against the dense one")
 
     @field_validator("attack", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import attack_identity
@@ -42,6 +43,7 @@ from prunekit.prune import (
     apply_masks,
     initial_scores,
     load_scores,
+    prunable_layers,
     save_scores,
     score_named,
 )
@@ -83,6 +85,14 @@ def score(
         save_scores(folder.file(SCORES_FILE), make_scores(start.model, choices, data, attack, bench.progress))
         folder.finish({}, SCORES_FILE)
     return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
+
+
+def unpruned(start: Artefact) -> Artefact:
+    """Return a detector at ratio 0: a copy whose masks keep every weight, in memory alone since no file differs."""
+    masks = {
+        name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in prunable_layers(start.model).items()
+    }
+    return Artefact(copy.deepcopy(start.model), start.width, start.sha256, masks)
 
 
 def prune_one_shot(

@@ -30,7 +30,7 @@ from prunekit.pipeline.latency import Latency, accelerate_and_time
 from prunekit.pipeline.results import RatioResult, finite_or_none
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stages import finetune, optimise_scores, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.stages import finetune, optimise_scores, prune_one_shot, prune_optimised, score, unpruned
 from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
 from prunekit.processor import processor
 from prunekit.prune import (
@@ -113,9 +113,7 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Artefact, float | None]:
     """Prune by the variant's rule, and fine-tune where there is data and something was dropped."""
     config, variant, training = job.config, unit.variant, job.training
     if unit.ratio == 0:
-        whole = job.given if variant == AS_GIVEN else job.start
-        scores, scores_sha256 = score(job.bench, whole, score_choices(config, "magnitude"), None)
-        return prune_one_shot(job.bench, whole, scores, scores_sha256, MaskRule(0)), None
+        return unpruned(job.given if variant == AS_GIVEN else job.start), None
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
     scores, scores_sha256 = score(job.bench, job.start, score_choices(config, variant.scores), training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from prunekit import cli
 from prunekit.compaction import Certificate
 from prunekit.console import compacted_table
 from prunekit.detection import save_darknet_weights, yolov3_tiny
+from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
+from prunekit.pipeline.compaction_work import find_detector
+from prunekit.pipeline.detector_file import open_detector
 from prunekit.report import write_report
 from tests.support.commands import succeed
 
@@ -101,6 +105,23 @@ def test_a_run_s_unit_is_compacted_rounded_and_exported(filter_run: RunFolder, t
     for a, b in zip(small(x), session.run(None, {session.get_inputs()[0].name: x.numpy()}), strict=True):
         assert torch.allclose(a, torch.from_numpy(b), rtol=1e-3, atol=1e-4)
     assert sum(width % 2 for width in widths) <= 1  # a layer that is odd may be whole
+
+
+def test_units_that_nothing_was_dropped_from_are_found(config: RunConfig, weights: Path, tmp_path: Path) -> None:
+    changes = {"pretrain_epochs": 1, "max_steps": 1, "train_data": config.data, "objective": "clean"}
+    changes |= {"ratios": (0,), "finetune_epochs": 0, "weights": shutil.copy(weights, tmp_path / "net.weights")}
+    folder = run(make_config(**{**config.model_dump(), **changes, "out": tmp_path / "run"}))
+    assert [path.name.partition("-")[0] for path in (folder.root / "stages").iterdir()] == ["pretrain"]
+    (pretrained,) = folder.root.glob("stages/*/model.safetensors")
+    for unit, source in (("as_given", weights), ("ratio_0", pretrained)):
+        expected = open_detector(source, "yolov3-tiny", 6, WIDTH).model.state_dict()
+        found = find_detector(folder.root, unit)
+        assert found.masks is None
+        assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
+    (tmp_path / "net.weights").unlink()
+    with pytest.raises(InputError, match="none of its 0 stages has it"):
+        find_detector(folder.root, "as_given")
+    assert run(make_config(**{**config.model_dump(), **changes, "weights": weights, "out": tmp_path / "run"}))
 
 
 def test_a_stage_s_folder_and_a_darknet_file_are_compacted(weights: Path, shapes_data: Path, tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_a_run_can_share_scores_among_its_ratios(shapes_config: RunConfig, tmp_p
         for ratio in (50, 80):
             file = out / "masks" / f"unstructured-scaled-optimised-ratio_{ratio}.safetensors"
             masks[at, ratio] = torch.cat([mask.flatten() for _, mask in sorted(load_file(file).items())])
-    assert stages[None] == ["prune", "prune", "prune", "score", "score"]  # one of each is of the unpruned model
-    assert stages[80] == ["optimise", "prune", "prune", "prune", "score", "score"]
+    assert stages[None] == ["prune", "prune", "score"]  # nothing of the unpruned model
+    assert stages[80] == ["optimise", "prune", "prune", "score"]
     assert not (masks[80, 80] & ~masks[80, 50]).any()
     assert (masks[80, 50] != masks[None, 50]).any()  # of 138,492 weights, 18,000 and more on two processors
     assert torch.equal(masks[80, 80], masks[None, 80])

@@ -5,24 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.detection import Batch, CocoDataset
+from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline.loading import load_batches
 from tests.support.coco_files import small_content, write_coco
+from tests.support.loaded_batches import assert_same
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> CocoDataset:
     """Three images, the last one without objects."""
     return CocoDataset.open(write_coco(tmp_path, small_content()), image_size=32)
-
-
-def assert_same(a: Batch, b: Batch) -> None:
-    assert torch.equal(a.images, b.images)
-    assert (a.image_ids, a.letterboxes) == (b.image_ids, b.letterboxes)
-    for first, second in zip(a.targets, b.targets, strict=True):
-        assert torch.equal(first.boxes, second.boxes)
-        assert torch.equal(first.labels, second.labels)
 
 
 @pytest.mark.parametrize("order", [None, [2, 0, 1], [1]])
