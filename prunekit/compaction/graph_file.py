@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from prunekit.dry_run import without_memory
 from prunekit.engine.signature import Signature
@@ -43,7 +44,7 @@ class ProgramModel(nn.Module):
             KeyError, TypeError, ValueError, AttributeError: The document describes none.
         """
         super().__init__()
-        self.shapes = [list(shape) for shape in document["shapes"]]
+        self.shapes = [list(map(_size, shape)) for shape in document["shapes"]]
         self.is_size_free = bool(document["is_size_free"])
         self._signature = _read_signature(document)
         found = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
@@ -74,10 +75,10 @@ class ProgramModel(nn.Module):
             return
         with without_memory():
             inputs = [
-                torch.empty([int(n) for n in shape], dtype=_constant("dtype", dtype))
+                torch.empty(shape, dtype=_constant("dtype", dtype))
                 for shape, dtype in zip(self.shapes, dtypes, strict=True)
             ]
-            outputs = self._graph_module(*inputs)
+            outputs = _DryRun(self._graph_module).run(*inputs)
             expected = self._signature.results.num_tensors
             if len(outputs) != expected:
                 raise ValueError(f"{expected} values are to leave the program, but {len(outputs)} do")
@@ -93,6 +94,26 @@ class ProgramModel(nn.Module):
             if found != shape and not (is_free and found[1] == shape[1]):
                 free = "any number, height and width" if self.is_size_free else "no other size"
                 raise InputError(f"Expected an input of shape {shape} ({free}), got {found}.")
+
+
+class _DryRun(fx.Interpreter):
+    """Runs a program, and checks what kernels without memory leave unchecked: that dimensions are there."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(target, torch._ops.OpOverload):
+            names = (argument.name for argument in target._schema.arguments)
+            _check_dims(target._schema.name, {**dict(zip(names, args, strict=False)), **kwargs})
+        return super().call_function(target, args, kwargs)
+
+
+def _check_dims(operator_name: str, given: Mapping[str, Any]) -> None:
+    tensors = [value for value in tree_leaves(dict(given)) if isinstance(value, Tensor)]
+    if not tensors:
+        return
+    rank = max(tensors[0].dim(), 1) + (operator_name in ("aten::unsqueeze", "aten::stack"))
+    for dim in tree_leaves([given.get(name) for name in ("dim", "dims", "dim0", "dim1", "start_dim", "end_dim")]):
+        if isinstance(dim, int) and not -rank <= dim < rank:
+            raise IndexError(f"{operator_name} is to work on dimension {dim} of {rank}")
 
 
 class _Holder(nn.Module):
@@ -235,6 +256,12 @@ def _read_graph(document: Mapping[str, Any]) -> fx.Graph:
             node = graph.output(tuple(map(decode, entry["args"])))
         nodes[entry["name"]] = node
     return graph
+
+
+def _size(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no size")
+    return value
 
 
 def _constant(kind: str, value: str) -> Any:

@@ -161,6 +161,24 @@ def test_a_file_that_calls_something_else_is_refused(small_classifier: Compactio
         prunekit.load(path)
 
 
+@pytest.mark.parametrize("damage", ["dimension", "size as text"])
+def test_what_kernels_without_memory_do_not_check_is_found_at_load(damage: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Softmax(1)).eval()
+    path = tmp_path / "small.prunekit"
+    prunekit.save(compact(net, torch.rand(1, 3, 16, 16), latency_runs=0), path)
+    content = documents.read(path, "a model")
+    document = copy.deepcopy(dict(content.document))
+    program = document["program"]
+    if damage == "dimension":  # softmax on meta tensors takes any
+        (softmax,) = (node for node in program["nodes"] if node.get("target") == "aten.softmax.int")
+        softmax["args"][1] = -101
+    else:
+        program["shapes"][0][1] = "3"
+    documents.write(path, content.tensors, document)
+    with pytest.raises(InputError, match="damaged"):
+        prunekit.load(path)
+
+
 def test_a_certificate_survives_json(small_detector: CompactionResult) -> None:
     certificate = small_detector.certificate
     assert Certificate.from_json(certificate.to_json()) == certificate
