@@ -27,7 +27,7 @@ from torch import Tensor
 from bench.captum_deeplift import captum_contributions
 from prunekit.comparison import relative_rms
 from prunekit.detection import Detector, yolov3
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment
 from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
 from prunekit.prune.layers import prunable_layers
 

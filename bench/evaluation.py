@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunekit.detection import MODELS, CocoDataset, Detector, decode, nms, render_shapes_dataset
 from prunekit.detection.boxes import split_anchors
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment
 from prunekit.timing import time_in_turn
 
 SCORE_THRESHOLD = 0.001

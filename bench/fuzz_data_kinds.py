@@ -20,7 +20,7 @@ from prunekit.detection import (
     save_darknet_weights,
     yolov3_tiny,
 )
-from prunekit.pipeline.detector_file import PrunedDetector, architecture_of, open_detector, save_detector
+from prunekit.pipeline.checkpoint import PrunedDetector, architecture_of, open_detector, save_detector
 from prunekit.prune import MaskRule, apply_masks, score_model
 
 _IMAGE_SIZE = 64  # pixels

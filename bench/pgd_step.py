@@ -17,9 +17,9 @@ from torch import Tensor
 
 from prunekit.attacks import PgdConfig, pgd
 from prunekit.detection import MODELS, Target
-from prunekit.pipeline.environment import describe_environment
-from prunekit.pipeline.tasks import detector_task
+from prunekit.environment import describe_environment
 from prunekit.timing import time_in_turn
+from prunekit.training.tasks import detector_task
 
 STEPS = 5
 

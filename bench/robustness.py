@@ -29,17 +29,15 @@ from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.demo import DemoConfig, prepare_demo
 from prunekit.detection import CocoDataset
+from prunekit.environment import describe_environment, thread_count
 from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import evaluate_cases
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
-from prunekit.pipeline.detector_file import open_detector
-from prunekit.pipeline.environment import describe_environment
-from prunekit.pipeline.evaluation_cases import evaluate_cases
-from prunekit.pipeline.inputs import data_digest
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import finetune, pretrain, prune_one_shot, prune_optimised, score
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import Artefact, Bench, Training, open_detector
+from prunekit.pipeline.results import data_digest
+from prunekit.pipeline.steps import finetune, pretrain, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.store import StageStore, sha256
 from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimisation
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
 

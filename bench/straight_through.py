@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection import MODELS
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment
 from prunekit.prune import STRUCTURES, MaskRule, StraightThrough, channel_groups, score_model
 from prunekit.timing import time_in_turn
 

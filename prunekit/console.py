@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
-from prunekit.pipeline.attack_check_rules import CheckReport
-from prunekit.pipeline.progress import Description
+from prunekit.evaluation.sanity_rules import CheckReport
+from prunekit.progress import Description
 from prunekit.report import Row, variants
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ _FIGURES = (
 
 
 class ConsoleProgress:
-    """A `prunekit.pipeline.Progress` that draws one bar a running loop; use it as a context manager."""
+    """A `prunekit.progress.Progress` that draws one bar a running loop; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._bars = RichBars(

@@ -27,11 +27,11 @@ from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
 from prunekit.pipeline.claimed_folder import check_folder
-from prunekit.pipeline.objectives import Clean
-from prunekit.pipeline.tasks import Task, detector_task
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.training import train
 from prunekit.report import write_report
+from prunekit.training.config import TrainConfig
+from prunekit.training.loop import train
+from prunekit.training.objectives import Clean
+from prunekit.training.tasks import Task, detector_task
 
 # Robust pre-training of a net this small needs the rate that trained it: at a gentle one it stays as fragile as it was.
 PRETRAIN_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1.2e-2, 6e-3

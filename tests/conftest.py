@@ -15,10 +15,10 @@ from shared_folder import shared_folder
 from stage_commands import prune_filters, train_for_a_moment, working_options
 
 from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.environment import thread_count
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
-from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.training import train
+from prunekit.training.config import TrainConfig
+from prunekit.training.loop import train
 
 SHAPES_SIZE = 96
 SHAPES_WIDTH = 0.125

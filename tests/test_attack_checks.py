@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from prunekit.attacks import AttackLosses, PgdConfig, pgd
 from prunekit.detection import Annotation, CocoDataset, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.detection.yolov3 import YOLOv3Tiny
+from prunekit.evaluation import sanity_rules as rules
+from prunekit.evaluation.evaluate import Perturbation, Spread
+from prunekit.evaluation.sanity_checks import check_evaluation, first_images_with_objects, one_object
+from prunekit.evaluation.sanity_rules import Check, CheckReport, MeaninglessEvaluationError
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline import attack_check_rules as rules
-from prunekit.pipeline.attack_check_rules import Check, CheckReport, MeaninglessEvaluationError
-from prunekit.pipeline.attack_checks import check_evaluation, first_images_with_objects, one_object
-from prunekit.pipeline.evaluate import Perturbation, Spread
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,9 +14,9 @@ from prunekit.attacks.presets import STANDARD
 from prunekit.detection import CocoDataset, Detector, Target, detection_loss, load_darknet_weights, yolov3_tiny
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.boxes import split_anchors
+from prunekit.detection.rates import attack_success
+from prunekit.evaluation.evaluate import Evaluation, evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline.detection_rates import attack_success
-from prunekit.pipeline.evaluate import Evaluation, evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from training_problems import labelled_images, rectangles, small_classifier, small_detector
 
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import STANDARD_AUGMENTATION
-from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint, tensors_digest
-from prunekit.pipeline.objectives import Clean, Objective, ObjectiveConfig, make_objective
-from prunekit.pipeline.tasks import classifier_task, detector_task
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training import optimise
-from prunekit.pipeline.training_data import TrainingData
-from prunekit.pipeline.training_log import TrainingLog
+from prunekit.training.augment import STANDARD_AUGMENTATION
+from prunekit.training.config import TrainConfig
+from prunekit.training.data import TrainingData
+from prunekit.training.log import TrainingLog
+from prunekit.training.loop import optimise
+from prunekit.training.objectives import Clean, Objective, ObjectiveConfig, make_objective
+from prunekit.training.state import TrainState, load_checkpoint, save_checkpoint, tensors_digest
+from prunekit.training.tasks import classifier_task, detector_task
 
 ADAMW = TrainConfig(epochs=3, batch_size=4, augmentation=STANDARD_AUGMENTATION, checkpoint_every=1, ema_decay=0.9)
 DETECTION = dataclasses.replace(ADAMW, sizes=(32, 64))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stage_commands import COMMANDS, SIZE
 
 from prunekit.pipeline import RunConfig, read_rows
-from prunekit.pipeline.detector_file import open_detector
+from prunekit.pipeline.checkpoint import open_detector
 from prunekit.prune import sparsity
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from bench.mutations import places_of
 from prunekit.detection import CocoDataset, Detections, evaluate_detections
 from prunekit.errors import InputError
-from prunekit.pipeline.choices import SharedChoices
-from prunekit.pipeline.inputs import open_data
-from prunekit.pipeline.progress import SilentProgress
+from prunekit.pipeline.config import SharedChoices
+from prunekit.pipeline.results import open_data
+from prunekit.progress import SilentProgress
 
 SIZE = 64
 

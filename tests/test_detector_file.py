@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit.detection import Detector, save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
-from prunekit.pipeline.detector_file import FORMAT, Architecture, architecture_of, open_detector, save_detector
+from prunekit.pipeline.checkpoint import FORMAT, Architecture, architecture_of, open_detector, save_detector
 from prunekit.prune import MaskRule, apply_masks, score_model
 
 WIDTH = 0.03

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from training_problems import rectangles, small_detector
 
 from prunekit.detection.boxes import split_anchors
-from prunekit.pipeline.tasks import detector_task
+from prunekit.training.tasks import detector_task
 
 
 def _generator(seed: int = 0) -> torch.Generator:

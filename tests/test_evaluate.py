@@ -18,11 +18,10 @@ from torch import Tensor
 from prunekit.attacks import Attack, CarliniWagnerConfig, GradientError, PgdConfig, StrongConfig, uniform_noise
 from prunekit.attacks.presets import PAPER, STANDARD
 from prunekit.detection import Batch, CocoDataset, Detections, Detector, load_darknet_weights, yolov3_tiny
+from prunekit.detection.rates import attack_success, confident
 from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import Evaluation, evaluate, evaluate_cases, evaluation_cases
 from prunekit.pipeline import RunConfig, SilentProgress, make_config
-from prunekit.pipeline.detection_rates import attack_success, confident
-from prunekit.pipeline.evaluate import Evaluation, evaluate
-from prunekit.pipeline.evaluation_cases import evaluate_cases, evaluation_cases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -24,7 +24,7 @@ from prunekit.errors import InputError
 from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import build_whole_graph
 from prunekit.ops.native import native_status
-from prunekit.pipeline.detector_file import save_detector
+from prunekit.pipeline.checkpoint import save_detector
 
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 TINY = ["--model", "yolov3-tiny", "--width", "0.1", "--image-size", "64", "--threads", "1"]

@@ -18,7 +18,7 @@ from torch import nn
 from prunekit.detection import load_darknet_weights, save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.detector_file import architecture_of, open_detector
+from prunekit.pipeline.checkpoint import architecture_of, open_detector
 
 NET = nn.Linear(2, 2)
 WIDTH = 0.03

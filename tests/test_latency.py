@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection import Detector, yolov3_tiny
+from prunekit.evaluation.latency import check_same_outputs
 from prunekit.nn import WrongOutputError
 from prunekit.pipeline import measure_latency
-from prunekit.pipeline.latency import check_same_outputs
 
 NMS = {"score_threshold": 0.001, "iou_threshold": 0.45, "max_detections": 10}
 

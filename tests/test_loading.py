@@ -8,7 +8,7 @@ from coco_files import small_content, write_coco
 
 from prunekit.detection import Batch, CocoDataset
 from prunekit.errors import InputError
-from prunekit.pipeline.loading import load_batches
+from prunekit.training.data import load_batches
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from prunekit.attacks import PgdConfig, cross_entropy_per_image, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.detection import Target, detection_loss
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.objectives import OBJECTIVES, ObjectiveConfig, TrainBatch, make_objective
-from prunekit.pipeline.tasks import Task, classifier_task, detector_task, softmax_divergence
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.training import optimise
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import TrainConfig
+from prunekit.training.loop import optimise
+from prunekit.training.objectives import OBJECTIVES, ObjectiveConfig, TrainBatch, make_objective
+from prunekit.training.tasks import Task, classifier_task, detector_task, softmax_divergence
 
 ATTACK = PgdConfig(eps=0.1, step_size=0.03, steps=5)
 SIGMA = 0.15

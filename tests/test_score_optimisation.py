@@ -14,13 +14,12 @@ from torch import nn
 from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
-from prunekit.pipeline.detector_file import open_detector
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import optimise_scores, prune_one_shot, prune_optimised, score
-from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS
+from prunekit.pipeline.checkpoint import Artefact, Bench, Training, open_detector
+from prunekit.pipeline.steps import optimise_scores, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.store import StageStore, sha256
 from prunekit.pipeline.training_plan import make_training, score_choices, score_optimisation
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
+from prunekit.training.config import SCORE_OPTIMISATIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,16 +12,16 @@ from training_problems import rectangles, small_detector
 
 from prunekit.attacks import PgdConfig
 from prunekit.errors import InputError
-from prunekit.pipeline import SilentProgress, stages
-from prunekit.pipeline.checkpoints import save_checkpoint, tensors_digest
-from prunekit.pipeline.objectives import ObjectiveConfig
+from prunekit.pipeline import SilentProgress
+from prunekit.pipeline import steps as stages
+from prunekit.pipeline.checkpoint import Artefact, Bench, Training
 from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import STATE, StageStore
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training_data import ImagesInMemory
+from prunekit.pipeline.store import STATE, StageStore
 from prunekit.prune import MaskRule, sparsity
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.objectives import ObjectiveConfig
+from prunekit.training.state import TrainState, save_checkpoint, tensors_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(epochs=1, max_steps=4, batch_size=3, learning_rate=1e-3, checkpoint_every=2)

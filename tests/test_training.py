@@ -23,22 +23,22 @@ from training_problems import (
 )
 
 from prunekit.detection import MODELS, CocoDataset, Target, load_darknet_weights
+from prunekit.evaluation.evaluate import evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.evaluate import evaluate
-from prunekit.pipeline.objectives import (
+from prunekit.progress import Description
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
+from prunekit.training.data import ImagesInMemory, ImagesOnDisk, training_batches
+from prunekit.training.loop import optimise, train
+from prunekit.training.objectives import (
     OBJECTIVES,
     Clean,
     FreeAdversarialTraining,
     TrainBatch,
     make_objective,
 )
-from prunekit.pipeline.progress import Description
-from prunekit.pipeline.tasks import classifier_task, detector_task
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
-from prunekit.pipeline.train_state import TrainState, load_averages, tensors_of
-from prunekit.pipeline.training import optimise, train
-from prunekit.pipeline.training_data import ImagesInMemory, ImagesOnDisk, training_batches
+from prunekit.training.state import TrainState, load_averages, tensors_of
+from prunekit.training.tasks import classifier_task, detector_task
 
 T = TypeVar("T")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)

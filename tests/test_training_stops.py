@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from training_problems import Recorder, changed, labelled_images, small_classifier, trainable
 
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.objectives import OBJECTIVES, Clean, Objective, TrainBatch, make_objective
-from prunekit.pipeline.tasks import classifier_task
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training import TrainingDivergedError, optimise
-from prunekit.pipeline.training_data import ImagesInMemory
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.loop import TrainingDivergedError, optimise
+from prunekit.training.objectives import OBJECTIVES, Clean, Objective, TrainBatch, make_objective
+from prunekit.training.state import TrainState
+from prunekit.training.tasks import classifier_task
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
 CLEAN = Clean(classifier_task())

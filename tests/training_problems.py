@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection import Detector, Target, yolov3_tiny
-from prunekit.pipeline.train_state import tensors_of
-from prunekit.pipeline.training_data import ImagesInMemory
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.state import tensors_of
 
 SIZE = 64
 

@@ -11,9 +11,9 @@ from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
 from prunekit.detection import MODELS
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.compaction_work import example_image, find_detector
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import example_image, find_detector
 
 COMPACT_EXAMPLES = f"""
 Examples:

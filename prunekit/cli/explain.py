@@ -25,13 +25,13 @@ from prunekit.cli.explain_tables import layers_table, peers_table, shares_table,
 from prunekit.console import ConsoleProgress
 from prunekit.detection import MODELS
 from prunekit.engine.model import AcceleratedModel
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.nn import AccelerationReport
-from prunekit.pipeline.detector_file import architecture_of, open_detector
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import architecture_of, open_detector
 from prunekit.processor import processor
+from prunekit.progress import Progress
 from prunekit.prune import apply_masks, prunable_layers, sparsity
 
 EXPLAIN_EXAMPLES = """

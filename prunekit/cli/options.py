@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from prunekit.pipeline.choices import MachineChoices, ScoringChoices, SharedChoices, TrainingChoices
+from prunekit.pipeline.config import MachineChoices, ScoringChoices, SharedChoices, TrainingChoices
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {

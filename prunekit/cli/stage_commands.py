@@ -7,10 +7,10 @@ from typing import Any
 from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, checks_table, evaluation_table
-from prunekit.pipeline.choices import checked
-from prunekit.pipeline.evaluate_work import EvaluationOutcome, evaluate_stage
-from prunekit.pipeline.stage_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.stage_work import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+from prunekit.pipeline.command_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.commands import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+from prunekit.pipeline.config import checked
+from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
 
 _AGAIN = "A command that was interrupted goes on when it is given again; finished work is found and not done twice."
 

@@ -1,11 +1,11 @@
 """The pipeline: checked configurations, resumable run folders, and the stages that fill them."""
 
+from prunekit.evaluation.latency import Latency, measure_latency
 from prunekit.pipeline.config import RunConfig, make_config, parse_ratios
-from prunekit.pipeline.latency import Latency, measure_latency
-from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.results import RatioResult, read_rows
 from prunekit.pipeline.run import run
 from prunekit.pipeline.run_folder import RunFolder
+from prunekit.progress import Progress, SilentProgress
 
 __all__ = [
     "Latency",

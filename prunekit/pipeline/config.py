@@ -1,28 +1,132 @@
-"""What a run is asked to do: every choice, its default and its meaning, checked before any work."""
+"""What a run is asked to do: every choice, its default and its meaning, checked before any work.
+
+Choices that several commands share are described once, in the classes that `RunConfig` is made of.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prunekit.attacks import PRESETS
+from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import MODELS
 from prunekit.errors import InputError
-from prunekit.pipeline.choices import (
-    PRUNINGS,
-    EvaluatingChoices,
-    ScoringChoices,
-    TrainingChoices,
-    checked,
-    split_names,
-)
+from prunekit.pipeline.scoring import REFERENCES
+from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.prune.deeplift import RULES
+from prunekit.training.config import SCORE_OPTIMISATIONS
+from prunekit.training.objectives import OBJECTIVES
+
+PRUNINGS = ("one-shot", "optimised")
+
+KNOWN_NAMES: dict[str, list[str]] = {
+    "model": [*MODELS],
+    "scores": [*SCORES],
+    "structure": [*STRUCTURES],
+    "pruning": [*PRUNINGS],
+    "attack": [*PRESETS, "none"],
+    "scope": [*SCOPES],
+    "objective": [*OBJECTIVES],
+    "score_optimizer": [*SCORE_OPTIMISATIONS],
+    "train_attack": [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)],
+    "reference": [*REFERENCES],
+    "rule": [*RULES],
+}
+
+
+class MachineChoices(BaseModel):
+    """Where the work is done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
+    threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
+    workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
+
+
+class SharedChoices(MachineChoices):
+    """What every command is told: where the results go, and how images enter."""
+
+    out: Path = Field(description="folder for the results")
+    image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
+    greyscale: bool = Field(False, description="use grey values (Rec. 601) instead of colours")
+    limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+
+    @field_validator(*KNOWN_NAMES, check_fields=False)
+    @classmethod
+    def _known_names(cls, value: Any, info: Any) -> Any:
+        known = KNOWN_NAMES[info.field_name]
+        for name in value if isinstance(value, tuple) else (value,):
+            if name is not None and name not in known:
+                raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
+        return value
+
+
+class TrainingChoices(SharedChoices):
+    """How the stages that train do it."""
+
+    objective: str = Field("pgd-at", description=f"what training minimises: {', '.join(OBJECTIVES)}")
+    train_attack: str = Field("paper", description="the attack inside the objective: a PGD preset")
+    max_steps: int | None = Field(None, ge=1, description="ends each training after so many steps")
+    train_batch_size: int = Field(16, ge=1, description="images a training step")
+    batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
+        "live", description="batch normalisation in training: live, frozen-statistics or frozen"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks' passes in training")
+    augment: bool = Field(True, description="flip, scale, shift and colour training images at random")
+    checkpoint_every: int = Field(200, ge=1, description="steps between saved states, from which training goes on")
+
+
+class BatchChoices(SharedChoices):
+    """How many images are looked at together where nothing trains."""
+
+    batch_size: int = Field(8, ge=1, description="images at once in scoring, evaluation and attack")
+
+
+class ScoringChoices(BatchChoices):
+    """How scores that look at images do it."""
+
+    score_images: int = Field(256, ge=1, description="training images that taylor and deeplift scores look at")
+    reference: str = Field("zeros", description=f"what DeepLIFT compares images with: {', '.join(REFERENCES)}")
+    rule: str = Field("rescale", description=f"how DeepLIFT passes activations: {', '.join(RULES)}")
+
+
+class EvaluatingChoices(BatchChoices):
+    """How detections are made and timed."""
+
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="detections score above this")
+    iou_threshold: float = Field(0.45, gt=0, le=1, description="non-maximum suppression's overlap")
+    max_detections: int = Field(100, ge=1, description="kept per image; COCO's AP counts at most 100")
+    latency_runs: int = Field(30, ge=3, description="timed runs of each of control and artefact")
+
+
+def split_names(value: Any) -> Any:
+    """Turn "a, b" into ("a", "b"), each name once; leave what is no text as it is."""
+    return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
+
+
+Choices = TypeVar("Choices", bound=SharedChoices)
+
+
+def checked(kind: type[Choices], **choices: Any) -> Choices:
+    """Build a configuration; whatever is wrong becomes an InputError of one sentence."""
+    try:
+        return kind(**choices)
+    except ValidationError as error:
+        raise InputError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{field}: {message[0].lower()}{message[1:]}{found}."
+
 
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
@@ -30,55 +134,6 @@ _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
     "checkpoint_every",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to prune; a run follows each of them through all ratios.
-
-    Attributes:
-        structure: What is dropped, a key of `STRUCTURES`; "none" for the unpruned model that all variants share.
-        scores: What ranks it, a key of `SCORES`.
-        pruning: "one-shot", or "optimised" scores.
-    """
-
-    structure: str
-    scores: str
-    pruning: str
-
-    @property
-    def name(self) -> str:
-        """For people and files: unstructured, scaled, one-shot."""
-        return f"{self.structure}, {self.scores}, {self.pruning}"
-
-
-#: The weights as they were given, evaluated beside what robust pre-training made of them.
-AS_GIVEN = Variant("none", "none", "as given")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One variant at one ratio: what is finished or not."""
-
-    variant: Variant
-    ratio: float
-
-    @property
-    def stem(self) -> str:
-        """The stem of the unit's files; the unpruned model is every variant's ratio 0."""
-        if self.variant == AS_GIVEN:
-            return "as_given"
-        if self.ratio == 0:
-            return "ratio_0"
-        parts = (self.variant.structure, self.variant.scores, self.variant.pruning)
-        return f"{'-'.join(parts)}-ratio_{self.ratio:g}"
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        if self.variant == AS_GIVEN:
-            return "weights as given"
-        return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
 
 
 class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
@@ -182,8 +237,3 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--ratios: expected numbers separated by commas, such as 0,50,90, got {text!r}.") from None
-
-
-def digest(parts: Iterable[Any]) -> str:
-    """Return the SHA-256 of JSON-able values, as hexadecimal digits."""
-    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()

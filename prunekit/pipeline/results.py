@@ -1,16 +1,23 @@
-"""One row of results.csv: everything that is known about the model pruned at one ratio."""
+"""What is known at the end: a row of results.csv for each model, and the inputs that the numbers come from."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import math
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from prunekit.compaction import CompactionResult
+from prunekit.detection import CocoDataset, Detector
 from prunekit.errors import InputError
+from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
+from prunekit.pipeline.config import SharedChoices
+from prunekit.progress import Progress
+from prunekit.prune import ModelCost
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,6 @@ class RatioResult:
 COLUMNS = tuple(field.name for field in fields(RatioResult))
 
 
-def finite_or_none(value: float) -> float | None:
-    """Turn nan, which JSON does not have, into None."""
-    return value if math.isfinite(value) else None
-
-
 def results_csv(rows: Sequence[RatioResult]) -> str:
     """Return the rows as CSV text with a header; None becomes an empty cell."""
     text = io.StringIO()
@@ -137,3 +139,79 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(f"Expected a run folder with {path.name}, but {path} does not exist.")
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """SHA-256 of the weights file and of the data sets' images and annotations; "" where nothing trains."""
+
+    weights_sha256: str
+    data_sha256: str
+    train_data_sha256: str = ""
+
+
+def open_data(config: SharedChoices, path: Path, progress: Progress) -> CocoDataset:
+    """Open a data set as the configuration wants its images, and say what was left out."""
+    dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
+    for kind, count in dataset.skipped_by_reason.items():
+        first = next(skip for skip in dataset.skipped if (skip.kind or skip.reason) == kind)
+        progress.message(f"skipped {count} {kind}: {first.what} {first.reason}{' …' if count > 1 else ''}")
+    return dataset
+
+
+def data_digest(dataset: CocoDataset, progress: Progress) -> str:
+    """Hash a data set, decoding every image once: a damaged one ends the run now, not after an hour.
+
+    Raises:
+        InputError: When an image cannot be decoded.
+    """
+    facts = [dataset.image_size, dataset.greyscale, [asdict(category) for category in dataset.categories]]
+    data = hashlib.sha256(json.dumps(facts).encode())
+    for index in progress.track(range(len(dataset)), "checking images", len(dataset)):
+        record = dataset.images[index]
+        dataset[index]
+        data.update(json.dumps(asdict(record), sort_keys=True).encode())
+        data.update((dataset.image_folder / record.file_name).read_bytes())
+    return data.hexdigest()
+
+
+def size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, Any]:
+    """Return how much of a detector is left."""
+    return {
+        "macs": costs.macs,
+        "kept_macs": costs.kept_macs,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
+        "sparsity": masked,
+    }
+
+
+def latency_columns(latency: Latency) -> dict[str, Any]:
+    """Return a latency's medians and percentiles, in milliseconds."""
+    timings = {
+        "latency_ms_control": latency.control,
+        "latency_ms": latency.network,
+        "decode_ms": latency.decode,
+        "nms_ms": latency.nms,
+    }
+    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
+    for name, timing in timings.items():
+        columns |= {name: timing.median_ms, f"{name}_p90": timing.p90_ms, f"{name}_p99": timing.p99_ms}
+    return columns
+
+
+def compaction_columns(latency: Latency, compaction: CompactionResult | None) -> dict[str, Any]:
+    """Return the columns of results.csv on the compacted model; empty where there is none."""
+    columns: dict[str, Any] = {}
+    for kind, name in ((EAGER, "latency_ms_compacted"), (ACCELERATED, "latency_ms_compacted_accelerated")):
+        timing = latency.compacted.get(kind)
+        columns |= {name: timing.median_ms if timing else None}
+        columns |= {f"{name}_p90": timing.p90_ms if timing else None, f"{name}_p99": timing.p99_ms if timing else None}
+    fastest = min((timing.median_ms for timing in latency.compacted.values()), default=None)
+    certificate = compaction.certificate if compaction is not None else None
+    return columns | {
+        "compacted_speedup": latency.control.median_ms / fastest if fastest else None,
+        "compacted_parameters": certificate.parameters_after if certificate else None,
+        "compacted_macs": certificate.macs_after if certificate else None,
+        "compacted_difference": certificate.max_difference_float64 if certificate else None,
+    }

@@ -5,21 +5,20 @@ from __future__ import annotations
 import torch
 
 from prunekit.detection import CocoDataset
-from prunekit.pipeline.config import RunConfig, Unit
-from prunekit.pipeline.detector_file import PrunedDetector, open_detector, require_weights
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment, thread_count
+from prunekit.pipeline.checkpoint import Artefact, Bench, PrunedDetector, Training, open_detector, require_weights
+from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
-from prunekit.pipeline.inputs import Inputs, data_digest, open_data
-from prunekit.pipeline.progress import Progress, SilentProgress
+from prunekit.pipeline.results import Inputs, data_digest, open_data
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import pretrain
-from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.train_config import require_device
+from prunekit.pipeline.steps import pretrain
+from prunekit.pipeline.store import StageStore, sha256
 from prunekit.pipeline.training_plan import make_training, pretraining
-from prunekit.pipeline.unit_work import Job, do_unit
+from prunekit.pipeline.unit import Job, do_unit
+from prunekit.pipeline.variants import Unit
+from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, channel_groups
+from prunekit.training.config import require_device
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.attacks import PRESETS, attack_identity
+from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline.claimed_folder import check_folder, claimed
-from prunekit.pipeline.config import RunConfig, Unit, digest
-from prunekit.pipeline.environment import installed_version
-from prunekit.pipeline.inputs import Inputs
-from prunekit.pipeline.results import RatioResult, results_csv
-from prunekit.pipeline.stage_store import sha256
+from prunekit.pipeline.config import RunConfig
+from prunekit.pipeline.results import Inputs, RatioResult, results_csv
+from prunekit.pipeline.store import digest, sha256
+from prunekit.pipeline.variants import Unit
 
 
 class RunFolder:

@@ -13,11 +13,11 @@ from prunekit.attacks import PgdConfig, pgd
 from prunekit.detection import Detector
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.errors import InputError
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.tasks import Task, detector_task
-from prunekit.pipeline.training_data import TrainingData
+from prunekit.progress import Progress
 from prunekit.prune import score_model, score_named, taylor_scores
 from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
+from prunekit.training.data import TrainingData
+from prunekit.training.tasks import Task, detector_task
 
 REFERENCES = ("zeros", "mean", "clean")
 Batches = Iterator[tuple[Tensor, Any]]

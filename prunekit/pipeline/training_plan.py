@@ -7,15 +7,14 @@ from typing import Any
 
 from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.detection import CocoDataset
-from prunekit.pipeline.augmentation import NO_AUGMENTATION, STANDARD_AUGMENTATION
-from prunekit.pipeline.choices import ScoringChoices, TrainingChoices
-from prunekit.pipeline.config import RunConfig
-from prunekit.pipeline.objectives import ObjectiveConfig
-from prunekit.pipeline.progress import Progress
+from prunekit.pipeline.checkpoint import Training
+from prunekit.pipeline.config import RunConfig, ScoringChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.stage_inputs import Training
-from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS, TrainConfig
-from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_into_memory
+from prunekit.progress import Progress
+from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATIONS, TrainConfig
+from prunekit.training.data import ImagesOnDisk, TrainingData, read_into_memory
+from prunekit.training.objectives import ObjectiveConfig
 
 # Larger data sets are read from disk in every epoch.
 MAX_BYTES_IN_MEMORY = 2**30

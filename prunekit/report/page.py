@@ -13,8 +13,8 @@ from PIL import Image
 
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
-from prunekit.pipeline.config import AS_GIVEN, Unit, Variant
 from prunekit.pipeline.examples import DESCRIPTION
+from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.report.pictures import LabelledBox, draw_boxes
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
 

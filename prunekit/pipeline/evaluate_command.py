@@ -23,23 +23,19 @@ from prunekit.detection import (
     write_detections_csv,
     write_detections_json,
 )
+from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases, nms_options
+from prunekit.evaluation.latency import accelerate_and_time
+from prunekit.evaluation.sanity_checks import check_evaluation
+from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.files import write_text
-from prunekit.pipeline.attack_check_rules import Check, CheckReport
-from prunekit.pipeline.attack_checks import check_evaluation
-from prunekit.pipeline.command_store import command_store
-from prunekit.pipeline.compaction_work import compacted, compaction_columns
-from prunekit.pipeline.detector_file import Architecture, architecture_of, open_detector
-from prunekit.pipeline.evaluate import nms_options
-from prunekit.pipeline.evaluation_cases import CLEAN, EvaluationCase, evaluate_case, evaluation_cases
-from prunekit.pipeline.inputs import data_digest, open_data
-from prunekit.pipeline.latency import accelerate_and_time
-from prunekit.pipeline.progress import Progress, SilentProgress
-from prunekit.pipeline.stage_config import EvaluateStage
-from prunekit.pipeline.stage_inputs import Artefact
-from prunekit.pipeline.stage_store import StageFolder, Store, sha256
-from prunekit.pipeline.stage_work import opened, prepared, read_groups
-from prunekit.pipeline.unit_work import latency_columns, size_columns
+from prunekit.pipeline.checkpoint import Architecture, Artefact, architecture_of, open_detector
+from prunekit.pipeline.command_config import EvaluateStage
+from prunekit.pipeline.commands import opened, prepared, read_groups
+from prunekit.pipeline.results import compaction_columns, data_digest, latency_columns, open_data, size_columns
+from prunekit.pipeline.store import StageFolder, Store, command_store, sha256
+from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
+from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import count_costs, prunable_layers, sparsity
 
 EVALUATION, CSV, JSON = "evaluation.json", "detections.csv", "detections.json"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.attacks import PRESETS
-from prunekit.compaction import CompactionResult, save
+from prunekit.compaction import CompactionResult, compact, save
 from prunekit.detection import (
     AveragePrecision,
     Batch,
@@ -20,23 +20,24 @@ from prunekit.detection import (
     write_detections_csv,
     write_detections_json,
 )
+from prunekit.detection.rates import attack_success
+from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none, nms_options
+from prunekit.evaluation.latency import Latency, accelerate_and_time
 from prunekit.nn import AccelerationReport, native_status
-from prunekit.pipeline.compaction_work import compacted, compaction_columns
-from prunekit.pipeline.config import AS_GIVEN, RunConfig, Unit
-from prunekit.pipeline.detection_rates import attack_success
-from prunekit.pipeline.evaluate import Evaluation, evaluate, nms_options
+from prunekit.pipeline.checkpoint import Artefact, Bench, Training
+from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
-from prunekit.pipeline.latency import Latency, accelerate_and_time
-from prunekit.pipeline.results import RatioResult, finite_or_none
+from prunekit.pipeline.results import RatioResult, compaction_columns, latency_columns, size_columns
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stages import finetune, optimise_scores, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.steps import finetune, optimise_scores, prune_one_shot, prune_optimised, score
 from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
+from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
+from prunekit.progress import Progress
 from prunekit.prune import (
     ChannelGroups,
     MaskRule,
-    ModelCost,
     churn_between,
     count_costs,
     initial_scores,
@@ -214,26 +215,18 @@ def _precision_columns(prefix: str, precision: AveragePrecision | None) -> dict[
     return {prefix + name: value for name, value in zip(names, values, strict=True)}
 
 
-def size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, Any]:
-    """Return how much of a detector is left."""
-    return {
-        "macs": costs.macs,
-        "kept_macs": costs.kept_macs,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
-        "sparsity": masked,
-    }
+def compacted(artefact: Artefact, x: Tensor, progress: Progress) -> CompactionResult | None:
+    """Compact a detector whose masks drop filters; None for another one, and for one that cannot be compacted.
 
-
-def latency_columns(latency: Latency) -> dict[str, Any]:
-    """Return a latency's medians and percentiles, in milliseconds."""
-    timings = {
-        "latency_ms_control": latency.control,
-        "latency_ms": latency.network,
-        "decode_ms": latency.decode,
-        "nms_ms": latency.nms,
-    }
-    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
-    for name, timing in timings.items():
-        columns |= {name: timing.median_ms, f"{name}_p90": timing.p90_ms, f"{name}_p99": timing.p99_ms}
-    return columns
+    Args:
+        artefact: The pruned detector; its masks are in its weights.
+        x: An image, [1, 3, H, W].
+        progress: Told why a detector cannot be compacted: one that lost all filters of a layer, say.
+    """
+    if not artefact.drops_filters:
+        return None
+    try:
+        return compact(artefact.model.cpu(), x)
+    except InputError as error:
+        progress.message(f"not compacted: {error}")
+        return None

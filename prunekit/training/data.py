@@ -1,21 +1,22 @@
-"""Where training batches come from: memory or disk, and always the same ones for the same seed."""
+"""Where batches come from: memory or disk, read beside the computation, and always the same ones for the same seed."""
 
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from prunekit.detection import CocoDataset, Target
+from prunekit.detection import Batch, CocoDataset, Sample, Target, collate
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import augment, resize
-from prunekit.pipeline.loading import load_batches
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.train_config import TrainConfig
+from prunekit.progress import Progress
+from prunekit.training.augment import augment, resize
+from prunekit.training.config import TrainConfig
 
 
 class TrainingData(Protocol):
@@ -135,3 +136,74 @@ def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Gene
         targets = targets.to(config.device)
     # 1.4 times faster than NCHW on narrow layers.
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, targets
+
+
+class _Guarded(Dataset["Sample | InputError"]):
+    """A data set that returns what is wrong with an image instead of raising it.
+
+    A worker's exception would reach the user wrapped into the worker's traceback.
+    """
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | InputError:
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error
+
+
+def load_batches(
+    dataset: CocoDataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Yield the samples of a data set in batches; the same ones in the same order for any number of workers.
+
+    Args:
+        dataset: letterboxed images with their objects.
+        batch_size: samples a batch; the last one may be smaller.
+        workers: processes that decode and letterbox ahead; 0 does it in this one, between the batches.
+        order: indices of the samples to take; all in the data set's order if not given.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    loader = DataLoader(
+        _Guarded(dataset),
+        batch_size,
+        sampler=range(len(dataset)) if order is None else order,
+        num_workers=workers,
+        collate_fn=_collate_or_fail,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        # Drawing the workers' seeds must not move the generator that the caller's results come from.
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's images and objects."""
+    targets = [Target(target.boxes.to(device), target.labels.to(device)) for target in batch.targets]
+    return Batch(batch.images.to(device), targets, batch.image_ids, batch.letterboxes)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters are."""
+    return next(model.parameters()).device
+
+
+def _collate_or_fail(samples: list[Sample | InputError]) -> Batch | InputError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        good.append(sample)
+    return collate(good)
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the parent should speak about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,7 +19,7 @@ from prunekit.attacks import PgdConfig, fgsm, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.attacks.presets import PAPER
 from prunekit.errors import InputError
-from prunekit.pipeline.tasks import Task
+from prunekit.training.tasks import Task
 
 
 @dataclass(frozen=True)

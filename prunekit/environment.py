@@ -1,8 +1,10 @@
-"""What the numbers were measured on: versions, processor, threads, instruction sets, native kernels."""
+"""What numbers are measured on: versions, processor, threads, instruction sets, native kernels."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -36,3 +38,14 @@ def describe_environment() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_build": torch.__config__.show().splitlines(),
     }
+
+
+@contextmanager
+def thread_count(count: int | None) -> Iterator[None]:
+    """Use `count` threads inside the block; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
-from prunekit.pipeline.train_config import TrainConfig, require_device
+from prunekit.training.config import TrainConfig, require_device
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What each stage's command is asked to do; what stages share with a whole run is described in `choices`."""
+"""What each stage's command is asked to do; what stages share with a whole run is described in `config`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.detection import MODELS
-from prunekit.pipeline.choices import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
+from prunekit.pipeline.config import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 
 _WEIGHTS = "darknet .weights file, or a .safetensors one that prunekit wrote"

@@ -1,20 +1,27 @@
-"""A detector in one file between stages: safetensors, with what rebuilds the architecture as JSON in its header."""
+"""A detector between stages: in one file with what rebuilds its architecture, and in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from prunekit.detection import MODELS, Detector, load_darknet_weights
+from prunekit.documents import read_described, read_description, save_described
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.described_tensors import read_described, read_description, save_described
+from prunekit.pipeline.store import Store
+from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
+from prunekit.prune.tensor_files import load_tensors
+from prunekit.training.data import TrainingData
+from prunekit.training.objectives import ObjectiveConfig
 
 FORMAT = "prunekit detector 1"
+MODEL = "model.safetensors"  # what a stage's folder calls its detector
 _MASK = "mask:"
 _WHAT = "a detector that prunekit saved"
 
@@ -86,9 +93,9 @@ def open_detector(path: Path, name: str, num_classes: int, width: float) -> Prun
         return PrunedDetector(model)
     description, tensors = read_described(path, FORMAT, _WHAT)
     wanted = {"model": name, "num_classes": num_classes, "width": width}
-    for field, value in wanted.items():
-        if description.get(field) != value:
-            raise InputError(f"Expected {path} to hold a detector of {field} {value}, got {description.get(field)}.")
+    for fact, value in wanted.items():
+        if description.get(fact) != value:
+            raise InputError(f"Expected {path} to hold a detector of {fact} {value}, got {description.get(fact)}.")
     model = MODELS[name](num_classes=num_classes, width=width).eval()
     if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
@@ -140,3 +147,116 @@ def require_weights(path: Path) -> None:
 def _is_described(path: Path) -> bool:
     """Return whether a file is to be read as a stage's: what it holds decides, and its name where that is damaged."""
     return path.suffix == ".safetensors" or is_safetensors(path)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A detector between stages.
+
+    Attributes:
+        model: In eval mode; stages copy it before they change it.
+        width: Channels relative to darknet's.
+        sha256: Of the file that it came from.
+        masks: Layer name → mask where it is pruned.
+        drops_filters: Whether the masks drop whole filters.
+    """
+
+    model: Detector
+    width: float
+    sha256: str
+    masks: dict[str, Tensor] | None = None
+    drops_filters: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training stage learns from.
+
+    Attributes:
+        data: The images.
+        sha256: Of the data set.
+        objective: A key of `OBJECTIVES`.
+        objective_config: Its knobs.
+    """
+
+    data: TrainingData
+    sha256: str
+    objective: str
+    objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where stages work and who follows them."""
+
+    store: Store
+    progress: Progress
+
+
+def find_detector(
+    source: Path, unit: str | None = None, model: str | None = None, num_classes: int = 80, width: float | None = None
+) -> PrunedDetector:
+    """Open the pruned detector of a run's unit, of a stage's folder, or of a file.
+
+    Args:
+        source: A run folder, a folder that a stage's command wrote, a .safetensors file or a darknet .weights file.
+        unit: The stem of the unit's files, where a run has several that lost filters.
+        model: The architecture, for a darknet file.
+        num_classes: Likewise.
+        width: Channels relative to darknet's, likewise.
+
+    Raises:
+        InputError: There is no such detector, or several.
+    """
+    if (source / "units").is_dir():
+        source = _unit_model(source, unit)
+    elif unit is not None:
+        raise InputError(f"--unit: expected with a run folder, but {source} is none.")
+    elif source.is_dir():
+        if not (source / MODEL).is_file():
+            raise InputError(
+                f"Expected {source} to be a run folder or a stage's, but it has neither units/ nor {MODEL}."
+            )
+        source = source / MODEL
+    require_weights(source)
+    found = architecture_of(source)
+    if found is None:
+        if model is None:
+            raise InputError(f"--model: {source} does not say which detector it holds: add --model.")
+        return open_detector(source, model, num_classes, width or 1.0)
+    if model is not None and model != found.model:
+        raise InputError(f"--model: {source} holds a {found.model}, not a {model}.")
+    return open_detector(source, found.model, found.num_classes, found.width)
+
+
+def example_image(image_size: int) -> Tensor:
+    """Return a random image to trace, compare and time on, [1, 3, image_size, image_size] in [0, 1]."""
+    return torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+
+
+def _unit_model(run: Path, unit: str | None) -> Path:
+    """Return the last stage's model of a unit: the one with the unit's masks, fine-tuned where that was done."""
+    stems = sorted(path.stem for path in (run / "units").glob("*.json"))
+    able = [stem for stem in stems if stem.partition("-")[0] in ("filter", "hybrid")]
+    if unit is None and len(able) != 1:
+        raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got none.")
+    stem = unit or able[0]
+    if stem not in stems:
+        raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got {stem!r}.")
+    masks = load_tensors(run / "masks" / f"{stem}.safetensors", "masks")
+    folders = [*(run / "stages").glob("finetune-*"), *(run / "stages").glob("prune-*")]
+    for folder in folders:
+        if (folder / MODEL).is_file() and _has_masks(folder / MODEL, masks):
+            return folder / MODEL
+    raise InputError(f"Expected {run} to hold the model of {stem}, but none of its {len(folders)} stages has it.")
+
+
+def _has_masks(path: Path, masks: dict[str, Tensor]) -> bool:
+    architecture = architecture_of(path)
+    assert architecture is not None
+    found = open_detector(path, architecture.model, architecture.num_classes, architecture.width).masks
+    return found is not None and all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "the units that lost filters (there is none)"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +19,20 @@ from torch import Tensor, nn
 
 from prunekit.attacks import GradientError
 from prunekit.detection import CocoDataset, Detector
-from prunekit.pipeline.interrupts import deferred_interrupts
-from prunekit.pipeline.objectives import Clean, Objective, TrainBatch
-from prunekit.pipeline.preparation import parameters_that_train, prepared
-from prunekit.pipeline.progress import Progress, SilentProgress
-from prunekit.pipeline.tasks import detector_task
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.train_state import (
+from prunekit.progress import Progress, SilentProgress
+from prunekit.training.config import TrainConfig
+from prunekit.training.data import (
+    TrainingData,
+    batches_per_epoch,
+    derived_seed,
+    read_into_memory,
+    seeded,
+    training_batches,
+)
+from prunekit.training.log import SilentLog, StepLog
+from prunekit.training.objectives import Clean, Objective, TrainBatch
+from prunekit.training.preparation import parameters_that_train, prepared
+from prunekit.training.state import (
     TrainState,
     capture,
     load_averages,
@@ -31,15 +41,7 @@ from prunekit.pipeline.train_state import (
     starting_averages,
     update_averages,
 )
-from prunekit.pipeline.training_data import (
-    TrainingData,
-    batches_per_epoch,
-    derived_seed,
-    read_into_memory,
-    seeded,
-    training_batches,
-)
-from prunekit.pipeline.training_log import SilentLog, StepLog
+from prunekit.training.tasks import detector_task
 
 # Called with the number of updates made; the numbers it returns go into the step's row of the log.
 AfterStep = Callable[[int], Mapping[str, float] | None]
@@ -262,3 +264,32 @@ def _make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C inside the block; yield what says whether there was one.
+
+    The loop asks between two steps, when everything belongs together, saves, and ends; KeyboardInterrupt is raised
+    when the block does. A second Ctrl-C interrupts at once. Nothing is held back in a thread, where signals do not
+    arrive, or under a caller's own handler.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    was_asked = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal was_asked
+        if was_asked:
+            raise KeyboardInterrupt
+        was_asked = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: was_asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if was_asked:
+        raise KeyboardInterrupt

@@ -19,11 +19,11 @@ from prunekit.attacks.presets import STANDARD
 from prunekit.attacks.steps import STEPS
 from prunekit.detection import CocoDataset, Detector
 from prunekit.detection.attack_losses import attack_losses
-from prunekit.pipeline import attack_check_rules as rules
-from prunekit.pipeline.attack_check_rules import Check, CheckReport
-from prunekit.pipeline.evaluate import Evaluation, EvaluationChoices, evaluate
-from prunekit.pipeline.loading import device_of, load_batches, on_device
-from prunekit.pipeline.progress import Progress
+from prunekit.evaluation import sanity_rules as rules
+from prunekit.evaluation.evaluate import Evaluation, EvaluationChoices, evaluate
+from prunekit.evaluation.sanity_rules import Check, CheckReport
+from prunekit.progress import Progress
+from prunekit.training.data import device_of, load_batches, on_device
 
 LARGE_EPS = 64 / 255
 STEPS_FACTOR = 5

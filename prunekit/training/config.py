@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import FLIPS, AugmentConfig
+from prunekit.training.augment import FLIPS, AugmentConfig
 
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from prunekit.pipeline.evaluate import Perturbation, Spread
+from prunekit.evaluation.evaluate import Perturbation, Spread
 
 # In shares of the clean AP; never less than one object can change.
 MONOTONE_TOLERANCE = 0.05

@@ -23,17 +23,9 @@ from torch import Tensor, nn
 from prunekit.attacks import attack_identity
 from prunekit.detection import Detector, save_darknet_weights
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint
-from prunekit.pipeline.detector_file import open_detector, save_detector
-from prunekit.pipeline.objectives import make_objective
+from prunekit.pipeline.checkpoint import MODEL, Artefact, Bench, Training, open_detector, save_detector
 from prunekit.pipeline.scoring import ScoreChoices, make_scores
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import STATE, StageFolder
-from prunekit.pipeline.tasks import detector_task
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.train_state import TrainState, load_averages
-from prunekit.pipeline.training import AfterStep, optimise
-from prunekit.pipeline.training_log import TrainingLog
+from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.prune import (
     ChannelGroups,
     FrozenMasks,
@@ -45,8 +37,14 @@ from prunekit.prune import (
     save_scores,
     score_named,
 )
+from prunekit.training.config import TrainConfig
+from prunekit.training.log import TrainingLog
+from prunekit.training.loop import AfterStep, optimise
+from prunekit.training.objectives import make_objective
+from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
+from prunekit.training.tasks import detector_task
 
-MODEL, DARKNET_WEIGHTS = "model.safetensors", "model.weights"
+DARKNET_WEIGHTS = "model.weights"
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
 

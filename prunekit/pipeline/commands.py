@@ -13,20 +13,14 @@ from pathlib import Path
 import torch
 
 from prunekit.detection import MODELS, CocoDataset
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoints import tensors_digest
-from prunekit.pipeline.choices import ScoringChoices
-from prunekit.pipeline.command_store import check_command_folder, command_store
-from prunekit.pipeline.detector_file import Architecture, architecture_of, open_detector
-from prunekit.pipeline.inputs import data_digest, open_data
-from prunekit.pipeline.objectives import ObjectiveConfig
-from prunekit.pipeline.progress import Progress, SilentProgress
-from prunekit.pipeline.stage_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import DONE, sha256
-from prunekit.pipeline.stages import (
+from prunekit.pipeline.checkpoint import MODEL, Architecture, Artefact, Bench, Training, architecture_of, open_detector
+from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.config import ScoringChoices
+from prunekit.pipeline.results import data_digest, open_data
+from prunekit.pipeline.steps import (
     DARKNET_WEIGHTS,
-    MODEL,
     SCORES_FILE,
     finetune,
     pretrain,
@@ -34,8 +28,7 @@ from prunekit.pipeline.stages import (
     prune_optimised,
     score,
 )
-from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.train_config import require_device
+from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
 from prunekit.pipeline.training_plan import (
     images_to_learn_from,
     make_training,
@@ -44,7 +37,11 @@ from prunekit.pipeline.training_plan import (
     training_of_scores,
     training_of_weights,
 )
+from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
+from prunekit.training.config import require_device
+from prunekit.training.objectives import ObjectiveConfig
+from prunekit.training.state import tensors_digest
 
 
 @dataclass(frozen=True)
