@@ -14,7 +14,7 @@ from commands import Options
 from shared_folder import shared_folder
 from stage_commands import prune_filters, train_for_a_moment, working_options
 
-from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.environment import thread_count
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
 from prunekit.training.config import TrainConfig
@@ -87,7 +87,8 @@ def shapes_weights(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) 
     config = TrainConfig(epochs=150, batch_size=8, learning_rate=8e-3, sizes=(SHAPES_SIZE,), ema_decay=0.9)
     with thread_count(1):  # layers this small only wait for a second thread
         torch.manual_seed(0)
-        trained = train(yolov3_tiny(dataset.num_classes, SHAPES_WIDTH), dataset, config, SilentProgress())
+        model = yolov3_tiny(dataset.num_classes, SHAPES_WIDTH)
+        trained = train(model, dataset, config, SilentProgress(), DetectionTask.of(model))
     path = tmp_path_factory.mktemp("weights") / "shapes.weights"
     save_darknet_weights(trained, path)
     return path

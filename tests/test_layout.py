@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 # A room may import rooms to its left and itself.
 ROOMS = [
     "errors",
+    "registry",
+    "task_data",
     "files",
     "file_kinds",
     "documents",
@@ -27,6 +29,7 @@ ROOMS = [
     "progress",
     "prune",
     "attacks",
+    "task",
     "detection",
     "compaction",
     "training",

@@ -10,10 +10,10 @@ import typer
 from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
-from prunekit.detection import MODELS
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoint import example_image, find_detector
+from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
+from prunekit.task import models
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -47,7 +47,7 @@ def compact_command(
         str | None, typer.Option("--export", help=f"write it for another runtime too: {' or '.join(EXPORTS)}")
     ] = None,
     unit: Annotated[str | None, typer.Option(help="which unit of a run: the stem of its files in units/")] = None,
-    model: Annotated[str | None, typer.Option(help=f"of a darknet file: {', '.join(MODELS)}")] = None,
+    model: Annotated[str | None, typer.Option(help=f"of a darknet file: {', '.join(models())}")] = None,
     num_classes: Annotated[int, typer.Option(help="of a darknet file's detector")] = 80,
     width: Annotated[float | None, typer.Option(help="of a darknet file: channels relative to darknet's")] = None,
     image_size: Annotated[int, typer.Option(help="pixels to measure at; the result runs at any size")] = 416,
@@ -58,7 +58,8 @@ def compact_command(
     with user_errors(verbose):
         _check(out, multiple_of, export_to, model, image_size, threads)
         with thread_count(threads), ConsoleProgress(error_console) as progress:
-            detector = find_detector(source, unit, model, num_classes, width)
+            spec = requested_spec(model, width).updated(num_classes=num_classes) if model is not None else None
+            detector = find_checkpoint(source, unit, spec)
             for _ in progress.track(range(1), "compacting", 1):
                 result = compact(detector.model, example_image(image_size), multiple_of=multiple_of)
             save(result, out)
@@ -86,8 +87,8 @@ def _check(
         raise InputError(f"--multiple-of: expected a whole number of at least 1, found {multiple_of}.")
     if export_to is not None and export_to not in EXPORTS:
         raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, found {export_to!r}.")
-    if model is not None and model not in MODELS:
-        raise InputError(f"--model: expected one of {', '.join(MODELS)}, found {model!r}.")
+    if model is not None and model not in models():
+        raise InputError(f"--model: expected one of {', '.join(models())}, found {model!r}.")
     if not 32 <= image_size <= _LARGEST_SIZE or image_size % 32:
         raise InputError(f"--image-size: expected a multiple of 32 up to {_LARGEST_SIZE}, found {image_size}.")
     if threads is not None and not 1 <= threads <= 1024:

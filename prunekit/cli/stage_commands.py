@@ -109,7 +109,7 @@ def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
 
 
 def _show(outcome: EvaluationOutcome) -> None:
-    out_console.print(evaluation_table(outcome.cases))
+    out_console.print(evaluation_table(outcome.cases, outcome.shown))
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)

@@ -10,6 +10,7 @@ from prunekit.detection.detection_files import read_detections_json, write_detec
 from prunekit.detection.letterbox import Letterbox, to_greyscale
 from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.shapes import render_shapes_dataset
+from prunekit.detection.task import DetectionTask
 from prunekit.detection.yolov3 import MODELS, Detector, yolov3, yolov3_spp, yolov3_tiny
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Category",
     "CocoDataset",
     "DetectionLoss",
+    "DetectionTask",
     "Detections",
     "Detector",
     "ImageRecord",

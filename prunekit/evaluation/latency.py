@@ -1,4 +1,4 @@
-"""How long the deployed artefact takes for one image: network, decoding and suppression apart.
+"""How long the deployed artefact takes for one image: the network, and each step from its outputs to predictions.
 
 The masked dense model is timed beside it as the control: torch's dense convolution cannot skip zeros, so the
 control must stay flat over the ratios. Nothing is timed before both gave the same outputs.
@@ -6,7 +6,7 @@ control must stay flat over the ratios. Nothing is timed before both gave the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from prunekit.compaction import CompactionResult
 from prunekit.comparison import relative_rms
-from prunekit.detection import Detector, decode, nms
 from prunekit.nn import MAX_RELATIVE_RMS, AccelerationReport, WrongOutputError, accelerate
+from prunekit.structure import tensors_of
+from prunekit.task import Options, Task
 from prunekit.timing import Timing, time_in_turn
 
 #: How a compacted model is timed.
@@ -26,55 +27,60 @@ EAGER, ACCELERATED = "eager", "accelerated"
 
 @dataclass(frozen=True)
 class Latency:
-    """One image's way from input tensor to detections, stage by stage.
+    """One image's way from input tensor to predictions, stage by stage.
 
     Attributes:
         control: The masked dense model.
-        network: The artefact: backbone and heads.
-        decode: Head logits to boxes and scores.
-        nms: Non-maximum suppression.
+        network: The artefact.
+        postprocessing: The task's steps from outputs to predictions, by name.
         compacted: The compacted model in torch eager, as the control runs, and "accelerated"; where filters went.
     """
 
     control: Timing
     network: Timing
-    decode: Timing
-    nms: Timing
+    postprocessing: dict[str, Timing] = field(default_factory=dict)
     compacted: dict[str, Timing] = field(default_factory=dict)
 
 
 def accelerate_and_time(
-    model: Detector, x: Tensor, runs: int, nms_options: dict[str, Any], compaction: CompactionResult | None = None
+    model: nn.Module,
+    task: Task,
+    x: Tensor,
+    runs: int,
+    options: Options,
+    compaction: CompactionResult | None = None,
 ) -> tuple[Latency, AccelerationReport]:
-    """Make a detector fast, and time it against itself; the arguments are those of `measure_latency`.
+    """Make a model fast, and time it against itself; the arguments are those of `measure_latency`.
 
-    With the detector's `compaction`, its model is timed in the same turns, as it is and accelerated.
+    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated.
     """
     fast = accelerate(model, x)
     assert isinstance(fast.report, AccelerationReport)
     compacted = {}
     if compaction is not None:
         compacted = {EAGER: compaction.model, ACCELERATED: accelerate(compaction.model, x)}
-    return measure_latency(model, fast, x, runs, nms_options, compacted), fast.report
+    return measure_latency(model, task, fast, x, runs, options, compacted), fast.report
 
 
 @torch.inference_mode()
 def measure_latency(
-    control: Detector,
+    control: nn.Module,
+    task: Task,
     artefact: nn.Module,
     x: Tensor,
     runs: int,
-    nms_options: dict[str, Any],
+    options: Options,
     compacted: Mapping[str, nn.Module] | None = None,
 ) -> Latency:
     """Time the stages in turn, so that whatever slows the machine down meets all of them.
 
     Args:
         control: The masked dense model in eval mode.
+        task: What it is made for.
         artefact: What is deployed in its place, called like it.
         x: One image, [1, 3, H, W].
         runs: Timed runs of each stage, after warm-up.
-        nms_options: Thresholds and limits for `prunekit.detection.nms`.
+        options: Thresholds and limits of predicting.
         compacted: Other models that answer the same, by name.
 
     Returns:
@@ -88,29 +94,27 @@ def measure_latency(
     others = dict(compacted or {})
     for other in others.values():
         check_same_outputs(control(x), other(x))
-    facts = (control.anchors, control.strides, control.num_classes)
-    boxes, scores = decode(outputs, *facts)
+    steps = task.postprocessing(outputs, options)
     timings = time_in_turn(
         {
             "control": lambda: control(x),
             "network": lambda: artefact(x),
-            "decode": lambda: decode(outputs, *facts),
-            "nms": lambda: nms(boxes, scores, **nms_options),
+            **steps,
             **{f"compacted {name}": partial(other, x) for name, other in others.items()},
         },
         runs,
     )
-    found = {name: timings.pop(f"compacted {name}") for name in others}
-    return Latency(**timings, compacted=found)
+    compact = {name: timings[f"compacted {name}"] for name in others}
+    return Latency(timings["control"], timings["network"], {name: timings[name] for name in steps}, compact)
 
 
-def check_same_outputs(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
-    """Raise WrongOutputError unless every head of `actual` is within 1e-4 relative RMS of `expected`'s."""
-    for head, (a, b) in enumerate(zip(expected, actual, strict=True)):
+def check_same_outputs(expected: Any, actual: Any) -> None:
+    """Raise WrongOutputError unless every tensor of `actual` is within 1e-4 relative RMS of `expected`'s."""
+    for head, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(actual), strict=True)):
         difference = relative_rms(a, b)
         if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
             raise WrongOutputError(
-                f"The accelerated model's head {head} differs from the masked dense model's by "
+                f"The accelerated model's output {head} differs from the masked dense model's by "
                 f"{difference:.3g} relative RMS (at most {MAX_RELATIVE_RMS:g} is rounding); "
                 f"its latency is not measured."
             )

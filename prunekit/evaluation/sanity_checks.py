@@ -5,25 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.attacks import GradientError, L2Step, LinfStep, PgdConfig, uniform_noise
 from prunekit.attacks.gradient import loss_at, slope_at
 from prunekit.attacks.presets import STANDARD
 from prunekit.attacks.steps import STEPS
-from prunekit.detection import CocoDataset, Detector
-from prunekit.detection.attack_losses import attack_losses
 from prunekit.evaluation import sanity_rules as rules
 from prunekit.evaluation.evaluate import Evaluation, EvaluationChoices, evaluate
 from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.progress import Progress
-from prunekit.training.data import device_of, load_batches, on_device
+from prunekit.task import Data, Figure, Task
+from prunekit.training.data import device_of, load_batches
 
 LARGE_EPS = 64 / 255
 STEPS_FACTOR = 5
@@ -44,58 +42,56 @@ class Attacked:
 
 
 def check_evaluation(
-    model: Detector,
-    dataset: CocoDataset,
+    model: nn.Module,
+    task: Task,
+    dataset: Data,
     config: EvaluationChoices,
     progress: Progress,
     attack: PgdConfig = STANDARD,
-    source: Detector | None = None,
+    source: nn.Module | None = None,
     num_images: int = 32,
 ) -> CheckReport:
     """Attack a part of the data set in several ways and check that the figures are ordered as they must be.
 
     Args:
-        model: The detector as it is evaluated.
+        model: The model as it is evaluated.
+        task: What it is made for; the first of its figures is compared.
         dataset: The evaluation data.
         config: Batch size, workers, thresholds and seed of the evaluation.
         progress: Shown evaluation by evaluation.
         attack: The attack that is checked, with eps above 0 and enough steps to have converged.
-        source: Another detector of the same classes, such as the unpruned one, whose attack is transferred. If not
+        source: Another model of the same task, such as the unpruned one, whose attack is transferred. If not
             given, the model itself with noise on its filters.
-        num_images: The checks use the first so many images that have objects.
+        num_images: The checks use the first so many images in which there is something to attack.
 
     Returns:
         The checks; `CheckReport.require` raises if one failed. Where the mode or the gradient is wrong already, the
         checks end there.
     """
-    part = first_images_with_objects(dataset, num_images)
+    part = dataset.part(num_images)
     rows = [_check_mode(model)]
     if rows[0].passed:
-        rows.append(_check_gradient(model, part, config, attack))
+        rows.append(_check_gradient(model, task, part, config, attack))
     if not rows[-1].passed:
         return CheckReport(rows)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    attacked = _attack_in_all_ways(model, part, config, progress, attack, source or _sibling(model, config.seed))
-    return CheckReport([*rows, *_judge(attacked, attack, one_object(part)), _check_state(model, before)])
-
-
-def first_images_with_objects(dataset: CocoDataset, count: int) -> CocoDataset:
-    """Return a view of the first `count` images that have objects, or of the first images if none has."""
-    part = copy.copy(dataset)
-    part.images = [record for record in dataset.images if record.objects][:count] or dataset.images[:count]
-    return part
+    attacked = _attack_in_all_ways(model, task, part, config, progress, attack, source or _sibling(model, config.seed))
+    return CheckReport(
+        [*rows, *_judge(attacked, attack, task.figures[0], part.resolution()), _check_state(model, before)]
+    )
 
 
 def _attack_in_all_ways(
-    model: Detector,
-    dataset: CocoDataset,
+    model: nn.Module,
+    task: Task,
+    dataset: Data,
     config: EvaluationChoices,
     progress: Progress,
     attack: PgdConfig,
-    source: Detector,
+    source: nn.Module,
 ) -> Attacked:
-    def under(chosen: PgdConfig | None, what: str, source: Detector | None = None) -> Evaluation:
-        return evaluate(model, dataset, config, chosen, progress, f"checking: {what}", source=source)
+    def under(chosen: PgdConfig | None, what: str, source: nn.Module | None = None) -> Evaluation:
+        return evaluate(model, task, dataset, config, chosen, progress, f"checking: {what}", source=source)
 
     more = dataclasses.replace(attack, steps=STEPS_FACTOR * attack.steps)
     return Attacked(
@@ -114,32 +110,30 @@ def _radii(attack: PgdConfig) -> list[float]:
     return sorted({0.0, attack.eps / 4, attack.eps / 2, attack.eps, large})
 
 
-def one_object(dataset: CocoDataset) -> float:
-    """Return how much one object can change AP, the mean over classes: most where its class has no other."""
-    objects = Counter(label for record in dataset.images for label in record.labels.tolist())
-    return 1 / (len(objects) * min(objects.values())) if objects else math.nan
+def _judge(attacked: Attacked, attack: PgdConfig, figure: Figure, chance: float) -> list[Check]:
+    def value(evaluation: Evaluation) -> float:
+        found = evaluation.figures[figure.column]
+        return math.nan if found is None else found
 
-
-def _judge(attacked: Attacked, attack: PgdConfig, chance: float) -> list[Check]:
-    ap_by_eps = {eps: evaluation.average_precision.ap for eps, evaluation in attacked.by_eps.items()}
+    by_eps = {eps: value(evaluation) for eps, evaluation in attacked.by_eps.items()}
     moved = {eps: seen for eps, evaluation in attacked.by_eps.items() if (seen := evaluation.perturbation) is not None}
-    scale = rules.Scale(attacked.clean.average_precision.ap, chance)
-    own, large = ap_by_eps[attack.eps], max(ap_by_eps)
+    scale = rules.Scale(value(attacked.clean), chance, figure.name)
+    own, large = by_eps[attack.eps], max(by_eps)
     return [
         rules.something_to_attack(scale),
         rules.every_image_moves(attack.norm, attack.eps, moved[attack.eps]),
         rules.none_leaves_the_ball(attack.norm, moved),
         rules.pixels_stay_pixels(moved),
-        rules.no_radius_changes_nothing(scale, ap_by_eps[0.0]),
-        rules.falls_with_eps(scale, ap_by_eps),
-        rules.nothing_survives(scale, large, ap_by_eps[large]),
-        rules.has_converged(scale, own, attacked.more_steps.average_precision.ap),
-        rules.chance_is_harmless(scale, attacked.noise.average_precision.ap),
-        rules.own_gradients_win(scale, own, attacked.transfer.average_precision.ap),
+        rules.no_radius_changes_nothing(scale, by_eps[0.0]),
+        rules.falls_with_eps(scale, by_eps),
+        rules.nothing_survives(scale, large, by_eps[large]),
+        rules.has_converged(scale, own, value(attacked.more_steps)),
+        rules.chance_is_harmless(scale, value(attacked.noise)),
+        rules.own_gradients_win(scale, own, value(attacked.transfer)),
     ]
 
 
-def _sibling(model: Detector, seed: int) -> Detector:
+def _sibling(model: nn.Module, seed: int) -> nn.Module:
     """Return the model with noise on its filters."""
     sibling = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +145,7 @@ def _sibling(model: Detector, seed: int) -> Detector:
     return sibling
 
 
-def _check_mode(model: Detector) -> Check:
+def _check_mode(model: nn.Module) -> Check:
     training = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training]
     sentence = "batch normalisation uses its running statistics"
     if training:
@@ -159,11 +153,11 @@ def _check_mode(model: Detector) -> Check:
     return Check("eval mode", not training, sentence, {"layers_in_training_mode": len(training)})
 
 
-def _check_gradient(model: Detector, dataset: CocoDataset, config: EvaluationChoices, attack: PgdConfig) -> Check:
+def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: EvaluationChoices, attack: PgdConfig) -> Check:
     """A loss must be higher a little up its gradient than a little down: both sides, because minima are curved."""
     move = STEPS[attack.norm](SMALL_STEP * attack.eps, step_size=SMALL_STEP * attack.eps)
     try:
-        rises = torch.cat([*_rises(model, dataset, config, move)])
+        rises = torch.cat([*_rises(model, task, dataset, config, move)])
     except GradientError as error:
         return Check("gradient", False, str(error), {"rising_share": 0.0})
     share = float((rises > 0).double().mean())
@@ -175,22 +169,21 @@ def _check_gradient(model: Detector, dataset: CocoDataset, config: EvaluationCho
 
 
 def _rises(
-    model: Detector, dataset: CocoDataset, config: EvaluationChoices, move: LinfStep | L2Step
+    model: nn.Module, task: Task, dataset: Data, config: EvaluationChoices, move: LinfStep | L2Step
 ) -> Iterator[Tensor]:
     """Yield, batch by batch, each image's loss one step up its gradient less that one step down, [N]."""
     precise = copy.deepcopy(model).double()  # the differences are near float32's rounding
     for loaded in load_batches(dataset, config.batch_size, config.workers):
-        batch = on_device(loaded, device_of(model))
+        batch = loaded.to(device_of(model))
         x = batch.images
-        losses = attack_losses(batch.targets, model.anchors, model.strides, model.num_classes)
-        # Not the total: the overlap that its objectness part aims at is held constant in gradients.
-        loss_per_image = losses.components["vanish"]
+        losses = task.attack_losses(batch.targets)
+        loss_per_image = losses.smooth or losses.total
         grad = slope_at(model, x, loss_per_image).grad
         up, down = (move.project(move.step(x, direction), x).double() for direction in (grad, -grad))
         yield (loss_at(precise, up, loss_per_image) - loss_at(precise, down, loss_per_image)).cpu()
 
 
-def _check_state(model: Detector, before: dict[str, Tensor]) -> Check:
+def _check_state(model: nn.Module, before: dict[str, Tensor]) -> Check:
     """Nothing of the model may have changed, in particular no running statistics."""
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     sentence = (

@@ -2,7 +2,8 @@
 
 Athalye et al. (2018, "Obfuscated gradients give a false sense of security") and Carlini et al. (2019, "On evaluating
 adversarial robustness") list the signs of a broken one: an attack that gains nothing from more strength, that chance
-or a transferred perturbation beats, or that cannot win where the ball holds everything. Their accuracy is AP here.
+or a transferred perturbation beats, or that cannot win where the ball holds everything. Their accuracy is the task's
+main figure here: AP for detectors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 from prunekit.evaluation.evaluate import Perturbation, Spread
 
-# In shares of the clean AP; never less than one object can change.
+# In shares of the clean figure; never less than one object can change.
 MONOTONE_TOLERANCE = 0.05
 STEPS_TOLERANCE = 0.1
 TRANSFER_TOLERANCE = 0.05
@@ -60,46 +61,52 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class Scale:
-    """What differences of AP are measured by.
+    """What differences of a figure are measured by.
 
     Attributes:
-        clean: the clean AP.
-        one_object: how much of AP one object can make at most: smaller differences are chance.
+        clean: its clean value.
+        one_object: how much of it one object can make at most: smaller differences are chance.
+        name: the figure's.
     """
 
     clean: float
     one_object: float
+    name: str = "AP"
 
     def tolerance(self, share: float) -> float:
-        """Return the difference of AP that is allowed, for a share of the clean AP."""
+        """Return the difference that is allowed, for a share of the clean value."""
         return max(share * self.clean, self.one_object)
 
 
 def something_to_attack(scale: Scale) -> Check:
     """The clean model must find more than chance can."""
-    sentence = f"the clean AP is {scale.clean:.3f}: it must exceed what one object can make, {scale.one_object:.3f}"
-    return Check("clean AP", scale.clean > scale.one_object, sentence, {"ap": scale.clean})
+    sentence = (
+        f"the clean {scale.name} is {scale.clean:.3f}: it must exceed what one object can make, {scale.one_object:.3f}"
+    )
+    return Check(f"clean {scale.name}", scale.clean > scale.one_object, sentence, {"ap": scale.clean})
 
 
 def no_radius_changes_nothing(scale: Scale, at_zero: float) -> Check:
     """An attack with eps 0 must give the clean figure, bit for bit."""
-    sentence = f"an attack with eps 0 gives AP {at_zero:.4f}, no attack {scale.clean:.4f}: the two must be equal"
+    sentence = (
+        f"an attack with eps 0 gives {scale.name} {at_zero:.4f}, no attack {scale.clean:.4f}: the two must be equal"
+    )
     return Check("eps 0", at_zero == scale.clean, sentence, {"ap": at_zero, "clean": scale.clean})
 
 
-def falls_with_eps(scale: Scale, ap_by_eps: Mapping[float, float]) -> Check:
-    """AP must not rise with eps; `ap_by_eps` ascends in eps."""
-    largest_rise = max(after - before for before, after in pairwise(ap_by_eps.values()))
+def falls_with_eps(scale: Scale, by_eps: Mapping[float, float]) -> Check:
+    """The figure must not rise with eps; `by_eps` ascends in eps."""
+    largest_rise = max(after - before for before, after in pairwise(by_eps.values()))
     allowed = scale.tolerance(MONOTONE_TOLERANCE)
-    curve = ", ".join(f"{ap:.3f} at {eps:.3g}" for eps, ap in ap_by_eps.items())
-    sentence = f"AP is {curve}: it may rise by at most {allowed:.3f} from one eps to the next"
-    return Check("monotone", largest_rise <= allowed, sentence, {f"eps {eps:.4g}": ap for eps, ap in ap_by_eps.items()})
+    curve = ", ".join(f"{ap:.3f} at {eps:.3g}" for eps, ap in by_eps.items())
+    sentence = f"{scale.name} is {curve}: it may rise by at most {allowed:.3f} from one eps to the next"
+    return Check("monotone", largest_rise <= allowed, sentence, {f"eps {eps:.4g}": ap for eps, ap in by_eps.items()})
 
 
 def nothing_survives(scale: Scale, eps: float, ap: float) -> Check:
     """In a ball this large the attacker can paint over everything."""
     allowed = scale.tolerance(LARGE_EPS_REMAINDER)
-    sentence = f"eps {eps:.3g} leaves AP {ap:.3f} of {scale.clean:.3f}: at most {allowed:.3f} can be honest"
+    sentence = f"eps {eps:.3g} leaves {scale.name} {ap:.3f} of {scale.clean:.3f}: at most {allowed:.3f} can be honest"
     return Check("large eps", ap <= allowed, sentence, {"eps": eps, "ap": ap})
 
 
@@ -107,15 +114,16 @@ def has_converged(scale: Scale, own: float, more_steps: float) -> Check:
     """Many more steps must change little."""
     allowed = scale.tolerance(STEPS_TOLERANCE)
     sentence = (
-        f"five times the steps give AP {more_steps:.3f} instead of {own:.3f}: at most {allowed:.3f} may lie between"
+        f"five times the steps give {scale.name} {more_steps:.3f} instead of {own:.3f}: "
+        f"at most {allowed:.3f} may lie between"
     )
     return Check("more steps", abs(more_steps - own) <= allowed, sentence, {"own": own, "more_steps": more_steps})
 
 
 def chance_is_harmless(scale: Scale, noise: float) -> Check:
-    """Random noise of the same eps must leave most of the AP: otherwise it is not the attack that is measured."""
+    """Random noise of the same eps must leave most of the figure: otherwise it is not the attack that is measured."""
     allowed = scale.tolerance(NOISE_TOLERANCE)
-    sentence = f"random noise leaves AP {noise:.3f} of {scale.clean:.3f}: it may cost at most {allowed:.3f}"
+    sentence = f"random noise leaves {scale.name} {noise:.3f} of {scale.clean:.3f}: it may cost at most {allowed:.3f}"
     return Check("noise", scale.clean - noise <= allowed, sentence, {"noise": noise, "clean": scale.clean})
 
 
@@ -123,7 +131,7 @@ def own_gradients_win(scale: Scale, own: float, transfer: float) -> Check:
     """An attack made on another model must not be the stronger one."""
     allowed = scale.tolerance(TRANSFER_TOLERANCE)
     sentence = (
-        f"the model's own gradients lower AP to {own:.3f}, another model's to {transfer:.3f}: "
+        f"the model's own gradients lower {scale.name} to {own:.3f}, another model's to {transfer:.3f}: "
         f"one's own may be weaker by at most {allowed:.3f}"
     )
     return Check("white box", own - transfer <= allowed, sentence, {"own": own, "transfer": transfer})

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
-from prunekit.detection import MODELS
 from prunekit.pipeline.config import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.task import models
 
 _WEIGHTS = "darknet .weights file, or a .safetensors one that prunekit wrote"
 _DATA = "folder in COCO's layout, or the annotations' JSON file"
@@ -19,7 +19,7 @@ _DATA = "folder in COCO's layout, or the annotations' JSON file"
 class DetectorChoices(SharedChoices):
     """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
 
-    model: str | None = Field(None, description=f"detector: {', '.join(MODELS)}; .safetensors weights say it")
+    model: str | None = Field(None, description=f"detector: {', '.join(models())}; .safetensors weights say it")
     width: float | None = Field(
         None, gt=0, le=4, description="channels relative to darknet's (1 if not given; .safetensors weights say it)"
     )

@@ -5,6 +5,7 @@ The stages are those of a run, with the same settings and so the same results; o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +13,14 @@ from pathlib import Path
 
 import torch
 
-from prunekit.detection import MODELS, CocoDataset
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoint import MODEL, Architecture, Artefact, Bench, Training, architecture_of, open_detector
+from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, requested_spec, spec_of
 from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.config import ScoringChoices
+from prunekit.pipeline.config import ScoringChoices, wrong_image_size
 from prunekit.pipeline.results import data_digest, open_data
 from prunekit.pipeline.steps import (
-    DARKNET_WEIGHTS,
+    LOG,
     SCORES_FILE,
     finetune,
     pretrain,
@@ -39,6 +39,7 @@ from prunekit.pipeline.training_plan import (
 )
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
+from prunekit.task import Data, Task, task_of
 from prunekit.training.config import require_device
 from prunekit.training.objectives import ObjectiveConfig
 from prunekit.training.state import tensors_digest
@@ -60,11 +61,13 @@ class StageOutcome:
 
 
 def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOutcome:
-    """Train a detector from given weights or from scratch."""
+    """Train a model from given weights or from scratch."""
     progress = progress or SilentProgress()
     with prepared(config, "pretrain"):
-        dataset = open_data(config, config.data, progress)
-        start = _scratch(config, dataset) if config.weights is None else opened(config, config.weights, dataset)
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress)
+        task = task.for_data(dataset)
+        start = _scratch(config, task) if config.weights is None else open_checkpoint(config.weights, task)
         if start.masks is not None:
             raise InputError(f"--weights: {config.weights} is pruned, and training would undo that: use finetune.")
         data_sha256 = data_digest(dataset, progress)
@@ -72,15 +75,16 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
             before = _stamp(config.out)
             training = make_training(config, dataset, data_sha256, progress)
             pretrain(bench, start, training, training_of_weights(config, config.epochs, config.learning_rate))
-            return _outcome(config.out, before, MODEL, DARKNET_WEIGHTS)
+            return _outcome(config.out, before, MODEL, *_exports(config.out))
 
 
 def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> StageOutcome:
-    """Train a pruned detector with its masks held."""
+    """Train a pruned model with its masks held."""
     progress = progress or SilentProgress()
     with prepared(config, "finetune"):
-        dataset = open_data(config, config.data, progress)
-        start = opened(config, config.weights, dataset)
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress)
+        start = opened(config.weights, task, dataset)
         if start.masks is None:
             raise InputError(f"--weights: expected a pruned detector, but {config.weights} has no masks: prune it.")
         groups = read_groups(config, start) if start.drops_filters else None
@@ -94,11 +98,12 @@ def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> S
 
 
 def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOutcome:
-    """Score every weight of a detector."""
+    """Score every weight of a model."""
     progress = progress or SilentProgress()
     with prepared(config, "score"):
-        dataset = open_data(config, config.data, progress) if config.data is not None else None
-        start = opened(config, config.weights, dataset)
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        start = opened(config.weights, task, dataset)
         training = _scoring_images(config, config.scores, config.train_attack, dataset, progress)
         with _bench(config, "score", progress) as bench:
             before = _stamp(config.out)
@@ -107,11 +112,12 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
 
 
 def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOutcome:
-    """Prune a detector, by scores that are made, read, or made or read and then optimised."""
+    """Prune a model, by scores that are made, read, or made or read and then optimised."""
     progress = progress or SilentProgress()
     with prepared(config, "prune"):
-        dataset = open_data(config, config.data, progress) if config.data is not None else None
-        start = opened(config, config.weights, dataset)
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        start = opened(config.weights, task, dataset)
         given = None
         if config.scores_file is not None:
             given = load_scores(config.scores_file, start.model), sha256(config.scores_file)
@@ -143,39 +149,52 @@ def prepared(config: DetectorChoices, stage: str) -> Iterator[None]:
         yield
 
 
-def opened(config: DetectorChoices, weights: Path, dataset: CocoDataset | None) -> Artefact:
-    """Open a detector of the architecture that its file, or else the options and the data, say.
+def task_for(config: DetectorChoices, weights: Path | None) -> Task:
+    """Return the task of the model that the weights' file, or else the options say.
+
+    Raises:
+        InputError: When they do not say it, or the model does not take such images.
+    """
+    found = spec_of(weights) if weights is not None else None
+    name = config.model or (found.name if found else None)
+    if name is None and weights is None:
+        raise InputError("--model: training from scratch needs to know which detector: add --model, or --weights.")
+    if name is None:
+        raise InputError(f"--model: {weights} does not say which detector it holds: add --model.")
+    task = task_of(requested_spec(name, config.width, found))
+    if wrong := wrong_image_size(config.image_size, task):
+        raise InputError(f"{wrong}.")
+    return task
+
+
+def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
+    """Open a model of the architecture that its file, or else the options and the data, say.
 
     Raises:
         InputError: When they contradict each other, or do not say enough.
     """
-    num_classes = dataset.num_classes if dataset is not None else None
-    found = architecture_of(weights)
-    if found is None:
-        if config.model is None:
-            raise InputError(f"--model: {weights} does not say which detector it holds: add --model.")
-        if num_classes is None:
-            raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
-        found = Architecture(config.model, num_classes, config.width or 1.0)
-    name, width = config.model or found.model, config.width or found.width
-    detector = open_detector(weights, name, num_classes or found.num_classes, width)
-    return Artefact(detector.model, width, sha256(weights), detector.masks, detector.drops_filters)
+    if dataset is None and spec_of(weights) is None:
+        raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
+    return open_checkpoint(weights, task if dataset is None else task.for_data(dataset))
 
 
-def read_groups(config: DetectorChoices, start: Artefact) -> ChannelGroups:
-    """Read which channels of a detector go together."""
+def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
+    """Read which channels of a model go together."""
     return channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
 
 
-def _scratch(config: TrainStage, dataset: CocoDataset) -> Artefact:
-    """Return an untrained detector, the same one for the same seed."""
-    if config.model is None:
-        raise InputError("--model: training from scratch needs to know which detector: add --model, or --weights.")
-    width = config.width or 1.0
+def _scratch(config: TrainStage, task: Task) -> Checkpoint:
+    """Return an untrained model, the same one for the same seed."""
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        model = MODELS[config.model](num_classes=dataset.num_classes, width=width).eval()
-    return Artefact(model, width, tensors_digest(model.state_dict()))
+        model = task.spec.build().eval()
+    return Checkpoint(model, task, tensors_digest(model.state_dict()))
+
+
+def _exports(out: Path) -> list[str]:
+    """Return the names of the weights that finished training wrote for other programs."""
+    files: dict[str, str] = json.loads((out / DONE).read_text())["files"]
+    return [name for name in files if name not in (MODEL, LOG)]
 
 
 @contextmanager
@@ -185,7 +204,7 @@ def _bench(config: DetectorChoices, stage: str, progress: Progress) -> Iterator[
 
 
 def _scoring_images(
-    config: ScoringChoices, name: str, train_attack: str, dataset: CocoDataset | None, progress: Progress
+    config: ScoringChoices, name: str, train_attack: str, dataset: Data | None, progress: Progress
 ) -> Training | None:
     """Return the images that scores look at, if they do, with the attack of DeepLIFT's reference "clean"."""
     if not score_named(name).needs_batches:
@@ -197,7 +216,7 @@ def _scoring_images(
     return Training(images, data_sha256, "clean", ObjectiveConfig(attack=preset(train_attack)))
 
 
-def _rule(config: PruneStage, start: Artefact) -> MaskRule:
+def _rule(config: PruneStage, start: Checkpoint) -> MaskRule:
     cuts_filters = config.structure in ("filter", "hybrid")
     groups = read_groups(config, start) if cuts_filters or config.keep_stem_and_heads else None
     excluded = (*groups.stems, *groups.heads) if config.keep_stem_and_heads and groups else ()
@@ -213,6 +232,6 @@ def _outcome(out: Path, before: int | None, *names: str, summary: str = "") -> S
     return StageOutcome(tuple(out / name for name in names), before == _stamp(out), summary)
 
 
-def _density(pruned: Artefact) -> str:
+def _density(pruned: Checkpoint) -> str:
     assert pruned.masks is not None
     return f"{sparsity(pruned.masks):.1%} of the convolutions' weights dropped"

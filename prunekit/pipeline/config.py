@@ -5,35 +5,42 @@ Choices that several commands share are described once, in the classes that `Run
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+import prunekit.detection  # noqa: F401  # registers the detectors
 from prunekit.attacks import PRESETS, PgdConfig
-from prunekit.detection import MODELS
 from prunekit.errors import InputError
 from prunekit.pipeline.scoring import REFERENCES
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
+from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMISATIONS
 from prunekit.training.objectives import OBJECTIVES
 
 PRUNINGS = ("one-shot", "optimised")
 
-KNOWN_NAMES: dict[str, list[str]] = {
-    "model": [*MODELS],
-    "scores": [*SCORES],
-    "structure": [*STRUCTURES],
-    "pruning": [*PRUNINGS],
-    "attack": [*PRESETS, "none"],
-    "scope": [*SCOPES],
-    "objective": [*OBJECTIVES],
-    "score_optimizer": [*SCORE_OPTIMISATIONS],
-    "train_attack": [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)],
-    "reference": [*REFERENCES],
-    "rule": [*RULES],
+
+def _adversarial_training() -> list[str]:
+    return [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)]
+
+
+#: Option → what lists its names when a value is checked: plugins may have added some.
+KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
+    "scores": lambda: SCORES,
+    "structure": lambda: STRUCTURES,
+    "pruning": lambda: PRUNINGS,
+    "attack": lambda: [*PRESETS, "none"],
+    "scope": lambda: SCOPES,
+    "objective": lambda: OBJECTIVES,
+    "score_optimizer": lambda: SCORE_OPTIMISATIONS,
+    "train_attack": _adversarial_training,
+    "reference": lambda: REFERENCES,
+    "rule": lambda: RULES,
 }
 
 
@@ -45,25 +52,69 @@ class MachineChoices(BaseModel):
     device: str = Field("cpu", description="where training and evaluation run: cpu or cuda")
     threads: int | None = Field(None, ge=1, description="threads of torch's pool (torch's own choice if not given)")
     workers: int = Field(0, ge=0, description="processes that read images ahead (0: none beside this one)")
+    plugin: tuple[str, ...] = Field(
+        (), description="module of yours, package.module, that registers models, tasks, attacks or scores (repeatable)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _import_plugins(cls, choices: Any) -> Any:
+        """Import plugins before the names that they add are checked."""
+        for module in split_names(choices.get("plugin", ())):
+            load_plugin(module)
+        return choices
+
+    @field_validator("plugin", mode="before")
+    @classmethod
+    def _split_plugins(cls, value: Any) -> Any:
+        return split_names(value)
 
 
 class SharedChoices(MachineChoices):
     """What every command is told: where the results go, and how images enter."""
 
     out: Path = Field(description="folder for the results")
-    image_size: int = Field(416, ge=32, le=4096, multiple_of=32, description="side of the letterboxed input in pixels")
+    image_size: int = Field(416, ge=1, le=4096, description="side of the input in pixels; for YOLO a multiple of 32")
     greyscale: bool = Field(False, description="use grey values (Rec. 601) instead of colours")
     limit: int | None = Field(None, ge=1, description="only the first so many images (all if not given)")
     seed: int = Field(0, ge=0, description="seed of everything random")
 
+    @field_validator("model", check_fields=False)
+    @classmethod
+    def _known_model(cls, name: str | None) -> str | None:
+        if name is not None:
+            _require_known_model(name)
+        return name
+
     @field_validator(*KNOWN_NAMES, check_fields=False)
     @classmethod
     def _known_names(cls, value: Any, info: Any) -> Any:
-        known = KNOWN_NAMES[info.field_name]
+        known = list(KNOWN_NAMES[info.field_name]())
         for name in value if isinstance(value, tuple) else (value,):
             if name is not None and name not in known:
                 raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
         return value
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> SharedChoices:
+        name = getattr(self, "model", None)
+        if name is not None and (wrong := wrong_image_size(self.image_size, task_of(ModelSpec(name)))):
+            raise ValueError(wrong)
+        return self
+
+
+def wrong_image_size(size: int, task: Task) -> str:
+    """Return what is wrong with a size for a task, or ""."""
+    multiple = task.input_multiple
+    return f"--image-size: expected a multiple of {multiple}, got {size}" if size % multiple else ""
+
+
+def _require_known_model(name: str) -> None:
+    try:
+        family_of(name)
+    except InputError as error:
+        known = f"must be one of {', '.join(models())}, got {name!r}"
+        raise ValueError(str(error).rstrip(".") if ":" in name else known) from None
 
 
 class TrainingChoices(SharedChoices):
@@ -124,6 +175,8 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
     message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"] and message.startswith("--"):  # it names the option itself
+        return f"{message.rstrip('.')}."
     found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
     return f"{field}: {message[0].lower()}{message[1:]}{found}."
 
@@ -132,14 +185,14 @@ def _first_problem(error: ValidationError) -> str:
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every",
+    "checkpoint_every", "plugin",
 }  # fmt: skip
 
 
 class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
-    model: str = Field(description=f"detector: {', '.join(MODELS)}")
+    model: str = Field(description=f"detector: {', '.join(models())}")
     weights: Path = Field(description="darknet .weights file, or a .safetensors one that prunekit wrote")
     data: Path = Field(description="folder in COCO's layout, or the annotations' JSON file")
     out: Path = Field(description="run folder")

@@ -1,4 +1,4 @@
-"""One detector's figures, clean and under attacks, from files to files: what `prunekit evaluate` does.
+"""One model's figures, clean and under attacks, from files to files: what `prunekit evaluate` does.
 
 Each attack is a piece of work of its own in the folder, as are the checks and the timing: what is finished stays, and
 more attacks can be asked for later.
@@ -7,49 +7,52 @@ more attacks can be asked for later.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
-from prunekit.detection import (
-    CocoDataset,
-    Detector,
-    read_detections_json,
-    write_detections_csv,
-    write_detections_json,
-)
-from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases, nms_options
+from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.files import write_text
-from prunekit.pipeline.checkpoint import Architecture, Artefact, architecture_of, open_detector
+from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
-from prunekit.pipeline.commands import opened, prepared, read_groups
-from prunekit.pipeline.results import compaction_columns, data_digest, latency_columns, open_data, size_columns
-from prunekit.pipeline.store import StageFolder, Store, command_store, sha256
+from prunekit.pipeline.commands import opened, prepared, read_groups, task_for
+from prunekit.pipeline.results import (
+    compaction_columns,
+    data_digest,
+    latency_columns,
+    open_data,
+    postprocessing_columns,
+    size_columns,
+)
+from prunekit.pipeline.store import StageFolder, Store, command_store
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import count_costs, prunable_layers, sparsity
+from prunekit.task import Data, Figure, task_of
 
-EVALUATION, CSV, JSON = "evaluation.json", "detections.csv", "detections.json"
+EVALUATION, PREDICTIONS = "evaluation.json", "detections"
 
 
 @dataclass(frozen=True)
 class EvaluationOutcome:
-    """A detector's figures.
+    """A model's figures.
 
     Attributes:
         file: Where they all are, as JSON.
         cases: Case (none, paper, paper_transfer) → figure → value, None where there is nothing to measure on.
         checks: The checks of the evaluation, if they were asked for; `require` raises if one failed.
         timing: Sizes and latencies, if they were asked for.
+        shown: The figures that a table shows.
         was_finished: Whether all of it was there already.
     """
 
@@ -58,6 +61,7 @@ class EvaluationOutcome:
     checks: CheckReport | None
     timing: dict[str, Any] | None
     was_finished: bool
+    shown: Sequence[Figure]
 
 
 @dataclass(frozen=True)
@@ -65,26 +69,27 @@ class _Work:
     """What all parts of one evaluation share; `identity` and `inputs` are what their results depend on."""
 
     config: EvaluateStage
-    artefact: Artefact
-    source: Artefact | None
-    dataset: CocoDataset
+    artefact: Checkpoint
+    source: Checkpoint | None
+    dataset: Data
     store: Store
     progress: Progress
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
 
     @property
-    def model(self) -> Detector:
+    def model(self) -> nn.Module:
         return self.artefact.model
 
 
 def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> EvaluationOutcome:
-    """Evaluate a detector clean, under each attack, and as far as asked check and time it."""
+    """Evaluate a model clean, under each attack, and as far as asked check and time it."""
     progress = progress or SilentProgress()
     with prepared(config, "evaluate"):
-        dataset = open_data(config, config.data, progress)
-        artefact = opened(config, config.weights, dataset)
-        source = _source(config, artefact)
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress)
+        artefact = opened(config.weights, task, dataset)
+        source = _source(config, artefact, dataset)
         for detector in (artefact, *([source] if source else [])):
             detector.model.to(config.device)
         names = ("score_threshold", "iou_threshold", "max_detections", "batch_size", "seed")
@@ -110,7 +115,8 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         timing = parts[-1][0]
     _write_summary(work, cases, checks, timing)
     was_finished = all(finished for _, finished in parts)
-    return EvaluationOutcome(work.config.out / EVALUATION, cases, checks, timing, was_finished)
+    shown = work.artefact.task.figures
+    return EvaluationOutcome(work.config.out / EVALUATION, cases, checks, timing, was_finished, shown)
 
 
 def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
@@ -122,14 +128,13 @@ def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     if (done := _earlier(work, folder, case.name)) is not None:
         return done, True
     # From the file, so that figures do not depend on which process evaluated the clean images.
-    is_clean = case.attack == CLEAN
-    clean = {} if is_clean else read_detections_json(work.config.out / CLEAN / JSON, work.dataset.categories)
+    task, is_clean = work.artefact.task, case.attack == CLEAN
+    clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
     source = work.source.model if work.source else None
-    result = evaluate_case(case, work.model, work.dataset, work.config, work.progress, clean, source)
-    write_detections_csv(folder.file(CSV), result.evaluation.detections, work.dataset.categories)
-    write_detections_json(folder.file(JSON), result.evaluation.detections, work.dataset.categories)
+    result = evaluate_case(case, work.model, task, work.dataset, work.config, work.progress, clean, source)
+    files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
     figures = result.figures()
-    folder.finish(figures, CSV, JSON)
+    folder.finish(figures, *(file.name for file in files))
     return figures, False
 
 
@@ -139,28 +144,29 @@ def _check(work: _Work) -> tuple[dict[str, Any], bool]:
     if (done := _earlier(work, folder, "checks")) is not None:
         return done, True
     source = work.source.model if work.source else None
-    report = check_evaluation(work.model, work.dataset, work.config, work.progress, source=source)
+    report = check_evaluation(work.model, work.artefact.task, work.dataset, work.config, work.progress, source=source)
     checks = {"checks": [asdict(row) for row in report.rows]}
     folder.finish(checks)
     return checks, False
 
 
 def _time(work: _Work) -> tuple[dict[str, Any], bool]:
-    """Accelerate and time the detector on the CPU."""
+    """Accelerate and time the model on the CPU."""
     machine = {"threads": torch.get_num_threads(), "processor": processor().name}
     identity = {**work.identity, "latency_runs": work.config.latency_runs, **machine}
     folder = work.store.open("latency", identity, work.inputs)
     if (done := _earlier(work, folder, "latency")) is not None:
         return done, True
-    model = work.model.cpu()
+    model, task = work.model.cpu(), work.artefact.task
     x = work.dataset[0].image[None]
     for _ in work.progress.track(range(1), "accelerating and timing", 1):
         compaction = compacted(work.artefact, x, work.progress)
-        latency, report = accelerate_and_time(model, x, work.config.latency_runs, nms_options(work.config), compaction)
+        latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
     write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
     timing = {
         **_sizes(work, model, x),
         **latency_columns(latency),
+        **postprocessing_columns(latency),
         **compaction_columns(latency, compaction),
         **machine,
     }
@@ -168,7 +174,7 @@ def _time(work: _Work) -> tuple[dict[str, Any], bool]:
     return timing, False
 
 
-def _sizes(work: _Work, model: Detector, x: torch.Tensor) -> dict[str, Any]:
+def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     artefact = work.artefact
     kept = artefact.masks or {name: torch.ones_like(c.weight.bool()) for name, c in prunable_layers(model).items()}
     groups = read_groups(work.config, artefact) if artefact.drops_filters else None
@@ -186,9 +192,8 @@ def _write_summary(
     work: _Work, cases: Mapping[str, Any], checks: CheckReport | None, timing: Mapping[str, Any] | None
 ) -> None:
     content: dict[str, Any] = {
-        "model": work.model.name,
-        "num_classes": work.model.num_classes,
-        "width": work.artefact.width,
+        "model": work.artefact.task.spec.name,
+        **dict(sorted(work.artefact.task.spec.arguments.items())),
         **{f"{name}_sha256": digest for name, digest in work.inputs.items()},
         "images": len(work.dataset),
         "image_size": work.dataset.image_size,
@@ -200,11 +205,9 @@ def _write_summary(
     write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")
 
 
-def _source(config: EvaluateStage, artefact: Artefact) -> Artefact | None:
-    """Open the detector that attacks are transferred from; a darknet file holds one like the evaluated one."""
+def _source(config: EvaluateStage, artefact: Checkpoint, dataset: Data) -> Checkpoint | None:
+    """Open the model that attacks are transferred from; a file that does not say which holds one like the evaluated."""
     if config.transfer_from is None:
         return None
-    model, path = artefact.model, config.transfer_from
-    found = architecture_of(path) or Architecture(model.name, model.num_classes, artefact.width)
-    detector = open_detector(path, found.model, model.num_classes, found.width)
-    return Artefact(detector.model, found.width, sha256(path), detector.masks, detector.drops_filters)
+    spec = spec_of(config.transfer_from) or artefact.task.spec
+    return open_checkpoint(config.transfer_from, task_of(spec).for_data(dataset))

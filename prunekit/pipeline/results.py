@@ -6,49 +6,55 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunekit.compaction import CompactionResult
-from prunekit.detection import CocoDataset, Detector
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
 from prunekit.pipeline.config import SharedChoices
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
+from prunekit.task import Data, Figures, Task
+from prunekit.timing import Timing
 
 
 @dataclass(frozen=True)
 class RatioResult:
-    """The fields are the columns of results.csv, in this order; None is an empty cell.
+    """What is known about one model. `columns` are those of results.csv; None is an empty cell.
 
-    AP figures are COCO's, unrounded; an area class without ground truth has none. Latencies are
-    milliseconds for one image: the median, with the 90th and 99th percentile beside it.
+    Latencies are milliseconds for one image: the median, with the 90th and 99th percentile beside it. What accuracy is,
+    and which steps follow the network, the task says (`Task.columns`, `Task.postprocessing`). For detectors these are
+
+    * ap … ap_large: COCO's average precision, unrounded; an area class without ground truth has none. The `attacked_`
+      columns are under attack, transfer_ap is under the attack made on the unpruned model.
+    * confident_ap: of detections that score at least 0.5, as the report on robust pruning has it;
+      false_positives_per_image: of these, those that match no object; false_positive_share: their share.
+    * attack_success_rate: share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
+    * decode_ms, nms_ms: from outputs to boxes and scores, and non-maximum suppression.
 
     Attributes:
         ratio: Pruning ratio in percent.
         structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimised" scores.
-        ap: Average precision over IoU 0.50 to 0.95; the `attacked_` columns are under attack.
-        transfer_ap: Under the attack made on the unpruned model.
-        confident_ap: Of detections that score at least 0.5, as the report on robust pruning has it.
-        false_positives_per_image: Detections of at least 0.5 that match no object.
-        false_positive_share: Their share of all such detections.
-        attack_success_rate: Share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
+        accuracy: The task's columns.
         churn: Fraction of kept weights that optimising the scores brought in.
         macs: Multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
         parameters: All of the model's parameters.
         nonzero_parameters: Those of them that are not zero.
         sparsity: Share of zeros among the convolutions' weights.
         latency_ms_control: The masked dense model.
-        latency_ms: The deployed artefact: backbone and heads, without decoding and suppression.
+        latency_ms: The deployed artefact: the network, without what follows.
         speedup: latency_ms_control / latency_ms.
         latency_ms_compacted: Where filters went, the compacted model in torch eager, as the control runs.
         latency_ms_compacted_accelerated: The compacted model, accelerated like the artefact.
         compacted_speedup: latency_ms_control over the smaller of these two.
         compacted_parameters: Those that the compacted model has; compacted_macs: its multiply-accumulates.
         compacted_difference: Its outputs' largest difference from the masked model's in float64, relative.
+        postprocessing: The steps after the network.
         sparse_layers: Convolutions that the artefact runs sparse, of `layers`.
         images: Evaluated images.
     """
@@ -57,26 +63,7 @@ class RatioResult:
     structure: str
     scores: str
     pruning: str
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    attacked_ap: float | None
-    attacked_ap50: float | None
-    attacked_ap75: float | None
-    attacked_ap_small: float | None
-    attacked_ap_medium: float | None
-    attacked_ap_large: float | None
-    transfer_ap: float | None
-    confident_ap: float
-    confident_ap50: float
-    attacked_confident_ap: float | None
-    attacked_confident_ap50: float | None
-    false_positives_per_image: float
-    false_positive_share: float | None
-    attack_success_rate: float | None
+    accuracy: Figures
     churn: float | None
     macs: int
     kept_macs: int
@@ -100,12 +87,7 @@ class RatioResult:
     compacted_parameters: int | None
     compacted_macs: int | None
     compacted_difference: float | None
-    decode_ms: float
-    decode_ms_p90: float
-    decode_ms_p99: float
-    nms_ms: float
-    nms_ms_p90: float
-    nms_ms_p99: float
+    postprocessing: Figures
     sparse_layers: int
     layers: int
     images: int
@@ -115,21 +97,33 @@ class RatioResult:
     instruction_set: str | None
     processor: str
 
+    def columns(self) -> dict[str, Any]:
+        """Return the row by column, in the columns' order."""
+        row: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            row |= value if field.name in _OF_THE_TASK else {field.name: value}
+        return row
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RatioResult:
-        """Build a row from `asdict`'s values; raise TypeError when a field is missing or unknown."""
-        return cls(**values)
+    def from_columns(cls, row: Mapping[str, Any]) -> RatioResult:
+        """Build a result from `columns`; raise TypeError when a shared column is missing."""
+        shared = {name: row[name] for name in _SHARED if name in row}
+        before, after = list(row)[: list(row).index("churn")], list(row)[list(row).index("churn") :]
+        accuracy = {name: row[name] for name in before if name not in shared}
+        return cls(**shared, accuracy=accuracy, postprocessing={n: row[n] for n in after if n not in shared})
 
 
-COLUMNS = tuple(field.name for field in fields(RatioResult))
+_OF_THE_TASK = ("accuracy", "postprocessing")
+_SHARED = tuple(field.name for field in fields(RatioResult) if field.name not in _OF_THE_TASK)
 
 
 def results_csv(rows: Sequence[RatioResult]) -> str:
     """Return the rows as CSV text with a header; None becomes an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0].columns() if rows else _SHARED, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(row.columns() for row in rows)
     return text.getvalue()
 
 
@@ -150,33 +144,28 @@ class Inputs:
     train_data_sha256: str = ""
 
 
-def open_data(config: SharedChoices, path: Path, progress: Progress) -> CocoDataset:
+def open_data(config: SharedChoices, task: Task, path: Path, progress: Progress) -> Data:
     """Open a data set as the configuration wants its images, and say what was left out."""
-    dataset = CocoDataset.open(path, config.image_size, config.greyscale, config.limit)
-    for kind, count in dataset.skipped_by_reason.items():
-        first = next(skip for skip in dataset.skipped if (skip.kind or skip.reason) == kind)
-        progress.message(f"skipped {count} {kind}: {first.what} {first.reason}{' …' if count > 1 else ''}")
+    dataset = task.open_data(path, config.image_size, config.greyscale, config.limit)
+    for note in dataset.notes():
+        progress.message(note)
     return dataset
 
 
-def data_digest(dataset: CocoDataset, progress: Progress) -> str:
+def data_digest(dataset: Data, progress: Progress) -> str:
     """Hash a data set, decoding every image once: a damaged one ends the run now, not after an hour.
 
     Raises:
         InputError: When an image cannot be decoded.
     """
-    facts = [dataset.image_size, dataset.greyscale, [asdict(category) for category in dataset.categories]]
-    data = hashlib.sha256(json.dumps(facts).encode())
+    data = hashlib.sha256(json.dumps(dataset.identity()).encode())
     for index in progress.track(range(len(dataset)), "checking images", len(dataset)):
-        record = dataset.images[index]
-        dataset[index]
-        data.update(json.dumps(asdict(record), sort_keys=True).encode())
-        data.update((dataset.image_folder / record.file_name).read_bytes())
+        data.update(dataset.fingerprint(index))
     return data.hexdigest()
 
 
-def size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, Any]:
-    """Return how much of a detector is left."""
+def size_columns(model: nn.Module, costs: ModelCost, masked: float) -> dict[str, Any]:
+    """Return how much of a model is left."""
     return {
         "macs": costs.macs,
         "kept_macs": costs.kept_macs,
@@ -187,14 +176,18 @@ def size_columns(model: Detector, costs: ModelCost, masked: float) -> dict[str, 
 
 
 def latency_columns(latency: Latency) -> dict[str, Any]:
-    """Return a latency's medians and percentiles, in milliseconds."""
-    timings = {
-        "latency_ms_control": latency.control,
-        "latency_ms": latency.network,
-        "decode_ms": latency.decode,
-        "nms_ms": latency.nms,
-    }
-    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
+    """Return the network's medians and percentiles, in milliseconds."""
+    columns = _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
+    return columns | {"speedup": latency.control.median_ms / latency.network.median_ms}
+
+
+def postprocessing_columns(latency: Latency) -> dict[str, Any]:
+    """Return medians and percentiles of the steps after the network, in milliseconds."""
+    return _timing_columns({f"{name}_ms": timing for name, timing in latency.postprocessing.items()})
+
+
+def _timing_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     for name, timing in timings.items():
         columns |= {name: timing.median_ms, f"{name}_p90": timing.p90_ms, f"{name}_p99": timing.p99_ms}
     return columns

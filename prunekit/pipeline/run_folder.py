@@ -31,6 +31,7 @@ from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.results import Inputs, RatioResult, results_csv
 from prunekit.pipeline.store import digest, sha256
 from prunekit.pipeline.variants import Unit
+from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
 
 class RunFolder:
@@ -61,9 +62,16 @@ class RunFolder:
         """The unit's compacted model, which `prunekit.load` reads."""
         return self.root / "compacted" / f"{unit.stem}.prunekit"
 
-    def detections(self, stem: str, attacked: bool, suffix: str) -> Path:
-        """A unit's detections, `suffix` being csv or json."""
-        return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}.{suffix}"
+    def predictions(self, stem: str, attacked: bool) -> Path:
+        """A unit's predictions: the stem of the task's files, which have suffixes."""
+        return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}"
+
+    def task(self) -> Task:
+        """The task of the run's models, from config.json."""
+        config = self.read_json("config.json")
+        for module in config.get("plugin", ()):
+            load_plugin(module)
+        return task_of(ModelSpec(config["model"]))
 
     def example(self, image_id: int, stem: str | None = None) -> Path:
         """An example image as the network sees it: clean, or attacked through the model of a unit."""
@@ -106,16 +114,16 @@ class OpenRun(RunFolder):
             is_ours = done["key"] == self._key and all(
                 sha256(self.root / name) == expected for name, expected in done["files"].items()
             )
-            row = RatioResult.from_dict(done["row"]) if is_ours else None
+            row = RatioResult.from_columns(done["row"]) if is_ours else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
         return row and replace(row, **asdict(unit.variant))
 
-    def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path]) -> None:
-        """Declare a unit finished; it stays so while `files` stay as they are."""
+    def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path], stage: Path) -> None:
+        """Declare a unit finished; it stays so while `files` stay as they are. The folder `stage` holds its model."""
         digests = {str(path.relative_to(self.root)): sha256(path) for path in files}
-        done = {"key": self._key, "files": digests, "row": asdict(row)}
+        done = {"key": self._key, "stage": str(stage.relative_to(self.root)), "files": digests, "row": row.columns()}
         write_text(self.unit(unit), json.dumps(done, indent=2) + "\n")
         self.write_results()
 

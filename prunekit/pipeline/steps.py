@@ -1,7 +1,7 @@
 """The steps as functions: pre-train, score, prune, fine-tune. Each finds its finished work in the store.
 
     stage       what trains                                       what is written
-    pretrain    every parameter                                   model, also as darknet's weights
+    pretrain    every parameter                                   model, for darknet's detectors also as its weights
     score       nothing                                           scores
     prune       scores and normalisation, or nothing (one-shot)   masks and model
     optimise    scores and normalisation, shared by all ratios    scores and model, nothing dropped
@@ -21,9 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.attacks import attack_identity
-from prunekit.detection import Detector, save_darknet_weights
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoint import MODEL, Artefact, Bench, Training, open_detector, save_detector
+from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
 from prunekit.pipeline.scoring import ScoreChoices, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.prune import (
@@ -37,26 +36,25 @@ from prunekit.prune import (
     save_scores,
     score_named,
 )
+from prunekit.task import Task
 from prunekit.training.config import TrainConfig
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, optimise
 from prunekit.training.objectives import make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
-from prunekit.training.tasks import detector_task
 
-DARKNET_WEIGHTS = "model.weights"
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
 
 
-def pretrain(bench: Bench, start: Artefact, training: Training, config: TrainConfig) -> Artefact:
+def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
     """Train every parameter on the objective."""
     return _train(bench, "pretrain", start, training, config)
 
 
 def finetune(
-    bench: Bench, start: Artefact, training: Training, config: TrainConfig, groups: ChannelGroups | None = None
-) -> Artefact:
+    bench: Bench, start: Checkpoint, training: Training, config: TrainConfig, groups: ChannelGroups | None = None
+) -> Checkpoint:
     """Train a pruned detector with its masks held; `groups` for masks that drop whole filters."""
     if start.masks is None:
         raise InputError("Fine-tuning holds the masks of a pruned detector, but this one has none: prune it first.")
@@ -64,7 +62,7 @@ def finetune(
 
 
 def score(
-    bench: Bench, start: Artefact, choices: ScoreChoices, training: Training | None
+    bench: Bench, start: Checkpoint, choices: ScoreChoices, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
     needs_images = score_named(choices.name).needs_batches
@@ -78,33 +76,35 @@ def score(
     if folder.result() is None:
         data = training.data if training else None
         attack = training.objective_config.attack if training else None
-        save_scores(folder.file(SCORES_FILE), make_scores(start.model, choices, data, attack, bench.progress))
+        save_scores(
+            folder.file(SCORES_FILE), make_scores(start.model, start.task, choices, data, attack, bench.progress)
+        )
         folder.finish({}, SCORES_FILE)
     return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
 
 
 def prune_one_shot(
-    bench: Bench, start: Artefact, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
-) -> Artefact:
+    bench: Bench, start: Checkpoint, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
+) -> Checkpoint:
     """Drop what scores lowest, at once."""
     folder = bench.store.open("prune", rule_identity(rule), {"model": start.sha256, "scores": scores_sha256})
     if folder.result() is None:
         model, masks = copy.deepcopy(start.model), rule(scores)
         apply_masks(model, masks, rule.groups if rule.cuts_filters else None)
-        save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
+        save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
         folder.finish({"churn": 0.0}, MODEL)
     return _reopen(folder, start)
 
 
 def prune_optimised(
     bench: Bench,
-    start: Artefact,
+    start: Checkpoint,
     scores: Mapping[str, Tensor],
     scores_sha256: str,
     rule: MaskRule,
     training: Training,
     config: TrainConfig,
-) -> tuple[Artefact, float]:
+) -> tuple[Checkpoint, float]:
     """Optimise the scores on the objective with weights frozen, then drop what scores lowest.
 
     Returns:
@@ -117,9 +117,9 @@ def prune_optimised(
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
             churn, masks = pruning.churn(), pruning.finish()
-        save_detector(folder.file(MODEL), model, start.width, masks, rule.cuts_filters)
+        save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
     result = folder.result()
     assert result is not None
@@ -128,13 +128,13 @@ def prune_optimised(
 
 def optimise_scores(
     bench: Bench,
-    start: Artefact,
+    start: Checkpoint,
     scores: Mapping[str, Tensor],
     scores_sha256: str,
     rule: MaskRule,
     training: Training,
     config: TrainConfig,
-) -> tuple[Artefact, dict[str, Tensor], str]:
+) -> tuple[Checkpoint, dict[str, Tensor], str]:
     """Optimise the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
 
     Returns:
@@ -147,10 +147,10 @@ def optimise_scores(
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimised(folder, bench, model, scores, rule, training, config) as pruning:
+        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
             churn, optimised = pruning.churn(), pruning.scores()
         save_scores(folder.file(SCORES_FILE), optimised)
-        save_detector(folder.file(MODEL), model, start.width)
+        save_model(folder.file(MODEL), model, start.task.spec)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, SCORES_FILE, LOG)
     trained = _reopen(folder, start)
     return trained, load_scores(folder.file(SCORES_FILE), trained.model), folder.output(SCORES_FILE)
@@ -166,7 +166,8 @@ def rule_identity(rule: MaskRule) -> dict[str, Any]:
 def _optimised(
     folder: StageFolder,
     bench: Bench,
-    model: Detector,
+    model: nn.Module,
+    task: Task,
     scores: Mapping[str, Tensor],
     rule: MaskRule,
     training: Training,
@@ -179,18 +180,18 @@ def _optimised(
         def log_churn(step: int) -> dict[str, float]:
             return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
 
-        _run(folder, bench, model, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+        _run(folder, bench, model, task, parameters, training, config, "optimising scores", [log_churn], ["churn"])
         yield pruning
 
 
 def _train(
     bench: Bench,
     stage: str,
-    start: Artefact,
+    start: Checkpoint,
     training: Training,
     config: TrainConfig,
     groups: ChannelGroups | None = None,
-) -> Artefact:
+) -> Checkpoint:
     folder = bench.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
     if folder.result() is None:
         model = copy.deepcopy(start.model)
@@ -200,16 +201,16 @@ def _train(
                 frozen = stack.enter_context(FrozenMasks(model, start.masks, groups))
                 hooks.append(lambda step: frozen.zero_dropped())
             parameters = dict(model.named_parameters())
-            state = _run(folder, bench, model, parameters, training, config, f"{stage} ({training.objective})", hooks)
+            what = f"{stage} ({training.objective})"
+            state = _run(folder, bench, model, start.task, parameters, training, config, what, hooks)
             if config.ema_decay is not None:
                 load_averages(state, model)
                 if start.masks is not None:
                     frozen.zero_dropped()
-        save_detector(folder.file(MODEL), model, start.width, start.masks, start.drops_filters)
+        save_model(folder.file(MODEL), model, start.task.spec, start.masks, start.drops_filters)
         files = [MODEL, LOG]
         if start.masks is None:
-            save_darknet_weights(model, folder.file(DARKNET_WEIGHTS), images_seen=state.step * config.batch_size)
-            files.append(DARKNET_WEIGHTS)
+            files += start.task.export(model, folder.path, state.step * config.batch_size)
         folder.finish({"steps": state.step}, *files)
     return _reopen(folder, start)
 
@@ -217,7 +218,8 @@ def _train(
 def _run(
     folder: StageFolder,
     bench: Bench,
-    model: Detector,
+    model: nn.Module,
+    task: Task,
     parameters: Mapping[str, nn.Parameter],
     training: Training,
     config: TrainConfig,
@@ -228,7 +230,7 @@ def _run(
     """Train from the state that the folder holds, or from the start."""
     path = folder.file(STATE)
     state = _saved_state(path, bench, config) if path.is_file() else None
-    objective = make_objective(training.objective, detector_task(model), training.objective_config)
+    objective = make_objective(training.objective, task, training.objective_config)
     with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
         return optimise(
             model,
@@ -260,7 +262,5 @@ def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
 
 
-def _reopen(folder: StageFolder, start: Artefact) -> Artefact:
-    model = start.model
-    pruned = open_detector(folder.file(MODEL), model.name, model.num_classes, start.width)
-    return Artefact(pruned.model, start.width, folder.output(MODEL), pruned.masks, pruned.drops_filters)
+def _reopen(folder: StageFolder, start: Checkpoint) -> Checkpoint:
+    return open_checkpoint(folder.file(MODEL), start.task)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from prunekit.detection import Batch, CocoDataset, Sample, Target, collate
 from prunekit.errors import InputError
 from prunekit.progress import Progress
+from prunekit.task import Data
 from prunekit.training.augment import augment, resize
 from prunekit.training.config import TrainConfig
 
@@ -43,11 +43,11 @@ class ImagesInMemory:
 
     Attributes:
         images: [n, C, H, W], uint8 or float in [0, 1].
-        targets: A `Target` an image, or labels [n].
+        targets: One an image, or labels [n].
     """
 
     images: Tensor
-    targets: Sequence[Target] | Tensor
+    targets: Sequence[Any] | Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,20 +62,20 @@ class ImagesInMemory:
 
 @dataclass(frozen=True)
 class ImagesOnDisk:
-    """A COCO data set of any size, read in every epoch, beside the training step if there are workers."""
+    """A data set of any size, read in every epoch, beside the training step if there are workers."""
 
-    dataset: CocoDataset
+    dataset: Data
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batches(self, order: Sequence[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Any]]:
-        """Yield letterboxed images, float [N, 3, S, S], and their `Target`s."""
+        """Yield images, float [N, 3, S, S], and their targets."""
         for batch in load_batches(self.dataset, batch_size, workers, order):
             yield batch.images, batch.targets
 
 
-def read_into_memory(dataset: CocoDataset, progress: Progress) -> ImagesInMemory:
+def read_into_memory(dataset: Data, progress: Progress) -> ImagesInMemory:
     """Read a data set once; it takes 3 · S · S bytes an image."""
     size = dataset.image_size
     images = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
@@ -83,8 +83,9 @@ def read_into_memory(dataset: CocoDataset, progress: Progress) -> ImagesInMemory
     for index in progress.track(range(len(dataset)), "reading training images", len(dataset)):
         sample = dataset[index]
         images[index] = (sample.image * 255).round()
-        targets.append(Target(sample.boxes, sample.labels))
-    return ImagesInMemory(images, targets)
+        targets.append(sample.target)
+    is_labelled = bool(targets) and isinstance(targets[0], int)
+    return ImagesInMemory(images, torch.tensor(targets) if is_labelled else targets)
 
 
 def derived_seed(seed: int, purpose: str, index: int) -> int:
@@ -138,42 +139,46 @@ def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Gene
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, targets
 
 
-class _Guarded(Dataset["Sample | InputError"]):
+class _Guarded(Dataset[Any]):
     """A data set that returns what is wrong with an image instead of raising it.
 
     A worker's exception would reach the user wrapped into the worker's traceback.
     """
 
-    def __init__(self, dataset: CocoDataset) -> None:
+    def __init__(self, dataset: Data) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Sample | InputError:
+    def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
         except InputError as error:
             return error
 
+    def joined(self, samples: list[Any]) -> Any:
+        """Join samples to a batch, or return the first thing that is wrong with one."""
+        wrong = [sample for sample in samples if isinstance(sample, InputError)]
+        return wrong[0] if wrong else self.dataset.collate(samples)
 
-def load_batches(
-    dataset: CocoDataset, batch_size: int, workers: int = 0, order: Sequence[int] | None = None
-) -> Iterator[Batch]:
+
+def load_batches(dataset: Data, batch_size: int, workers: int = 0, order: Sequence[int] | None = None) -> Iterator[Any]:
     """Yield the samples of a data set in batches; the same ones in the same order for any number of workers.
 
     Args:
-        dataset: letterboxed images with their objects.
+        dataset: images of one size with their targets.
         batch_size: samples a batch; the last one may be smaller.
-        workers: processes that decode and letterbox ahead; 0 does it in this one, between the batches.
+        workers: processes that decode and resize ahead; 0 does it in this one, between the batches.
         order: indices of the samples to take; all in the data set's order if not given.
 
     Raises:
         InputError: an image cannot be read.
     """
+    guarded = _Guarded(dataset)
     loader = DataLoader(
-        _Guarded(dataset),
+        guarded,
         batch_size,
         sampler=range(len(dataset)) if order is None else order,
         num_workers=workers,
-        collate_fn=_collate_or_fail,
+        collate_fn=guarded.joined,
         worker_init_fn=_leave_interrupts_to_the_parent,
         # Drawing the workers' seeds must not move the generator that the caller's results come from.
         generator=torch.Generator(),
@@ -184,24 +189,9 @@ def load_batches(
         yield batch
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's images and objects."""
-    targets = [Target(target.boxes.to(device), target.labels.to(device)) for target in batch.targets]
-    return Batch(batch.images.to(device), targets, batch.image_ids, batch.letterboxes)
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's parameters are."""
     return next(model.parameters()).device
-
-
-def _collate_or_fail(samples: list[Sample | InputError]) -> Batch | InputError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        good.append(sample)
-    return collate(good)
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

@@ -12,14 +12,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import GradientError
-from prunekit.detection import CocoDataset, Detector
 from prunekit.progress import Progress, SilentProgress
+from prunekit.task import Data, Losses
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import (
     TrainingData,
@@ -41,8 +41,8 @@ from prunekit.training.state import (
     starting_averages,
     update_averages,
 )
-from prunekit.training.tasks import detector_task
 
+Model = TypeVar("Model", bound=nn.Module)
 # Called with the number of updates made; the numbers it returns go into the step's row of the log.
 AfterStep = Callable[[int], Mapping[str, float] | None]
 
@@ -111,23 +111,23 @@ def optimise(
 
 
 def train(
-    model: Detector,
-    dataset: CocoDataset,
+    model: Model,
+    dataset: Data,
     config: TrainConfig,
     progress: Progress,
-    objective: Objective | None = None,
-) -> Detector:
-    """Train a detector in place, all of it; return a copy in eval mode with the average of its weights.
+    task: Losses,
+) -> Model:
+    """Train a model in place, all of it, on the clean loss; return a copy in eval mode with its weights' average.
 
     Args:
-        model: The detector to train.
+        model: The model to train.
         dataset: Training images; they are kept in memory as bytes, S · S · 3 each.
         config: The knobs.
         progress: Shown step by step, with the loss.
-        objective: The loss to minimise; the clean one if not given.
+        task: The loss to minimise.
     """
     data = read_into_memory(dataset, progress)
-    objective = objective or Clean(detector_task(model))
+    objective = Clean(task)
     state = optimise(model, dict(model.named_parameters()), data, objective, config, progress=progress)
     average = copy.deepcopy(model).eval()
     load_averages(state, average)

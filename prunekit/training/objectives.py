@@ -19,7 +19,7 @@ from prunekit.attacks import PgdConfig, fgsm, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.attacks.presets import PAPER
 from prunekit.errors import InputError
-from prunekit.training.tasks import Task
+from prunekit.task import Losses
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Objective:
     An objective that carries a perturbation from step to step overrides `carries_delta` and `next_delta`.
     """
 
-    task: Task
+    task: Losses
     config: ObjectiveConfig = ObjectiveConfig()
 
     @property
@@ -92,11 +92,11 @@ class Objective:
 
     def mean_loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
         """Return the task's loss at images x, averaged over them."""
-        return self.task.loss_per_image(model(x), targets).mean()
+        return self.task.loss(model, x, targets).mean()
 
     def loss_of(self, targets: Any) -> Callable[[Any], Tensor]:
         """Return what an attack raises: a map from outputs to losses [N]."""
-        return lambda outputs: self.task.loss_per_image(outputs, targets)
+        return self.task.attack_losses(targets).total
 
 
 class Clean(Objective):
@@ -127,11 +127,12 @@ class Trades(Objective):
         with torch.no_grad(), frozen_batch_norm(model):
             reference = model(batch.x)
         attack = dataclasses.replace(self.config.attack, random_start=True)
-        diverge = self.task.divergence_per_image
+        diverge = self.task.divergence
         x_adv = pgd(model, batch.x, lambda outputs: diverge(outputs, reference), attack, generator)
         clean = model(batch.x)
         divergence = diverge(model(x_adv), clean).mean()
-        return self.task.loss_per_image(clean, batch.targets).mean() + self.config.beta * divergence
+        # Of the outputs that the divergence compares with: another pass would move running statistics once more.
+        return self.loss_of(batch.targets)(clean).mean() + self.config.beta * divergence
 
 
 class FreeAdversarialTraining(Objective):
@@ -205,7 +206,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 _LINF_ONLY = (FreeAdversarialTraining, NoisyFgsm)
 
 
-def make_objective(name: str, task: Task, config: ObjectiveConfig | None = None) -> Objective:
+def make_objective(name: str, task: Losses, config: ObjectiveConfig | None = None) -> Objective:
     """Build one of `OBJECTIVES`.
 
     Raises:

@@ -1,57 +1,15 @@
-"""What makes detectors and classifiers the same to a training objective: a loss and a distance, image by image."""
+"""How far a detector's answers for attacked images are from those for the clean ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from prunekit.attacks import cross_entropy_per_image
-from prunekit.detection import Detector, detection_loss
 from prunekit.detection.boxes import MAX_LOG_SIZE, split_anchors
 from prunekit.detection.loss import BOX_WEIGHT, CLASSIFICATION_WEIGHT, OBJECTNESS_WEIGHT
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a model is trained to do; N is the number of images.
-
-    Attributes:
-        loss_per_image: Maps outputs and targets to losses [N].
-        divergence_per_image: Maps the outputs for attacked and for clean images to [N], 0 where they agree and positive
-            elsewhere: how far the attack took the answer, whatever the right one is. TRADES needs it.
-    """
-
-    loss_per_image: Callable[[Any, Any], Tensor]
-    divergence_per_image: Callable[[Any, Any], Tensor]
-
-
-def classifier_task() -> Task:
-    """Outputs are logits [N, C], targets labels [N]: cross-entropy, and KL(softmax(clean) ‖ softmax(attacked))."""
-    return Task(lambda logits, labels: cross_entropy_per_image(labels)(logits), softmax_divergence)
-
-
-def detector_task(model: Detector) -> Task:
-    """Outputs are raw logits per head, targets a `Target` an image: `detection_loss` and `detection_divergence`."""
-    anchors, strides, num_classes = model.anchors, model.strides, model.num_classes
-
-    def loss_per_image(outputs: Sequence[Tensor], targets: Any) -> Tensor:
-        return detection_loss(outputs, targets, anchors, strides, num_classes).total
-
-    def divergence_per_image(attacked: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
-        return detection_divergence(attacked, clean, [len(sizes) for sizes in anchors], num_classes)
-
-    return Task(loss_per_image, divergence_per_image)
-
-
-def softmax_divergence(attacked: Tensor, clean: Tensor) -> Tensor:
-    """Return KL(softmax(clean) ‖ softmax(attacked)) of logits [N, C], as [N]."""
-    divergence = kl_div(log_softmax(attacked, dim=1), log_softmax(clean, dim=1), reduction="none", log_target=True)
-    return divergence.sum(dim=1)
 
 
 def detection_divergence(

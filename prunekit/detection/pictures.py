@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +27,8 @@ class LabelledBox:
         return self.name if self.score is None else f"{self.name} {self.score:.2f}"
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width: int) -> bytes:
-    """Draw boxes over an image and return it as JPEG, a tenth of a photo's PNG.
+def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width: int) -> Image.Image:
+    """Draw boxes over a copy of an image.
 
     Args:
         image: The picture, of any size.
@@ -37,7 +36,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width:
         original_width: The width that the boxes' pixels refer to.
 
     Returns:
-        JPEG bytes; the picture's longer side has `LONG_SIDE` pixels.
+        The picture; its longer side has `LONG_SIDE` pixels.
     """
     zoom = LONG_SIDE / max(image.size)
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
@@ -45,9 +44,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width:
     draw = ImageDraw.Draw(canvas)
     for labelled in boxes:
         _draw_box(draw, labelled, canvas.width / original_width)
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="JPEG", quality=90, subsampling=0)  # full colour resolution: thin lines
-    return buffer.getvalue()
+    return canvas
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
