@@ -68,7 +68,7 @@ class ModelSpec:
         try:
             return family_of(self.name).build(**self.arguments)
         except (TypeError, ValueError) as error:
-            raise InputError(f"Expected arguments that {self.name} can be built from: {error}.") from None
+            raise InputError(f"Expected arguments that {self.name} can be built from: {error}.") from error
 
     def updated(self, **arguments: Any) -> ModelSpec:
         """Return the spec with other values for some arguments."""

@@ -12,7 +12,9 @@ import pytest
 from commands import Options, invoke, succeed
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
+from prunekit import cli
 from prunekit.attacks import PRESETS, attack_named, register_attack, uniform_noise
 from prunekit.errors import InputError
 from prunekit.pipeline import read_rows
@@ -73,6 +75,9 @@ def test_a_classifier_goes_through_every_command(colors: Path, tmp_path: Path) -
     assert 0 <= found["cases"]["paper"]["accuracy"] <= 1
     assert {"argmax_ms", "latency_ms", "latency_ms_compacted"} <= found["latency"].keys()
     assert not (tmp_path / "trained/model.weights").exists()
+    small = ["compact", str(tmp_path / "tuned"), "--plugin", CLASSIFIER, "--out", str(tmp_path / "small.prunekit")]
+    result = CliRunner().invoke(cli.app, [*small, "--image-size", "32", "--multiple-of", "1", "--threads", "1"])
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_classifiers_run_has_columns_of_its_own(colors: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.task import models
+from prunekit.task import load_plugin, models
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -52,10 +52,13 @@ def compact_command(
     width: Annotated[float | None, typer.Option(help="of a darknet file: channels relative to darknet's")] = None,
     image_size: Annotated[int, typer.Option(help="pixels to measure at; the result runs at any size")] = 416,
     threads: Annotated[int | None, typer.Option(help="torch's own choice if not given")] = None,
+    plugin: Annotated[list[str] | None, typer.Option(help="module of yours that registers the model")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Remove dropped filters for good: a smaller detector with the same outputs, and the proof of it."""
     with user_errors(verbose):
+        for module in plugin or ():
+            load_plugin(module)
         _check(out, multiple_of, export_to, model, image_size, threads)
         with thread_count(threads), ConsoleProgress(error_console) as progress:
             spec = requested_spec(model, width).updated(num_classes=num_classes) if model is not None else None
