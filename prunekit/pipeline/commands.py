@@ -19,15 +19,7 @@ from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, ope
 from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
 from prunekit.pipeline.config import ScoringChoices, wrong_image_size
 from prunekit.pipeline.results import data_digest, open_data
-from prunekit.pipeline.steps import (
-    LOG,
-    SCORES_FILE,
-    finetune,
-    pretrain,
-    prune_one_shot,
-    prune_optimised,
-    score,
-)
+from prunekit.pipeline.steps import LOG, SCORES_FILE, finetune, pretrain, prune_one_shot, prune_optimised, score
 from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
 from prunekit.pipeline.training_plan import (
     images_to_learn_from,

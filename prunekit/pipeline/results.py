@@ -176,9 +176,9 @@ def size_columns(model: nn.Module, costs: ModelCost, masked: float) -> dict[str,
 
 
 def latency_columns(latency: Latency) -> dict[str, Any]:
-    """Return the network's medians and percentiles, in milliseconds."""
-    columns = _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
-    return columns | {"speedup": latency.control.median_ms / latency.network.median_ms}
+    """Return the speed-up, and the network's medians and percentiles in milliseconds."""
+    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
+    return columns | _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
 
 
 def postprocessing_columns(latency: Latency) -> dict[str, Any]:
