@@ -35,8 +35,8 @@ from prunekit.benchmark.peers import PEERS, as_tuple
 from prunekit.benchmark.problems import NETS, random_image
 from prunekit.compaction import Certificate, compact
 from prunekit.comparison import relative_rms
-from prunekit.pipeline.environment import describe_environment
-from prunekit.pipeline.progress import SilentProgress
+from prunekit.environment import describe_environment
+from prunekit.progress import SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, apply_masks, channel_groups, prunable_layers, score_model
 
 ACCELERATED = "accelerate"

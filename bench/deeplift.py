@@ -22,12 +22,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.captum_deeplift import captum_contributions
 from prunekit.comparison import relative_rms
-from prunekit.detection import Detector, yolov3
-from prunekit.pipeline.environment import describe_environment
+from prunekit.detection import yolov3
+from prunekit.environment import describe_environment
 from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
 from prunekit.prune.layers import prunable_layers
 
@@ -73,7 +73,7 @@ def sum_of_logits(outputs: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([head.flatten(1).sum(dim=1) for head in outputs]).sum(dim=0)
 
 
-def time_passes(net: Detector, x: Tensor, x_ref: Tensor, runs: int) -> dict[str, Elapsed]:
+def time_passes(net: nn.Module, x: Tensor, x_ref: Tensor, runs: int) -> dict[str, Elapsed]:
     """Return the medians of each pass; completeness is checked in every DeepLIFT run."""
 
     def training_pass() -> None:
@@ -109,7 +109,7 @@ def measure(call: Callable[[], object]) -> Elapsed:
     return Elapsed(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
-def time_captum(net: Detector, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed:
+def time_captum(net: nn.Module, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed:
     """Check one layer's contributions against Captum's on one image, then time Captum on all; print a row."""
     one, one_ref = x[:1], x_ref[:1]
     expected = captum_contributions(net, layer, one, one_ref, sum_of_logits)

@@ -12,24 +12,37 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunekit.detection import MODELS, CocoDataset, Detector, decode, nms, render_shapes_dataset
+from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset
 from prunekit.detection.boxes import split_anchors
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment
+from prunekit.task import ModelSpec, models
 from prunekit.timing import time_in_turn
 
-SCORE_THRESHOLD = 0.001
 NUM_CLASSES = 80
 FILE_SIDE = 640  # of the JPEG, in pixels
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What suppression is told."""
+
+    score_threshold: float = 0.001
+    iou_threshold: float = 0.45
+    max_detections: int = 300
+
+
+OPTIONS = Thresholds()
 
 
 def main() -> None:
     """Print JSON lines: the environment, then the stages' milliseconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="yolov3")
+    parser.add_argument("--model", choices=models(), default="yolov3")
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -42,39 +55,32 @@ def main() -> None:
 def measure(name: str, image_size: int, runs: int) -> dict[str, object]:
     """Time each stage of one image's evaluation."""
     torch.manual_seed(0)
-    model = MODELS[name](NUM_CLASSES).eval()
-    facts = (model.anchors, model.strides, NUM_CLASSES)
+    task = DetectionTask(ModelSpec(name, {"num_classes": NUM_CLASSES}))
+    model = task.spec.build().eval()
     with tempfile.TemporaryDirectory() as folder:
         render_shapes_dataset(folder, num_images=1, image_size=FILE_SIDE)
         dataset = CocoDataset.open(folder, image_size)
         x = dataset[0].image[None]
-        outputs = busy_outputs(model, x)
-        boxes, scores = decode(outputs, *facts)
-        timings = time_in_turn(
-            {
-                "read": lambda: dataset[0],
-                "network": lambda: model(x),
-                "decode": lambda: decode(outputs, *facts),
-                "nms": lambda: nms(boxes, scores, SCORE_THRESHOLD),
-            },
-            runs,
-        )
+        outputs = busy_outputs(task, model, x)
+        steps = task.postprocessing(outputs, OPTIONS)
+        timings = time_in_turn({"read": lambda: dataset[0], "network": lambda: model(x), **steps}, runs)
+        boxes, scores = task.decode(outputs)
     ms = {stage: timing.median_ms for stage, timing in timings.items()}
     return {
         "model": name,
         "image_size": image_size,
         "boxes": boxes.shape[1],
-        "candidates": int((scores > SCORE_THRESHOLD).sum()),
+        "candidates": int((scores > OPTIONS.score_threshold).sum()),
         **{f"{stage}_ms": value for stage, value in ms.items()},
         "post_share": (ms["decode"] + ms["nms"]) / sum(ms.values()),
     }
 
 
 @torch.no_grad()
-def busy_outputs(model: Detector, x: Tensor) -> list[Tensor]:
+def busy_outputs(task: DetectionTask, model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return raw logits like the model's for x, in which every box scores about 0.02 in one class of its own."""
     outputs = [torch.randn_like(logits) for logits in model(x)]
-    for logits, head_anchors in zip(outputs, model.anchors, strict=True):
+    for logits, head_anchors in zip(outputs, task.heads.anchors, strict=True):
         cells = split_anchors(logits, len(head_anchors), NUM_CLASSES)  # [1, A, H, W, 5+C]
         cells[..., 4] -= 3
         cells[..., 5:] = -9

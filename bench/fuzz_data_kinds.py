@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunekit.detection import (
     CocoDataset,
+    DetectionTask,
     Detector,
     Sample,
     collate,
@@ -20,8 +21,9 @@ from prunekit.detection import (
     save_darknet_weights,
     yolov3_tiny,
 )
-from prunekit.pipeline.detector_file import PrunedDetector, architecture_of, open_detector, save_detector
+from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, save_model, spec_of
 from prunekit.prune import MaskRule, apply_masks, score_model
+from prunekit.task import task_of
 
 _IMAGE_SIZE = 64  # pixels
 _NUM_CLASSES, _WIDTH = 2, 0.03
@@ -115,20 +117,20 @@ class DetectorKind:
         net = _narrow_detector()
         masks = MaskRule(70)(score_model(net, "scaled"))
         apply_masks(net, masks)
-        save_detector(folder / "net.safetensors", net, _WIDTH, masks)
+        save_model(folder / "net.safetensors", net, DetectionTask.of(net, _WIDTH).spec, masks)
         return folder / "net.safetensors"
 
     def open(self, path: Path) -> object:
         """Find out what it is and open it, as the commands do."""
-        architecture = architecture_of(path)
-        assert architecture is not None
-        return open_detector(path, architecture.model, architecture.num_classes, architecture.width)
+        spec = spec_of(path)
+        assert spec is not None
+        return open_checkpoint(path, task_of(spec))
 
     def is_right(self, expected: object, found: object) -> bool:
         """Return whether weights and masks are the written ones, bit for bit."""
-        assert isinstance(expected, PrunedDetector)
-        assert isinstance(found, PrunedDetector)
-        same = expected.drops_filters == found.drops_filters and expected.model.name == found.model.name
+        assert isinstance(expected, Checkpoint)
+        assert isinstance(found, Checkpoint)
+        same = expected.drops_filters == found.drops_filters and expected.task.spec == found.task.spec
         return same and _equal(_tensors(expected), _tensors(found))
 
 
@@ -163,7 +165,7 @@ def _narrow_detector() -> Detector:
         return yolov3_tiny(_NUM_CLASSES, _WIDTH).eval()
 
 
-def _tensors(detector: PrunedDetector) -> dict[str, Tensor]:
+def _tensors(detector: Checkpoint) -> dict[str, Tensor]:
     masks = {f"mask:{name}": mask for name, mask in (detector.masks or {}).items()}
     return {**detector.model.state_dict(), **masks}
 

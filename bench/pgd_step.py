@@ -13,12 +13,11 @@ import json
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from prunekit.attacks import PgdConfig, pgd
-from prunekit.detection import MODELS, Target
-from prunekit.pipeline.environment import describe_environment
-from prunekit.pipeline.tasks import detector_task
+from prunekit.detection import DetectionTask, Target
+from prunekit.environment import describe_environment
+from prunekit.task import ModelSpec
 from prunekit.timing import time_in_turn
 
 STEPS = 5
@@ -30,17 +29,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
     torch.manual_seed(0)
-    model = MODELS[arguments.model](num_classes=80, width=arguments.width)
+    spec = ModelSpec(arguments.model, {"num_classes": 80, "width": arguments.width})
+    model = spec.build()
     generator = torch.Generator().manual_seed(0)
     size = arguments.image_size
     x = torch.rand(arguments.batch_size, 3, size, size, generator=generator).contiguous(
         memory_format=torch.channels_last
     )
     target = Target(torch.tensor([[0.2, 0.2, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * size, torch.tensor([1, 17]))
-    task = detector_task(model)
-
-    def loss_per_image(outputs: tuple[Tensor, ...]) -> Tensor:
-        return task.loss_per_image(outputs, [target] * len(x))
+    loss_per_image = DetectionTask(spec).attack_losses([target] * len(x)).total
 
     def bare_passes() -> None:
         for _ in range(STEPS):

@@ -29,20 +29,19 @@ from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.demo import DemoConfig, prepare_demo
 from prunekit.detection import CocoDataset
-from prunekit.detection.kept_images import KeptImages
+from prunekit.environment import describe_environment, thread_count
 from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import evaluate_cases
 from prunekit.files import write_text
+from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
-from prunekit.pipeline.detector_file import open_detector
-from prunekit.pipeline.environment import describe_environment
-from prunekit.pipeline.evaluation_cases import evaluate_cases
-from prunekit.pipeline.inputs import data_digest
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import finetune, pretrain, prune_one_shot, prune_optimised, score
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint, requested_spec
+from prunekit.pipeline.results import data_digest
+from prunekit.pipeline.steps import finetune, pretrain, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.store import StageStore
 from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimisation
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
+from prunekit.task import task_of
 
 ATTACK = "paper"
 # A row's figure and its heading; the first four are of every detector, the others of pruned ones.
@@ -86,8 +85,8 @@ class Start:
     dataset: CocoDataset
     training: Training
     bench: Bench
-    given: Artefact
-    robust: Artefact
+    given: Checkpoint
+    robust: Checkpoint
     groups: ChannelGroups
 
 
@@ -148,8 +147,8 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     dataset, train_dataset = (CocoDataset.open(path, config.image_size) for path in (config.data, config.train_data))
     dataset.kept = KeptImages()
     training = make_training(config, train_dataset, data_digest(train_dataset, progress), progress)
-    detector = open_detector(config.weights, config.model, dataset.num_classes, config.width)
-    given = Artefact(detector.model, config.width, sha256(config.weights))
+    task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
+    given = open_checkpoint(config.weights, task)
     bench = Bench(StageStore(demo.out / "stages"), progress)
     robust = pretrain(bench, given, training, pretraining(config))
     groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
@@ -176,7 +175,7 @@ def measure_seed(
                 evaluate_step(start, replace(where, step="fine-tuned", finetune_epochs=epochs), tuned, churn, rows)
 
 
-def prune(start: Start, cell: Cell, pruning: str) -> tuple[Artefact, float]:
+def prune(start: Start, cell: Cell, pruning: str) -> tuple[Checkpoint, float]:
     """Return the pre-trained detector, pruned, and the churn of its masks."""
     rule = MaskRule(cell.ratio, cell.structure, groups=start.groups)
     choices = score_choices(start.config, start.config.scores[0])
@@ -187,7 +186,7 @@ def prune(start: Start, cell: Cell, pruning: str) -> tuple[Artefact, float]:
     return prune_optimised(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
 
 
-def evaluate_step(start: Start, step: Step, artefact: Artefact, churn: float | None, rows: Rows) -> None:
+def evaluate_step(start: Start, step: Step, artefact: Checkpoint, churn: float | None, rows: Rows) -> None:
     """Add a detector's figures to the rows, unless they are there."""
     config = start.config
     if rows.find(config.seed, step, artefact.sha256) is not None:
@@ -195,7 +194,8 @@ def evaluate_step(start: Start, step: Step, artefact: Artefact, churn: float | N
     start.bench.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
     began = time.perf_counter()
     clean, attacked = (
-        result.figures() for result in evaluate_cases(artefact.model, start.dataset, config, [ATTACK], SilentProgress())
+        result.figures()
+        for result in evaluate_cases(artefact.model, artefact.task, start.dataset, config, [ATTACK], SilentProgress())
     )
     row = {"seed": config.seed, **asdict(step), "model": artefact.sha256, "churn": churn, "images": len(start.dataset)}
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}

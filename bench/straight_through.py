@@ -18,9 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunekit.detection import MODELS
-from prunekit.pipeline.environment import describe_environment
+import prunekit.detection  # noqa: F401  # registers the detectors
+from prunekit.environment import describe_environment
 from prunekit.prune import STRUCTURES, MaskRule, StraightThrough, channel_groups, score_model
+from prunekit.task import ModelSpec, models
 from prunekit.timing import time_in_turn
 
 
@@ -30,7 +31,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
     torch.manual_seed(0)
-    model = MODELS[arguments.model](num_classes=80, width=arguments.width)
+    spec = ModelSpec(arguments.model, {"num_classes": 80, "width": arguments.width})
+    model = spec.build()
     groups = channel_groups(model, torch.zeros(1, 3, 64, 64))
     scores = score_model(model, "scaled")
     x = torch.rand(arguments.batch_size, 3, arguments.image_size, arguments.image_size)
@@ -82,7 +84,7 @@ def with_gradients(call: Callable[[], None]) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(MODELS), default="yolov3")
+    parser.add_argument("--model", choices=sorted(models()), default="yolov3")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--batch-size", type=int, default=2)

@@ -24,9 +24,9 @@ from bench.zoo_rows import Row, Tool
 from bench.zoo_times import Call, compiled, measure
 from bench.zoo_weights import drop_filters, enliven, make_sparse, random_images
 from prunekit.compaction import compact
+from prunekit.environment import installed_version
 from prunekit.files import write_text
 from prunekit.nn import native_status
-from prunekit.pipeline.environment import installed_version
 
 _PACKAGES = ("prunekit", "torch", "torchvision", "timm")
 _SPARSITY = 0.9  # of every convolution but the first, for accelerate

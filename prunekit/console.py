@@ -12,19 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
-from prunekit.pipeline.attack_check_rules import CheckReport
-from prunekit.pipeline.progress import Description
+from prunekit.evaluation.sanity_rules import CheckReport
+from prunekit.progress import Description
 from prunekit.report import Row, variants
+from prunekit.task import Figure
 
 T = TypeVar("T")
 
-# Heading, column of results.csv, format: 80 characters wide in all.
-_COLUMNS = (
-    ("ratio", "ratio", "{:g} %"),
-    ("\nAP", "ap", "{:.3f}"),
-    ("\nAP50", "ap50", "{:.3f}"),
-    ("attacked\nAP", "attacked_ap", "{:.3f}"),
-    ("attacked\nAP50", "attacked_ap50", "{:.3f}"),
+# Heading, column of results.csv, format: with two figures of accuracy, 80 characters wide in all.
+_LATENCIES = (
     ("dense\nms", "latency_ms_control", "{:.2f}"),
     ("prunekit\nms", "latency_ms", "{:.2f}"),
     ("\nspeed-up", "speedup", "{:.2f}×"),
@@ -41,10 +37,8 @@ _COMPACTED = (
     ("\nspeed-up", "compacted_speedup", "{:.2f}×"),
 )
 
-# Heading, figure of a case.
+# Heading, figure of a case; those that a task does not have are left out.
 _FIGURES = (
-    ("\nAP", "ap"),
-    ("\nAP50", "ap50"),
     ("AP at\n0.5", "confident_ap"),
     ("false\nalarms", "false_positives_per_image"),
     ("attack\nsuccess", "attack_success"),
@@ -52,7 +46,7 @@ _FIGURES = (
 
 
 class ConsoleProgress:
-    """A `prunekit.pipeline.Progress` that draws one bar a running loop; use it as a context manager."""
+    """A `prunekit.progress.Progress` that draws one bar a running loop; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._bars = RichBars(
@@ -90,14 +84,16 @@ class ConsoleProgress:
         self._bars.console.print(escape(text), highlight=False)
 
 
-def results_table(rows: Sequence[Row]) -> Table:
-    """Return a short table of results.csv's rows."""
+def results_table(rows: Sequence[Row], figures: Sequence[Figure]) -> Table:
+    """Return a short table of results.csv's rows, with a task's figures."""
     table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
     groups = variants(rows)
-    columns: tuple[tuple[str, str, str], ...] = _COLUMNS
-    if len(groups) > 1:  # their names need the room of the AP50 columns
+    if len(groups) > 1:  # their names need the room of the other figures' columns
         table.add_column("\nvariant")
-        columns = tuple(column for column in _COLUMNS if "ap50" not in column[1])
+        figures = figures[:1]
+    clean = [(f"\n{figure.name}", figure.column, "{:.3f}") for figure in figures]
+    attacked = [(f"attacked\n{figure.name}", f"attacked_{figure.column}", "{:.3f}") for figure in figures]
+    columns = (("ratio", "ratio", "{:g} %"), *clean, *attacked, *_LATENCIES)
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, group in groups.items():
@@ -120,14 +116,17 @@ def compacted_table(rows: Sequence[Row]) -> Table | None:
     return table
 
 
-def evaluation_table(cases: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Return a short table of an evaluation's cases: clean, and under each attack."""
+def evaluation_table(cases: Mapping[str, Mapping[str, float | None]], figures: Sequence[Figure]) -> Table:
+    """Return a short table of an evaluation's cases, clean and under each attack, with a task's figures."""
     table = Table(title="Clean and attacked", title_justify="left")
     table.add_column("attack")
-    for heading, _ in _FIGURES:
+    known = {name for case in cases.values() for name in case}
+    columns = [(f"\n{figure.name}", figure.column) for figure in figures]
+    columns += [(heading, column) for heading, column in _FIGURES if column in known or "attack" in column]
+    for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, figures in cases.items():
-        table.add_row(name, *(_cell(_known(figures.get(figure)), "{:.3f}") for _, figure in _FIGURES))
+    for name, case in cases.items():
+        table.add_row(name, *(_cell(_known(case.get(column)), "{:.3f}") for _, column in columns))
     return table
 
 

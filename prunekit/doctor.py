@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
+from prunekit.environment import installed_version
 from prunekit.nn import native_status
 from prunekit.ops.native import cuda_status
-from prunekit.pipeline.environment import installed_version
 from prunekit.processor import processor
 
 REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "matplotlib", "jinja2")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.detection import CocoDataset, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset, save_darknet_weights, yolov3_tiny
+from prunekit.environment import thread_count
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
-from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.training import train
+from prunekit.training.config import TrainConfig
+from prunekit.training.loop import train
 from tests.support.commands import Options
 from tests.support.shared_folder import shared_folder
 from tests.support.stage_commands import prune_filters, train_for_a_moment, working_options
@@ -138,7 +138,8 @@ def shapes_weights(shapes_data: Path, tmp_path_factory: pytest.TempPathFactory) 
     config = TrainConfig(epochs=150, batch_size=8, learning_rate=8e-3, sizes=(SHAPES_SIZE,), ema_decay=0.9)
     with thread_count(1):  # layers this small only wait for a second thread
         torch.manual_seed(0)
-        trained = train(yolov3_tiny(dataset.num_classes, SHAPES_WIDTH), dataset, config, SilentProgress())
+        model = yolov3_tiny(dataset.num_classes, SHAPES_WIDTH)
+        trained = train(model, dataset, config, SilentProgress(), DetectionTask.of(model))
     path = tmp_path_factory.mktemp("weights") / "shapes.weights"
     save_darknet_weights(trained, path)
     return path

@@ -17,8 +17,8 @@ from prunekit import documents
 from prunekit.compaction import compact
 from prunekit.compaction import load as load_compacted
 from prunekit.compaction import save as save_compacted
+from prunekit.documents import read_described, save_described
 from prunekit.ops.native import native_status
-from prunekit.pipeline.described_tensors import read_described, save_described
 from prunekit.prune.tensor_files import load_tensors, save_tensors
 
 # Of torch's allocator on a CPU.

@@ -17,8 +17,9 @@ from torch import nn
 from prunekit.detection import load_darknet_weights, save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.detector_file import architecture_of, open_detector
+from prunekit.pipeline.checkpoint import open_checkpoint, spec_of
 from tests.support.commands import invoke
+from tests.support.training_problems import tiny_task
 
 NET = nn.Linear(2, 2)
 WIDTH = 0.03
@@ -79,8 +80,8 @@ def test_a_foreign_file_is_called_what_it_is_wherever_weights_are_read(name: str
         write(path)
         for read in (
             lambda path=path: load_darknet_weights(net, path),
-            lambda path=path: architecture_of(path),
-            lambda path=path: open_detector(path, "yolov3-tiny", 2, WIDTH),
+            lambda path=path: spec_of(path),
+            lambda path=path: open_checkpoint(path, tiny_task(2, WIDTH)),
         ):
             with pytest.raises(InputError, match=words) as caught:
                 read()

@@ -1,12 +1,17 @@
 """Adversarial attacks: images changed a little so that a model does as badly as possible."""
 
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
-from prunekit.attacks.classification import classification_losses, cross_entropy_per_image, margin_per_image
+from prunekit.attacks.classification import (
+    classification_losses,
+    cross_entropy_per_image,
+    margin_per_image,
+    softmax_divergence,
+)
 from prunekit.attacks.gradient import GradientError
 from prunekit.attacks.identity import attack_identity
 from prunekit.attacks.losses import Attack, AttackLosses, LossPerImage
 from prunekit.attacks.pgd import PgdConfig, fgsm, pgd, uniform_noise
-from prunekit.attacks.presets import PRESETS
+from prunekit.attacks.presets import PRESETS, attack_named, register_attack
 from prunekit.attacks.steps import L2Step, LinfStep
 from prunekit.attacks.strong import StrongConfig
 
@@ -22,10 +27,13 @@ __all__ = [
     "PgdConfig",
     "StrongConfig",
     "attack_identity",
+    "attack_named",
     "classification_losses",
     "cross_entropy_per_image",
     "fgsm",
     "margin_per_image",
     "pgd",
+    "register_attack",
+    "softmax_divergence",
     "uniform_noise",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from prunekit.attacks.losses import AttackLosses
 from prunekit.errors import InputError
@@ -39,3 +39,9 @@ def classification_losses(labels: Tensor) -> AttackLosses:
     """Return what attacks on a classifier raise; the worst result is the one with the greatest margin."""
     total, margin = cross_entropy_per_image(labels), margin_per_image(labels)
     return AttackLosses(total, margin, components={"cross_entropy": total, "margin": margin}, badness=margin)
+
+
+def softmax_divergence(attacked: Tensor, clean: Tensor) -> Tensor:
+    """Return KL(softmax(clean) ‖ softmax(attacked)) of logits [N, C], as [N]."""
+    divergence = kl_div(log_softmax(attacked, dim=1), log_softmax(clean, dim=1), reduction="none", log_target=True)
+    return divergence.sum(dim=1)

@@ -22,12 +22,14 @@ class AttackLosses:
         margin: above 0 exactly for the images on which the attack has succeeded; C&W works with it.
         components: losses that fool the model in different ways; the strong attack raises each in turn.
         badness: says which of several results for an image is the worst. Not differentiated.
+        smooth: a loss whose gradient holds nothing constant, to check gradients by; the total if not given.
     """
 
     total: LossPerImage
     margin: LossPerImage
     components: Mapping[str, LossPerImage]
     badness: LossPerImage
+    smooth: LossPerImage | None = None
 
 
 class Attack(Protocol):

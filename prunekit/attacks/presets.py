@@ -6,6 +6,7 @@ from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.losses import Attack
 from prunekit.attacks.pgd import PgdConfig, fgsm
 from prunekit.attacks.strong import StrongConfig
+from prunekit.registry import look_up, register
 
 # The L∞ radius of the report on robust pruning of YOLOv3, 12.75/255.
 EPS = 0.05
@@ -27,3 +28,13 @@ PRESETS: dict[str, Attack] = {
     "standard-l2": PgdConfig(EPS_L2, step_size=EPS_L2 / 8, steps=20, norm="l2", random_start=True),
     "strong-l2": StrongConfig(EPS_L2, norm="l2"),
 }
+
+
+def register_attack(name: str, attack: Attack) -> None:
+    """Add an attack of one's own; InputError when the name is taken."""
+    register(PRESETS, "attack", name, attack)
+
+
+def attack_named(name: str) -> Attack:
+    """Return the attack of this name; InputError, which lists the names, if there is none."""
+    return look_up(PRESETS, "the attack", name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunekit.benchmark.peers import Call
 from prunekit.comparison import relative_rms
 from prunekit.nn import MAX_RELATIVE_RMS
-from prunekit.pipeline.progress import Progress
+from prunekit.progress import Progress
 
 Kind = Literal["peer", "control", "prunekit"]
 

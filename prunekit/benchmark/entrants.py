@@ -14,7 +14,7 @@ from prunekit.benchmark.peers import EAGER, PEERS, Call, as_tuple
 from prunekit.benchmark.problems import Problem
 from prunekit.benchmark.settings import Settings
 from prunekit.nn import AccelerationReport, WrongOutputError
-from prunekit.pipeline.progress import Progress
+from prunekit.progress import Progress
 from prunekit.prune.costs import count_costs
 
 PRUNEKIT, CONTROL = "prunekit", "torch eager, pruned"

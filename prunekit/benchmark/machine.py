@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import prunekit
+from prunekit.environment import describe_environment, installed_version
 from prunekit.nn import native_status
 from prunekit.ops import native
-from prunekit.pipeline.environment import describe_environment, installed_version
 
 _PACKAGES = ("prunekit", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 _FAST_ROOMS = ("ops", "engine", "nn")  # whose code runs in an accelerated model, or chooses what does

@@ -28,8 +28,8 @@ from prunekit.benchmark.peers import EAGER, PEERS
 from prunekit.benchmark.problems import NETS, Problem, layer_problems, whole_net
 from prunekit.benchmark.rows import Row, append_rows, latest, read_rows
 from prunekit.benchmark.settings import Settings, check_output
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.threads import thread_count
+from prunekit.environment import thread_count
+from prunekit.progress import Progress
 from prunekit.timing import Timing
 
 # Interquartile range over median. With nothing else running, a net of 4 ms spread by 4 to 8 % in most engines; where

@@ -11,7 +11,7 @@ from prunekit.cli.bench import bench_app
 from prunekit.cli.compact import COMPACT_EXAMPLES, compact_command
 from prunekit.cli.ending import out_console
 from prunekit.cli.explain import EXPLAIN_EXAMPLES, explain_command
-from prunekit.pipeline.environment import installed_version
+from prunekit.environment import installed_version
 
 __all__ = ["app", "main"]
 

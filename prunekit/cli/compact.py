@@ -10,10 +10,10 @@ import typer
 from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
-from prunekit.detection import MODELS
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.compaction_work import example_image, find_detector
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
+from prunekit.task import load_plugin, models
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -47,20 +47,24 @@ def compact_command(
         str | None, typer.Option("--export", help=f"also export it for another runtime: {' or '.join(EXPORTS)}")
     ] = None,
     unit: Annotated[str | None, typer.Option(help="unit of a run folder: a file name in units/, without .json")] = None,
-    model: Annotated[str | None, typer.Option(help=f"architecture of a darknet file: {', '.join(MODELS)}")] = None,
+    model: Annotated[str | None, typer.Option(help=f"architecture of a darknet file: {', '.join(models())}")] = None,
     num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
     width: Annotated[float | None, typer.Option(help="width multiplier of a darknet file")] = None,
     image_size: Annotated[
         int, typer.Option(help="image size for measuring, in pixels; the result runs at any size")
     ] = 416,
     threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
+    plugin: Annotated[list[str] | None, typer.Option(help="module of yours that registers the model")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Remove pruned filters for good: a smaller detector with the same outputs, and a certificate that says so."""
     with user_errors(verbose):
+        for module in plugin or ():
+            load_plugin(module)
         _check(out, multiple_of, export_to, model, image_size, threads)
         with thread_count(threads), ConsoleProgress(error_console) as progress:
-            detector = find_detector(source, unit, model, num_classes, width)
+            spec = requested_spec(model, width).updated(num_classes=num_classes) if model is not None else None
+            detector = find_checkpoint(source, unit, spec)
             for _ in progress.track(range(1), "compacting", 1):
                 result = compact(detector.model, example_image(image_size), multiple_of=multiple_of)
             save(result, out)
@@ -88,8 +92,8 @@ def _check(
         raise InputError(f"--multiple-of: expected a whole number of at least 1, found {multiple_of}.")
     if export_to is not None and export_to not in EXPORTS:
         raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, found {export_to!r}.")
-    if model is not None and model not in MODELS:
-        raise InputError(f"--model: expected one of {', '.join(MODELS)}, found {model!r}.")
+    if model is not None and model not in models():
+        raise InputError(f"--model: expected one of {', '.join(models())}, found {model!r}.")
     if not 32 <= image_size <= _LARGEST_SIZE or image_size % 32:
         raise InputError(f"--image-size: expected a multiple of 32 up to {_LARGEST_SIZE}, found {image_size}.")
     if threads is not None and not 1 <= threads <= 1024:

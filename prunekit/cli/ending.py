@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from prunekit.attacks import GradientError
 from prunekit.errors import InputError
-from prunekit.pipeline.attack_check_rules import MeaninglessEvaluationError
-from prunekit.pipeline.training import TrainingDivergedError
+from prunekit.evaluation.sanity_rules import MeaninglessEvaluationError
 from prunekit.prune import CompletenessError
+from prunekit.training.loop import TrainingDivergedError
 
 EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What can come of sound input and a sound program; their messages say all there is to say.

@@ -23,16 +23,16 @@ from prunekit.benchmark.problems import Problem, prune_by_magnitude, random_imag
 from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.cli.explain_tables import layers_table, peers_table, shares_table, summary
 from prunekit.console import ConsoleProgress
-from prunekit.detection import MODELS
 from prunekit.engine.model import AcceleratedModel
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.nn import AccelerationReport
-from prunekit.pipeline.detector_file import architecture_of, open_detector
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.threads import thread_count
+from prunekit.pipeline.checkpoint import open_checkpoint, requested_spec, spec_of
 from prunekit.processor import processor
+from prunekit.progress import Progress
 from prunekit.prune import apply_masks, prunable_layers, sparsity
+from prunekit.task import models, task_of
 
 EXPLAIN_EXAMPLES = """
 Examples:
@@ -143,11 +143,11 @@ def _subject(
     Raises:
         InputError: something is missing, unknown, out of its range, or does not fit together.
     """
-    is_detector = model is None or model in MODELS
-    architecture = architecture_of(weights) if weights is not None and is_detector else None
-    if architecture is not None:
-        model, num_classes = model or architecture.model, architecture.num_classes
-        width = architecture.width if width is None else width
+    is_detector = model is None or model in models()
+    spec = spec_of(weights) if weights is not None and is_detector else None
+    if spec is not None:
+        model = model or spec.name
+        width = spec.arguments.get("width") if width is None else width
     if model is None:
         raise InputError("expected a net (--model) or a file that prunekit.save wrote, found neither.")
     width = 1.0 if width is None else width
@@ -155,10 +155,11 @@ def _subject(
     torch.manual_seed(0)
     if weights is None:
         net: nn.Module = NETS[model].build(width=width).eval()
-    elif model not in MODELS:
-        raise InputError(f"--weights: expected with a detector ({', '.join(MODELS)}), found with {model}.")
+    elif model not in models():
+        raise InputError(f"--weights: expected with a detector ({', '.join(models())}), found with {model}.")
     else:
-        opened = open_detector(weights, model, num_classes, width)
+        classes = {} if spec is not None else {"num_classes": num_classes}
+        opened = open_checkpoint(weights, task_of(requested_spec(model, width, spec).updated(**classes)))
         net = opened.model
         if opened.masks:
             apply_masks(net, opened.masks)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from prunekit.pipeline.choices import MachineChoices, ScoringChoices, SharedChoices, TrainingChoices
+from prunekit.pipeline.config import MachineChoices, ScoringChoices, SharedChoices, TrainingChoices
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -69,12 +69,14 @@ def _kind(field: FieldInfo) -> Any:
     annotation: Any = field.annotation
     alternatives = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     kind = next(choice for choice in alternatives if choice is not types.NoneType)
+    if kind == tuple[str, ...] and field.default == ():
+        return list[str]  # repeatable
     return kind if kind in (bool, int, float, Path) else str
 
 
 def _as_typed(default: Any) -> Any:
     """Return a default as one would type it."""
-    if not isinstance(default, tuple):
+    if not isinstance(default, tuple) or not default:
         return default
     return ",".join(value if isinstance(value, str) else f"{value:g}" for value in default)
 

@@ -38,7 +38,7 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
             folder = run(config, progress)
             report = write_report(folder)
         rows = read_rows(folder.results)
-        out_console.print(results_table(rows))
+        out_console.print(results_table(rows, folder.task().figures))
         if (compacted := compacted_table(rows)) is not None:
             out_console.print(compacted)
         out_console.print(f"Report: {report}\nTable:  {folder.results}", highlight=False, soft_wrap=True)
@@ -66,7 +66,7 @@ def demo_command(
         out_console.print(f"This takes {config.duration}.", highlight=False, soft_wrap=True)
         with ConsoleProgress(error_console) as progress:
             folder = run_demo(config, progress)
-        out_console.print(results_table(read_rows(folder.results)))
+        out_console.print(results_table(read_rows(folder.results), folder.task().figures))
         out_console.print(next_steps(folder), highlight=False, soft_wrap=True)
 
 

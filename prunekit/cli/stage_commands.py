@@ -7,10 +7,10 @@ from typing import Any
 from prunekit.cli.ending import error_console, out_console, user_errors
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, checks_table, evaluation_table
-from prunekit.pipeline.choices import checked
-from prunekit.pipeline.evaluate_work import EvaluationOutcome, evaluate_stage
-from prunekit.pipeline.stage_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.stage_work import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+from prunekit.pipeline.command_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.commands import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+from prunekit.pipeline.config import checked
+from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
 
 _AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
 
@@ -109,7 +109,7 @@ def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
 
 
 def _show(outcome: EvaluationOutcome) -> None:
-    out_console.print(evaluation_table(outcome.cases))
+    out_console.print(evaluation_table(outcome.cases, outcome.shown))
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
     from prunekit.detection.letterbox import Letterbox, to_greyscale
     from prunekit.detection.shapes import render_shapes_dataset
+    from prunekit.detection.task import DetectionTask
 
 __all__ = [
     "MODELS",
@@ -30,6 +31,7 @@ __all__ = [
     "Category",
     "CocoDataset",
     "DetectionLoss",
+    "DetectionTask",
     "Detections",
     "Detector",
     "ImageRecord",
@@ -64,6 +66,7 @@ __getattr__, __dir__ = lazy(
         "prunekit.detection.detection_files": ["read_detections_json", "write_detections_csv", "write_detections_json"],
         "prunekit.detection.letterbox": ["Letterbox", "to_greyscale"],
         "prunekit.detection.shapes": ["render_shapes_dataset"],
+        "prunekit.detection.task": ["DetectionTask"],
     },
     extra="study",
 )

@@ -141,4 +141,5 @@ def attack_losses(
     }
     if num_classes > 1:  # a single class cannot be mistaken
         components["mislabel"] = task.mislabel
-    return AttackLosses(task.total, task.margin, components, badness=task.total)
+    # Not the total: the overlap that its objectness part aims at is held constant in gradients.
+    return AttackLosses(task.total, task.margin, components, badness=task.total, smooth=task.vanish)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +20,10 @@ from prunekit.detection.coco_annotations import add_annotations
 from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_images
 from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
 from prunekit.detection.image_files import read_image
-from prunekit.detection.kept_images import KeptImages
 from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
 from prunekit.detection.target import Target
 from prunekit.errors import InputError
+from prunekit.kept_images import KeptImages
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
 
@@ -34,6 +38,11 @@ class Sample:
     image_id: int
     letterbox: Letterbox
 
+    @property
+    def target(self) -> Target:
+        """Boxes and labels."""
+        return Target(self.boxes, self.labels)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,6 +52,11 @@ class Batch:
     targets: list[Target]
     image_ids: list[int]
     letterboxes: list[Letterbox]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with images and objects on a device."""
+        targets = [Target(target.boxes.to(device), target.labels.to(device)) for target in self.targets]
+        return Batch(self.images.to(device), targets, self.image_ids, self.letterboxes)
 
 
 class CocoDataset(Dataset[Sample]):
@@ -148,10 +162,74 @@ class CocoDataset(Dataset[Sample]):
                 self.kept.keep(record.id, image)
         return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
 
+    def is_kept(self, index: int) -> bool:
+        """Return whether taking an image decodes nothing."""
+        return self.kept is not None and self.images[index].id in self.kept
+
     def _decode(self, record: ImageRecord, letterbox: Letterbox) -> Tensor:
         file = self.image_folder / record.file_name
         image = letterbox.apply(read_image(file, record.width, record.height, record.upright))
         return to_greyscale(image) if self.greyscale else image
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Join samples to a batch."""
+        return collate(samples)
+
+    def notes(self) -> list[str]:
+        """Say what was left out: each reason once, with its count and first case."""
+        notes = []
+        for kind, count in self.skipped_by_reason.items():
+            first = next(skip for skip in self.skipped if (skip.kind or skip.reason) == kind)
+            notes.append(f"skipped {count} {kind}: {first.what} {first.reason}{' …' if count > 1 else ''}")
+        return notes
+
+    def identity(self) -> list[Any]:
+        """Return what the data are beside their images: size, colours, categories."""
+        return [self.image_size, self.greyscale, [asdict(category) for category in self.categories]]
+
+    def fingerprint(self, index: int) -> bytes:
+        """Return an image's annotations and file; raise InputError if it cannot be decoded."""
+        record = self.images[index]
+        self[index]
+        return json.dumps(asdict(record), sort_keys=True).encode() + (self.image_folder / record.file_name).read_bytes()
+
+    def part(self, count: int) -> CocoDataset:
+        """Return a view of the first `count` images that have objects, or of the first images if none has."""
+        part = copy.copy(self)
+        part.images = [record for record in self.images if record.objects][:count] or self.images[:count]
+        return part
+
+    def resolution(self) -> float:
+        """Return how much one object can change AP, the mean over classes: most where its class has no other."""
+        objects = Counter(label for record in self.images for label in record.labels.tolist())
+        return 1 / (len(objects) * min(objects.values())) if objects else math.nan
+
+    def examples(self, count: int) -> list[int]:
+        """Return the indices of up to `count` images with objects, spread evenly over the data set."""
+        candidates = [index for index, record in enumerate(self.images) if len(record.boxes) > 0]
+        count = min(count, len(candidates))
+        return [candidates[position * len(candidates) // count] for position in range(count)]
+
+    def example(self, index: int) -> dict[str, Any]:
+        """Describe an image and its objects, boxes xyxy in the original image's pixels."""
+        record = self.images[index]
+        return {
+            "id": record.id,
+            "file_name": record.file_name,
+            "width": record.width,
+            "height": record.height,
+            "boxes": record.boxes.tolist(),
+            "labels": record.labels.tolist(),
+            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+        }
+
+    def visible(self, index: int, image: Tensor) -> Tensor:
+        """Return the part of a letterboxed image, [3, S, S], that is not border."""
+        record = self.images[index]
+        letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
+        corners = torch.tensor([[0.0, 0.0, record.width, record.height]])
+        left, top, right, bottom = (round(value) for value in letterbox.to_square(corners)[0].tolist())
+        return image[:, top:bottom, left:right]
 
 
 def collate(samples: Iterable[Sample]) -> Batch:

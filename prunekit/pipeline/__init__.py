@@ -4,12 +4,12 @@ from prunekit.extras import check_extra
 
 check_extra("study", "prunekit.pipeline")
 
+from prunekit.evaluation.latency import Latency, measure_latency
 from prunekit.pipeline.config import RunConfig, make_config, parse_ratios
-from prunekit.pipeline.latency import Latency, measure_latency
-from prunekit.pipeline.progress import Progress, SilentProgress
 from prunekit.pipeline.results import RatioResult, read_rows
 from prunekit.pipeline.run import run
 from prunekit.pipeline.run_folder import RunFolder
+from prunekit.progress import Progress, SilentProgress
 
 __all__ = [
     "Latency",

@@ -1,90 +1,200 @@
-"""What a run is asked to do: every choice, its default and its meaning, checked before any work."""
+"""What a run is asked to do: every choice, its default and its meaning, checked before any work.
+
+Choices that several commands share are described once, in the classes that `RunConfig` is made of.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prunekit.attacks import PRESETS
-from prunekit.detection import MODELS
+import prunekit.detection.task  # noqa: F401  # registers the detectors
+from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.errors import InputError
-from prunekit.pipeline.choices import (
-    PRUNINGS,
-    EvaluatingChoices,
-    ScoringChoices,
-    TrainingChoices,
-    checked,
-    split_names,
-)
+from prunekit.pipeline.scoring import REFERENCES
+from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.prune.deeplift import RULES
+from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
+from prunekit.training.config import SCORE_OPTIMISATIONS
+from prunekit.training.objectives import OBJECTIVES
+
+PRUNINGS = ("one-shot", "optimised")
+
+
+def _adversarial_training() -> list[str]:
+    return [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)]
+
+
+#: Option → what lists its names when a value is checked: plugins may have added some.
+KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
+    "scores": lambda: SCORES,
+    "structure": lambda: STRUCTURES,
+    "pruning": lambda: PRUNINGS,
+    "attack": lambda: [*PRESETS, "none"],
+    "scope": lambda: SCOPES,
+    "objective": lambda: OBJECTIVES,
+    "score_optimizer": lambda: SCORE_OPTIMISATIONS,
+    "train_attack": _adversarial_training,
+    "reference": lambda: REFERENCES,
+    "rule": lambda: RULES,
+}
+
+
+class MachineChoices(BaseModel):
+    """Where the work is done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("cpu", description="device for training and evaluation: cpu or cuda")
+    threads: int | None = Field(None, ge=1, description="number of torch threads (default: torch's choice)")
+    workers: int = Field(0, ge=0, description="worker processes that load images (0: load in the main process)")
+    plugin: tuple[str, ...] = Field(
+        (), description="module of yours, package.module, that registers models, tasks, attacks or scores (repeatable)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _import_plugins(cls, choices: Any) -> Any:
+        """Import plugins before the names that they add are checked."""
+        for module in split_names(choices.get("plugin", ())):
+            load_plugin(module)
+        return choices
+
+    @field_validator("plugin", mode="before")
+    @classmethod
+    def _split_plugins(cls, value: Any) -> Any:
+        return split_names(value)
+
+
+class SharedChoices(MachineChoices):
+    """What every command is told: where the results go, and how images enter."""
+
+    out: Path = Field(description="output folder")
+    image_size: int = Field(416, ge=1, le=4096, description="side of the input in pixels; for YOLO a multiple of 32")
+    greyscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
+    limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
+    seed: int = Field(0, ge=0, description="random seed")
+
+    @field_validator("model", check_fields=False)
+    @classmethod
+    def _known_model(cls, name: str | None) -> str | None:
+        if name is not None:
+            _require_known_model(name)
+        return name
+
+    @field_validator(*KNOWN_NAMES, check_fields=False)
+    @classmethod
+    def _known_names(cls, value: Any, info: Any) -> Any:
+        known = list(KNOWN_NAMES[info.field_name]())
+        for name in value if isinstance(value, tuple) else (value,):
+            if name is not None and name not in known:
+                raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> SharedChoices:
+        name = getattr(self, "model", None)
+        if name is not None and (wrong := wrong_image_size(self.image_size, task_of(ModelSpec(name)))):
+            raise ValueError(wrong)
+        return self
+
+
+def wrong_image_size(size: int, task: Task) -> str:
+    """Return what is wrong with a size for a task, or ""."""
+    multiple = task.input_multiple
+    return f"--image-size: expected a multiple of {multiple}, got {size}" if size % multiple else ""
+
+
+def _require_known_model(name: str) -> None:
+    try:
+        family_of(name)
+    except InputError as error:
+        known = f"must be one of {', '.join(models())}, got {name!r}"
+        raise ValueError(str(error).rstrip(".") if ":" in name else known) from None
+
+
+class TrainingChoices(SharedChoices):
+    """How the stages that train do it."""
+
+    objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
+    train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
+    max_steps: int | None = Field(None, ge=1, description="stop each training after N steps")
+    train_batch_size: int = Field(16, ge=1, description="training batch size")
+    batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
+        "live", description="batch normalization during training: live, frozen-statistics or frozen"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
+    )
+    augment: bool = Field(True, description="augment training images: random flips, scaling, shifts and colors")
+    checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
+
+
+class BatchChoices(SharedChoices):
+    """How many images are looked at together where nothing trains."""
+
+    batch_size: int = Field(8, ge=1, description="batch size for scoring, evaluation and attacks")
+
+
+class ScoringChoices(BatchChoices):
+    """How scores that look at images do it."""
+
+    score_images: int = Field(256, ge=1, description="number of training images for taylor and deeplift scores")
+    reference: str = Field("zeros", description=f"reference input for DeepLIFT: {', '.join(REFERENCES)}")
+    rule: str = Field("rescale", description=f"DeepLIFT rule for activations: {', '.join(RULES)}")
+
+
+class EvaluatingChoices(BatchChoices):
+    """How detections are made and timed."""
+
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="keep detections with a score above this")
+    iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
+    max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
+    latency_runs: int = Field(30, ge=3, description="timed runs of each model")
+
+
+def split_names(value: Any) -> Any:
+    """Turn "a, b" into ("a", "b"), each name once; leave what is no text as it is."""
+    return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
+
+
+Choices = TypeVar("Choices", bound=SharedChoices)
+
+
+def checked(kind: type[Choices], **choices: Any) -> Choices:
+    """Build a configuration; whatever is wrong becomes an InputError of one sentence."""
+    try:
+        return kind(**choices)
+    except ValidationError as error:
+        raise InputError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"] and message.startswith("--"):  # it names the option itself
+        return f"{message.rstrip('.')}."
+    found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{field}: {message[0].lower()}{message[1:]}{found}."
+
 
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every",
+    "checkpoint_every", "plugin",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to prune; a run follows each of them through all ratios.
-
-    Attributes:
-        structure: What is dropped, a key of `STRUCTURES`; "none" for the unpruned model that all variants share.
-        scores: What ranks it, a key of `SCORES`.
-        pruning: "one-shot", or "optimised" scores.
-    """
-
-    structure: str
-    scores: str
-    pruning: str
-
-    @property
-    def name(self) -> str:
-        """For people and files: unstructured, scaled, one-shot."""
-        return f"{self.structure}, {self.scores}, {self.pruning}"
-
-
-#: The weights as they were given, evaluated beside what robust pre-training made of them.
-AS_GIVEN = Variant("none", "none", "as given")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One variant at one ratio: what is finished or not."""
-
-    variant: Variant
-    ratio: float
-
-    @property
-    def stem(self) -> str:
-        """The stem of the unit's files; the unpruned model is every variant's ratio 0."""
-        if self.variant == AS_GIVEN:
-            return "as_given"
-        if self.ratio == 0:
-            return "ratio_0"
-        parts = (self.variant.structure, self.variant.scores, self.variant.pruning)
-        return f"{'-'.join(parts)}-ratio_{self.ratio:g}"
-
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        if self.variant == AS_GIVEN:
-            return "weights as given"
-        return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
 
 
 class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
-    model: str = Field(description=f"detector architecture: {', '.join(MODELS)}")
+    model: str = Field(description=f"architecture: {', '.join(models())}")
     weights: Path = Field(description="darknet .weights file, or .safetensors file written by prunekit")
     data: Path = Field(description="evaluation data: folder in COCO layout, or annotation JSON file")
     out: Path = Field(description="run folder; an interrupted run in it is resumed")
@@ -185,8 +295,3 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--ratios: expected numbers separated by commas, such as 0,50,90, got {text!r}.") from None
-
-
-def digest(parts: Iterable[Any]) -> str:
-    """Return the SHA-256 of JSON-able values, as hexadecimal digits."""
-    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()

@@ -1,47 +1,62 @@
-"""One row of results.csv: everything that is known about the model pruned at one ratio."""
+"""What is known at the end: a row of results.csv for each model, and the inputs that the numbers come from."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from prunekit.compaction import CompactionResult
 from prunekit.errors import InputError
+from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
+from prunekit.kept_images import KeptImages
+from prunekit.pipeline.config import SharedChoices
+from prunekit.progress import Progress
+from prunekit.prune import ModelCost
+from prunekit.task import Data, Figures, Task
+from prunekit.task_data import KeepsImages
+from prunekit.timing import Timing
 
 
 @dataclass(frozen=True)
 class RatioResult:
-    """The fields are the columns of results.csv, in this order; None is an empty cell.
+    """What is known about one model. `columns` are those of results.csv; None is an empty cell.
 
-    AP figures are COCO's, unrounded; an area class without ground truth has none. Latencies are
-    milliseconds for one image: the median, with the 90th and 99th percentile beside it.
+    Latencies are milliseconds for one image: the median, with the 90th and 99th percentile beside it. What accuracy is,
+    and which steps follow the network, the task says (`Task.columns`, `Task.postprocessing`). For detectors these are
+
+    * ap … ap_large: COCO's average precision, unrounded; an area class without ground truth has none. The `attacked_`
+      columns are under attack, transfer_ap is under the attack made on the unpruned model.
+    * confident_ap: of detections that score at least 0.5, as the report on robust pruning has it;
+      false_positives_per_image: of these, those that match no object; false_positive_share: their share.
+    * attack_success_rate: share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
+    * decode_ms, nms_ms: from outputs to boxes and scores, and non-maximum suppression.
 
     Attributes:
         ratio: Pruning ratio in percent.
         structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimised" scores.
-        ap: Average precision over IoU 0.50 to 0.95; the `attacked_` columns are under attack.
-        transfer_ap: Under the attack made on the unpruned model.
-        confident_ap: Of detections that score at least 0.5, as the report on robust pruning has it.
-        false_positives_per_image: Detections of at least 0.5 that match no object.
-        false_positive_share: Their share of all such detections.
-        attack_success_rate: Share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
+        accuracy: The task's columns.
         churn: Fraction of kept weights that optimising the scores brought in.
         macs: Multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
         parameters: All of the model's parameters.
         nonzero_parameters: Those of them that are not zero.
         sparsity: Share of zeros among the convolutions' weights.
         latency_ms_control: The masked dense model.
-        latency_ms: The deployed artefact: backbone and heads, without decoding and suppression.
+        latency_ms: The deployed artefact: the network, without what follows.
         speedup: latency_ms_control / latency_ms.
         latency_ms_compacted: Where filters went, the compacted model in torch eager, as the control runs.
         latency_ms_compacted_accelerated: The compacted model, accelerated like the artefact.
         compacted_speedup: latency_ms_control over the smaller of these two.
         compacted_parameters: Those that the compacted model has; compacted_macs: its multiply-accumulates.
         compacted_difference: Its outputs' largest difference from the masked model's in float64, relative.
+        postprocessing: The steps after the network.
         sparse_layers: Convolutions that the artefact runs sparse, of `layers`.
         images: Evaluated images.
     """
@@ -50,26 +65,7 @@ class RatioResult:
     structure: str
     scores: str
     pruning: str
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    attacked_ap: float | None
-    attacked_ap50: float | None
-    attacked_ap75: float | None
-    attacked_ap_small: float | None
-    attacked_ap_medium: float | None
-    attacked_ap_large: float | None
-    transfer_ap: float | None
-    confident_ap: float
-    confident_ap50: float
-    attacked_confident_ap: float | None
-    attacked_confident_ap50: float | None
-    false_positives_per_image: float
-    false_positive_share: float | None
-    attack_success_rate: float | None
+    accuracy: Figures
     churn: float | None
     macs: int
     kept_macs: int
@@ -93,12 +89,7 @@ class RatioResult:
     compacted_parameters: int | None
     compacted_macs: int | None
     compacted_difference: float | None
-    decode_ms: float
-    decode_ms_p90: float
-    decode_ms_p99: float
-    nms_ms: float
-    nms_ms_p90: float
-    nms_ms_p99: float
+    postprocessing: Figures
     sparse_layers: int
     layers: int
     images: int
@@ -108,26 +99,33 @@ class RatioResult:
     instruction_set: str | None
     processor: str
 
+    def columns(self) -> dict[str, Any]:
+        """Return the row by column, in the columns' order."""
+        row: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            row |= value if field.name in _OF_THE_TASK else {field.name: value}
+        return row
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RatioResult:
-        """Build a row from `asdict`'s values; raise TypeError when a field is missing or unknown."""
-        return cls(**values)
+    def from_columns(cls, row: Mapping[str, Any]) -> RatioResult:
+        """Build a result from `columns`; raise TypeError when a shared column is missing."""
+        shared = {name: row[name] for name in _SHARED if name in row}
+        before, after = list(row)[: list(row).index("churn")], list(row)[list(row).index("churn") :]
+        accuracy = {name: row[name] for name in before if name not in shared}
+        return cls(**shared, accuracy=accuracy, postprocessing={n: row[n] for n in after if n not in shared})
 
 
-COLUMNS = tuple(field.name for field in fields(RatioResult))
-
-
-def finite_or_none(value: float) -> float | None:
-    """Turn nan, which JSON does not have, into None."""
-    return value if math.isfinite(value) else None
+_OF_THE_TASK = ("accuracy", "postprocessing")
+_SHARED = tuple(field.name for field in fields(RatioResult) if field.name not in _OF_THE_TASK)
 
 
 def results_csv(rows: Sequence[RatioResult]) -> str:
     """Return the rows as CSV text with a header; None becomes an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0].columns() if rows else _SHARED, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(row.columns() for row in rows)
     return text.getvalue()
 
 
@@ -137,3 +135,90 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(f"Expected a run folder with {path.name}, but {path} does not exist.")
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """SHA-256 of the weights file and of the data sets' images and annotations; "" where nothing trains."""
+
+    weights_sha256: str
+    data_sha256: str
+    train_data_sha256: str = ""
+
+
+def open_data(config: SharedChoices, task: Task, path: Path, progress: Progress, keep: bool = False) -> Data:
+    """Open a data set as the configuration wants its images, and say what was left out.
+
+    Args:
+        config: Size, colors and number of the images.
+        task: Whose data set it is.
+        path: What the task reads.
+        progress: Told of every kind of entry that was skipped.
+        keep: Keep decoded images, up to `KEPT_BYTES`, for a data set that is passed over many times and can do that.
+    """
+    dataset = task.open_data(path, config.image_size, config.greyscale, config.limit)
+    for note in dataset.notes():
+        progress.message(note)
+    if keep and isinstance(dataset, KeepsImages):
+        dataset.kept = KeptImages()
+    return dataset
+
+
+def data_digest(dataset: Data, progress: Progress) -> str:
+    """Hash a data set, decoding every image once: a damaged one ends the run now, not after an hour.
+
+    Where the data set keeps images, this is the only time that those are decoded.
+
+    Raises:
+        InputError: When an image cannot be decoded.
+    """
+    data = hashlib.sha256(json.dumps(dataset.identity()).encode())
+    for index in progress.track(range(len(dataset)), "checking images", len(dataset)):
+        data.update(dataset.fingerprint(index))
+    return data.hexdigest()
+
+
+def size_columns(model: nn.Module, costs: ModelCost, masked: float) -> dict[str, Any]:
+    """Return how much of a model is left."""
+    return {
+        "macs": costs.macs,
+        "kept_macs": costs.kept_macs,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
+        "sparsity": masked,
+    }
+
+
+def latency_columns(latency: Latency) -> dict[str, Any]:
+    """Return the speed-up, and the network's medians and percentiles in milliseconds."""
+    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
+    return columns | _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
+
+
+def postprocessing_columns(latency: Latency) -> dict[str, Any]:
+    """Return medians and percentiles of the steps after the network, in milliseconds."""
+    return _timing_columns({f"{name}_ms": timing for name, timing in latency.postprocessing.items()})
+
+
+def _timing_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, timing in timings.items():
+        columns |= {name: timing.median_ms, f"{name}_p90": timing.p90_ms, f"{name}_p99": timing.p99_ms}
+    return columns
+
+
+def compaction_columns(latency: Latency, compaction: CompactionResult | None) -> dict[str, Any]:
+    """Return the columns of results.csv on the compacted model; empty where there is none."""
+    columns: dict[str, Any] = {}
+    for kind, name in ((EAGER, "latency_ms_compacted"), (ACCELERATED, "latency_ms_compacted_accelerated")):
+        timing = latency.compacted.get(kind)
+        columns |= {name: timing.median_ms if timing else None}
+        columns |= {f"{name}_p90": timing.p90_ms if timing else None, f"{name}_p99": timing.p99_ms if timing else None}
+    fastest = min((timing.median_ms for timing in latency.compacted.values()), default=None)
+    certificate = compaction.certificate if compaction is not None else None
+    return columns | {
+        "compacted_speedup": latency.control.median_ms / fastest if fastest else None,
+        "compacted_parameters": certificate.parameters_after if certificate else None,
+        "compacted_macs": certificate.macs_after if certificate else None,
+        "compacted_difference": certificate.max_difference_float64 if certificate else None,
+    }

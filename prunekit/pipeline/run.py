@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.detection import CocoDataset
-from prunekit.pipeline.config import RunConfig, Unit
-from prunekit.pipeline.detector_file import PrunedDetector, open_detector, require_weights
-from prunekit.pipeline.environment import describe_environment
+from prunekit.environment import describe_environment, thread_count
+from prunekit.pipeline.checkpoint import (
+    Bench,
+    Checkpoint,
+    Training,
+    open_checkpoint,
+    requested_spec,
+    require_same_spec,
+    require_weights,
+    spec_of,
+)
+from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
-from prunekit.pipeline.inputs import Inputs, data_digest, open_data
-from prunekit.pipeline.progress import Progress, SilentProgress
+from prunekit.pipeline.results import Inputs, data_digest, open_data
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import pretrain
-from prunekit.pipeline.threads import thread_count
-from prunekit.pipeline.train_config import require_device
+from prunekit.pipeline.steps import pretrain
+from prunekit.pipeline.store import StageStore
 from prunekit.pipeline.training_plan import make_training, pretraining
-from prunekit.pipeline.unit_work import Job, do_unit
+from prunekit.pipeline.unit import Job, do_unit
+from prunekit.pipeline.variants import Unit
+from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, channel_groups
+from prunekit.task import Data, task_of
+from prunekit.training.config import require_device
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
@@ -39,9 +47,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
     check_out(config)
     require_device(config.device)
     with thread_count(config.threads):
-        dataset, train_dataset, detector = _open_inputs(config, progress)
+        dataset, train_dataset, given = _open_inputs(config, progress)
         inputs = Inputs(
-            sha256(config.weights),
+            given.sha256,
             data_digest(dataset, progress),
             data_digest(train_dataset, progress) if train_dataset is not None else "",
         )
@@ -51,9 +59,6 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             training = None
             if train_dataset is not None:
                 training = make_training(config, train_dataset, inputs.train_data_sha256, progress)
-            given = Artefact(
-                detector.model, config.width, inputs.weights_sha256, detector.masks, detector.drops_filters
-            )
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
@@ -63,8 +68,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
 
 def _prepare(
     config: RunConfig,
-    dataset: CocoDataset,
-    given: Artefact,
+    dataset: Data,
+    given: Checkpoint,
     training: Training | None,
     folder: OpenRun,
     progress: Progress,
@@ -85,22 +90,27 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     if folder.finished(unit):
         progress.message(f"{unit.label}: finished earlier")
         return
-    row, files = do_unit(job, folder, unit)
-    folder.finish(unit, row, files)
-    summary = f"{unit.label}: AP {_show(row.ap)}, attacked {_show(row.attacked_ap)}, {row.latency_ms:.1f} ms"
+    row, files, artefact = do_unit(job, folder, unit)
+    assert artefact.path is not None  # a stage has written it, or it was given
+    folder.finish(unit, row, files, artefact.path, artefact.task.spec)
+    shown = job.start.task.figures[0]
+    clean, attacked = row.accuracy.get(shown.column), row.accuracy.get(f"attacked_{shown.column}")
+    summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {row.latency_ms:.1f} ms"
     folder.log(summary)
     progress.message(summary)
 
 
-def _open_inputs(config: RunConfig, progress: Progress) -> tuple[CocoDataset, CocoDataset | None, PrunedDetector]:
+def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
     require_weights(config.weights)
-    dataset = open_data(config, config.data, progress, keep=True)
+    task = task_of(requested_spec(config.model, config.width, spec_of(config.weights)))
+    dataset = open_data(config, task, config.data, progress, keep=True)
+    task = task.for_data(dataset)
     train_dataset = None
     if config.train_data is not None:
-        train_dataset = open_data(config, config.train_data, progress)
-        train_dataset.require_num_classes(dataset.num_classes)
-    return dataset, train_dataset, open_detector(config.weights, config.model, dataset.num_classes, config.width)
+        train_dataset = open_data(config, task, config.train_data, progress)
+        require_same_spec(task, train_dataset)
+    return dataset, train_dataset, open_checkpoint(config.weights, task)
 
 
 def _show(precision: float | None) -> str:

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.attacks import PRESETS, attack_identity
+from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline.claimed_folder import check_folder, claimed
-from prunekit.pipeline.config import RunConfig, Unit, digest
-from prunekit.pipeline.environment import installed_version
-from prunekit.pipeline.inputs import Inputs
-from prunekit.pipeline.results import RatioResult, results_csv
-from prunekit.pipeline.stage_store import sha256
+from prunekit.pipeline.config import RunConfig
+from prunekit.pipeline.results import Inputs, RatioResult, results_csv
+from prunekit.pipeline.store import digest, sha256
+from prunekit.pipeline.variants import Unit
+from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
 
 class RunFolder:
@@ -61,9 +62,16 @@ class RunFolder:
         """The unit's compacted model, which `prunekit.load` reads."""
         return self.root / "compacted" / f"{unit.stem}.prunekit"
 
-    def detections(self, stem: str, attacked: bool, suffix: str) -> Path:
-        """A unit's detections, `suffix` being csv or json."""
-        return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}.{suffix}"
+    def predictions(self, stem: str, attacked: bool) -> Path:
+        """A unit's predictions: the stem of the task's files, which have suffixes."""
+        return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}"
+
+    def task(self) -> Task:
+        """The task of the run's models, from config.json."""
+        config = self.read_json("config.json")
+        for module in config.get("plugin", ()):
+            load_plugin(module)
+        return task_of(ModelSpec(config["model"]))
 
     def example(self, image_id: int, stem: str | None = None) -> Path:
         """An example image as the network sees it: clean, or attacked through the model of a unit."""
@@ -106,16 +114,26 @@ class OpenRun(RunFolder):
             is_ours = done["key"] == self._key and all(
                 sha256(self.root / name) == expected for name, expected in done["files"].items()
             )
-            row = RatioResult.from_dict(done["row"]) if is_ours else None
+            row = RatioResult.from_columns(done["row"]) if is_ours else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
         return row and replace(row, **asdict(unit.variant))
 
-    def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path]) -> None:
-        """Declare a unit finished; it stays so while `files` stay as they are."""
+    def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path], model: Path, spec: ModelSpec) -> None:
+        """Declare a unit finished; it stays so while `files` stay as they are.
+
+        Args:
+            unit: What was done.
+            row: Its results.
+            files: What it wrote.
+            model: The file of its model: a stage's, or, at ratio 0, the weights that were given.
+            spec: What builds the model again.
+        """
         digests = {str(path.relative_to(self.root)): sha256(path) for path in files}
-        done = {"key": self._key, "files": digests, "row": asdict(row)}
+        where = model.relative_to(self.root) if model.is_relative_to(self.root) else model.absolute()
+        holds = {"path": str(where), "sha256": sha256(model), "spec": asdict(spec)}
+        done = {"key": self._key, "model": holds, "files": digests, "row": row.columns()}
         write_text(self.unit(unit), json.dumps(done, indent=2) + "\n")
         self.write_results()
 

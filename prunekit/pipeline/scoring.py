@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, pgd
-from prunekit.detection import Detector
-from prunekit.detection.attribution_target import matched_logits
 from prunekit.errors import InputError
-from prunekit.pipeline.progress import Progress
-from prunekit.pipeline.tasks import Task, detector_task
-from prunekit.pipeline.training_data import TrainingData
+from prunekit.progress import Progress
 from prunekit.prune import score_model, score_named, taylor_scores
 from prunekit.prune.deeplift import Comparison, data_mean, deeplift_scores
+from prunekit.task import Task
+from prunekit.training.data import TrainingData
 
 REFERENCES = ("zeros", "mean", "clean")
 Batches = Iterator[tuple[Tensor, Any]]
@@ -45,12 +44,18 @@ class ScoreChoices:
 
 
 def make_scores(
-    model: Detector, choices: ScoreChoices, data: TrainingData | None, attack: PgdConfig | None, progress: Progress
+    model: nn.Module,
+    task: Task,
+    choices: ScoreChoices,
+    data: TrainingData | None,
+    attack: PgdConfig | None,
+    progress: Progress,
 ) -> dict[str, Tensor]:
-    """Score every weight of a detector's convolutions.
+    """Score every weight of a model's convolutions.
 
     Args:
-        model: The detector, in eval mode.
+        model: The model, in eval mode.
+        task: What it is made for.
         choices: Which scores, and how.
         data: The images, for scores that look at some.
         attack: What attacks them, for DeepLIFT with the reference "clean".
@@ -63,27 +68,40 @@ def make_scores(
         CompletenessError: When DeepLIFT's contributions do not add up.
         InputError: For scores or a reference that are not known; the sentence lists those that are.
     """
-    if not score_named(choices.name).needs_batches:
+    score = score_named(choices.name)
+    if not score.needs_batches:
         return score_model(model, choices.name, choices.seed)
-    if choices.name not in IMAGE_SCORES:
+    if choices.name not in IMAGE_SCORES and score.of_images is None:
         raise InputError(f"Expected scores from images to be one of {', '.join(IMAGE_SCORES)}, got {choices.name!r}.")
     if choices.reference not in REFERENCES:
         raise InputError(f"Expected the reference to be one of {', '.join(REFERENCES)}, got {choices.reference!r}.")
     assert data is not None  # the stage has made sure
-    return IMAGE_SCORES[choices.name](model, _batches(choices, data, progress), choices, attack)
+    batches = _batches(choices, data, progress)
+    if score.of_images is not None:
+        return score.of_images(model, _with_losses(task, batches))
+    return IMAGE_SCORES[choices.name](model, task, batches, choices, attack)
 
 
-def _taylor(model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None) -> dict[str, Tensor]:
-    task = detector_task(model)
-    return taylor_scores(model, ((x, _loss_of(task, targets)) for x, targets in batches))
+def _with_losses(task: Task, batches: Batches) -> Iterator[tuple[Tensor, Callable[[Any], Tensor]]]:
+    return ((x, task.attack_losses(targets).total) for x, targets in batches)
 
 
-def _deeplift(model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None) -> dict[str, Tensor]:
-    return deeplift_scores(model, _comparisons(model, batches, choices, attack), rule=choices.rule)  # type: ignore[arg-type]
+def _taylor(
+    model: nn.Module, task: Task, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None
+) -> dict[str, Tensor]:
+    return taylor_scores(model, _with_losses(task, batches))
 
 
-#: Scores that look at images → what makes them. A score that `SCORES` has and this table has not is an error.
-IMAGE_SCORES: dict[str, Callable[[Detector, Batches, ScoreChoices, PgdConfig | None], dict[str, Tensor]]] = {
+def _deeplift(
+    model: nn.Module, task: Task, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None
+) -> dict[str, Tensor]:
+    comparisons = _comparisons(model, task, batches, choices, attack)
+    return deeplift_scores(model, comparisons, rule=choices.rule)  # type: ignore[arg-type]
+
+
+ImageScore = Callable[[nn.Module, Task, Batches, ScoreChoices, PgdConfig | None], dict[str, Tensor]]
+#: Scores that look at images → what makes them. One that neither is here nor makes itself (`of_images`) is an error.
+IMAGE_SCORES: dict[str, ImageScore] = {
     "taylor": _taylor,
     "deeplift": _deeplift,
 }
@@ -100,7 +118,7 @@ def _batches(choices: ScoreChoices, data: TrainingData, progress: Progress) -> B
 
 
 def _comparisons(
-    model: Detector, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None
+    model: nn.Module, task: Task, batches: Batches, choices: ScoreChoices, attack: PgdConfig | None
 ) -> Iterator[Comparison]:
     mean: Tensor | None = None
     if choices.reference == "mean":
@@ -108,22 +126,16 @@ def _comparisons(
         mean = data_mean(x for x, _ in listed)
         batches = iter(listed)
     for x, targets in batches:
-        target = _target(model, targets)
+        target = partial(task.attribution, targets=targets)
         if choices.reference == "clean":
-            yield Comparison(_attacked(model, x, targets, attack, choices.seed), x, target)
+            loss = task.attack_losses(targets).total
+            yield Comparison(_attacked(model, x, loss, attack, choices.seed), x, target)
         else:
             yield Comparison(x, torch.zeros_like(x[:1]) if mean is None else mean, target)
 
 
-def _loss_of(task: Task, targets: Any) -> Callable[[Any], Tensor]:
-    return lambda outputs: task.loss_per_image(outputs, targets)
-
-
-def _target(model: Detector, targets: Any) -> Callable[[Any], Tensor]:
-    return lambda outputs: matched_logits(outputs, targets, model.anchors, model.strides, model.num_classes)
-
-
-def _attacked(model: Detector, x: Tensor, targets: Any, attack: PgdConfig | None, seed: int) -> Tensor:
+def _attacked(
+    model: nn.Module, x: Tensor, loss: Callable[[Any], Tensor], attack: PgdConfig | None, seed: int
+) -> Tensor:
     assert attack is not None  # images to learn from come with one
-    generator = torch.Generator().manual_seed(seed)
-    return pgd(model, x, _loss_of(detector_task(model), targets), attack, generator)
+    return pgd(model, x, loss, attack, torch.Generator().manual_seed(seed))

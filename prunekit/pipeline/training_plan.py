@@ -5,29 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from prunekit.attacks import PRESETS, PgdConfig
-from prunekit.detection import CocoDataset
-from prunekit.pipeline.augmentation import NO_AUGMENTATION, STANDARD_AUGMENTATION
-from prunekit.pipeline.choices import ScoringChoices, TrainingChoices
-from prunekit.pipeline.config import RunConfig
-from prunekit.pipeline.objectives import ObjectiveConfig
-from prunekit.pipeline.progress import Progress
+from prunekit.attacks import PgdConfig, attack_named
+from prunekit.pipeline.checkpoint import Training
+from prunekit.pipeline.config import RunConfig, ScoringChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.stage_inputs import Training
-from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS, TrainConfig
-from prunekit.pipeline.training_data import ImagesOnDisk, TrainingData, read_into_memory
+from prunekit.progress import Progress
+from prunekit.task import Data
+from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATIONS, TrainConfig
+from prunekit.training.data import ImagesOnDisk, TrainingData, read_into_memory
+from prunekit.training.objectives import ObjectiveConfig
 
 # Larger data sets are read from disk in every epoch.
 MAX_BYTES_IN_MEMORY = 2**30
 
 
-def make_training(config: TrainingChoices, dataset: CocoDataset, sha256: str, progress: Progress) -> Training:
+def make_training(config: TrainingChoices, dataset: Data, sha256: str, progress: Progress) -> Training:
     """Bind the training data to the objective."""
     data = images_to_learn_from(dataset, progress)
     return Training(data, sha256, config.objective, ObjectiveConfig(attack=preset(config.train_attack)))
 
 
-def images_to_learn_from(dataset: CocoDataset, progress: Progress) -> TrainingData:
+def images_to_learn_from(dataset: Data, progress: Progress) -> TrainingData:
     """Read a data set into memory if it is small enough."""
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     return read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
@@ -35,7 +34,7 @@ def images_to_learn_from(dataset: CocoDataset, progress: Progress) -> TrainingDa
 
 def preset(name: str) -> PgdConfig:
     """Return a PGD preset; configurations have made sure that the name is one's."""
-    attack = PRESETS[name]
+    attack = attack_named(name)
     assert isinstance(attack, PgdConfig)
     return attack
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +15,7 @@ from prunekit.errors import InputError
 from prunekit.nn.computed_weights import effective
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.tensor_files import check_tensors, load_tensors, save_tensors
+from prunekit.registry import look_up, register
 
 
 def scaled_scores(weight: Tensor) -> Tensor:
@@ -50,6 +52,10 @@ def random_scores(weight: Tensor, generator: Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device)
 
 
+#: Images, and the map from outputs for them to losses [N].
+LossBatches = Iterable[tuple[Tensor, Callable[[Any], Tensor]]]
+
+
 @dataclass(frozen=True)
 class Score:
     """One way to rank weights.
@@ -57,10 +63,13 @@ class Score:
     Attributes:
         summary: What it is, in a few words.
         of_weight: The function of one layer's weight, or None where images and a loss are needed as well.
+        of_images: The function of a model in eval mode and batches, as `taylor_scores` is one: each batch is images
+            [N, 3, H, W] and the map from outputs to losses [N].
     """
 
     summary: str
     of_weight: Callable[[Tensor, Generator], Tensor] | None = None
+    of_images: Callable[[nn.Module, LossBatches], dict[str, Tensor]] | None = None
 
     @property
     def needs_batches(self) -> bool:
@@ -77,11 +86,14 @@ SCORES: dict[str, Score] = {
 }
 
 
+def register_score(name: str, score: Score) -> None:
+    """Add a score of one's own; InputError when the name is taken."""
+    register(SCORES, "scores", name, score)
+
+
 def score_named(name: str) -> Score:
     """Return the score of this name; InputError, which lists the names, if there is none."""
-    if name not in SCORES:
-        raise InputError(f"Expected scores to be one of {', '.join(SCORES)}, got {name!r}.")
-    return SCORES[name]
+    return look_up(SCORES, "scores", name)
 
 
 def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +13,13 @@ from PIL import Image
 
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
-from prunekit.pipeline.config import AS_GIVEN, Unit, Variant
 from prunekit.pipeline.examples import DESCRIPTION
-from prunekit.report.pictures import LabelledBox, draw_boxes
+from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
+from prunekit.task import Task
 
 T = TypeVar("T")
 
-SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
 MAX_SHOWN = 4
 
 
@@ -30,9 +29,9 @@ def write_report(folder: RunFolder) -> Path:
     Raises:
         InputError: When the folder holds no results.
     """
-    rows = read_rows(folder.results)
+    rows, task = read_rows(folder.results), folder.task()
     shown = _shown(rows)
-    plots = write_plots(rows, folder.root / "plots")
+    plots = write_plots(rows, folder.root / "plots", task.figures)
     loader = Environment(
         loader=PackageLoader("prunekit", "report"),
         autoescape=True,
@@ -46,9 +45,11 @@ def write_report(folder: RunFolder) -> Path:
         is_comparison=is_comparison(rows),
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown=shown,
+        figures=task.figures,
+        steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms")],
+        accuracy=task.describe(folder.read_json("config.json")),
         trained=bool(folder.read_json("config.json")["train_data"]),
-        galleries=_galleries(folder, shown, is_attacked=rows[0]["attack"] != "none"),
-        shown_score=SHOWN_SCORE,
+        galleries=_galleries(folder, task, shown, is_attacked=rows[0]["attack"] != "none"),
         config=folder.read_json("config.json"),
         environment=folder.read_json("environment.json"),
         machines=sorted({(row["processor"], row["instruction_set"], row["threads"]) for row in rows}),
@@ -82,70 +83,39 @@ def _shown(rows: Sequence[Row]) -> dict[str, str]:
     return dict(_spread(list(units.items()), MAX_SHOWN))
 
 
-def _galleries(folder: RunFolder, shown: Iterable[str], is_attacked: bool) -> list[dict[str, Any]]:
-    """Return one gallery per example image: its ground truth, and its detections clean and attacked."""
-    description = folder.read_json(DESCRIPTION)
-    categories = description["categories"]
-    names = {category["id"]: (label, category["name"]) for label, category in enumerate(categories)}
+def _galleries(folder: RunFolder, task: Task, shown: Iterable[str], is_attacked: bool) -> list[dict[str, Any]]:
+    """Return one gallery per example image: the truth, and what was found in it clean and attacked."""
     kinds = {"clean": False, "attacked": True} if is_attacked else {"clean": False}
     found = {
-        (stem, attacked): _detections_by_image(folder.detections(stem, attacked, "json"))
+        (stem, attacked): task.shown(folder.predictions(stem, attacked))
         for stem in shown
         for attacked in kinds.values()
     }
     return [
         {
-            "file_name": image["file_name"],
-            "truth": _truth(folder, image, categories),
+            "file_name": example["file_name"],
+            "truth": _picture(folder, task, example, None),
             "rows": {
                 kind: [
-                    _detected(folder, image, names, found[stem, attacked], stem if attacked else None) for stem in shown
+                    _picture(folder, task, example, found[stem, attacked].get(example["id"], []), stem, attacked)
+                    for stem in shown
                 ]
                 for kind, attacked in kinds.items()
             },
         }
-        for image in description["images"]
+        for example in folder.read_json(DESCRIPTION)["images"]
     ]
 
 
-def _truth(folder: RunFolder, image: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> str:
-    boxes = [
-        LabelledBox(tuple(box), label, categories[label]["name"])
-        for box, label in zip(image["boxes"], image["labels"], strict=True)
-    ]
-    return _picture(folder.example(image["id"]), boxes, image["width"])
-
-
-def _detected(
-    folder: RunFolder,
-    image: Mapping[str, Any],
-    names: Mapping[int, tuple[int, str]],
-    found: Mapping[int, Sequence[Mapping[str, Any]]],
-    attacked_through: str | None,
+def _picture(
+    folder: RunFolder, task: Task, example: Mapping[str, Any], found: Any, stem: str = "", attacked: bool = False
 ) -> str:
-    results = [result for result in found.get(image["id"], []) if result["score"] >= SHOWN_SCORE]
-    boxes = [
-        LabelledBox(_xyxy(result["bbox"]), *names[result["category_id"]], result["score"])
-        for result in sorted(results, key=lambda result: float(result["score"]))
-    ]
-    return _picture(folder.example(image["id"], attacked_through), boxes, image["width"])
-
-
-def _picture(path: Path, boxes: Sequence[LabelledBox], original_width: int) -> str:
-    with Image.open(path) as image:
-        return data_uri(draw_boxes(image, boxes, original_width), "jpeg")
-
-
-def _detections_by_image(path: Path) -> dict[int, list[dict[str, Any]]]:
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for result in json.loads(path.read_text()):
-        by_image.setdefault(result["image_id"], []).append(result)
-    return by_image
-
-
-def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = bbox
-    return x, y, x + width, y + height
+    """Return a picture as a JPEG, a tenth of a photo's PNG, in a URI."""
+    buffer = io.BytesIO()
+    with Image.open(folder.example(example["id"], stem if attacked else None)) as image:
+        picture = task.picture(image, example, found)
+        picture.save(buffer, format="JPEG", quality=90, subsampling=0)  # full color resolution: thin lines
+    return data_uri(buffer.getvalue(), "jpeg")
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

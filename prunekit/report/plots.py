@@ -1,4 +1,4 @@
-"""Plots of a run: average precision and latency against the pruning ratio, as PNG."""
+"""Plots of a run: accuracy and latency against the pruning ratio, as PNG."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as PlotFigure
 
 from prunekit.files import write_bytes
+from prunekit.task import Figure
 
 Row = Mapping[str, str]
 
@@ -57,12 +58,13 @@ def column(rows: Sequence[Row], name: str) -> list[float]:
     return [float(row[name]) if row[name] else float("nan") for row in rows]
 
 
-def write_plots(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
+def write_plots(rows: Sequence[Row], folder: Path, figures: Sequence[Figure]) -> dict[str, Path]:
     """Draw every plot of `PLOTS` into `folder`.
 
     Args:
         rows: Rows of results.csv.
         folder: Gets one PNG a plot.
+        figures: The task's.
 
     Returns:
         Plot name → path of its PNG.
@@ -70,7 +72,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     paths = {}
     for name, draw in PLOTS.items():
         buffer = io.BytesIO()
-        draw(rows).savefig(buffer, format="png")
+        draw(rows, figures).savefig(buffer, format="png")
         paths[name] = folder / f"{name}.png"
         write_bytes(paths[name], buffer.getvalue())
     return paths
@@ -105,24 +107,27 @@ def is_comparison(rows: Sequence[Row]) -> bool:
     return len(_lines(rows)) > 1
 
 
-def draw_average_precision(rows: Sequence[Row]) -> Figure:
-    """Draw AP50 against the ratio, clean and attacked, of each variant; AP as well where there is but one."""
-    curves = [
-        Curve("AP50, clean", "ap50", {"color": BLUE, "marker": "o"}),
-        Curve("AP50, attacked", "attacked_ap50", {"color": ORANGE, "marker": "s", "linestyle": "--"}),
-        Curve("AP, clean", "ap", {"color": BLUE, "marker": "o", "linestyle": ":", "alpha": 0.6}),
-        Curve("AP, attacked", "attacked_ap", {"color": ORANGE, "marker": "s", "linestyle": ":", "alpha": 0.6}),
-    ]
-    panels = [Panel("clean", "ap50"), Panel(f"attack: {rows[0]['attack']}", "attacked_ap50")]
+def draw_accuracy(rows: Sequence[Row], figures: Sequence[Figure]) -> PlotFigure:
+    """Draw the last of the figures against the ratio, clean and attacked, of each variant; of one variant, all."""
+    main, *others = reversed(figures)
+    curves = []
+    for figure, is_main in ((main, True), *((figure, False) for figure in others)):
+        clean_look = {"marker": "o"} if is_main else {"marker": "o", "linestyle": ":", "alpha": 0.6}
+        attacked_look = {"marker": "s", "linestyle": "--"} if is_main else clean_look | {"marker": "s"}
+        curves.append(Curve(f"{figure.name}, clean", figure.column, {"color": BLUE, **clean_look}))
+        attacked = Curve(f"{figure.name}, attacked", f"attacked_{figure.column}", {"color": ORANGE, **attacked_look})
+        curves.append(attacked)
+    panels = [Panel("clean", main.column), Panel(f"attack: {rows[0]['attack']}", f"attacked_{main.column}")]
     images = f"{rows[0]['images']} images"
     if rows[0]["attack"] == "none":
         curves, panels = curves[::2], panels[:1]
     if is_comparison(rows):
-        return _compare(rows, panels, "AP50", images)
-    return _single(rows, curves, "Average precision", f"{images}, attack: {rows[0]['attack']}")
+        return _compare(rows, panels, main.name, images)
+    what = "Average precision" if main.column.startswith("ap") else main.name
+    return _single(rows, curves, what, f"{images}, attack: {rows[0]['attack']}")
 
 
-def draw_latency(rows: Sequence[Row]) -> Figure:
+def draw_latency(rows: Sequence[Row], figures: Sequence[Figure] = ()) -> PlotFigure:
     """Draw the latency of artefact and control against the ratio; of a single variant with a band up to p90."""
     accelerated, control = "accelerated model", "masked dense model (control)"
     size, threads = rows[0]["image_size"], rows[0]["threads"]
@@ -147,9 +152,9 @@ def draw_latency(rows: Sequence[Row]) -> Figure:
     return _single(rows, curves, "Latency in ms (line: median, band: to p90)", title)
 
 
-def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: str) -> Figure:
+def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: str) -> PlotFigure:
     """Draw several columns of one variant into one panel."""
-    figure = Figure(dpi=160, layout="constrained")
+    figure = PlotFigure(dpi=160, layout="constrained")
     axes = figure.add_subplot()
     given = variants(rows).get(GIVEN, [])
     line = [row for row in rows if row["structure"] != "none"]
@@ -168,9 +173,9 @@ def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: s
     return _with_legend(figure, width=PANEL_SIZE[0], columns=2)
 
 
-def _compare(rows: Sequence[Row], panels: Sequence[Panel], y_label: str, title: str) -> Figure:
+def _compare(rows: Sequence[Row], panels: Sequence[Panel], y_label: str, title: str) -> PlotFigure:
     """Draw one column of all variants into each panel, on one scale."""
-    figure = Figure(dpi=160, layout="constrained")
+    figure = PlotFigure(dpi=160, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     groups, lines = variants(rows), _lines(rows)
     looks = _looks(lines)
@@ -236,7 +241,7 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
     return labels
 
 
-def _with_legend(figure: Figure, width: float, columns: int) -> Figure:
+def _with_legend(figure: PlotFigure, width: float, columns: int) -> PlotFigure:
     """Add a legend below the panels, which names each line once, and as much height as it needs."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = min(columns, len(labels))
@@ -245,7 +250,7 @@ def _with_legend(figure: Figure, width: float, columns: int) -> Figure:
     return figure
 
 
-PLOTS: dict[str, Callable[[Sequence[Row]], Figure]] = {
-    "average_precision": draw_average_precision,
+PLOTS: dict[str, Callable[[Sequence[Row], Sequence[Figure]], PlotFigure]] = {
+    "average_precision": draw_accuracy,
     "latency": draw_latency,
 }

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 from prunekit import cli, doctor
 from prunekit.attacks import GradientError
 from prunekit.demo import DemoConfig, prepare_demo, run_demo
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, read_rows
-from prunekit.pipeline.threads import thread_count
 
 Options = dict[str, Any]
 

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from prunekit.pipeline import RunConfig, read_rows
-from prunekit.pipeline.detector_file import open_detector
+from prunekit.pipeline.checkpoint import open_checkpoint
 from prunekit.prune import sparsity
 from tests.support.commands import Options, invoke, succeed, tree
 from tests.support.stage_commands import COMMANDS, SIZE
+from tests.support.training_problems import tiny_task
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -52,8 +53,8 @@ def test_a_result_that_was_spoilt_is_made_again(
 
 
 def test_training_leaves_the_same_detector_in_both_formats(trained: Path) -> None:
-    ours = open_detector(trained / "model.safetensors", "yolov3-tiny", 6, 0.03).model
-    darknet = open_detector(trained / "model.weights", "yolov3-tiny", 6, 0.03).model
+    ours = open_checkpoint(trained / "model.safetensors", tiny_task(6, 0.03)).model
+    darknet = open_checkpoint(trained / "model.weights", tiny_task(6, 0.03)).model
     for name, value in ours.state_dict().items():
         assert torch.equal(value, darknet.state_dict()[name]) or name.endswith("num_batches_tracked")
     assert (trained / "losses.csv").read_text().count("\n") == 3
@@ -78,7 +79,7 @@ def test_ratios_0_and_99_prune_and_finetune(
     tuned = tmp_path / "tuned"
     chosen = options["finetune"] | {"weights": options["prune"]["out"] / "model.safetensors", "out": tuned}
     assert f"{ratio}" in succeed("finetune", chosen).stdout
-    detector = open_detector(tuned / "model.safetensors", "yolov3-tiny", 6, 0.03)
+    detector = open_checkpoint(tuned / "model.safetensors", tiny_task(6, 0.03))
     assert detector.masks is not None
     assert sparsity(detector.masks) == pytest.approx(ratio / 100, abs=0.01)
     for name, mask in detector.masks.items():

@@ -87,7 +87,7 @@ def _another_stage(options: Options) -> None:
     [
         *[(command, _change(weights="nowhere.weights"), "nowhere.weights is none") for command in COMMANDS],
         *[(command, _half_the_weights, ".safetensors") for command in COMMANDS],
-        *[(command, _scores_as_weights, "a detector that prunekit saved") for command in COMMANDS],
+        *[(command, _scores_as_weights, "a model that prunekit saved") for command in COMMANDS],
         *[(command, _change(device="cuda:77"), "expected a GPU for the device 'cuda:77'") for command in COMMANDS],
         *[(command, _change(device="abacus"), "got 'abacus'") for command in COMMANDS],
         *[(command, _change(model="yolov3"), "of model yolov3, got yolov3-tiny") for command in COMMANDS],

@@ -24,8 +24,9 @@ from prunekit.errors import InputError
 from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import build_whole_graph
 from prunekit.ops.native import native_status
-from prunekit.pipeline.detector_file import save_detector
+from prunekit.pipeline.checkpoint import save_model
 from tests.support import ROOT
+from tests.support.training_problems import tiny_task
 
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 TINY = ["--model", "yolov3-tiny", "--width", "0.1", "--image-size", "64", "--threads", "1"]
@@ -209,7 +210,7 @@ def test_a_wrong_dense_engine_is_named_and_not_timed(tmp_path: Path, monkeypatch
 def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = prunekit.detection.yolov3_tiny(num_classes=3, width=0.1).eval()
-    save_detector(tmp_path / "model.safetensors", detector, 0.1)
+    save_model(tmp_path / "model.safetensors", detector, tiny_task(3, 0.1).spec)
     common = ("--image-size", 64, "--threads", 1)
     result = explain("--weights", tmp_path / "model.safetensors", "--no-peers", *common)
     assert result.exit_code == 0, result.stderr

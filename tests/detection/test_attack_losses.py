@@ -10,12 +10,20 @@ from torch.testing import assert_close
 from prunekit.attacks import AttackLosses
 from prunekit.attacks.gradient import slope_at
 from prunekit.attacks.presets import STANDARD
-from prunekit.detection import CocoDataset, Detector, Target, detection_loss, load_darknet_weights, yolov3_tiny
+from prunekit.detection import (
+    CocoDataset,
+    DetectionTask,
+    Detector,
+    Target,
+    detection_loss,
+    load_darknet_weights,
+    yolov3_tiny,
+)
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.boxes import split_anchors
+from prunekit.detection.rates import attack_success, false_positives
+from prunekit.evaluation.evaluate import Evaluation, evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline.detection_rates import attack_success
-from prunekit.pipeline.evaluate import Evaluation, evaluate
 from tests.support.detection_oracles import bce, decode_loop, iou_scalar, mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,16 +176,16 @@ def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset]
             chosen = AttackLosses(losses.components[name], losses.margin, {}, losses.badness)
             return STANDARD(model, x, chosen, generator)
 
-        return evaluate(model, dataset, shapes_config, attack, SilentProgress())
+        return evaluate(model, DetectionTask.of(model), dataset, shapes_config, attack, SilentProgress())
 
-    clean = evaluate(model, dataset, shapes_config, None, SilentProgress())
+    clean = evaluate(model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress())
     success, found = {}, {}
     for name in ("vanish", "fabricate", "mislabel"):
         attacked = under(name)
-        found[name] = attacked.false_positives.detections
-        success[name] = attack_success(dataset, clean.detections, attacked.detections)
+        found[name] = false_positives(dataset, attacked.predictions).detections
+        success[name] = attack_success(dataset, clean.predictions, attacked.predictions)
     assert success["vanish"].lost > 0.9
     assert found["vanish"] <= 1
-    assert found["fabricate"] > 2 * clean.false_positives.detections
+    assert found["fabricate"] > 2 * false_positives(dataset, clean.predictions).detections
     assert success["mislabel"].mislabelled > 0.2
     assert success["vanish"].mislabelled == 0

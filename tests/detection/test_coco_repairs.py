@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from bench.mutations import places_of
 from prunekit.detection import CocoDataset, Detections, evaluate_detections
 from prunekit.errors import InputError
-from prunekit.pipeline.choices import SharedChoices
-from prunekit.pipeline.inputs import open_data
-from prunekit.pipeline.progress import SilentProgress
+from prunekit.pipeline.config import SharedChoices
+from prunekit.pipeline.results import open_data
+from prunekit.progress import SilentProgress
 from tests.support.coco_files import Content, small_content, write_coco
+from tests.support.training_problems import tiny_task
 
 SIZE = 64
 
@@ -177,7 +178,7 @@ def test_what_is_skipped_is_counted_by_reason_and_said_in_a_line_each(tmp_path: 
     }
     assert len(dataset.skipped) == 5
     config, progress = SharedChoices.model_validate({"out": tmp_path, "image_size": SIZE}), Lines()
-    open_data(config, tmp_path, progress)
+    open_data(config, tiny_task(2, 1.0), tmp_path, progress)
     lines = progress.lines
     assert len(lines) == 4
     assert lines[1] == (

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import prunekit
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
+from prunekit.environment import thread_count
 from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.whole_graph import build_whole_graph
 from prunekit.ops.native import native_status
-from prunekit.pipeline.threads import thread_count
 from tests.support import ROOT
 
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")

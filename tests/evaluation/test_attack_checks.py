@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import AttackLosses, PgdConfig, pgd
-from prunekit.detection import Annotation, CocoDataset, Detector, load_darknet_weights, yolov3_tiny
+from prunekit.detection import Annotation, CocoDataset, DetectionTask, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.detection.yolov3 import YOLOv3Tiny
+from prunekit.evaluation import sanity_rules as rules
+from prunekit.evaluation.evaluate import Perturbation, Spread
+from prunekit.evaluation.sanity_checks import check_evaluation
+from prunekit.evaluation.sanity_rules import Check, CheckReport, MeaninglessEvaluationError
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline import attack_check_rules as rules
-from prunekit.pipeline.attack_check_rules import Check, CheckReport, MeaninglessEvaluationError
-from prunekit.pipeline.attack_checks import check_evaluation, first_images_with_objects, one_object
-from prunekit.pipeline.evaluate import Perturbation, Spread
 from tests.support.attack_problems import Untouched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,7 +141,7 @@ def test_a_sound_evaluation_passes_and_leaves_the_model_alone(
     model: Detector, dataset: CocoDataset, shapes_config: RunConfig, attack: PgdConfig
 ) -> None:
     untouched = Untouched(model)
-    report = check_evaluation(model, dataset, shapes_config, SilentProgress(), attack)
+    report = check_evaluation(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), attack)
     assert [row.name for row in report.rows] == NAMES
     assert failed(report) == set()
     report.require()
@@ -163,7 +163,9 @@ def test_a_corrupted_attack_is_caught(
     model: Detector, dataset: CocoDataset, shapes_config: RunConfig, attack: type[Corrupted], names: set[str]
 ) -> None:
     corrupted = attack(**dataclasses.asdict(SOUND))
-    report = check_evaluation(model, dataset, shapes_config, SilentProgress(), corrupted, num_images=4)
+    report = check_evaluation(
+        model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), corrupted, num_images=4
+    )
     assert names <= failed(report)
     for name in names:
         with pytest.raises(MeaninglessEvaluationError, match=f"{name}: "):
@@ -185,7 +187,9 @@ def test_an_attack_of_the_wrong_sign_is_weaker_than_anything(
     source = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
     source.load_state_dict(model.state_dict())
     attack = DescendingOnOne(**dataclasses.asdict(SOUND))
-    report = check_evaluation(model, dataset, shapes_config, SilentProgress(), attack, source, num_images=4)
+    report = check_evaluation(
+        model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), attack, source, num_images=4
+    )
     assert "white box" in failed(report)
 
 
@@ -194,7 +198,7 @@ def test_training_mode_is_caught_before_it_does_harm(
 ) -> None:
     model.get_submodule("stage16").train()
     untouched = Untouched(model)
-    report = check_evaluation(model, dataset, shapes_config, SilentProgress(), SOUND)
+    report = check_evaluation(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), SOUND)
     assert failed(report) == {"eval mode"}
     assert "stage16.0.norm is in training mode" in report.failed[0].sentence
     assert untouched.holds()
@@ -213,7 +217,7 @@ def test_masked_gradients_are_caught(
 ) -> None:
     net = masked(dataset.num_classes, shapes_config.width).eval()
     net.load_state_dict(model.state_dict())
-    report = check_evaluation(net, dataset, shapes_config, SilentProgress(), SOUND)
+    report = check_evaluation(net, DetectionTask.of(net), dataset, shapes_config, SilentProgress(), SOUND)
     assert failed(report) == {"gradient"}
     assert sentence in report.failed[0].sentence
 
@@ -221,7 +225,9 @@ def test_masked_gradients_are_caught(
 def test_a_model_that_finds_nothing_cannot_be_checked(dataset: CocoDataset, shapes_config: RunConfig) -> None:
     torch.manual_seed(0)
     ignorant = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
-    report = check_evaluation(ignorant, dataset, shapes_config, SilentProgress(), SOUND, num_images=2)
+    report = check_evaluation(
+        ignorant, DetectionTask.of(ignorant), dataset, shapes_config, SilentProgress(), SOUND, num_images=2
+    )
     assert "clean AP" in failed(report)
 
 
@@ -229,22 +235,22 @@ def test_images_without_objects_are_left_out(dataset: CocoDataset) -> None:
     everything = list(dataset.images)
     empty = dataclasses.replace(everything[0], annotations=[])
     dataset.images = [empty, *everything]
-    assert first_images_with_objects(dataset, 3).images == everything[:3]
+    assert dataset.part(3).images == everything[:3]
     assert len(dataset.images) == len(everything) + 1
     dataset.images = [empty]
-    assert first_images_with_objects(dataset, 3).images == [empty]
+    assert dataset.part(3).images == [empty]
 
 
 def test_one_object_counts_most_where_its_class_has_no_other(dataset: CocoDataset) -> None:
     two, one = (dataclasses.replace(dataset.images[0], annotations=made) for made in ([A, A, B], [A]))
     dataset.images = [two, one]
-    assert one_object(dataset) == 1 / 2  # half of AP is the AP of the one B
+    assert dataset.resolution() == 1 / 2  # half of AP is the AP of the one B
     dataset.images = [one, one]
-    assert one_object(dataset) == 1 / 2
+    assert dataset.resolution() == 1 / 2
     dataset.images = [two, two]
-    assert one_object(dataset) == 1 / 4
+    assert dataset.resolution() == 1 / 4
     dataset.images = []
-    assert math.isnan(one_object(dataset))
+    assert math.isnan(dataset.resolution())
 
 
 SCALE = rules.Scale(clean=0.4, one_object=0.01)

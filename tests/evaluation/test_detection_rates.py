@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.detection import Annotation, Category, CocoDataset, Detections, ImageRecord
 from prunekit.detection.average_precision import _found, _ground_truth
 from prunekit.detection.coco_json import CocoAnnotations
-from prunekit.pipeline.detection_rates import attack_success, confident, false_positives, match_all
+from prunekit.detection.rates import attack_success, confident, false_positives, match_all
 
 
 def dataset_of(*images: list[tuple[list[float], int, bool]], num_classes: int = 3) -> CocoDataset:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from prunekit.attacks import Attack, CarliniWagnerConfig, GradientError, PgdConfig, StrongConfig, uniform_noise
 from prunekit.attacks.presets import PAPER, STANDARD
-from prunekit.detection import Batch, CocoDataset, Detections, Detector, load_darknet_weights, yolov3_tiny
+from prunekit.detection import CocoDataset, Detections, DetectionTask, Detector, load_darknet_weights, yolov3_tiny
+from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import Evaluation, evaluate, evaluate_cases, evaluation_cases
 from prunekit.pipeline import RunConfig, SilentProgress, make_config
-from prunekit.pipeline.detection_rates import attack_success, confident
-from prunekit.pipeline.evaluate import Evaluation, evaluate
-from prunekit.pipeline.evaluation_cases import evaluate_cases, evaluation_cases
 from tests.support.attack_problems import Untouched
 from tests.support.coco_files import small_content, write_coco
 
@@ -53,7 +53,7 @@ def with_noise(model: Detector) -> Detector:
     return other
 
 
-def same(a: dict[int, Detections], b: dict[int, Detections]) -> bool:
+def same(a: Mapping[int, Detections], b: Mapping[int, Detections]) -> bool:
     return a.keys() == b.keys() and all(
         torch.equal(getattr(a[key], name), getattr(b[key], name))
         for key in a
@@ -61,18 +61,28 @@ def same(a: dict[int, Detections], b: dict[int, Detections]) -> bool:
     )
 
 
+def figure(evaluation: Evaluation, name: str) -> float:
+    value = evaluation.figures[name]
+    assert value is not None
+    return value
+
+
 def run(model: Detector, dataset: CocoDataset, config: RunConfig, attack: Attack | None, **more: Any) -> Evaluation:
-    return evaluate(model, dataset, config, attack, SilentProgress(), **more)
+    return evaluate(model, DetectionTask.of(model), dataset, config, attack, SilentProgress(), **more)
 
 
 def test_clean_figures_at_both_thresholds(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
     clean = run(model, dataset, shapes_config, None)
     assert clean.perturbation is None
-    assert clean.average_precision.ap50 > 0.8
-    assert 0.5 < clean.average_precision_confident.ap <= clean.average_precision.ap
-    assert clean.false_positives.share < 0.1
-    number = sum(len(found) for found in confident(clean.detections).values())
-    assert clean.false_positives.detections == number < sum(len(found) for found in clean.detections.values())
+    assert figure(clean, "ap50") > 0.8
+    assert 0.5 < figure(clean, "confident_ap") <= figure(clean, "ap")
+    assert figure(clean, "false_positive_share") < 0.1
+    number = sum(len(found) for found in confident(clean.predictions).values())
+    assert (
+        false_positives(dataset, clean.predictions).detections
+        == number
+        < sum(len(found) for found in clean.predictions.values())
+    )
 
 
 @pytest.mark.parametrize("attack", [PAPER, STANDARD, QUICK, L2])
@@ -84,7 +94,7 @@ def test_attacks_lower_the_figures_within_their_ball(
     assert untouched.holds()
     moved = attacked.perturbation
     assert moved is not None
-    assert attacked.average_precision.ap < 0.3
+    assert figure(attacked, "ap") < 0.3
     distance = moved.linf if attack.norm == "linf" else moved.l2
     assert 0.2 * attack.eps < distance.smallest <= distance.mean <= distance.largest <= attack.eps * (1 + 1e-5)
     assert 0 <= moved.lowest < moved.highest <= 1
@@ -95,7 +105,7 @@ def test_carlini_and_wagner_lose_every_confident_object_nearby(
 ) -> None:
     attacked = run(model, dataset, shapes_config, CW)
     paper = run(model, dataset, shapes_config, PAPER)
-    assert attacked.average_precision_confident.ap == 0
+    assert figure(attacked, "confident_ap") == 0
     assert attacked.perturbation is not None
     assert paper.perturbation is not None
     assert attacked.perturbation.l2.mean < 0.3 * paper.perturbation.l2.mean
@@ -111,13 +121,12 @@ def test_a_transferred_attack_follows_the_other_models_gradients(
     transferred = run(model, dataset, shapes_config, PAPER, source=other, image_seen=keep(seen))
     run(other, dataset, shapes_config, PAPER, image_seen=keep(made_on_other))
     assert all(torch.equal(seen[image_id], made_on_other[image_id]) for image_id in seen)
-    assert not same(transferred.detections, own.detections)
-    assert same(run(model, dataset, shapes_config, PAPER, source=model).detections, own.detections)
+    assert not same(transferred.predictions, own.predictions)
+    assert same(run(model, dataset, shapes_config, PAPER, source=model).predictions, own.predictions)
 
 
 def keep(images: dict[int, Tensor]) -> Any:
-    def image_seen(image_id: int, batch: Batch, row: int, x: Tensor) -> None:
-        assert batch.image_ids[row] == image_id
+    def image_seen(image_id: int, x: Tensor) -> None:
         images[image_id] = x
 
     return image_seen
@@ -138,23 +147,23 @@ def test_batches_and_workers_change_no_detection(
     def config(**changes: int) -> RunConfig:
         return make_config(**{**shapes_config.model_dump(), **changes})
 
-    together = run(model, dataset, config(batch_size=8, workers=0), None).detections
-    assert same(run(model, dataset, config(batch_size=8, workers=2), None).detections, together)
-    apart = run(model, dataset, config(batch_size=3), None).detections
+    together = run(model, dataset, config(batch_size=8, workers=0), None).predictions
+    assert same(run(model, dataset, config(batch_size=8, workers=2), None).predictions, together)
+    apart = run(model, dataset, config(batch_size=3), None).predictions
     assert {key: len(found) for key, found in apart.items()} == {key: len(found) for key, found in together.items()}
     assert all(torch.allclose(apart[key].scores, together[key].scores, atol=1e-5) for key in together)
 
 
 def test_no_radius_is_no_attack(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
-    clean = run(model, dataset, shapes_config, None).detections
+    clean = run(model, dataset, shapes_config, None).predictions
     for attack in (PAPER.with_eps(0.0), STANDARD.with_eps(0.0), QUICK.with_eps(0.0), uniform_noise(0.0)):
-        assert same(run(model, dataset, shapes_config, attack).detections, clean)
+        assert same(run(model, dataset, shapes_config, attack).predictions, clean)
 
 
 def test_the_seed_decides_random_starts(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
-    def found(seed: int) -> dict[int, Detections]:
+    def found(seed: int) -> Mapping[int, Detections]:
         config = make_config(**{**shapes_config.model_dump(), "seed": seed})
-        return run(model, dataset, config, uniform_noise(0.05)).detections
+        return run(model, dataset, config, uniform_noise(0.05)).predictions
 
     assert same(found(1), found(1))
     assert not same(found(1), found(2))
@@ -196,25 +205,37 @@ def test_cases_are_clean_then_each_attack_with_its_transfer() -> None:
 
 def test_each_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
     dense = with_noise(model)
-    results = list(evaluate_cases(model, dataset, shapes_config, ["paper"], SilentProgress(), dense))
+    results = list(
+        evaluate_cases(model, DetectionTask.of(model), dataset, shapes_config, ["paper"], SilentProgress(), dense)
+    )
     assert [result.case.name for result in results] == ["none", "paper", "paper_transfer"]
     clean, attacked, transferred = results
-    assert same(clean.evaluation.detections, run(model, dataset, shapes_config, None).detections)
-    assert same(attacked.evaluation.detections, run(model, dataset, shapes_config, PAPER).detections)
+    assert same(clean.evaluation.predictions, run(model, dataset, shapes_config, None).predictions)
+    assert same(attacked.evaluation.predictions, run(model, dataset, shapes_config, PAPER).predictions)
     expected = run(model, dataset, shapes_config, PAPER, source=dense)
-    assert same(transferred.evaluation.detections, expected.detections)
+    assert same(transferred.evaluation.predictions, expected.predictions)
     assert clean.success is None
-    assert attacked.success == attack_success(dataset, clean.evaluation.detections, attacked.evaluation.detections)
+    success = attack_success(dataset, clean.evaluation.predictions, attacked.evaluation.predictions)
+    assert attacked.success == {
+        "attack_success": success.rate,
+        "lost": success.lost,
+        "mislabelled": success.mislabelled,
+    }
 
 
 def test_figures_are_flat_and_ready_for_json(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
-    clean, attacked = evaluate_cases(model, dataset, shapes_config, ["paper"], SilentProgress())
+    clean, attacked = evaluate_cases(
+        model, DetectionTask.of(model), dataset, shapes_config, ["paper"], SilentProgress()
+    )
     assert clean.figures().keys() < attacked.figures().keys()
     figures = attacked.figures()
     assert figures == json.loads(json.dumps(figures, allow_nan=False))
-    assert figures["ap"] == attacked.evaluation.average_precision.ap
-    assert figures["confident_ap50"] == attacked.evaluation.average_precision_confident.ap50
+    assert figures["ap"] == figure(attacked.evaluation, "ap")
+    assert figures["confident_ap50"] == figure(attacked.evaluation, "confident_ap50")
     assert figures["ap_large"] is None  # the shapes are small
     assert figures["mean_linf"] == pytest.approx(0.05)
     assert attacked.success is not None
-    assert figures["attack_success"] == attacked.success.rate > 0.5
+    share = figures["attack_success"]
+    assert share is not None
+    assert share > 0.5
+    assert share == attacked.success["attack_success"]

@@ -12,13 +12,14 @@ import torch
 
 from prunekit.detection import CocoDataset
 from prunekit.detection.image_files import read_image
-from prunekit.detection.kept_images import KEPT_BYTES, KeptImages
+from prunekit.evaluation.evaluate import CaseResult, evaluate_cases
+from prunekit.kept_images import KEPT_BYTES, KeptImages
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
-from prunekit.pipeline.detector_file import open_detector
-from prunekit.pipeline.evaluate_work import evaluate_stage
-from prunekit.pipeline.evaluation_cases import CaseResult, evaluate_cases
-from prunekit.pipeline.loading import load_batches
-from prunekit.pipeline.stage_config import EvaluateStage
+from prunekit.pipeline.checkpoint import open_checkpoint, requested_spec
+from prunekit.pipeline.command_config import EvaluateStage
+from prunekit.pipeline.evaluate_command import evaluate_stage
+from prunekit.task import task_of
+from prunekit.training.data import load_batches
 from tests.support.coco_files import small_content, write_coco
 from tests.support.loaded_batches import assert_same
 
@@ -127,9 +128,10 @@ def test_cases_give_the_same_figures_from_kept_images(shapes_config: RunConfig, 
     def cases(budget: int | None) -> list[CaseResult]:
         dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
         dataset.kept = None if budget is None else KeptImages(budget)
-        model = open_detector(shapes_config.weights, "yolov3-tiny", dataset.num_classes, shapes_config.width).model
+        task = task_of(requested_spec("yolov3-tiny", shapes_config.width)).for_data(dataset)
+        model = open_checkpoint(shapes_config.weights, task).model
         decoded.clear()
-        return list(evaluate_cases(model, dataset, shapes_config, ["fgsm", "paper"], SilentProgress()))
+        return list(evaluate_cases(model, task, dataset, shapes_config, ["fgsm", "paper"], SilentProgress()))
 
     again, decodings_again = cases(None), decoded.copy()
     once, decodings_once = cases(KEPT_BYTES), decoded.copy()
@@ -137,8 +139,8 @@ def test_cases_give_the_same_figures_from_kept_images(shapes_config: RunConfig, 
     assert set(decodings_once.values()) == {1}
     for a, b in zip(again, once, strict=True):
         assert a.figures() == b.figures()
-        for image_id, found in a.evaluation.detections.items():
-            other = b.evaluation.detections[image_id]
+        for image_id, found in a.evaluation.predictions.items():
+            other = b.evaluation.predictions[image_id]
             assert all(
                 torch.equal(getattr(found, name), getattr(other, name)) for name in ("boxes", "scores", "classes")
             )

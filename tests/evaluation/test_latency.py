@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.detection import Detector, yolov3_tiny
+from prunekit.detection import DetectionTask, Detector, yolov3_tiny
+from prunekit.evaluation.latency import check_same_outputs
 from prunekit.nn import WrongOutputError
 from prunekit.pipeline import measure_latency
-from prunekit.pipeline.latency import check_same_outputs
 
-NMS = {"score_threshold": 0.001, "iou_threshold": 0.45, "max_detections": 10}
+NMS = SimpleNamespace(score_threshold=0.001, iou_threshold=0.45, max_detections=10)
 
 
 class Altered(nn.Module):
@@ -50,13 +50,15 @@ def _poisoned(head: Tensor) -> Tensor:
 def test_timing_is_refused_when_outputs_differ(
     detector: Detector, x: Tensor, change: Callable[[Tensor], Tensor]
 ) -> None:
-    with pytest.raises(WrongOutputError, match=r"head 1 .*not measured"):
-        measure_latency(detector, Altered(detector, change), x, 3, NMS)
+    with pytest.raises(WrongOutputError, match=r"output 1 .*not measured"):
+        measure_latency(detector, DetectionTask.of(detector), Altered(detector, change), x, 3, NMS)
 
 
 def test_rounding_differences_are_accepted(detector: Detector, x: Tensor) -> None:
-    latency = measure_latency(detector, Altered(detector, lambda head: head * (1 + 1e-6)), x, 3, NMS)
-    for timing in (latency.control, latency.network, latency.decode, latency.nms):
+    latency = measure_latency(
+        detector, DetectionTask.of(detector), Altered(detector, lambda head: head * (1 + 1e-6)), x, 3, NMS
+    )
+    for timing in (latency.control, latency.network, *(latency.postprocessing[name] for name in ("decode", "nms"))):
         assert 0 < timing.median_ms <= timing.p90_ms <= timing.p99_ms
 
 
@@ -76,5 +78,5 @@ def test_the_slower_artefact_measures_slower(detector: Detector, x: Tensor, monk
         return head
 
     monkeypatch.setattr("prunekit.timing.time", SimpleNamespace(perf_counter=lambda: seconds))
-    latency = measure_latency(detector, Altered(detector, slowly), x, 3, NMS)
+    latency = measure_latency(detector, DetectionTask.of(detector), Altered(detector, slowly), x, 3, NMS)
     assert (latency.network.median_ms, latency.control.median_ms) == (2000, 0)

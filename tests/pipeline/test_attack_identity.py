@@ -12,12 +12,12 @@ import torch
 
 from prunekit.attacks import PRESETS, Attack, PgdConfig, attack_identity
 from prunekit.pipeline import make_config
-from prunekit.pipeline.inputs import Inputs
-from prunekit.pipeline.objectives import ObjectiveConfig
+from prunekit.pipeline.checkpoint import Training
+from prunekit.pipeline.results import Inputs
 from prunekit.pipeline.run_folder import OpenRun
-from prunekit.pipeline.stage_inputs import Training
-from prunekit.pipeline.stages import _identity
-from prunekit.pipeline.train_config import TrainConfig
+from prunekit.pipeline.steps import _identity
+from prunekit.training.config import TrainConfig
+from prunekit.training.objectives import ObjectiveConfig
 
 #: One attack of each class that a preset has, with every field away from its default's edge.
 ATTACKS: dict[str, Any] = {type(attack).__name__: attack for attack in reversed(PRESETS.values())}

@@ -16,9 +16,9 @@ from prunekit.console import compacted_table
 from prunekit.detection import save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
-from prunekit.pipeline.compaction_work import find_detector
-from prunekit.pipeline.detector_file import open_detector
+from prunekit.pipeline.checkpoint import find_checkpoint, open_checkpoint, requested_spec
 from prunekit.report import write_report
+from prunekit.task import task_of
 from tests.support.commands import succeed
 
 WIDTH, SIZE = 0.06, 64
@@ -114,13 +114,17 @@ def test_units_that_nothing_was_dropped_from_are_found(config: RunConfig, weight
     assert [path.name.partition("-")[0] for path in (folder.root / "stages").iterdir()] == ["pretrain"]
     (pretrained,) = folder.root.glob("stages/*/model.safetensors")
     for unit, source in (("as_given", weights), ("ratio_0", pretrained)):
-        expected = open_detector(source, "yolov3-tiny", 6, WIDTH).model.state_dict()
-        found = find_detector(folder.root, unit)
+        task = task_of(requested_spec("yolov3-tiny", WIDTH).updated(num_classes=6))
+        expected = open_checkpoint(source, task).model.state_dict()
+        found = find_checkpoint(folder.root, unit)
         assert found.masks is None
         assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
     (tmp_path / "net.weights").unlink()
-    with pytest.raises(InputError, match="none of its 0 stages has it"):
-        find_detector(folder.root, "as_given")
+    with pytest.raises(InputError, match=r"Expected the model of as_given at .*net\.weights, got none"):
+        find_checkpoint(folder.root, "as_given")
+    (tmp_path / "net.weights").write_bytes(b"others")
+    with pytest.raises(InputError, match="got another file"):
+        find_checkpoint(folder.root, "as_given")
     assert run(make_config(**{**config.model_dump(), **changes, "weights": weights, "out": tmp_path / "run"}))
 
 

@@ -13,10 +13,13 @@ from torch import nn
 
 from prunekit.detection import Detector, save_darknet_weights, yolov3_tiny
 from prunekit.errors import InputError
-from prunekit.pipeline.detector_file import FORMAT, Architecture, architecture_of, open_detector, save_detector
+from prunekit.pipeline.checkpoint import FORMAT, open_checkpoint, save_model, spec_of
 from prunekit.prune import MaskRule, apply_masks, score_model
+from prunekit.task import ModelSpec, task_of
+from tests.support.training_problems import tiny_task
 
 WIDTH = 0.03
+TASK = tiny_task(2, WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def net() -> Detector:
 
 @pytest.fixture
 def file(net: Detector, tmp_path: Path) -> Path:
-    save_detector(tmp_path / "net.safetensors", net, WIDTH)
+    save_model(tmp_path / "net.safetensors", net, TASK.spec)
     return tmp_path / "net.safetensors"
 
 
@@ -40,31 +43,31 @@ def test_a_pruned_detector_comes_back_bit_for_bit(net: Detector, tmp_path: Path,
     masks = MaskRule(70)(score_model(model, "scaled"))
     apply_masks(model, masks)
     path = tmp_path / "pruned.safetensors"
-    save_detector(path, model, WIDTH, masks, drops_filters)
-    found = open_detector(path, "yolov3-tiny", 2, WIDTH)
+    save_model(path, model, TASK.spec, masks, drops_filters)
+    found = open_checkpoint(path, TASK)
     assert found.masks is not None
     assert all(torch.equal(masks[name], mask) for name, mask in found.masks.items())
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in found.model.state_dict().items())
     assert not found.model.training
     assert found.drops_filters == drops_filters
-    assert architecture_of(path) == Architecture("yolov3-tiny", 2, WIDTH)
+    assert spec_of(path) == TASK.spec
 
 
 def test_an_unpruned_detector_has_no_masks(file: Path) -> None:
-    found = open_detector(file, "yolov3-tiny", 2, WIDTH)
+    found = open_checkpoint(file, TASK)
     assert (found.masks, found.drops_filters) == (None, False)
 
 
 def test_the_same_detector_is_the_same_file(net: Detector, file: Path, tmp_path: Path) -> None:
-    save_detector(tmp_path / "again.safetensors", net, WIDTH)
+    save_model(tmp_path / "again.safetensors", net, TASK.spec)
     assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
 
 
 def test_a_darknet_file_says_nothing_of_its_architecture(net: Detector, tmp_path: Path) -> None:
     save_darknet_weights(net, tmp_path / "net.weights")
-    assert architecture_of(tmp_path / "net.weights") is None
-    found = open_detector(tmp_path / "net.weights", "yolov3-tiny", 2, WIDTH)
+    assert spec_of(tmp_path / "net.weights") is None
+    found = open_checkpoint(tmp_path / "net.weights", TASK)
     assert found.masks is None
     assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), net.parameters(), strict=True))
 
@@ -77,9 +80,9 @@ def test_weights_that_are_not_finite_are_refused(net: Detector, tmp_path: Path, 
     if suffix == "weights":
         save_darknet_weights(broken, path)
     else:
-        save_detector(path, broken, WIDTH)
+        save_model(path, broken, TASK.spec)
     with pytest.raises(InputError, match="xpected finite weights"):
-        open_detector(path, "yolov3-tiny", 2, WIDTH)
+        open_checkpoint(path, TASK)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_detector_of_another_architecture_is_refused(
     file: Path, name: str, num_classes: int, width: float, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        open_detector(file, name, num_classes, width)
+        open_checkpoint(file, task_of(ModelSpec(name, {"num_classes": num_classes, "width": width})))
 
 
 @pytest.mark.parametrize(
@@ -119,21 +122,21 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_sentence(file: Path, spoil:
             tensors | {"mask:nowhere": torch.ones(1, dtype=torch.bool)}, file, {"prunekit": json.dumps(described)}
         )
     with pytest.raises(InputError, match=r"net\.safetensors") as caught:
-        open_detector(file, "yolov3-tiny", 2, WIDTH)
+        open_checkpoint(file, TASK)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"model": "yolov9"}, "'yolov9'"), ({"num_classes": "many"}, "many"), ({"width": None}, "to say which detector")],
+    [({"model": "yolov9"}, "'yolov9'"), ({"num_classes": "many"}, "many"), ({"width": None}, "to say which model")],
 )
 def test_a_description_that_makes_no_sense_is_refused(file: Path, change: dict[str, object], words: str) -> None:
     described = {"format": FORMAT, "model": "yolov3-tiny", "num_classes": 2, "width": WIDTH} | change
     save_file(load_file(file), file, {"prunekit": json.dumps(described)})
     with pytest.raises(InputError, match=words):
-        architecture_of(file)
+        spec_of(file)
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.safetensors is none"):
-        architecture_of(tmp_path / "nowhere.safetensors")
+        spec_of(tmp_path / "nowhere.safetensors")

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from prunekit.pipeline import read_rows
-from prunekit.pipeline.results import COLUMNS
 from tests.support.commands import Options, start, succeed, tree, wait_for_lines
+from tests.support.run_columns import AP_COLUMNS
 
 # How often each command is killed; the more, the more moments are met.
 KILLS = int(os.environ.get("PRUNEKIT_KILLS", "2"))
-AP_COLUMNS = [name for name in COLUMNS if "ap" in name.split("_") or name.endswith(("ap50", "ap75"))]
 SIZE = {"image-size": 64, "threads": 1}
 TRAINING = {"checkpoint-every": 3, "train-batch-size": 4}
 

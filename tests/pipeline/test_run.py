@@ -21,10 +21,9 @@ from prunekit.detection import MODELS, load_darknet_weights
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
 from prunekit.pipeline.claimed_folder import LOCK
-from prunekit.pipeline.results import COLUMNS
 from prunekit.prune import load_masks, sparsity
+from tests.support.run_columns import AP_COLUMNS, COLUMNS
 
-AP_COLUMNS = [name for name in COLUMNS if "ap" in name.split("_") or name.endswith(("ap50", "ap75"))]
 STEM = "unstructured-scaled-one-shot-ratio_"
 
 
@@ -77,13 +76,22 @@ def test_masks_are_those_of_the_ratio(shapes_run: RunFolder, shapes_config: RunC
     assert not any((masks[2][name] & ~masks[1][name]).any() for name in masks[1])
 
 
+def detections(folder: RunFolder, stem: str, attacked: bool, suffix: str) -> Path:
+    path = folder.predictions(stem, attacked)
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def test_the_columns_of_a_detectors_table_are_the_ones_that_scripts_read(shapes_run: RunFolder) -> None:
+    assert tuple(shapes_run.results.read_text().splitlines()[0].split(",")) == COLUMNS
+
+
 def test_detections_are_written_for_people_and_for_coco(shapes_run: RunFolder) -> None:
     for stem in ("ratio_0", f"{STEM}50", f"{STEM}90"):
         for attacked in (False, True):
-            results = json.loads(shapes_run.detections(stem, attacked, "json").read_text())
-            with shapes_run.detections(stem, attacked, "csv").open(newline="") as file:
+            results = json.loads(detections(shapes_run, stem, attacked, "json").read_text())
+            with detections(shapes_run, stem, attacked, "csv").open(newline="") as file:
                 assert len(list(csv.DictReader(file))) == len(results)
-    clean = json.loads(shapes_run.detections("ratio_0", False, "json").read_text())
+    clean = json.loads(detections(shapes_run, "ratio_0", False, "json").read_text())
     assert {result["image_id"] for result in clean} <= set(range(1, 9))
     assert max(result["score"] for result in clean) > 0.5
 
@@ -101,7 +109,7 @@ def test_the_attack_can_be_left_out(shapes_config: RunConfig, tmp_path: Path) ->
     (row,) = read_rows(folder.results)
     assert row["attacked_ap"] == ""
     assert (row["attack"], row["images"]) == ("none", "2")
-    assert not folder.detections("ratio_0", True, "json").exists()
+    assert not detections(folder, "ratio_0", True, "json").exists()
 
 
 def test_a_finished_run_is_not_done_again(copied_run: RunConfig) -> None:

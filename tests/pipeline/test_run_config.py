@@ -9,7 +9,7 @@ import pytest
 
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, make_config, parse_ratios
-from prunekit.pipeline.config import Unit, Variant
+from prunekit.pipeline.variants import Unit, Variant
 
 GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
 

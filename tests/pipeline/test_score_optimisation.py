@@ -13,14 +13,14 @@ from torch import nn
 from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
-from prunekit.pipeline.detector_file import open_detector
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import StageStore, sha256
-from prunekit.pipeline.stages import optimise_scores, prune_one_shot, prune_optimised, score
-from prunekit.pipeline.train_config import SCORE_OPTIMISATIONS
+from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint
+from prunekit.pipeline.steps import optimise_scores, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.store import StageStore
 from prunekit.pipeline.training_plan import make_training, score_choices, score_optimisation
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
+from prunekit.training.config import SCORE_OPTIMISATIONS
 from tests.support.pruning_nets import groups_of
+from tests.support.training_problems import tiny_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,20 +49,19 @@ def test_an_optimizer_that_is_not_there_is_named() -> None:
 
 
 @pytest.fixture
-def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Artefact, Training]:
+def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Checkpoint, Training]:
     """A short optimisation, where to do it, what it starts from and learns from."""
     choices = {"objective": "clean", "max_steps": 6, "augment": False, "score_optimizer": "adamw"}
     config = make_config(**{**shapes_config.model_dump(), **choices})
     dataset = CocoDataset.open(config.data, config.image_size)
-    model = open_detector(config.weights, config.model, dataset.num_classes, config.width).model
-    start = Artefact(model, config.width, sha256(config.weights))
+    start = open_checkpoint(config.weights, tiny_task(dataset.num_classes, config.width))
     training = make_training(config, dataset, "0", SilentProgress())
     return config, Bench(StageStore(tmp_path), SilentProgress()), start, training
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "filter"])
 def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
-    work: tuple[RunConfig, Bench, Artefact, Training], structure: str
+    work: tuple[RunConfig, Bench, Checkpoint, Training], structure: str
 ) -> None:
     config, bench, start, training = work
     groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
@@ -99,7 +98,7 @@ def test_a_run_can_share_scores_among_its_ratios(shapes_config: RunConfig, tmp_p
 
 
 def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
-    work: tuple[RunConfig, Bench, Artefact, Training],
+    work: tuple[RunConfig, Bench, Checkpoint, Training],
 ) -> None:
     config, bench, start, training = work
     rule = MaskRule(80)

@@ -12,8 +12,17 @@ import pytest
 
 from prunekit.errors import InputError
 from prunekit.pipeline.claimed_folder import LOCK, check_folder, claimed
-from prunekit.pipeline.command_store import CLAIM, CommandStore, command_store, flat
-from prunekit.pipeline.stage_store import DONE, STATE, StageFolder, StageStore, sha256
+from prunekit.pipeline.store import (
+    CLAIM,
+    DONE,
+    STATE,
+    CommandStore,
+    StageFolder,
+    StageStore,
+    command_store,
+    flat,
+    sha256,
+)
 
 CONFIG: dict[str, Any] = {"ratio": 50.0, "layers": ("a", "b")}
 INPUTS = {"model": "0" * 64}
@@ -58,7 +67,7 @@ def test_other_work_has_another_folder(
 
 def test_another_version_of_torch_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = StageStore(tmp_path).open("prune", CONFIG, INPUTS)
-    monkeypatch.setattr("prunekit.pipeline.stage_store.installed_version", lambda package: f"99 of {package}")
+    monkeypatch.setattr("prunekit.pipeline.store.installed_version", lambda package: f"99 of {package}")
     assert StageStore(tmp_path).open("prune", CONFIG, INPUTS).path != folder.path
 
 

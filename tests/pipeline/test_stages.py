@@ -11,17 +11,17 @@ import torch
 
 from prunekit.attacks import PgdConfig
 from prunekit.errors import InputError
-from prunekit.pipeline import SilentProgress, stages
-from prunekit.pipeline.checkpoints import save_checkpoint, tensors_digest
-from prunekit.pipeline.objectives import ObjectiveConfig
+from prunekit.pipeline import SilentProgress
+from prunekit.pipeline import steps as stages
+from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
 from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.stage_inputs import Artefact, Bench, Training
-from prunekit.pipeline.stage_store import STATE, StageStore
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training_data import ImagesInMemory
+from prunekit.pipeline.store import STATE, StageStore
 from prunekit.prune import MaskRule, sparsity
-from tests.support.training_problems import rectangles, small_detector
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.objectives import ObjectiveConfig
+from prunekit.training.state import TrainState, save_checkpoint, tensors_digest
+from tests.support.training_problems import rectangles, small_detector, tiny_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(epochs=1, max_steps=4, batch_size=3, learning_rate=1e-3, checkpoint_every=2)
@@ -43,16 +43,16 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(StageStore(tmp_path), Listening())
 
 
-def _start(num_classes: int = 2) -> Artefact:
+def _start(num_classes: int = 2) -> Checkpoint:
     model = small_detector(num_classes).eval()
-    return Artefact(model, 0.01, tensors_digest(model.state_dict()))
+    return Checkpoint(model, tiny_task(num_classes, 0.01), tensors_digest(model.state_dict()))
 
 
 def _training(objective: str = "clean", data: ImagesInMemory | None = None, **knobs: Any) -> Training:
     return Training(rectangles() if data is None else data, "d" * 64, objective, ObjectiveConfig(**knobs))
 
 
-def _all_stages(bench: Bench, training: Training, scores: str = "taylor", num_classes: int = 2) -> Artefact:
+def _all_stages(bench: Bench, training: Training, scores: str = "taylor", num_classes: int = 2) -> Checkpoint:
     trained = stages.pretrain(bench, _start(num_classes), training, CONFIG)
     found, sha256 = stages.score(bench, trained, ScoreChoices(scores, images=4, batch_size=2), training)
     config = TrainConfig(**{**vars(SCORE_OPTIMISATION), **HYDRA})
@@ -67,7 +67,7 @@ def test_the_same_work_is_computed_once(bench: Bench, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("optimise", "make_scores", "save_detector", "save_scores"):
+    for name in ("optimise", "make_scores", "save_model", "save_scores"):
         monkeypatch.setattr(stages, name, fail)
     again = _all_stages(bench, _training())
     assert again.sha256 == first.sha256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prunekit.console import results_table
-from prunekit.pipeline.choices import PRUNINGS
+from prunekit.pipeline.config import PRUNINGS
 from prunekit.prune import SCORES, STRUCTURES
 from prunekit.report.plots import (
     GIVEN,
     PLOTS,
     UNPRUNED,
     Row,
-    draw_average_precision,
+    draw_accuracy,
     draw_latency,
     variants,
     write_plots,
 )
+from prunekit.task import Figure as ShownFigure
 
 Variant = tuple[str, str, str]
+Draw = Callable[[Sequence[Row], Sequence[ShownFigure]], Figure]
+
+SHOWN = (ShownFigure("ap", "AP"), ShownFigure("ap50", "AP50"))
 
 RATIOS = (0.0, 25.0, 50.0, 65.0, 75.0, 85.0, 90.0, 95.0, 99.0)
 EIGHT = list(itertools.product(("unstructured", "filter"), ("scaled", "deeplift"), ("one-shot", "optimised")))
@@ -65,7 +69,7 @@ def legend_texts(figure: Figure) -> list[str]:
 def test_the_legend_is_below_the_axes_inside_the_picture_and_names_each_line_once(
     count: str, given: bool, name: str
 ) -> None:
-    figure = PLOTS[name](make_rows(COUNTS[count], given))
+    figure = PLOTS[name](make_rows(COUNTS[count], given), SHOWN)
     figure.draw_without_rendering()  # lays it out
     (legend,) = figure.legends
     box = legend.get_window_extent()
@@ -85,10 +89,10 @@ def test_the_legend_is_below_the_axes_inside_the_picture_and_names_each_line_onc
         assert set(texts) - lines == ({GIVEN, UNPRUNED} if given else {UNPRUNED})
 
 
-@pytest.mark.parametrize("draw", [draw_average_precision, draw_latency])
+@pytest.mark.parametrize("draw", [draw_accuracy, draw_latency])
 @pytest.mark.parametrize("count", ["two", "eight", "all"])
-def test_no_two_lines_look_alike(count: str, draw: type) -> None:
-    figure = draw(make_rows(COUNTS[count]))
+def test_no_two_lines_look_alike(count: str, draw: Draw) -> None:
+    figure = draw(make_rows(COUNTS[count]), SHOWN)
     for axes in figure.axes:
         looks = [
             (line.get_color(), line.get_marker(), line.get_linestyle(), to_hex(line.get_markerfacecolor()))
@@ -98,7 +102,7 @@ def test_no_two_lines_look_alike(count: str, draw: type) -> None:
 
 
 def test_colour_says_structure_and_scores_dashes_say_pruning() -> None:
-    (clean, attacked) = draw_average_precision(make_rows(EIGHT)).axes
+    (clean, attacked) = draw_accuracy(make_rows(EIGHT), SHOWN).axes
     for axes in (clean, attacked):
         lines = {str(line.get_label()): line for line in axes.lines}
         for structure, scores in itertools.product(("unstructured", "filter"), ("scaled", "deeplift")):
@@ -110,7 +114,7 @@ def test_colour_says_structure_and_scores_dashes_say_pruning() -> None:
 
 def test_every_line_starts_at_the_unpruned_model_and_follows_its_rows() -> None:
     rows = make_rows(EIGHT)
-    for axes, column in zip(draw_average_precision(rows).axes, ("ap50", "attacked_ap50"), strict=True):
+    for axes, column in zip(draw_accuracy(rows, SHOWN).axes, ("ap50", "attacked_ap50"), strict=True):
         lines = {str(line.get_label()): line for line in axes.lines}
         for variant in EIGHT:
             own = [row for row in rows if (row["structure"], row["scores"], row["pruning"]) == variant]
@@ -129,8 +133,8 @@ def test_panels_share_one_scale_that_shows_all_of_it() -> None:
 
 
 def test_without_an_attack_nothing_is_said_of_one() -> None:
-    assert len(draw_average_precision(make_rows(EIGHT, attack="none")).axes) == 1
-    assert legend_texts(draw_average_precision(make_rows(EIGHT[:1], given=False, attack="none"))) == [
+    assert len(draw_accuracy(make_rows(EIGHT, attack="none"), SHOWN).axes) == 1
+    assert legend_texts(draw_accuracy(make_rows(EIGHT[:1], given=False, attack="none"), SHOWN)) == [
         "AP50, clean",
         "AP, clean",
     ]
@@ -139,7 +143,7 @@ def test_without_an_attack_nothing_is_said_of_one() -> None:
 def test_an_empty_cell_is_a_gap() -> None:
     rows = [dict(row) for row in make_rows(EIGHT[:1], given=False)]
     rows[3]["ap50"] = ""
-    (line, *_) = draw_average_precision(rows).axes[0].lines
+    (line, *_) = draw_accuracy(rows, SHOWN).axes[0].lines
     assert np.flatnonzero(np.isnan(np.asarray(line.get_ydata()))).tolist() == [3]
 
 
@@ -154,7 +158,7 @@ def test_labels_of_near_ticks_do_not_touch() -> None:
 
 def test_the_unpruned_model_is_one_row_of_the_console_table() -> None:
     rows = make_rows(EIGHT)
-    table = results_table(rows)
+    table = results_table(rows, SHOWN)
     assert table.row_count == 1 + 1 + len(EIGHT) * (len(RATIOS) - 1)
     assert list(variants(rows))[:2] == [GIVEN, UNPRUNED]
     assert len(variants(rows)[UNPRUNED]) == 1
@@ -162,6 +166,6 @@ def test_the_unpruned_model_is_one_row_of_the_console_table() -> None:
 
 def test_a_run_of_nothing_but_the_unpruned_model_is_drawn(tmp_path: Path) -> None:
     rows = [row for row in make_rows(EIGHT, given=False) if row["ratio"] == "0.0"]
-    for path in write_plots(rows, tmp_path).values():
+    for path in write_plots(rows, tmp_path, SHOWN).values():
         with Image.open(path) as image:
             assert image.width > 800

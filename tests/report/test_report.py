@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prunekit.detection.pictures import LabelledBox, class_colour, draw_boxes
 from prunekit.errors import InputError
 from prunekit.pipeline import RunFolder, read_rows
 from prunekit.report import write_report
-from prunekit.report.pictures import LabelledBox, class_colour, draw_boxes
 
 TWO_DIGITS = ("false_positives_per_image", "false_positive_share", "attack_success_rate", "churn")
 
@@ -158,7 +158,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 def test_boxes_are_drawn_where_they_are() -> None:
     box = LabelledBox((50.0, 60.0, 150.0, 110.0), label=1, name="star", score=0.5)
     grey = Image.new("RGB", (100, 80), (128, 128, 128))  # half the original's 200×160 pixels
-    with Image.open(io.BytesIO(draw_boxes(grey, [box], original_width=200))) as drawn:
+    with draw_boxes(grey, [box], original_width=200) as drawn:
         zoom = drawn.width / 200
         on_box, grey_places = [(50, 85), (150, 85), (120, 110)], [(100, 85), (20, 85)]
         expected = {place: class_colour(1) for place in on_box} | dict.fromkeys(grey_places, (128, 128, 128))

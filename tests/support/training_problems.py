@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.detection import Detector, Target, yolov3_tiny
-from prunekit.pipeline.train_state import tensors_of
-from prunekit.pipeline.training_data import ImagesInMemory
+from prunekit.attacks import AttackLosses, classification_losses, cross_entropy_per_image, softmax_divergence
+from prunekit.detection import DetectionTask, Detector, Target, yolov3_tiny
+from prunekit.task import ModelSpec
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.state import tensors_of
 
 SIZE = 64
 
@@ -119,3 +122,21 @@ class Recorder:
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         self.rows.append({"step": step, **values})
+
+
+class ClassifierLosses:
+    """Outputs are logits [N, C], targets labels [N]."""
+
+    def loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
+        return cross_entropy_per_image(targets)(model(x))
+
+    def attack_losses(self, targets: Any) -> AttackLosses:
+        return classification_losses(targets)
+
+    def divergence(self, attacked: Tensor, clean: Tensor) -> Tensor:
+        return softmax_divergence(attacked, clean)
+
+
+def tiny_task(num_classes: int, width: float) -> DetectionTask:
+    """The task of a YOLOv3-tiny."""
+    return DetectionTask(ModelSpec("yolov3-tiny", {"num_classes": num_classes, "width": width}))

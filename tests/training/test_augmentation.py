@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from prunekit.detection import Target
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import NO_AUGMENTATION, STANDARD_AUGMENTATION, AugmentConfig, augment, resize
+from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION, AugmentConfig, augment, resize
 
 SIZE = 64
 FILL = 0.25

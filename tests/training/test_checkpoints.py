@@ -15,18 +15,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prunekit.detection import DetectionTask
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import STANDARD_AUGMENTATION
-from prunekit.pipeline.checkpoints import load_checkpoint, save_checkpoint, tensors_digest
-from prunekit.pipeline.objectives import Clean, Objective, ObjectiveConfig, make_objective
-from prunekit.pipeline.tasks import classifier_task, detector_task
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training import optimise
-from prunekit.pipeline.training_data import TrainingData
-from prunekit.pipeline.training_log import TrainingLog
+from prunekit.training.augment import STANDARD_AUGMENTATION
+from prunekit.training.config import TrainConfig
+from prunekit.training.data import TrainingData
+from prunekit.training.log import TrainingLog
+from prunekit.training.loop import optimise
+from prunekit.training.objectives import Clean, Objective, ObjectiveConfig, make_objective
+from prunekit.training.state import TrainState, load_checkpoint, save_checkpoint, tensors_digest
 from tests.support import ROOT
-from tests.support.training_problems import labelled_images, rectangles, small_classifier, small_detector
+from tests.support.training_problems import (
+    ClassifierLosses,
+    labelled_images,
+    rectangles,
+    small_classifier,
+    small_detector,
+)
 
 ADAMW = TrainConfig(epochs=3, batch_size=4, augmentation=STANDARD_AUGMENTATION, checkpoint_every=1, ema_decay=0.9)
 DETECTION = dataclasses.replace(ADAMW, sizes=(32, 64))
@@ -68,7 +73,7 @@ def _assert_same_bits(actual: TrainState, expected: TrainState) -> None:
 @pytest.mark.parametrize("objective", ["clean", "pgd-at", "free"])
 def test_resuming_from_any_step_ends_in_the_same_bits(setting: str, objective: str, tmp_path: Path) -> None:
     config = SETTINGS[setting]
-    made = make_objective(objective, classifier_task(), ObjectiveConfig(replays=2))
+    made = make_objective(objective, ClassifierLosses(), ObjectiveConfig(replays=2))
     expected = _run(small_classifier(), labelled_images(), made, config, tmp_path)
     assert expected.step == 9
     assert (expected.delta is not None) == (objective == "free")
@@ -82,7 +87,7 @@ def test_resuming_from_any_step_ends_in_the_same_bits(setting: str, objective: s
 @pytest.mark.parametrize("objective", ["free", "trades", "n-fgsm", "smoothing"])
 def test_detectors_resume_in_the_same_bits(objective: str, tmp_path: Path) -> None:
     model, other = small_detector(), small_detector(seed=9)
-    made = make_objective(objective, detector_task(model), ObjectiveConfig(replays=2))
+    made = make_objective(objective, DetectionTask.of(model), ObjectiveConfig(replays=2))
     expected = _run(model, rectangles(), made, DETECTION, tmp_path)
     state = load_checkpoint(tmp_path / "3.safetensors", DETECTION)
     _assert_same_bits(_run(other, rectangles(), made, DETECTION, state=state), expected)
@@ -91,7 +96,7 @@ def test_detectors_resume_in_the_same_bits(objective: str, tmp_path: Path) -> No
 def test_a_state_that_is_changed_ends_elsewhere(tmp_path: Path) -> None:
     """What the tests above compare does depend on every part of the state."""
     config = ADAMW
-    made = make_objective("free", classifier_task(), ObjectiveConfig(replays=2))
+    made = make_objective("free", ClassifierLosses(), ObjectiveConfig(replays=2))
     expected = _run(small_classifier(), labelled_images(), made, config, tmp_path)
     state = load_checkpoint(tmp_path / "3.safetensors", config)
     tensors = state.tensors()
@@ -103,22 +108,22 @@ def test_a_state_that_is_changed_ends_elsewhere(tmp_path: Path) -> None:
 
 def test_resuming_needs_every_average(tmp_path: Path) -> None:
     config = dataclasses.replace(ADAMW, max_steps=1)
-    state = _run(small_classifier(), labelled_images(), Clean(classifier_task()), config)
+    state = _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config)
     without = dataclasses.replace(state, averages={})
     with pytest.raises(InputError, match=r"expected the state of this model, but it lacks '0\.weight'"):
-        _run(small_classifier(), labelled_images(), Clean(classifier_task()), config, state=without)
+        _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config, state=without)
 
 
 def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(ADAMW, max_steps=1)
     one, two = small_detector(1), small_detector(2)
-    state = _run(one, rectangles(num_classes=1), Clean(detector_task(one)), config)
+    state = _run(one, rectangles(num_classes=1), Clean(DetectionTask.of(one)), config)
     before = {name: value.clone() for name, value in two.state_dict().items()}
     with pytest.raises(InputError, match=r"'predict32\.head\.weight' of shape \[21, .* but got \[18, "):
-        _run(two, rectangles(), Clean(detector_task(two)), config, state=state)
+        _run(two, rectangles(), Clean(DetectionTask.of(two)), config, state=state)
     assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items())
     with pytest.raises(InputError, match="expected the state of this model"):
-        _run(small_classifier(), labelled_images(), Clean(classifier_task()), config, state=state)
+        _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config, state=state)
 
 
 CHECKPOINT_CONFIG = dataclasses.replace(ADAMW, max_steps=2)
@@ -126,7 +131,7 @@ CHECKPOINT_CONFIG = dataclasses.replace(ADAMW, max_steps=2)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    _run(small_classifier(), labelled_images(), Clean(classifier_task()), CHECKPOINT_CONFIG, tmp_path)
+    _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), CHECKPOINT_CONFIG, tmp_path)
     return tmp_path / "2.safetensors"
 
 
@@ -168,9 +173,9 @@ def test_tied_weights_survive(tmp_path: Path) -> None:
             return logits
 
     config = ADAMW
-    expected = _run(Tied(), labelled_images(), Clean(classifier_task()), config, tmp_path)
+    expected = _run(Tied(), labelled_images(), Clean(ClassifierLosses()), config, tmp_path)
     state = load_checkpoint(tmp_path / "5.safetensors", config)
-    _assert_same_bits(_run(Tied(), labelled_images(), Clean(classifier_task()), config, state=state), expected)
+    _assert_same_bits(_run(Tied(), labelled_images(), Clean(ClassifierLosses()), config, state=state), expected)
 
 
 KILLED = """
@@ -198,7 +203,7 @@ def run_in_folder(folder: Path, kill_at: int | None = None) -> TrainState:
             model,
             dict(model.named_parameters()),
             labelled_images(),
-            make_objective("free", classifier_task(), ObjectiveConfig(replays=2)),
+            make_objective("free", ClassifierLosses(), ObjectiveConfig(replays=2)),
             KILLED_CONFIG,
             state=state,
             save=lambda reached: save_checkpoint(path, reached, KILLED_CONFIG),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from prunekit.detection import DetectionTask
 from prunekit.detection.boxes import split_anchors
-from prunekit.pipeline.tasks import detector_task
 from tests.support.training_problems import rectangles, small_detector
 
 
@@ -17,16 +17,16 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 def test_the_divergence_of_answers_is_zero_for_equal_ones_and_positive_elsewhere() -> None:
     model = small_detector()
-    task = detector_task(model)
+    task = DetectionTask.of(model)
     x = rectangles(3).images.float() / 255
     with torch.no_grad():
         clean = model(x)
-        assert torch.equal(task.divergence_per_image(clean, clean), torch.zeros(3))
+        assert torch.equal(task.divergence(clean, clean), torch.zeros(3))
         for head in range(2):
             for channel in range(7):
                 changed = [logits.clone() for logits in clean]
                 split_anchors(changed[head], 3, 2)[1, 2, 0, 1, channel] += 0.5  # the second image alone
-                divergence = task.divergence_per_image(changed, clean)
+                divergence = task.divergence(changed, clean)
                 assert (divergence > 0).tolist() == [False, True, False], (head, channel)
 
 
@@ -63,5 +63,5 @@ def test_the_detectors_divergence_is_the_documented_sum(objectness_shift: float)
                         weighted.append(p[4] * (0.5 * classes + 0.05 * offsets))
             total += sum(objectness) / len(objectness) + sum(weighted) / max(sum(weights), 1.0)
         expected.append(total)
-    found = detector_task(model).divergence_per_image(attacked, clean)
+    found = DetectionTask.of(model).divergence(attacked, clean)
     assert_close(found, torch.tensor(expected, dtype=torch.float64))

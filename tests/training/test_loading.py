@@ -7,7 +7,7 @@ import torch
 
 from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
-from prunekit.pipeline.loading import load_batches
+from prunekit.training.data import load_batches
 from tests.support.coco_files import small_content, write_coco
 from tests.support.loaded_batches import assert_same
 

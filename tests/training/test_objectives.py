@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from prunekit.attacks import PgdConfig, cross_entropy_per_image, pgd
+from prunekit.attacks import PgdConfig, cross_entropy_per_image, pgd, softmax_divergence
 from prunekit.attacks.batch_norm import frozen_batch_norm
-from prunekit.detection import Target, detection_loss
+from prunekit.detection import DetectionTask, Target, detection_loss
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.objectives import OBJECTIVES, ObjectiveConfig, TrainBatch, make_objective
-from prunekit.pipeline.tasks import Task, classifier_task, detector_task, softmax_divergence
-from prunekit.pipeline.train_config import TrainConfig
-from prunekit.pipeline.training import optimise
+from prunekit.task import Losses
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import TrainConfig
+from prunekit.training.loop import optimise
+from prunekit.training.objectives import OBJECTIVES, ObjectiveConfig, TrainBatch, make_objective
 from tests.support.training_problems import (
     SIZE,
+    ClassifierLosses,
     accuracy,
     linear_classifier,
     rectangles,
@@ -53,7 +54,7 @@ def _classifier() -> nn.Sequential:
 
 
 def _loss_and_gradients(
-    name: str, config: ObjectiveConfig, model: nn.Module, task: Task, x: Tensor, targets: object
+    name: str, config: ObjectiveConfig, model: nn.Module, task: Losses, x: Tensor, targets: object
 ) -> list[Tensor]:
     objective = make_objective(name, task, config)
     delta = torch.zeros_like(x).requires_grad_() if objective.carries_delta else None
@@ -78,12 +79,13 @@ def test_without_an_attack_every_objective_is_the_clean_one(
 ) -> None:
     if problem == "classifier":
         model: nn.Module = _classifier()
-        task, x = classifier_task(), _images()
+        task: Losses = ClassifierLosses()
+        x = _images()
         targets: Sequence[Target] | Tensor = LABELS
     else:
         model = detector = small_detector()
         data = rectangles(4)
-        task, x, targets = detector_task(detector), data.images.float() / 255, data.targets
+        task, x, targets = DetectionTask.of(detector), data.images.float() / 255, data.targets
     clean = _loss_and_gradients("clean", ObjectiveConfig(), model, task, x, targets)
     found = _loss_and_gradients(name, config, model, task, x, targets)
     assert len(found) == len(clean)
@@ -95,7 +97,7 @@ def test_the_detectors_clean_objective_is_the_mean_detection_loss() -> None:
     model, data = small_detector(), rectangles(4)
     x, targets = data.images.float() / 255, data.targets
     assert not isinstance(targets, Tensor)
-    loss = make_objective("clean", detector_task(model))(model, TrainBatch(x, targets), _generator())
+    loss = make_objective("clean", DetectionTask.of(model))(model, TrainBatch(x, targets), _generator())
     expected = detection_loss(model(x), targets, model.anchors, model.strides, model.num_classes).total.mean()
     assert torch.equal(loss, expected)
 
@@ -104,7 +106,7 @@ def test_pgd_adversarial_training_adds_both_losses() -> None:
     model, x = _classifier(), _images()
     x_adv = pgd(model, x, cross_entropy_per_image(LABELS), ATTACK)
     cross_entropy = nn.functional.cross_entropy
-    objective = make_objective("pgd-at", classifier_task(), ObjectiveConfig(attack=ATTACK))
+    objective = make_objective("pgd-at", ClassifierLosses(), ObjectiveConfig(attack=ATTACK))
     loss = objective(model, TrainBatch(x, LABELS), _generator())
     assert_close(loss, cross_entropy(model(x), LABELS) + cross_entropy(model(x_adv), LABELS))
 
@@ -115,7 +117,7 @@ def test_trades_is_the_papers_formula() -> None:
     with torch.no_grad(), frozen_batch_norm(model):
         reference = model(x)
     x_adv = pgd(model, x, lambda outputs: softmax_divergence(outputs, reference), attack, _generator())
-    objective = make_objective("trades", classifier_task(), ObjectiveConfig(attack=ATTACK, beta=3.0))
+    objective = make_objective("trades", ClassifierLosses(), ObjectiveConfig(attack=ATTACK, beta=3.0))
     loss = objective(model, TrainBatch(x, LABELS), _generator())
     clean, attacked = model(x).softmax(dim=1), model(x_adv).softmax(dim=1)
     divergence = (clean * (clean / attacked).log()).sum(dim=1).mean()
@@ -125,7 +127,7 @@ def test_trades_is_the_papers_formula() -> None:
 
 def test_free_training_steps_delta_up_the_loss_by_the_same_backward_pass() -> None:
     model, x = _classifier(), _images()
-    objective = make_objective("free", classifier_task(), ObjectiveConfig(attack=ATTACK))
+    objective = make_objective("free", ClassifierLosses(), ObjectiveConfig(attack=ATTACK))
     start = torch.empty_like(x).uniform_(-0.1, 0.1, generator=_generator())
     delta = start.clone().requires_grad_()
     loss = objective(model, TrainBatch(x, LABELS, delta), _generator())
@@ -155,7 +157,7 @@ def test_n_fgsm_leaves_the_ball_but_not_the_pixels_range() -> None:
             return logits
 
     x = _images()
-    objective = make_objective("n-fgsm", classifier_task(), ObjectiveConfig(attack=ATTACK))
+    objective = make_objective("n-fgsm", ClassifierLosses(), ObjectiveConfig(attack=ATTACK))
     objective(Watched(_classifier()), TrainBatch(x, LABELS), _generator())
     noisy, x_adv = seen
     middle = (x > 0.4) & (x < 0.6)
@@ -174,11 +176,12 @@ def test_n_fgsm_leaves_the_ball_but_not_the_pixels_range() -> None:
 def test_smoothing_adds_noise_of_its_width_that_nothing_clips() -> None:
     seen: list[Tensor] = []
 
-    def loss_per_image(outputs: Tensor, targets: None) -> Tensor:
-        seen.append(outputs)
-        return outputs.flatten(1).mean(dim=1)
+    class Watching(ClassifierLosses):
+        def loss(self, model: nn.Module, x: Tensor, targets: None) -> Tensor:
+            seen.append(model(x))
+            return seen[-1].flatten(1).mean(dim=1)
 
-    task = Task(loss_per_image, softmax_divergence)
+    task = Watching()
     x = torch.ones(8, 3, 16, 16)
     objective = make_objective("smoothing", task, ObjectiveConfig(sigma=0.25))
     objective(nn.Identity(), TrainBatch(x, None), _generator())
@@ -193,7 +196,7 @@ def test_only_training_forwards_touch_the_statistics(name: str) -> None:
     """One forward updates them once; PGD-AT and TRADES train on two, and no attack adds another."""
     model, x = _classifier(), _images()
     before = int(model.get_buffer("1.num_batches_tracked"))
-    _loss_and_gradients(name, ObjectiveConfig(attack=ATTACK), model, classifier_task(), x, LABELS)
+    _loss_and_gradients(name, ObjectiveConfig(attack=ATTACK), model, ClassifierLosses(), x, LABELS)
     after = int(model.get_buffer("1.num_batches_tracked"))
     assert after - before == (2 if name in ("pgd-at", "trades") else 1)
     assert model.training
@@ -202,17 +205,17 @@ def test_only_training_forwards_touch_the_statistics(name: str) -> None:
 @pytest.mark.parametrize("name", ["trades", "n-fgsm", "smoothing"])
 def test_the_generator_decides_what_is_random(name: str) -> None:
     model, x = _classifier().eval(), _images()
-    objective = make_objective(name, classifier_task(), ObjectiveConfig(attack=ATTACK))
+    objective = make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=ATTACK))
     first, again, other = (objective(model, TrainBatch(x, LABELS), _generator(seed)).item() for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_unknown_names_and_norms_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="one of clean, pgd-at, trades, free, n-fgsm, smoothing, but got 'madry'"):
-        make_objective("madry", classifier_task())
+        make_objective("madry", ClassifierLosses())
     for name in ("free", "n-fgsm"):
         with pytest.raises(InputError, match=f"norm linf for the objective {name}, but got l2"):
-            make_objective(name, classifier_task(), ObjectiveConfig(attack=PgdConfig(1.0, 0.1, 2, norm="l2")))
+            make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=PgdConfig(1.0, 0.1, 2, norm="l2")))
     with pytest.raises(InputError, match="replays of at least 1"):
         ObjectiveConfig(replays=0)
 
@@ -230,7 +233,7 @@ def _trained(name: str, weak: float) -> nn.Module:
     config = TrainConfig(
         epochs=12, batch_size=50, optimizer="adamw", learning_rate=0.1, weight_decay=0.0, augmentation=NO_AUGMENTATION
     )
-    objective = make_objective(name, classifier_task(), ObjectiveConfig(attack=ATTACK, sigma=SIGMA))
+    objective = make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=ATTACK, sigma=SIGMA))
     optimise(model, dict(model.named_parameters()), tempting_features(1000, seed=0, weak=weak), objective, config)
     return model
 
@@ -268,6 +271,6 @@ def test_targets_and_images_need_no_objects() -> None:
     assert batch.delta is not None
     batch.delta.requires_grad_()
     for name in OBJECTIVES:
-        loss = make_objective(name, detector_task(model))(model, batch, _generator())
+        loss = make_objective(name, DetectionTask.of(model))(model, batch, _generator())
         assert loss.isfinite(), name
         assert loss.item() > 0, name

@@ -11,24 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.detection import MODELS, CocoDataset, Target, load_darknet_weights
+from prunekit.detection import MODELS, CocoDataset, DetectionTask, Target, load_darknet_weights
+from prunekit.evaluation.evaluate import evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.evaluate import evaluate
-from prunekit.pipeline.objectives import (
+from prunekit.progress import Description
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
+from prunekit.training.data import ImagesInMemory, ImagesOnDisk, training_batches
+from prunekit.training.loop import optimise, train
+from prunekit.training.objectives import (
     OBJECTIVES,
     Clean,
     FreeAdversarialTraining,
     TrainBatch,
     make_objective,
 )
-from prunekit.pipeline.progress import Description
-from prunekit.pipeline.tasks import classifier_task, detector_task
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
-from prunekit.pipeline.train_state import TrainState, load_averages, tensors_of
-from prunekit.pipeline.training import optimise, train
-from prunekit.pipeline.training_data import ImagesInMemory, ImagesOnDisk, training_batches
+from prunekit.training.state import TrainState, load_averages, tensors_of
 from tests.support.training_problems import (
+    ClassifierLosses,
     Recorder,
     changed,
     labelled_images,
@@ -43,7 +43,7 @@ from tests.support.training_problems import (
 T = TypeVar("T")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
 SGD = dataclasses.replace(SCORE_OPTIMISATION, epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
-CLEAN = Clean(classifier_task())
+CLEAN = Clean(ClassifierLosses())
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
@@ -114,7 +114,7 @@ def test_batch_normalisation_trains_as_configured(
     model = small_classifier()
     before = snapshot(model)
     config = dataclasses.replace(CONFIG, batch_norm=mode)  # type: ignore[arg-type]
-    optimise(model, trainable(model), labelled_images(), make_objective(objective, classifier_task()), config)
+    optimise(model, trainable(model), labelled_images(), make_objective(objective, ClassifierLosses()), config)
     norms = {name for name in changed(before, model) if name.startswith(("1.", "5."))}
     assert norms == {f"{norm}.{name}" for norm in (1, 5) for name in norm_tensors_that_change}
 
@@ -178,7 +178,7 @@ def test_free_adversarial_training_replays_each_batch_and_makes_as_many_steps() 
     model = small_classifier()
     log = Recorder()
     config = dataclasses.replace(CONFIG, epochs=8)
-    optimise(model, trainable(model), labelled_images(8), Watched(classifier_task()), config, log=log)
+    optimise(model, trainable(model), labelled_images(8), Watched(ClassifierLosses()), config, log=log)
     assert len(seen) == 16
     assert [torch.equal(a, b) for a, b in pairwise(seen)] == [step % 4 != 3 for step in range(15)]
     assert [row["epoch"] for row in log.rows] == [0] * 8 + [1] * 8
@@ -214,7 +214,7 @@ def test_detectors_train_with_every_objective_on_awkward_data(objective: str, ca
     data = rectangles(3, num_classes, empty=case == "no objects")
     before = snapshot(model)
     config = TrainConfig(epochs=1, max_steps=2, batch_size=2)
-    optimise(model, trainable(model), data, make_objective(objective, detector_task(model)), config)
+    optimise(model, trainable(model), data, make_objective(objective, DetectionTask.of(model)), config)
     assert all(value.isfinite().all() for value in tensors_of(model).values())
     untouched = set(tensors_of(model)) - changed(before, model)
     assert untouched <= {name for name, _ in model.named_parameters() if name.endswith("norm.bias")}
@@ -239,8 +239,10 @@ def test_eight_images_are_learnt_by_heart(shapes_config: RunConfig) -> None:
     dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
     model = MODELS["yolov3-tiny"](dataset.num_classes, shapes_config.width).eval()
     load_darknet_weights(model, shapes_config.weights)
-    found = evaluate(model, dataset, shapes_config, None, SilentProgress(), "", lambda *seen: None)
-    assert found.average_precision.ap50 > 0.8
+    found = evaluate(
+        model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress(), "", lambda *seen: None
+    )
+    assert (found.figures["ap50"] or 0) > 0.8
 
 
 def test_the_same_seed_trains_the_same_weights_whatever_happened_before(shapes_config: RunConfig) -> None:
@@ -250,7 +252,7 @@ def test_the_same_seed_trains_the_same_weights_whatever_happened_before(shapes_c
         model = small_detector(dataset.num_classes)
         torch.rand(seed + 1)  # moves the global generator
         config = TrainConfig(epochs=2, batch_size=3, sizes=(32, 64), seed=seed)
-        return tensors_of(train(model, dataset, config, SilentProgress()))
+        return tensors_of(train(model, dataset, config, SilentProgress(), DetectionTask.of(model)))
 
     first, second, other = trained(7), trained(7), trained(8)
     assert all(torch.equal(first[name], second[name]) for name in first)

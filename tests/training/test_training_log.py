@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.pipeline.training_log import TrainingLog
+from prunekit.training.log import TrainingLog
 
 ROW = {"epoch": 0, "learning_rate": 0.1, "loss": 1 / 3, "grad_norm": 2.0}
 HEADING = "step,epoch,learning_rate,loss,grad_norm\n"

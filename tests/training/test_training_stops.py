@@ -12,17 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.pipeline.augmentation import NO_AUGMENTATION
-from prunekit.pipeline.objectives import OBJECTIVES, Clean, Objective, TrainBatch, make_objective
-from prunekit.pipeline.tasks import classifier_task
-from prunekit.pipeline.train_config import SCORE_OPTIMISATION, TrainConfig
-from prunekit.pipeline.train_state import TrainState
-from prunekit.pipeline.training import TrainingDivergedError, optimise
-from prunekit.pipeline.training_data import ImagesInMemory
-from tests.support.training_problems import Recorder, changed, labelled_images, small_classifier, trainable
+from prunekit.training.augment import NO_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.data import ImagesInMemory
+from prunekit.training.loop import TrainingDivergedError, optimise
+from prunekit.training.objectives import OBJECTIVES, Clean, Objective, TrainBatch, make_objective
+from prunekit.training.state import TrainState
+from tests.support.training_problems import (
+    ClassifierLosses,
+    Recorder,
+    changed,
+    labelled_images,
+    small_classifier,
+    trainable,
+)
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
-CLEAN = Clean(classifier_task())
+CLEAN = Clean(ClassifierLosses())
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +60,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_a_sentence() -> None:
             model,
             trainable(model),
             labelled_images(),
-            Raises(classifier_task()),
+            Raises(ClassifierLosses()),
             config,
             save=lambda state: saved.append(state.clone()),
             log=log,
@@ -71,7 +77,7 @@ def test_training_that_explodes_says_so_whatever_the_objective(objective: str) -
         SCORE_OPTIMISATION, epochs=40, batch_size=4, learning_rate=1e30, weight_decay=0.5, augmentation=NO_AUGMENTATION
     )
     with pytest.raises(TrainingDivergedError, match="last finite loss was"):
-        optimise(model, trainable(model), labelled_images(), make_objective(objective, classifier_task()), config)
+        optimise(model, trainable(model), labelled_images(), make_objective(objective, ClassifierLosses()), config)
 
 
 def test_ctrl_c_finishes_the_step_saves_it_and_is_raised() -> None:
@@ -89,7 +95,7 @@ def test_ctrl_c_finishes_the_step_saves_it_and_is_raised() -> None:
             model,
             trainable(model),
             labelled_images(),
-            Interrupted(classifier_task()),
+            Interrupted(ClassifierLosses()),
             CONFIG,
             save=lambda state: saved.append(state.clone()),
         )
@@ -107,7 +113,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 
     model = small_classifier()
     with pytest.raises(KeyboardInterrupt):
-        optimise(model, trainable(model), labelled_images(), Stuck(classifier_task()), CONFIG)
+        optimise(model, trainable(model), labelled_images(), Stuck(ClassifierLosses()), CONFIG)
 
 
 def test_no_images_and_no_parameters_are_refused() -> None:

@@ -1,0 +1,239 @@
+"""Detection as the study's door asks for it: one task for every family of detectors with heads of anchors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from prunekit.attacks import AttackLosses
+from prunekit.detection.attack_losses import attack_losses
+from prunekit.detection.attribution_target import matched_logits
+from prunekit.detection.average_precision import evaluate_detections
+from prunekit.detection.boxes import Detections, decode, nms
+from prunekit.detection.coco import SIZE_STEP, Batch, CocoDataset
+from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
+from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
+from prunekit.detection.divergence import detection_divergence
+from prunekit.detection.loss import DetectionLoss, detection_loss
+from prunekit.detection.pictures import LabelledBox, draw_boxes
+from prunekit.detection.rates import attack_success, confident, false_positives
+from prunekit.detection.target import Target
+from prunekit.detection.yolov3 import MODELS, Anchors, Detector
+from prunekit.errors import InputError
+from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task
+
+SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
+DARKNET_WEIGHTS = "model.weights"
+_PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+Found = Mapping[int, Detections]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a detector's outputs mean: each head's anchors and stride, and the number of classes."""
+
+    anchors: Sequence[Anchors]
+    strides: Sequence[int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Heads:
+        """Return a detector's."""
+        assert isinstance(model, Detector), f"expected a Detector, but got a {type(model).__name__}"
+        return cls(model.anchors, model.strides, model.num_classes)
+
+
+@dataclass(frozen=True)
+class DetectionTask:
+    """A `prunekit.task.Task`: COCO data, the YOLO loss, average precision.
+
+    A family of detectors is a `Detector` built from `num_classes` and whatever else its factory takes.
+
+    Attributes:
+        spec: What builds the detector.
+        figures: AP50 first in plots, as in the report on robust pruning.
+        input_multiple: The coarsest stride.
+    """
+
+    spec: ModelSpec
+    figures: tuple[Figure, ...] = (Figure("ap", "AP"), Figure("ap50", "AP50"))
+    input_multiple: int = SIZE_STEP
+
+    def __post_init__(self) -> None:
+        classes = self.spec.arguments.get("num_classes", 1)
+        if not isinstance(classes, int) or classes < 1:
+            raise InputError(f"Expected num_classes to be a whole number of at least 1, got {classes!r}")
+        width = self.spec.arguments.get("width", 1.0)
+        if not isinstance(width, int | float) or not 0 < width <= 4:
+            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+
+    @classmethod
+    def of(cls, model: Detector, width: float = 1.0) -> DetectionTask:
+        """Return the task of a detector that is there already, of one of the package's families."""
+        task = cls(ModelSpec(model.name, {"num_classes": model.num_classes, "width": width}))
+        task.__dict__["heads"] = Heads.of(model)  # what the cached property would build the detector again for
+        return task
+
+    @cached_property
+    def heads(self) -> Heads:
+        """The heads of the spec's detector, which is built without memory to be asked."""
+        with torch.device("meta"), torch.random.fork_rng([]):
+            return Heads.of(self.spec.build())
+
+    def open_data(self, path: Path, image_size: int, greyscale: bool, limit: int | None) -> CocoDataset:
+        """Open a data set in COCO's layout."""
+        return CocoDataset.open(path, image_size, greyscale, limit)
+
+    def for_data(self, data: CocoDataset) -> DetectionTask:
+        """Return the task with the data's number of classes."""
+        return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+
+    def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
+        """Return the training loss of raw logits, in its parts."""
+        return detection_loss(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+
+    def loss(self, model: nn.Module, x: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Return the training losses [N]."""
+        return self.losses(model(x), targets).total
+
+    def attack_losses(self, targets: Sequence[Target]) -> AttackLosses:
+        """Return what loses, invents, moves or renames objects."""
+        return attack_losses(targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+
+    def divergence(self, attacked: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+        """Return `detection_divergence`, [N]."""
+        counts = [len(sizes) for sizes in self.heads.anchors]
+        return detection_divergence(attacked, clean, counts, self.heads.num_classes)
+
+    def attribution(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """Return how sure the detector is of the objects that are there, [N]."""
+        return matched_logits(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Detections]:
+        """Return each image's detections, boxes xyxy in pixels of the original image."""
+        boxes, scores = self.decode(model(x))
+        predictions = {}
+        for row, found in enumerate(_suppress(boxes, scores, options)):
+            original = batch.letterboxes[row].to_image(found.boxes)
+            predictions[batch.image_ids[row]] = Detections(original.cpu(), found.scores.cpu(), found.classes.cpu())
+        return predictions
+
+    def postprocessing(self, outputs: Sequence[Tensor], options: Options) -> dict[str, Callable[[], object]]:
+        """Return decoding and non-maximum suppression."""
+        boxes, scores = self.decode(outputs)
+        return {"decode": lambda: self.decode(outputs), "nms": lambda: _suppress(boxes, scores, options)}
+
+    def metrics(self, predictions: Found, data: CocoDataset) -> Figures:
+        """Return COCO's AP figures, those of confident detections, and false alarms."""
+        false = false_positives(data, predictions)
+        sure = asdict(evaluate_detections(data, confident(predictions)))
+        return {
+            **asdict(evaluate_detections(data, predictions)),
+            **{f"confident_{name}": value for name, value in sure.items()},
+            "false_positives_per_image": false.per_image,
+            "false_positive_share": false.share,
+        }
+
+    def success(self, clean: Found, attacked: Found, data: CocoDataset) -> Figures:
+        """Return the share of objects found clean that an attack took, in two parts."""
+        success = attack_success(data, clean, attacked)
+        return {"attack_success": success.rate, "lost": success.lost, "mislabelled": success.mislabelled}
+
+    def columns(
+        self, clean: Figures, attacked: Figures | None, transferred: Figures | None, success: Figures | None
+    ) -> Figures:
+        """Return the columns of results.csv on accuracy."""
+        under = attacked or {}
+        return {
+            **{name: clean[name] for name in _PRECISIONS},
+            **{f"attacked_{name}": under.get(name) for name in _PRECISIONS},
+            "transfer_ap": (transferred or {}).get("ap"),
+            "confident_ap": clean["confident_ap"],
+            "confident_ap50": clean["confident_ap50"],
+            "attacked_confident_ap": under.get("confident_ap"),
+            "attacked_confident_ap50": under.get("confident_ap50"),
+            "false_positives_per_image": clean["false_positives_per_image"],
+            "false_positive_share": clean["false_positive_share"],
+            "attack_success_rate": (success or {}).get("attack_success"),
+        }
+
+    def save_predictions(self, stem: Path, predictions: Found, data: CocoDataset) -> list[Path]:
+        """Write detections as CSV and as COCO's results."""
+        csv, results = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("csv", "json"))
+        write_detections_csv(csv, predictions, data.categories)
+        write_detections_json(results, predictions, data.categories)
+        return [csv, results]
+
+    def load_predictions(self, stem: Path, data: CocoDataset) -> dict[int, Detections]:
+        """Read detections back."""
+        return read_detections_json(stem.with_name(f"{stem.name}.json"), data.categories)
+
+    def shown(self, stem: Path) -> dict[int, list[dict[str, Any]]]:
+        """Read the detections that score at least 0.3, the best last, by image id."""
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        found = json.loads(stem.with_name(f"{stem.name}.json").read_text())
+        for result in sorted(found, key=lambda result: float(result["score"])):
+            if result["score"] >= SHOWN_SCORE:
+                by_image.setdefault(result["image_id"], []).append(result)
+        return by_image
+
+    def picture(
+        self, image: Image.Image, example: Mapping[str, Any], found: Sequence[Mapping[str, Any]] | None
+    ) -> Image.Image:
+        """Draw the boxes of detections, or of the objects that are there."""
+        categories = example["categories"]
+        if found is None:
+            objects = zip(example["boxes"], example["labels"], strict=True)
+            boxes = [LabelledBox(tuple(box), label, categories[label]["name"]) for box, label in objects]
+        else:
+            names = {category["id"]: (label, category["name"]) for label, category in enumerate(categories)}
+            boxes = [LabelledBox(_xyxy(one["bbox"]), *names[one["category_id"]], one["score"]) for one in found]
+        return draw_boxes(image, boxes, example["width"])
+
+    def describe(self, config: Mapping[str, Any]) -> str:
+        """Say how average precision is measured."""
+        return (
+            f"COCO average precision by pycocotools, unrounded, at scores above {config['score_threshold']} and NMS "
+            f"overlap {config['iou_threshold']}, at most {config['max_detections']} detections an image"
+        )
+
+    def load_weights(self, model: nn.Module, path: Path) -> None:
+        """Read darknet's weights; the order of other families' layers is not known to be theirs."""
+        if self.spec.name not in MODELS or not isinstance(model, Detector):
+            raise InputError(f"--weights: expected a .safetensors file for {self.spec.name}, got {path}.")
+        load_darknet_weights(model, path)
+
+    def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
+        """Write darknet's weights, for families that darknet knows."""
+        if self.spec.name not in MODELS or not isinstance(model, Detector):
+            return []
+        save_darknet_weights(model, folder / DARKNET_WEIGHTS, images_seen=images_seen)
+        return [DARKNET_WEIGHTS]
+
+    def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return boxes [N, M, 4], xyxy in input pixels, and scores [N, M, classes]."""
+        return decode(outputs, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+
+
+def _suppress(boxes: Tensor, scores: Tensor, options: Options) -> list[Detections]:
+    return nms(boxes, scores, options.score_threshold, options.iou_threshold, options.max_detections)
+
+
+def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = bbox
+    return x, y, x + width, y + height
+
+
+register_task("detection", DetectionTask)
+for _name, _build in MODELS.items():
+    register_model(_name, _build, "detection")

@@ -1,0 +1,244 @@
+"""A model on a data set, clean and under attacks, and how good what it finds is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.attacks import PRESETS, Attack
+from prunekit.errors import InputError
+from prunekit.progress import Progress
+from prunekit.task import Data, Figures, Options, Predictions, Task
+from prunekit.training.data import device_of, load_batches
+
+CLEAN = "none"
+# Called with an image's id and the image as the network saw it.
+ImageSeen = Callable[[int, Tensor], None]
+
+
+class EvaluationChoices(Options, Protocol):
+    """The fields of a configuration that evaluation reads; see `RunConfig`."""
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The least, mean and greatest of some values."""
+
+    smallest: float
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How far the attacked images are from the clean ones, for pixels in [0, 1].
+
+    Attributes:
+        linf: over images, the largest change of an image's pixels.
+        l2: over images, the Euclidean length of an image's whole change.
+        lowest: the lowest value of any attacked pixel.
+        highest: the highest.
+    """
+
+    linf: Spread
+    l2: Spread
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model found in a data set, and how good that is.
+
+    Attributes:
+        predictions: By image id, as the task has them.
+        figures: The task's metrics; nan where there is nothing to measure on.
+        perturbation: What an attack did to the images; None for a clean evaluation.
+    """
+
+    predictions: Predictions
+    figures: Figures
+    perturbation: Perturbation | None
+
+
+@dataclass(frozen=True)
+class EvaluationCase:
+    """One evaluation of a model: clean, under an attack of its own, or under one made on another model.
+
+    Attributes:
+        attack: a name in `prunekit.attacks.PRESETS`, or "none".
+        transfer: whether the attack's gradients are another model's.
+    """
+
+    attack: str
+    transfer: bool = False
+
+    @property
+    def name(self) -> str:
+        """A name for files and columns: none, paper, paper_transfer."""
+        return f"{self.attack}_transfer" if self.transfer else self.attack
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A finished case; `success` compares it with the clean one."""
+
+    case: EvaluationCase
+    evaluation: Evaluation
+    success: Figures | None
+
+    def figures(self) -> dict[str, float | None]:
+        """Return all figures by name, for a table or a JSON file; None where there is nothing to measure on."""
+        figures = {**self.evaluation.figures, **(self.success or {})}
+        if self.evaluation.perturbation is not None:
+            moved = self.evaluation.perturbation
+            figures |= {"mean_linf": moved.linf.mean, "mean_l2": moved.l2.mean}
+        return {name: finite_or_none(value) for name, value in figures.items()}
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    dataset: Data,
+    config: EvaluationChoices,
+    attack: Attack | None,
+    progress: Progress,
+    description: str = "evaluating",
+    image_seen: ImageSeen | None = None,
+    source: nn.Module | None = None,
+) -> Evaluation:
+    """Run `model` over `dataset`, each batch attacked first when there is an attack.
+
+    Args:
+        model: The model, in eval mode.
+        task: What it is made for.
+        dataset: Images with their targets.
+        config: Batch size, workers, thresholds and seed.
+        attack: None for a clean evaluation.
+        progress: Shown batch by batch.
+        description: The bar's label.
+        image_seen: Told of every image as the network sees it.
+        source: The model whose gradients the attack follows: `model` itself (white box) if not given, another
+            one of the same task and outputs for a transferred attack.
+    """
+    device = device_of(model)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    predictions: dict[int, Any] = {}
+    movements: list[Tensor] = []
+    num_batches = math.ceil(len(dataset) / config.batch_size)
+    loaded = load_batches(dataset, config.batch_size, config.workers)
+    for batch in progress.track(loaded, description, num_batches):
+        batch = batch.to(device)
+        x = batch.images
+        if attack is not None:
+            x = attack(source or model, x, task.attack_losses(batch.targets), generator)
+            movements.append(_movement(x, batch.images))
+        predictions |= task.predict(model, x, batch, config)
+        if image_seen is not None:
+            for image_id, image in zip(batch.image_ids, x, strict=True):
+                image_seen(image_id, image)
+    figures = task.metrics(predictions, dataset)
+    return Evaluation(predictions, figures, _perturbation(movements) if movements else None)
+
+
+def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[EvaluationCase]:
+    """List what to evaluate: clean first, then each named attack, with `transfer` also made on another model."""
+    unknown = [name for name in attacks if name not in PRESETS and name != CLEAN]
+    if unknown:
+        raise InputError(f"expected attacks among {', '.join([CLEAN, *PRESETS])}, but got {unknown[0]!r}")
+    cases = [EvaluationCase(CLEAN)]
+    for name in dict.fromkeys(name for name in attacks if name != CLEAN):
+        cases.append(EvaluationCase(name))
+        if transfer:
+            cases.append(EvaluationCase(name, transfer=True))
+    return cases
+
+
+def evaluate_case(
+    case: EvaluationCase,
+    model: nn.Module,
+    task: Task,
+    dataset: Data,
+    config: EvaluationChoices,
+    progress: Progress,
+    clean: Predictions,
+    source: nn.Module | None = None,
+) -> CaseResult:
+    """Evaluate `model` in one case.
+
+    Args:
+        case: Clean, attacked, or under another model's attack.
+        model: The model, in eval mode.
+        task: What it is made for.
+        dataset: Images with their targets.
+        config: Batch size, workers, thresholds and seed.
+        progress: Shown batch by batch.
+        clean: What was found in the clean images; the clean case does not look at it.
+        source: The model that a transferred attack is made on; other cases do not look at it.
+    """
+    attack = PRESETS.get(case.attack)
+    made_on = source if case.transfer else None
+    evaluation = evaluate(model, task, dataset, config, attack, progress, case.name, source=made_on)
+    success = None if attack is None else task.success(clean, evaluation.predictions, dataset)
+    return CaseResult(case, evaluation, success)
+
+
+def evaluate_cases(
+    model: nn.Module,
+    task: Task,
+    dataset: Data,
+    config: EvaluationChoices,
+    attacks: Sequence[str],
+    progress: Progress,
+    source: nn.Module | None = None,
+) -> Iterator[CaseResult]:
+    """Evaluate `model` clean and under each attack; each result is yielded, and can be kept, when it is there.
+
+    Args:
+        model: The model, in eval mode.
+        task: What it is made for.
+        dataset: Images with their targets.
+        config: Batch size, workers, thresholds and seed.
+        attacks: Names in `prunekit.attacks.PRESETS`.
+        progress: Shown batch by batch.
+        source: With another model, such as the unpruned one, each attack is also made on it and transferred.
+    """
+    clean: Predictions = {}
+    for case in evaluation_cases(attacks, transfer=source is not None):
+        result = evaluate_case(case, model, task, dataset, config, progress, clean, source)
+        if case.attack == CLEAN:
+            clean = result.evaluation.predictions
+        yield result
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Turn nan, which JSON does not have, into None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _movement(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return each image's largest change, length of change, lowest and highest value, [N, 4]."""
+    delta, pixels = (x_adv - x).flatten(1), x_adv.flatten(1)
+    length = torch.linalg.vector_norm(delta, dim=1)
+    return torch.stack([delta.abs().amax(dim=1), length, pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).cpu()
+
+
+def _perturbation(movements: list[Tensor]) -> Perturbation:
+    linf, l2, lowest, highest = torch.cat(movements).double().unbind(dim=1)
+    return Perturbation(_spread(linf), _spread(l2), float(lowest.min()), float(highest.max()))
+
+
+def _spread(values: Tensor) -> Spread:
+    return Spread(float(values.min()), float(values.mean()), float(values.max()))

@@ -1,0 +1,120 @@
+"""How long the deployed artefact takes for one image: the network, and each step from its outputs to predictions.
+
+The masked dense model is timed beside it as the control: torch's dense convolution cannot skip zeros, so the
+control must stay flat over the ratios. Nothing is timed before both gave the same outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.compaction import CompactionResult
+from prunekit.comparison import relative_rms
+from prunekit.nn import MAX_RELATIVE_RMS, AccelerationReport, WrongOutputError, accelerate
+from prunekit.structure import tensors_of
+from prunekit.task import Options, Task
+from prunekit.timing import Timing, time_in_turn
+
+#: How a compacted model is timed.
+EAGER, ACCELERATED = "eager", "accelerated"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One image's way from input tensor to predictions, stage by stage.
+
+    Attributes:
+        control: The masked dense model.
+        network: The artefact.
+        postprocessing: The task's steps from outputs to predictions, by name.
+        compacted: The compacted model in torch eager, as the control runs, and "accelerated"; where filters went.
+    """
+
+    control: Timing
+    network: Timing
+    postprocessing: dict[str, Timing] = field(default_factory=dict)
+    compacted: dict[str, Timing] = field(default_factory=dict)
+
+
+def accelerate_and_time(
+    model: nn.Module,
+    task: Task,
+    x: Tensor,
+    runs: int,
+    options: Options,
+    compaction: CompactionResult | None = None,
+) -> tuple[Latency, AccelerationReport]:
+    """Make a model fast, and time it against itself; the arguments are those of `measure_latency`.
+
+    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated.
+    """
+    fast = accelerate(model, x)
+    assert isinstance(fast.report, AccelerationReport)
+    compacted = {}
+    if compaction is not None:
+        compacted = {EAGER: compaction.model, ACCELERATED: accelerate(compaction.model, x)}
+    return measure_latency(model, task, fast, x, runs, options, compacted), fast.report
+
+
+@torch.inference_mode()
+def measure_latency(
+    control: nn.Module,
+    task: Task,
+    artefact: nn.Module,
+    x: Tensor,
+    runs: int,
+    options: Options,
+    compacted: Mapping[str, nn.Module] | None = None,
+) -> Latency:
+    """Time the stages in turn, so that whatever slows the machine down meets all of them.
+
+    Args:
+        control: The masked dense model in eval mode.
+        task: What it is made for.
+        artefact: What is deployed in its place, called like it.
+        x: One image, [1, 3, H, W].
+        runs: Timed runs of each stage, after warm-up.
+        options: Thresholds and limits of predicting.
+        compacted: Other models that answer the same, by name.
+
+    Returns:
+        The stages' timings.
+
+    Raises:
+        WrongOutputError: When the outputs differ by more than `MAX_RELATIVE_RMS`, or are not finite.
+    """
+    outputs = artefact(x)
+    check_same_outputs(control(x), outputs)
+    others = dict(compacted or {})
+    for other in others.values():
+        check_same_outputs(control(x), other(x))
+    steps = task.postprocessing(outputs, options)
+    timings = time_in_turn(
+        {
+            "control": lambda: control(x),
+            "network": lambda: artefact(x),
+            **steps,
+            **{f"compacted {name}": partial(other, x) for name, other in others.items()},
+        },
+        runs,
+    )
+    compact = {name: timings[f"compacted {name}"] for name in others}
+    return Latency(timings["control"], timings["network"], {name: timings[name] for name in steps}, compact)
+
+
+def check_same_outputs(expected: Any, actual: Any) -> None:
+    """Raise WrongOutputError unless every tensor of `actual` is within 1e-4 relative RMS of `expected`'s."""
+    for head, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(actual), strict=True)):
+        difference = relative_rms(a, b)
+        if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
+            raise WrongOutputError(
+                f"The accelerated model's output {head} differs from the masked dense model's by "
+                f"{difference:.3g} relative RMS (at most {MAX_RELATIVE_RMS:g} is rounding); "
+                f"its latency is not measured."
+            )

@@ -1,0 +1,272 @@
+"""A model between stages: in one file with what builds it again, and in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.documents import read_described, read_description, save_described
+from prunekit.errors import InputError
+from prunekit.file_kinds import is_safetensors, kind_of_file
+from prunekit.pipeline.store import Store, sha256
+from prunekit.progress import Progress
+from prunekit.prune import prunable_layers
+from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
+from prunekit.training.data import TrainingData
+from prunekit.training.objectives import ObjectiveConfig
+
+FORMAT = "prunekit detector 1"  # of every task's models: another name could not read what there is
+MODEL = "model.safetensors"  # what a stage's folder calls its model
+_MASK = "mask:"
+_WHAT = "a model that prunekit saved"
+_OWN = ("format", "model", "drops_filters")  # of the description; all else in it are the model's arguments
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model between stages.
+
+    Attributes:
+        model: In eval mode; stages copy it before they change it.
+        task: What it is made for; its spec builds the model again.
+        sha256: Of the file that it came from.
+        masks: Layer name → bool mask, True = kept, where it is pruned.
+        drops_filters: Whether the masks drop whole filters, whose normalisation is silenced with them.
+        path: The file that it came from; None for a model that is in none.
+    """
+
+    model: nn.Module
+    task: Task
+    sha256: str
+    masks: dict[str, Tensor] | None = None
+    drops_filters: bool = False
+    path: Path | None = None
+
+
+def save_model(
+    path: str | Path,
+    model: nn.Module,
+    spec: ModelSpec,
+    masks: Mapping[str, Tensor] | None = None,
+    drops_filters: bool = False,
+) -> None:
+    """Write a model, and its masks if it is pruned, atomically.
+
+    Args:
+        path: The safetensors file.
+        model: The model.
+        spec: What builds it again.
+        masks: Layer name → bool mask, True = kept.
+        drops_filters: Whether the masks drop whole filters.
+    """
+    description: dict[str, object] = {"model": spec.name, **dict(sorted(spec.arguments.items()))}
+    description |= {"drops_filters": drops_filters} if masks else {}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
+    save_described(path, tensors, FORMAT, description)
+
+
+def open_checkpoint(path: Path, task: Task) -> Checkpoint:
+    """Read a model from a .safetensors file that a stage wrote, or from another one that the task can read.
+
+    Args:
+        path: The file.
+        task: What the model is made for; its spec says which one.
+
+    Raises:
+        InputError: When the file is missing, damaged, of another model, or holds weights that are not finite; the
+            sentence says which.
+    """
+    require_weights(path)
+    if not _is_described(path):
+        model = task.spec.build().eval()
+        task.load_weights(model, path)
+        return Checkpoint(model, task, sha256(path), path=path)
+    description, tensors = read_described(path, FORMAT, _WHAT)
+    for fact, value in {"model": task.spec.name, **task.spec.arguments}.items():
+        if description.get(fact) != value:
+            raise InputError(f"Expected the model in {path} to be of {fact} {value}, got {description.get(fact)}.")
+    if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
+    model = task.spec.build().eval()
+    _load_state(model, {key: value for key, value in tensors.items() if not key.startswith(_MASK)}, path)
+    masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
+    if masks and {k: m.shape for k, m in masks.items()} != {
+        k: c.weight.shape for k, c in prunable_layers(model).items()
+    }:
+        raise InputError(f"Expected the masks in {path} to fit the convolutions of {task.spec.name}, but they do not.")
+    return Checkpoint(model, task, sha256(path), masks or None, bool(description.get("drops_filters")), path)
+
+
+def spec_of(path: Path) -> ModelSpec | None:
+    """Return what a safetensors file says about its model; None for another weights file, which says nothing.
+
+    Raises:
+        InputError: When there is no file, one of another kind, or a .safetensors file that prunekit did not write.
+    """
+    require_weights(path)
+    if not _is_described(path):
+        return None
+    described = read_description(path, FORMAT, _WHAT)
+    found = ModelSpec(
+        str(described.get("model")), {name: value for name, value in described.items() if name not in _OWN}
+    )
+    try:
+        task_of(found)
+    except InputError as error:
+        raise InputError(f"Expected {path} to say which model it holds, but it does not: {error}") from None
+    return found
+
+
+def requested_spec(name: str, width: float | None, found: ModelSpec | None = None) -> ModelSpec:
+    """Return the spec of the model that options ask for.
+
+    Args:
+        name: The family.
+        width: The option, for families that take it; None leaves what the file says, or 1.
+        found: What the weights' file says of itself.
+
+    Raises:
+        InputError: When the family is unknown or has no width.
+    """
+    spec = ModelSpec(name, {} if found is None else found.arguments)
+    if takes_argument(name, "width"):
+        return spec.updated(width=spec.arguments.get("width", 1.0) if width is None else width)
+    if width not in (None, 1.0):
+        raise InputError(f"--width: expected none for {name}, which does not take one, got {width}.")
+    return spec
+
+
+def require_same_spec(task: Task, data: Data) -> None:
+    """Raise InputError unless further data are for the very model of a task."""
+    wanted = task.for_data(data).spec.arguments
+    for argument, value in task.spec.arguments.items():
+        if wanted.get(argument) != value:
+            raise InputError(
+                f"Expected data for a model of {argument} {value}, as the other data are, got {wanted.get(argument)}."
+            )
+
+
+def require_weights(path: Path) -> None:
+    """Raise InputError unless there is a file, and one that may hold weights: not a trainer's checkpoint, say."""
+    if not path.is_file():
+        raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
+    kind = kind_of_file(path)
+    if kind is not None and not is_safetensors(path):
+        raise InputError(
+            f"--weights: expected a darknet .weights file or a .safetensors one that prunekit saved, "
+            f"but {path} is {kind}."
+        )
+
+
+def _is_described(path: Path) -> bool:
+    """Return whether a file is to be read as a stage's: what it holds decides, and its name where that is damaged."""
+    return path.suffix == ".safetensors" or is_safetensors(path)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training stage learns from.
+
+    Attributes:
+        data: The images.
+        sha256: Of the data set.
+        objective: A key of `OBJECTIVES`.
+        objective_config: Its knobs.
+    """
+
+    data: TrainingData
+    sha256: str
+    objective: str
+    objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where stages work and who follows them."""
+
+    store: Store
+    progress: Progress
+
+
+def find_checkpoint(source: Path, unit: str | None = None, spec: ModelSpec | None = None) -> Checkpoint:
+    """Open the pruned model of a run's unit, of a stage's folder, or of a file.
+
+    Args:
+        source: A run folder, a folder that a stage's command wrote, or a file of weights.
+        unit: The stem of the unit's files, where a run has several that lost filters.
+        spec: What is in a file that does not say it.
+
+    Raises:
+        InputError: There is no such model, or several.
+    """
+    if (source / "units").is_dir():
+        source, spec = _unit_model(source, unit)
+    elif unit is not None:
+        raise InputError(f"--unit: expected with a run folder, but {source} is none.")
+    elif source.is_dir():
+        if not (source / MODEL).is_file():
+            raise InputError(
+                f"Expected {source} to be a run folder or a stage's, but it has neither units/ nor {MODEL}."
+            )
+        source = source / MODEL
+    found = spec_of(source)
+    if found is None and spec is None:
+        raise InputError(f"--model: {source} does not say which detector it holds: add --model.")
+    if found is not None and spec is not None and spec.name != found.name:
+        raise InputError(f"--model: {source} holds a {found.name}, not a {spec.name}.")
+    wanted = found or spec
+    assert wanted is not None
+    return open_checkpoint(source, task_of(wanted))
+
+
+def example_image(image_size: int) -> Tensor:
+    """Return a random image to trace, compare and time on, [1, 3, image_size, image_size] in [0, 1]."""
+    return torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"Expected {path} to hold the model's state: {str(error).splitlines()[0]}.") from None
+
+
+def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
+    """Return the file of a unit's model, which the unit's own file names, and what builds the model again."""
+    stems = sorted(path.stem for path in (run / "units").glob("*.json"))
+    able = [stem for stem in stems if stem.partition("-")[0] in ("filter", "hybrid")]
+    if unit is None and len(able) != 1:
+        raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got none.")
+    stem = unit or able[0]
+    if stem not in stems:
+        raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got {stem!r}.")
+    try:
+        model = _read_object(run / "units" / f"{stem}.json")["model"]
+        path, expected, spec = run / model["path"], str(model["sha256"]), ModelSpec(**model["spec"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"Expected units/{stem}.json of {run} to name its model, got none ({error}).") from None
+    if not path.is_file() or sha256(path) != expected:
+        raise InputError(f"Expected the model of {stem} at {path}, got {'another file' if path.is_file() else 'none'}.")
+    return path, spec
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected readable JSON at {path}: {error}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"Expected a JSON object at {path}, got a {type(content).__name__}.")
+    return content
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "the units that lost filters (there is none)"

@@ -1,0 +1,126 @@
+"""What each stage's command is asked to do; what stages share with a whole run is described in `config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from prunekit.attacks import PRESETS
+from prunekit.pipeline.config import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
+from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.task import models
+
+_WEIGHTS = "darknet .weights file, or .safetensors file written by prunekit"
+_DATA = "folder in COCO layout, or annotation JSON file"
+
+
+class DetectorChoices(SharedChoices):
+    """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
+
+    model: str | None = Field(
+        None, description=f"detector architecture: {', '.join(models())} (default: from .safetensors weights)"
+    )
+    width: float | None = Field(
+        None,
+        gt=0,
+        le=4,
+        description="width multiplier: channels relative to darknet's (default: from .safetensors weights, else 1)",
+    )
+
+
+class _Epochs(TrainingChoices):
+    epochs: int = Field(20, ge=1, description="number of epochs")
+
+
+class _TrainingOfWeights(_Epochs):
+    learning_rate: float = Field(1e-2, gt=0, description="peak learning rate")
+
+
+class TrainStage(DetectorChoices, _TrainingOfWeights):
+    """Train every parameter, from given weights or from scratch."""
+
+    weights: Path | None = Field(None, description=f"initial weights: {_WEIGHTS} (default: train from scratch)")
+    data: Path = Field(description=f"training data: {_DATA}")
+
+
+class FinetuneStage(DetectorChoices, _TrainingOfWeights):
+    """Train a pruned detector with its masks held."""
+
+    weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
+    data: Path = Field(description=f"training data: {_DATA}")
+
+
+class ScoreStage(DetectorChoices, ScoringChoices):
+    """Score every weight."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    data: Path | None = Field(
+        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {_DATA}"
+    )
+    scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
+    train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
+
+
+class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
+    """Drop what scores lowest, by the scores as they are or by optimised ones."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
+    structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
+    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
+    scores: str | None = Field(
+        None,
+        description=f"scores that rank the weights: {', '.join(SCORES)} (default: scaled without --scores-file)",
+    )
+    scores_file: Path | None = Field(
+        None, description="scores.safetensors written by prunekit score, instead of --scores"
+    )
+    optimise_scores: bool = Field(False, description="optimize the scores on --data before pruning")
+    data: Path | None = Field(
+        None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
+    )
+    score_optimizer: str = Field(
+        "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
+    )
+
+    @field_validator("ratio")
+    @classmethod
+    def _percentage(cls, ratio: float) -> float:
+        if not 0 <= ratio < 100:
+            raise ValueError(f"must be at least 0 and below 100 percent, got {ratio:g}")
+        return ratio
+
+    @model_validator(mode="after")
+    def _one_source_of_scores(self) -> PruneStage:
+        if self.scores is not None and self.scores_file is not None:
+            raise ValueError("--scores makes scores and --scores-file reads them: give one of the two")
+        if self.optimise_scores and self.data is None:
+            raise ValueError("--optimise-scores needs images to learn from: add --data")
+        return self
+
+
+class EvaluateStage(DetectorChoices, EvaluatingChoices):
+    """Evaluate a detector clean and under attacks."""
+
+    weights: Path = Field(description=_WEIGHTS)
+    data: Path = Field(description=_DATA)
+    attack: tuple[str, ...] = Field(
+        ("paper",), description=f"attacks, one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
+    )
+    transfer_from: Path | None = Field(
+        None,
+        description="weights of another detector, such as the unpruned one, on which transferred attacks are generated",
+    )
+    check: bool = Field(False, description="run sanity checks on the evaluation under attack")
+    latency: bool = Field(False, description="accelerate the detector and time it against the dense one")
+
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return split_names(value)

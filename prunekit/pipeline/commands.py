@@ -1,0 +1,229 @@
+"""One stage at a time, from files to files: what `prunekit train`, `score`, `prune` and `finetune` do.
+
+The stages are those of a run, with the same settings and so the same results; only the folder is another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunekit.environment import thread_count
+from prunekit.errors import InputError
+from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, requested_spec, spec_of
+from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.config import ScoringChoices, wrong_image_size
+from prunekit.pipeline.results import data_digest, open_data
+from prunekit.pipeline.steps import LOG, SCORES_FILE, finetune, pretrain, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
+from prunekit.pipeline.training_plan import (
+    images_to_learn_from,
+    make_training,
+    preset,
+    score_choices,
+    training_of_scores,
+    training_of_weights,
+)
+from prunekit.progress import Progress, SilentProgress
+from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
+from prunekit.task import Data, Task, task_of
+from prunekit.training.config import require_device
+from prunekit.training.objectives import ObjectiveConfig
+from prunekit.training.state import tensors_digest
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage's command made.
+
+    Attributes:
+        files: The results, the first one being what the next stage takes.
+        was_finished: Whether all was there already, whole and from the same work.
+        summary: A few figures in words.
+    """
+
+    files: tuple[Path, ...]
+    was_finished: bool
+    summary: str = ""
+
+
+def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOutcome:
+    """Train a model from given weights or from scratch."""
+    progress = progress or SilentProgress()
+    with prepared(config, "pretrain"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress)
+        task = task.for_data(dataset)
+        start = _scratch(config, task) if config.weights is None else open_checkpoint(config.weights, task)
+        if start.masks is not None:
+            raise InputError(f"--weights: {config.weights} is pruned, and training would undo that: use finetune.")
+        data_sha256 = data_digest(dataset, progress)
+        with _bench(config, "pretrain", progress) as bench:
+            before = _stamp(config.out)
+            training = make_training(config, dataset, data_sha256, progress)
+            pretrain(bench, start, training, training_of_weights(config, config.epochs, config.learning_rate))
+            return _outcome(config.out, before, MODEL, *_exports(config.out))
+
+
+def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> StageOutcome:
+    """Train a pruned model with its masks held."""
+    progress = progress or SilentProgress()
+    with prepared(config, "finetune"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress)
+        start = opened(config.weights, task, dataset)
+        if start.masks is None:
+            raise InputError(f"--weights: expected a pruned detector, but {config.weights} has no masks: prune it.")
+        groups = read_groups(config, start) if start.drops_filters else None
+        data_sha256 = data_digest(dataset, progress)
+        with _bench(config, "finetune", progress) as bench:
+            before = _stamp(config.out)
+            training = make_training(config, dataset, data_sha256, progress)
+            knobs = training_of_weights(config, config.epochs, config.learning_rate)
+            tuned = finetune(bench, start, training, knobs, groups)
+            return _outcome(config.out, before, MODEL, summary=_density(tuned))
+
+
+def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOutcome:
+    """Score every weight of a model."""
+    progress = progress or SilentProgress()
+    with prepared(config, "score"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        start = opened(config.weights, task, dataset)
+        training = _scoring_images(config, config.scores, config.train_attack, dataset, progress)
+        with _bench(config, "score", progress) as bench:
+            before = _stamp(config.out)
+            score(bench, start, score_choices(config, config.scores), training)
+            return _outcome(config.out, before, SCORES_FILE)
+
+
+def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOutcome:
+    """Prune a model, by scores that are made, read, or made or read and then optimised."""
+    progress = progress or SilentProgress()
+    with prepared(config, "prune"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        start = opened(config.weights, task, dataset)
+        given = None
+        if config.scores_file is not None:
+            given = load_scores(config.scores_file, start.model), sha256(config.scores_file)
+        name = config.scores or "scaled"
+        training = None
+        if config.optimise_scores:
+            assert dataset is not None  # the configuration has made sure
+            training = make_training(config, dataset, data_digest(dataset, progress), progress)
+        elif given is None:
+            training = _scoring_images(config, name, config.train_attack, dataset, progress)
+        rule = _rule(config, start)
+        with _bench(config, "prune", progress) as bench:
+            before = _stamp(config.out)
+            scores, scores_sha256 = given or score(bench, start, score_choices(config, name), training)
+            if config.optimise_scores and training is not None:
+                knobs = training_of_scores(config, config.score_optimizer, config.epochs, config.learning_rate)
+                pruned, churn = prune_optimised(bench, start, scores, scores_sha256, rule, training, knobs)
+                return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
+            pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)
+            return _outcome(config.out, before, MODEL, summary=_density(pruned))
+
+
+@contextmanager
+def prepared(config: DetectorChoices, stage: str) -> Iterator[None]:
+    """Check what can be checked before anything is read; use the configuration's threads inside the block."""
+    check_command_folder(config.out, stage)
+    require_device(config.device)
+    with thread_count(config.threads):
+        yield
+
+
+def task_for(config: DetectorChoices, weights: Path | None) -> Task:
+    """Return the task of the model that the weights' file, or else the options say.
+
+    Raises:
+        InputError: When they do not say it, or the model does not take such images.
+    """
+    found = spec_of(weights) if weights is not None else None
+    name = config.model or (found.name if found else None)
+    if name is None and weights is None:
+        raise InputError("--model: training from scratch needs to know which detector: add --model, or --weights.")
+    if name is None:
+        raise InputError(f"--model: {weights} does not say which detector it holds: add --model.")
+    task = task_of(requested_spec(name, config.width, found))
+    if wrong := wrong_image_size(config.image_size, task):
+        raise InputError(f"{wrong}.")
+    return task
+
+
+def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
+    """Open a model of the architecture that its file, or else the options and the data, say.
+
+    Raises:
+        InputError: When they contradict each other, or do not say enough.
+    """
+    if dataset is None and spec_of(weights) is None:
+        raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
+    return open_checkpoint(weights, task if dataset is None else task.for_data(dataset))
+
+
+def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
+    """Read which channels of a model go together."""
+    return channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
+
+
+def _scratch(config: TrainStage, task: Task) -> Checkpoint:
+    """Return an untrained model, the same one for the same seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        model = task.spec.build().eval()
+    return Checkpoint(model, task, tensors_digest(model.state_dict()))
+
+
+def _exports(out: Path) -> list[str]:
+    """Return the names of the weights that finished training wrote for other programs."""
+    files: dict[str, str] = json.loads((out / DONE).read_text())["files"]
+    return [name for name in files if name not in (MODEL, LOG)]
+
+
+@contextmanager
+def _bench(config: DetectorChoices, stage: str, progress: Progress) -> Iterator[Bench]:
+    with command_store(config.out, stage) as store:
+        yield Bench(store, progress)
+
+
+def _scoring_images(
+    config: ScoringChoices, name: str, train_attack: str, dataset: Data | None, progress: Progress
+) -> Training | None:
+    """Return the images that scores look at, if they do, with the attack of DeepLIFT's reference "clean"."""
+    if not score_named(name).needs_batches:
+        return None
+    if dataset is None:
+        raise InputError(f"--data: scores {name!r} look at images: add --data.")
+    data_sha256 = data_digest(dataset, progress)
+    images = images_to_learn_from(dataset, progress)
+    return Training(images, data_sha256, "clean", ObjectiveConfig(attack=preset(train_attack)))
+
+
+def _rule(config: PruneStage, start: Checkpoint) -> MaskRule:
+    cuts_filters = config.structure in ("filter", "hybrid")
+    groups = read_groups(config, start) if cuts_filters or config.keep_stem_and_heads else None
+    excluded = (*groups.stems, *groups.heads) if config.keep_stem_and_heads and groups else ()
+    return MaskRule(config.ratio, config.structure, config.scope, groups=groups, excluded=tuple(excluded))
+
+
+def _stamp(out: Path) -> int | None:
+    """Return when the work in a folder was finished."""
+    return (out / DONE).stat().st_mtime_ns if (out / DONE).is_file() else None
+
+
+def _outcome(out: Path, before: int | None, *names: str, summary: str = "") -> StageOutcome:
+    return StageOutcome(tuple(out / name for name in names), before == _stamp(out), summary)
+
+
+def _density(pruned: Checkpoint) -> str:
+    assert pruned.masks is not None
+    return f"{sparsity(pruned.masks):.1%} of the convolutions' weights dropped"

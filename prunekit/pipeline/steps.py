@@ -1,0 +1,277 @@
+"""The steps as functions: pre-train, score, prune, fine-tune. Each finds its finished work in the store.
+
+    stage       what trains                                       what is written
+    pretrain    every parameter                                   model, for darknet's detectors also as its weights
+    score       nothing                                           scores
+    prune       scores and normalisation, or nothing (one-shot)   masks and model
+    optimise    scores and normalisation, shared by all ratios    scores and model, nothing dropped
+    finetune    every parameter, dropped weights held at zero     model
+
+Those that train share one loop, one state file and one log; this table is all that tells them apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.attacks import attack_identity
+from prunekit.errors import InputError
+from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
+from prunekit.pipeline.scoring import ScoreChoices, make_scores
+from prunekit.pipeline.store import STATE, StageFolder
+from prunekit.prune import (
+    ChannelGroups,
+    FrozenMasks,
+    MaskRule,
+    StraightThrough,
+    apply_masks,
+    initial_scores,
+    load_scores,
+    prunable_layers,
+    save_scores,
+    score_named,
+)
+from prunekit.task import Task
+from prunekit.training.config import TrainConfig
+from prunekit.training.log import TrainingLog
+from prunekit.training.loop import AfterStep, optimise
+from prunekit.training.objectives import make_objective
+from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
+
+SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
+CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
+
+
+def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
+    """Train every parameter on the objective."""
+    return _train(bench, "pretrain", start, training, config)
+
+
+def finetune(
+    bench: Bench, start: Checkpoint, training: Training, config: TrainConfig, groups: ChannelGroups | None = None
+) -> Checkpoint:
+    """Train a pruned detector with its masks held; `groups` for masks that drop whole filters."""
+    if start.masks is None:
+        raise InputError("Fine-tuning holds the masks of a pruned detector, but this one has none: prune it first.")
+    return _train(bench, "finetune", start, training, config, groups)
+
+
+def score(
+    bench: Bench, start: Checkpoint, choices: ScoreChoices, training: Training | None
+) -> tuple[dict[str, Tensor], str]:
+    """Score every weight; return the scores and their file's SHA-256."""
+    needs_images = score_named(choices.name).needs_batches
+    if needs_images and training is None:
+        raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
+    identity = dict(vars(choices)) if needs_images else {"name": choices.name, "seed": choices.seed}
+    if choices.reference == "clean" and needs_images and training:
+        identity["attack"] = attack_identity(training.objective_config.attack)
+    inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
+    folder = bench.store.open("score", identity, inputs)
+    if folder.result() is None:
+        data = training.data if training else None
+        attack = training.objective_config.attack if training else None
+        save_scores(
+            folder.file(SCORES_FILE), make_scores(start.model, start.task, choices, data, attack, bench.progress)
+        )
+        folder.finish({}, SCORES_FILE)
+    return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
+
+
+def unpruned(start: Checkpoint) -> Checkpoint:
+    """Return a model at ratio 0: a copy whose masks keep every weight, in memory alone since no file differs."""
+    masks = {
+        name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in prunable_layers(start.model).items()
+    }
+    return replace(start, model=copy.deepcopy(start.model), masks=masks)
+
+
+def prune_one_shot(
+    bench: Bench, start: Checkpoint, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
+) -> Checkpoint:
+    """Drop what scores lowest, at once."""
+    folder = bench.store.open("prune", rule_identity(rule), {"model": start.sha256, "scores": scores_sha256})
+    if folder.result() is None:
+        model, masks = copy.deepcopy(start.model), rule(scores)
+        apply_masks(model, masks, rule.groups if rule.cuts_filters else None)
+        save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
+        folder.finish({"churn": 0.0}, MODEL)
+    return _reopen(folder, start)
+
+
+def prune_optimised(
+    bench: Bench,
+    start: Checkpoint,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> tuple[Checkpoint, float]:
+    """Optimise the scores on the objective with weights frozen, then drop what scores lowest.
+
+    Returns:
+        The pruned detector, and the churn: the fraction of kept weights that the first masks had dropped.
+    """
+    folder = bench.store.open(
+        "prune",
+        rule_identity(rule) | {"optimise": _identity(training, config)},
+        {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
+    )
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+            churn, masks = pruning.churn(), pruning.finish()
+        save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
+        folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
+    result = folder.result()
+    assert result is not None
+    return _reopen(folder, start), float(result["churn"])
+
+
+def optimise_scores(
+    bench: Bench,
+    start: Checkpoint,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> tuple[Checkpoint, dict[str, Tensor], str]:
+    """Optimise the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
+
+    Returns:
+        The detector with its normalisations trained and nothing dropped, the optimised scores, their file's SHA-256.
+    """
+    folder = bench.store.open(
+        "optimise",
+        rule_identity(rule) | _identity(training, config),
+        {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
+    )
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+            churn, optimised = pruning.churn(), pruning.scores()
+        save_scores(folder.file(SCORES_FILE), optimised)
+        save_model(folder.file(MODEL), model, start.task.spec)
+        folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, SCORES_FILE, LOG)
+    trained = _reopen(folder, start)
+    return trained, load_scores(folder.file(SCORES_FILE), trained.model), folder.output(SCORES_FILE)
+
+
+def rule_identity(rule: MaskRule) -> dict[str, Any]:
+    """Return what a mask rule's masks depend on, beside the model."""
+    names = ("ratio_percent", "structure", "scope", "filter_ratio_percent", "excluded")
+    return {name: getattr(rule, name) for name in names}
+
+
+@contextmanager
+def _optimised(
+    folder: StageFolder,
+    bench: Bench,
+    model: nn.Module,
+    task: Task,
+    scores: Mapping[str, Tensor],
+    rule: MaskRule,
+    training: Training,
+    config: TrainConfig,
+) -> Iterator[StraightThrough]:
+    """Train scores; inside the block the model is masked by them, afterwards it has its weights again."""
+    with StraightThrough(model, initial_scores(model, scores), rule) as pruning:
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+        def log_churn(step: int) -> dict[str, float]:
+            return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
+
+        _run(folder, bench, model, task, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+        yield pruning
+
+
+def _train(
+    bench: Bench,
+    stage: str,
+    start: Checkpoint,
+    training: Training,
+    config: TrainConfig,
+    groups: ChannelGroups | None = None,
+) -> Checkpoint:
+    folder = bench.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
+    if folder.result() is None:
+        model = copy.deepcopy(start.model)
+        with ExitStack() as stack:
+            hooks: list[AfterStep] = []
+            if start.masks is not None:
+                frozen = stack.enter_context(FrozenMasks(model, start.masks, groups))
+                hooks.append(lambda step: frozen.zero_dropped())
+            parameters = dict(model.named_parameters())
+            what = f"{stage} ({training.objective})"
+            state = _run(folder, bench, model, start.task, parameters, training, config, what, hooks)
+            if config.ema_decay is not None:
+                load_averages(state, model)
+                if start.masks is not None:
+                    frozen.zero_dropped()
+        save_model(folder.file(MODEL), model, start.task.spec, start.masks, start.drops_filters)
+        files = [MODEL, LOG]
+        if start.masks is None:
+            files += start.task.export(model, folder.path, state.step * config.batch_size)
+        folder.finish({"steps": state.step}, *files)
+    return _reopen(folder, start)
+
+
+def _run(
+    folder: StageFolder,
+    bench: Bench,
+    model: nn.Module,
+    task: Task,
+    parameters: Mapping[str, nn.Parameter],
+    training: Training,
+    config: TrainConfig,
+    description: str,
+    after_step: Sequence[AfterStep],
+    extra_columns: Sequence[str] = (),
+) -> TrainState:
+    """Train from the state that the folder holds, or from the start."""
+    path = folder.file(STATE)
+    state = _saved_state(path, bench, config) if path.is_file() else None
+    objective = make_objective(training.objective, task, training.objective_config)
+    with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
+        return optimise(
+            model,
+            parameters,
+            training.data,
+            objective,
+            config,
+            state=state,
+            save=lambda state: save_checkpoint(path, state, config),
+            log=log,
+            progress=bench.progress,
+            after_step=after_step,
+            description=description,
+        )
+
+
+def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | None:
+    """Return where an interrupted process stopped; nothing of a state that the disk spoilt is trusted."""
+    try:
+        return load_checkpoint(path, config)
+    except InputError as error:
+        bench.progress.message(f"{error}: starting this stage over")
+        return None
+
+
+def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
+    knobs: dict[str, Any] = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    knobs["attack"] = attack_identity(training.objective_config.attack)
+    return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
+
+
+def _reopen(folder: StageFolder, start: Checkpoint) -> Checkpoint:
+    return open_checkpoint(folder.file(MODEL), start.task)

@@ -1,0 +1,217 @@
+"""Content-addressed stages: the same work on the same inputs is done once, and what is there is verified.
+
+A stage's key is the digest of its name, its configuration, the digests of what goes in, and the versions of prunekit
+and torch. In a run its folder is `<root>/<stage>-<key's first 12 digits>/`; `done.json`, written last, lists each file
+with its SHA-256. A stage that was killed has no `done.json`: it finds its folder again, with whatever state it saved.
+
+The folder of one stage's command belongs to one piece of work for good: `stage.json`, written first, says which, and a
+command with other settings or inputs is refused instead of mixing its files with those that are there. What the stage
+needs beforehand lies in folders inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from prunekit.environment import installed_version
+from prunekit.errors import InputError
+from prunekit.files import write_text
+from prunekit.pipeline.claimed_folder import check_folder, claimed
+
+DONE = "done.json"
+_KEY_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder.
+
+    Attributes:
+        path: Where it is.
+        key: What identifies the stage's work.
+        description: Stage, configuration and inputs, for people who look into the folder.
+    """
+
+    path: Path
+    key: str
+    description: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the stage's files."""
+        return self.path / name
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the finished stage's result after verifying every file, or None when it must be done (again)."""
+        try:
+            done = json.loads(self.file(DONE).read_text())
+            is_whole = done["key"] == self.key and all(
+                sha256(self.file(name)) == expected for name, expected in done["files"].items()
+            )
+            return dict(done["result"]) if is_whole else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half a file, or another one
+            return None
+
+    def output(self, name: str) -> str:
+        """Return the SHA-256 of a finished stage's file, to hand to the next stage as input."""
+        files: dict[str, str] = json.loads(self.file(DONE).read_text())["files"]
+        return files[name]
+
+    def finish(self, result: Mapping[str, Any], *names: str) -> None:
+        """Declare the stage finished with these files; the state that was kept for resuming goes."""
+        files = {name: sha256(self.file(name)) for name in names}
+        done = {"key": self.key, **self.description, "files": files, "result": dict(result)}
+        write_text(self.file(DONE), json.dumps(done, indent=2) + "\n")
+        self.file(STATE).unlink(missing_ok=True)
+
+
+#: The file in which a training stage keeps what it needs to go on.
+STATE = "state.safetensors"
+
+
+class Store(Protocol):
+    """Gives every piece of work its folder."""
+
+    def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
+        """Return the folder of this very work, made if it is new.
+
+        Args:
+            stage: Its name, such as "finetune".
+            config: JSON-able choices that the result depends on, and no others.
+            inputs: Name → SHA-256 of everything that goes in.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StageStore:
+    """The folder in which stages find each other's work: one folder a piece of work, found by its key."""
+
+    root: Path
+
+    def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
+        """Return the folder of this very work, made if it is new; see `Store`."""
+        description = describe(stage, config, inputs)
+        key = digest([description])
+        folder = StageFolder(self.root / f"{stage}-{key[:_KEY_DIGITS]}", key, description)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return all that identifies a piece of work, as it comes back from JSON."""
+    versions = {package: installed_version(package) for package in ("prunekit", "torch")}
+    description = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "versions": versions}
+    return dict(json.loads(json.dumps(description)))
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file's content as hexadecimal digits."""
+    with path.open("rb") as file:
+        hasher = hashlib.sha256()
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+CLAIM = "stage.json"
+
+
+@dataclass(frozen=True)
+class CommandStore:
+    """Gives the command's own stage the folder itself, and any other a folder of its name inside."""
+
+    root: Path
+    stage: str
+
+    def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
+        """Return the folder of this very work; see `Store`.
+
+        Raises:
+            InputError: When it was claimed for other work.
+        """
+        path = self.root if stage == self.stage else self.root / stage
+        description = describe(stage, config, inputs)
+        earlier = _read_claim(path) if (path / CLAIM).is_file() else _first_claim(stage)
+        if earlier == _first_claim(stage):
+            _write_claim(path, description)
+        else:
+            self._require_same(earlier, description)
+        return StageFolder(path, digest([description]), description)
+
+    def _require_same(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        before, after = flat(earlier), flat(now)
+        for field in sorted(before.keys() | after.keys()):
+            if before.get(field) != after.get(field):
+                raise InputError(
+                    f"--out: {self.root} holds the results of other choices ({field}: "
+                    f"{_show(before.get(field))} there, {_show(after.get(field))} now); "
+                    f"choose another folder, such as --out {self.root}-2."
+                )
+
+
+def check_command_folder(root: Path, stage: str) -> None:
+    """Raise InputError, before any work, unless `root` is free or this kind of stage's."""
+    if check_folder(root, CLAIM, f"one of the stage {stage}"):
+        found = _read_claim(root).get("stage")
+        if found != stage:
+            raise InputError(
+                f"--out: {root} holds the results of the stage {found}, not of {stage}; choose another folder, "
+                f"such as --out {root}-2."
+            )
+
+
+@contextmanager
+def command_store(root: Path, stage: str) -> Iterator[CommandStore]:
+    """Open the folder, new or interrupted, for this process alone."""
+    check_command_folder(root, stage)
+    with claimed(root):
+        if not (root / CLAIM).is_file():
+            # What is needed beforehand is written first; a process killed meanwhile must find its folder again.
+            _write_claim(root, _first_claim(stage))
+        yield CommandStore(root, stage)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, its keys joined by dots."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def _first_claim(stage: str) -> dict[str, Any]:
+    """Return what is known of a stage's work before the results that it starts from are there."""
+    return {"stage": stage}
+
+
+def _write_claim(path: Path, claim: Mapping[str, Any]) -> None:
+    write_text(path / CLAIM, json.dumps(claim, indent=2) + "\n")
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads((path / CLAIM).read_text())
+    except (OSError, ValueError):
+        claim = None
+    if not isinstance(claim, dict):
+        raise InputError(f"--out: expected {path / CLAIM} to say whose results lie there, but it is damaged.")
+    return claim
+
+
+def _show(value: Any) -> str:
+    """Return a value for people: a digest's first digits are enough."""
+    if value is None:
+        return "nothing"
+    is_digest = isinstance(value, str) and len(value) == 64
+    return f"{value[:12]}…" if is_digest else repr(value)
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """Return the SHA-256 of JSON-able values, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(list(parts), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,211 @@
+"""What is done for one variant at one ratio, from the pre-trained detector to a row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.attacks import PRESETS
+from prunekit.compaction import CompactionResult, compact, save
+from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none
+from prunekit.evaluation.latency import Latency, accelerate_and_time
+from prunekit.nn import AccelerationReport, native_status
+from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
+from prunekit.pipeline.config import RunConfig
+from prunekit.pipeline.examples import save_example
+from prunekit.pipeline.results import (
+    RatioResult,
+    compaction_columns,
+    latency_columns,
+    postprocessing_columns,
+    size_columns,
+)
+from prunekit.pipeline.run_folder import RunFolder
+from prunekit.pipeline.steps import finetune, optimise_scores, prune_one_shot, prune_optimised, score, unpruned
+from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
+from prunekit.pipeline.variants import AS_GIVEN, Unit
+from prunekit.processor import processor
+from prunekit.progress import Progress
+from prunekit.prune import (
+    ChannelGroups,
+    MaskRule,
+    churn_between,
+    count_costs,
+    initial_scores,
+    save_masks,
+    sparsity,
+)
+from prunekit.task import Data
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all units share.
+
+    Attributes:
+        config: What was asked.
+        dataset: The evaluation data.
+        given: The model as it was given.
+        start: The unpruned model, pre-trained if that was asked.
+        training: What to learn from, where something is to be learnt.
+        bench: The stages' store, and who is told how far they are.
+        groups: Which channels go together, where filters are cut or layers left out.
+        examples: Images kept for the report, id → index.
+    """
+
+    config: RunConfig
+    dataset: Data
+    given: Checkpoint
+    start: Checkpoint
+    training: Training | None
+    bench: Bench
+    groups: ChannelGroups | None
+    examples: dict[int, int]
+
+
+def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[Path], Checkpoint]:
+    """Do one unit's work; return its row, the files that it wrote, and its model."""
+    artefact, churn = _prune_and_finetune(job, unit)
+    assert artefact.masks is not None
+    save_masks(folder.masks(unit), artefact.masks)
+    model = artefact.model.to(job.config.device)
+    evaluations = {attack: _evaluate(job, folder, model, unit, attack) for attack in _attacks(job.config)}
+    transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
+    files = [folder.masks(unit)]
+    for attack, evaluation in evaluations.items():
+        stem = folder.predictions(unit.stem, attacked=attack != "none")
+        files += job.start.task.save_predictions(stem, evaluation.predictions, job.dataset)
+
+    model = model.cpu()
+    compaction = _compact(job, folder, artefact, unit)
+    files += [folder.compacted(unit)] if compaction is not None else []
+    latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
+    folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
+    x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
+    costs = count_costs(model, x, artefact.masks, job.groups)
+    row = RatioResult(
+        ratio=unit.ratio,
+        **asdict(unit.variant),
+        accuracy=_accuracy(job, evaluations, transfer),
+        churn=churn,
+        **size_columns(model, costs, sparsity(artefact.masks)),
+        **latency_columns(latency),
+        **compaction_columns(latency, compaction),
+        postprocessing=postprocessing_columns(latency),
+        sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
+        layers=len(acceleration.rows),
+        images=len(job.dataset),
+        image_size=job.config.image_size,
+        attack=job.config.attack,
+        threads=torch.get_num_threads(),
+        instruction_set=native_status().instruction_set,
+        processor=processor().name,
+    )
+    return row, files, artefact
+
+
+def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]:
+    """Prune by the variant's rule, and fine-tune where there is data and something was dropped."""
+    config, variant, training = job.config, unit.variant, job.training
+    if unit.ratio == 0:
+        return unpruned(job.given if variant == AS_GIVEN else job.start), None
+    excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
+    rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
+    scores, scores_sha256 = score(job.bench, job.start, score_choices(config, variant.scores), training)
+    churn = None
+    if variant.pruning == "one-shot" or training is None:
+        pruned = prune_one_shot(job.bench, job.start, scores, scores_sha256, rule)
+    elif config.share_scores_at is not None:
+        pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
+    else:
+        pruned, churn = prune_optimised(
+            job.bench, job.start, scores, scores_sha256, rule, training, score_optimisation(config)
+        )
+    if training is not None and config.finetune_epochs > 0:
+        pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
+    return pruned, churn
+
+
+def _prune_by_shared_scores(
+    job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
+) -> tuple[Checkpoint, float]:
+    """Prune by scores that were optimised once, by the masks of `ratio`; return the churn at the rule's own too."""
+    shared = replace(rule, ratio_percent=ratio)
+    knobs = score_optimisation(job.config)
+    start, optimised, sha = optimise_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
+    pruned = prune_one_shot(job.bench, start, optimised, sha, rule)
+    assert pruned.masks is not None
+    scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
+    return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
+
+
+def _attacks(config: RunConfig) -> list[str]:
+    return ["none"] if config.attack == "none" else ["none", config.attack]
+
+
+def _evaluate(job: Job, folder: RunFolder, model: nn.Module, unit: Unit, attack: str) -> Evaluation:
+    def keep_example(image_id: int, image: Tensor) -> None:
+        if attack != "none" and (index := job.examples.get(image_id)) is not None:
+            save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
+
+    description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
+    task, progress = job.start.task, job.bench.progress
+    return evaluate(model, task, job.dataset, job.config, PRESETS.get(attack), progress, description, keep_example)
+
+
+def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
+    source = job.start.model.to(job.config.device)
+    description = f"{unit.label}: under the unpruned model's attack"
+    attack = PRESETS[job.config.attack]
+    task, progress = job.start.task, job.bench.progress
+    return evaluate(model, task, job.dataset, job.config, attack, progress, description, source=source)
+
+
+def _compact(job: Job, folder: RunFolder, artefact: Checkpoint, unit: Unit) -> CompactionResult | None:
+    """Remove the dropped filters of a unit, and write the smaller model down."""
+    for _ in job.bench.progress.track(range(1), f"{unit.label}: compacting", 1):
+        result = compacted(artefact, job.dataset[0].image[None], job.bench.progress)
+    if result is not None:
+        save(result, folder.compacted(unit))
+    return result
+
+
+def _accelerate_and_time(
+    job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None
+) -> tuple[Latency, AccelerationReport]:
+    x = job.dataset[0].image[None]
+    for _ in job.bench.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
+        timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
+    return timed
+
+
+def _accuracy(job: Job, evaluations: dict[str, Evaluation], transfer: Evaluation | None) -> dict[str, float | None]:
+    task, clean = job.start.task, evaluations["none"]
+    attacked = evaluations.get(job.config.attack) if job.config.attack != "none" else None
+    success = task.success(clean.predictions, attacked.predictions, job.dataset) if attacked else None
+    columns = task.columns(
+        clean.figures, attacked.figures if attacked else None, transfer.figures if transfer else None, success
+    )
+    return {name: finite_or_none(value) for name, value in columns.items()}
+
+
+def compacted(artefact: Checkpoint, x: Tensor, progress: Progress) -> CompactionResult | None:
+    """Compact a model whose masks drop filters; None for another one, and for one that cannot be compacted.
+
+    Args:
+        artefact: The pruned model; its masks are in its weights.
+        x: An image, [1, 3, H, W].
+        progress: Told why a model cannot be compacted: one that lost all filters of a layer, say.
+    """
+    if not artefact.drops_filters:
+        return None
+    try:
+        return compact(artefact.model.cpu(), x)
+    except InputError as error:
+        progress.message(f"not compacted: {error}")
+        return None

@@ -1,0 +1,272 @@
+"""The door between the study and a kind of model: a `Task` is all that training, evaluation and reports ask about one.
+
+A user's own module registers a family of models, and for outputs of a new kind a task, and is named by `--plugin`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from prunekit.attacks import AttackLosses
+from prunekit.errors import InputError
+from prunekit.registry import look_up, register
+from prunekit.task_data import Data
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "Data",
+    "Family",
+    "Figure",
+    "Figures",
+    "Losses",
+    "ModelSpec",
+    "Options",
+    "Predictions",
+    "Task",
+    "family_of",
+    "load_plugin",
+    "models",
+    "register_model",
+    "register_task",
+    "takes_argument",
+    "task_of",
+]
+
+Figures = Mapping[str, float | None]
+#: What a task finds in images, by image id.
+Predictions = Mapping[int, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What builds a model again.
+
+    Attributes:
+        name: A registered family, or "package.module:factory" of a plugin.
+        arguments: The factory's keyword arguments, JSON-able.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Build the model, untrained, in training mode.
+
+        Raises:
+            InputError: When the family is unknown, or does not take the arguments.
+        """
+        try:
+            return family_of(self.name).build(**self.arguments)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Expected arguments that {self.name} can be built from: {error}.") from error
+
+    def updated(self, **arguments: Any) -> ModelSpec:
+        """Return the spec with other values for some arguments."""
+        return ModelSpec(self.name, {**self.arguments, **arguments})
+
+
+class Options(Protocol):
+    """The fields of a configuration that predicting reads; a task uses those that it knows."""
+
+    @property
+    def score_threshold(self) -> float: ...  # noqa: D102
+    @property
+    def iou_threshold(self) -> float: ...  # noqa: D102
+    @property
+    def max_detections(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the figures that tables and plots show: its column among a task's metrics, and its name."""
+
+    column: str
+    name: str
+
+
+class Losses(Protocol):
+    """What training asks of a task; N is the number of images, outputs are what the model returns."""
+
+    def loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
+        """Return the training losses [N] of a model on images x [N, 3, H, W]."""
+        ...
+
+    def attack_losses(self, targets: Any) -> AttackLosses:
+        """Return what attacks raise, as functions of outputs; its `total` is the training loss."""
+        ...
+
+    def divergence(self, attacked: Any, clean: Any) -> Tensor:
+        """Return how far outputs for attacked images are from those for clean ones, [N].
+
+        0 where they agree and positive elsewhere, whatever the right answer is; TRADES needs it.
+        """
+        ...
+
+
+class Task(Losses, Protocol):
+    """All that the study asks about a kind of model."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What builds the model; some arguments may be missing until `for_data`."""
+        ...
+
+    @property
+    def input_multiple(self) -> int:
+        """What sides of input images are multiples of: 32 for YOLO, 1 for most classifiers."""
+        ...
+
+    @property
+    def figures(self) -> Sequence[Figure]:
+        """The metrics that tables and plots show, the main one first."""
+        ...
+
+    def open_data(self, path: Path, image_size: int, greyscale: bool, limit: int | None) -> Data:
+        """Open a data set; InputError in one sentence for anything that keeps it from being used."""
+        ...
+
+    def for_data(self, data: Any) -> Task:
+        """Return the task with what the data say, such as the number of classes, in its spec."""
+        ...
+
+    def attribution(self, outputs: Any, targets: Any) -> Tensor:
+        """Return what DeepLIFT explains, [N]."""
+        ...
+
+    def predict(self, model: nn.Module, x: Tensor, batch: Any, options: Options) -> Predictions:
+        """Return what a model finds in images x [N, 3, H, W], the batch's own or attacked, on the CPU."""
+        ...
+
+    def postprocessing(self, outputs: Any, options: Options) -> Mapping[str, Callable[[], object]]:
+        """Return the steps from outputs to predictions that are timed beside the network, by name."""
+        ...
+
+    def metrics(self, predictions: Predictions, data: Any) -> Figures:
+        """Return how good predictions are, by figure; nan or None where there is nothing to measure on."""
+        ...
+
+    def success(self, clean: Predictions, attacked: Predictions, data: Any) -> Figures:
+        """Return what an attack took: "attack_success" first, the share of what was right and no longer is."""
+        ...
+
+    def columns(
+        self, clean: Figures, attacked: Figures | None, transferred: Figures | None, success: Figures | None
+    ) -> Figures:
+        """Return the columns of results.csv on accuracy, of the same names in every row; None is an empty cell."""
+        ...
+
+    def save_predictions(self, stem: Path, predictions: Predictions, data: Any) -> list[Path]:
+        """Write predictions to `stem` with suffixes; return the files."""
+        ...
+
+    def load_predictions(self, stem: Path, data: Any) -> Predictions:
+        """Read what `save_predictions` wrote."""
+        ...
+
+    def shown(self, stem: Path) -> Mapping[int, Any]:
+        """Read, by image id, what `picture` shows of the predictions in `stem`'s files."""
+        ...
+
+    def picture(self, image: Image.Image, example: Mapping[str, Any], found: Any) -> Image.Image:
+        """Draw an image for the report with what was found in it; with the truth where `found` is None."""
+        ...
+
+    def describe(self, config: Mapping[str, Any]) -> str:
+        """Say in one line how accuracy is measured under a configuration."""
+        ...
+
+    def load_weights(self, model: nn.Module, path: Path) -> None:
+        """Read weights from a file that prunekit did not write; InputError if there is no such format."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
+        """Write trained weights for other programs too; return the files' names."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: the factory of keyword arguments, and what makes the task of a spec."""
+
+    build: Callable[..., nn.Module]
+    task: str
+
+
+_FAMILIES: dict[str, Family] = {}
+_TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
+_PLUGINS: set[str] = set()
+
+
+def register_task(name: str, make: Callable[[ModelSpec], Task]) -> None:
+    """Add a kind of task; `make` checks the spec's arguments as far as they are there."""
+    register(_TASKS, "task", name, make)
+
+
+def register_model(name: str, build: Callable[..., nn.Module], task: str) -> None:
+    """Add a family of models of a registered task; `build` takes JSON-able keyword arguments."""
+    look_up(_TASKS, "the task", task)
+    register(_FAMILIES, "model", name, Family(build, task))
+
+
+def models() -> list[str]:
+    """Return the names of all families that are registered now."""
+    return [*_FAMILIES]
+
+
+def family_of(name: str) -> Family:
+    """Return a family by its name or "package.module:factory".
+
+    The latter's module has to be a plugin, and the factory has to say its task in an attribute `task`: a file says
+    which factory its model is from, and must not be able to call anything else.
+
+    Raises:
+        InputError: When there is none.
+    """
+    module, _, factory = name.partition(":")
+    if not factory:
+        return look_up(_FAMILIES, "the model", name)
+    if module not in _PLUGINS:
+        raise InputError(f"Expected the module of the model {name!r} among the plugins: add --plugin {module}.")
+    build = getattr(importlib.import_module(module), factory, None)
+    task = getattr(build, "task", None)
+    if not callable(build) or not isinstance(task, str):
+        raise InputError(f"Expected {factory!r} in {module} to be a factory of models with an attribute 'task'.")
+    look_up(_TASKS, "the task", task)
+    return Family(build, task)
+
+
+def task_of(spec: ModelSpec) -> Task:
+    """Return the task of a model; InputError when its family is unknown or its arguments make no sense."""
+    return look_up(_TASKS, "the task", family_of(spec.name).task)(spec)
+
+
+def takes_argument(name: str, argument: str) -> bool:
+    """Return whether a family's factory has a parameter of that name."""
+    return argument in inspect.signature(family_of(name).build).parameters
+
+
+def load_plugin(module: str) -> None:
+    """Import a user's module, also one in the working directory; it registers what it adds.
+
+    Raises:
+        InputError: When it cannot be imported, in one sentence.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last: it hides nothing that is installed
+    try:
+        importlib.import_module(module)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a module's code raises is what its author must see
+        raise InputError(f"--plugin: expected a module to import, got {module!r}: {error}.") from error
+    _PLUGINS.add(module)

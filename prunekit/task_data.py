@@ -1,0 +1,113 @@
+"""What a data set has to answer for the study: images of one size, their targets, and what identifies both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from prunekit.kept_images import KeptImages
+
+
+class Sample(Protocol):
+    """One image of a data set, as the network sees it."""
+
+    @property
+    def image(self) -> Tensor:
+        """[3, S, S] in [0, 1]."""
+        ...
+
+    @property
+    def target(self) -> Any:
+        """What is to be learned about it."""
+        ...
+
+
+class Batch(Protocol):
+    """N samples."""
+
+    @property
+    def images(self) -> Tensor:
+        """[N, 3, S, S] in [0, 1]."""
+        ...
+
+    @property
+    def targets(self) -> Any:
+        """What the task's losses take: labels [N], or one target an image."""
+        ...
+
+    @property
+    def image_ids(self) -> Sequence[int]:
+        """Each image's id in its data set."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """Return the batch on a device."""
+        ...
+
+
+class Data(Protocol):
+    """A data set of a task: images, what is known about them, and what identifies both."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a `Sample`.
+
+        Raises:
+            InputError: When the image cannot be read.
+        """
+        ...
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Join samples to a `Batch`."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Say what was left out, a sentence each."""
+        ...
+
+    def identity(self) -> Any:
+        """Return, JSON-able, what the data are beside their images: categories, size."""
+        ...
+
+    def fingerprint(self, index: int) -> bytes:
+        """Return what identifies an image and what is known about it; raise InputError if it cannot be decoded."""
+        ...
+
+    def part(self, count: int) -> Any:
+        """Return a view of the first `count` images in which an attack has something to take."""
+        ...
+
+    def resolution(self) -> float:
+        """Return how much of the task's main figure one object or image can make at most."""
+        ...
+
+    def examples(self, count: int) -> list[int]:
+        """Return the indices of up to `count` images that are worth showing."""
+        ...
+
+    def example(self, index: int) -> dict[str, Any]:
+        """Describe an image for the report, JSON-able: its "id", its "file_name", and what `Task.picture` shows."""
+        ...
+
+    def visible(self, index: int, image: Tensor) -> Tensor:
+        """Return the part of an image, [3, S, S] as the network sees it, that is not border."""
+        ...
+
+
+@runtime_checkable
+class KeepsImages(Protocol):
+    """A data set that can keep decoded images; `KeptImages` says why, and what that costs."""
+
+    kept: KeptImages | None
+
+    def is_kept(self, index: int) -> bool:
+        """Return whether taking an image decodes nothing."""
+        ...

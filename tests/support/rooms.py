@@ -1,0 +1,18 @@
+"""The rooms of the package from the ground up: each imports those before it, and none behind it."""
+
+from __future__ import annotations
+
+FOUNDATION = [
+    "errors", "extras", "lazy", "registry", "text_table", "files", "file_kinds", "documents", "timing", "structure",
+    "comparison", "discontinuous", "processor", "dry_run", "kept_images", "task_data",
+]  # fmt: skip
+#: With the foundation, all that torch, numpy and safetensors are enough for.
+LIBRARY = [*FOUNDATION, "ops", "engine", "nn", "prune", "attacks", "compaction", "task"]
+#: Beyond the wall.
+STUDY = [
+    "environment", "progress", "detection", "training", "evaluation", "pipeline", "report", "console", "benchmark",
+    "doctor", "demo", "cli",
+]  # fmt: skip
+ROOMS = [*LIBRARY, *STUDY]
+#: Modules of the study that a library room may name: detectors, which a compacted model's file says it holds.
+OWN_MODELS = {"compaction": {"prunekit.detection.yolov3"}}
