@@ -130,7 +130,7 @@ def measure_layer(
     job, gradient = inference_job(x.shape, mask, *geometry, 1), input_grad_job(x.shape, mask, *geometry, 1)
     assert job is not None, "the kernels take every layer of YOLOv3"
     assert gradient is not None, "the kernels take every layer of YOLOv3"
-    modelled = job.choose(gpu, dtype, allow_tf32=False, cache=None)
+    modeled = job.choose(gpu, dtype, allow_tf32=False, cache=None)
     plain = kernel_choice.dense_seconds(job.problem, gpu, by_winograd=False, dtype=dtype)
     return {
         "ratio": ratio,
@@ -139,8 +139,8 @@ def measure_layer(
         "strongest": strongest,
         **tune(x, weight, job, gpu),
         "input_grad": tune_gradient(x, weight, gradient, layer, gpu),
-        "modelled_ms": 1e3 * modelled.sparse_seconds,
-        "modelled_dense_ms": 1e3 * plain,
+        "modeled_ms": 1e3 * modeled.sparse_seconds,
+        "modeled_dense_ms": 1e3 * plain,
         "floor_ms": 1e3 * kernel_choice.floor_seconds(job.problem, gpu, dtype),
     }
 
@@ -166,7 +166,7 @@ def _dense_call(x: Tensor, weight: Tensor, layer: Layer) -> Callable[[], Tensor]
 
 
 def tune(x: Tensor, weight: Tensor, job: ConvJob, gpu: Gpu) -> dict[str, Any]:
-    """Check and time the modelled best cuts; return the fastest's row."""
+    """Check and time the modeled best cuts; return the fastest's row."""
     kept = torch.where(job.mask.to(x.device), weight, 0)
     stride, padding, _ = job.geometry
     expected = F.conv2d(x.double(), kept.double(), None, stride, padding)
@@ -265,14 +265,14 @@ def print_verdict(rows: list[dict[str, Any]]) -> None:
             faster = sum(row["count"] * min(*both) for row, *both in zip(here, dense, sparse, strict=True))
             speedups[cache], sums[cache] = dense_sum / faster, (faster, dense_sum)
         wins = sum(row["sparse"]["warm_ms"] < row["dense"][row["strongest"]]["warm_ms"] for row in here)
-        to_model = sum(row["sparse"]["warm_ms"] for row in here) / sum(row["modelled_ms"] for row in here)
+        to_model = sum(row["sparse"]["warm_ms"] for row in here) / sum(row["modeled_ms"] for row in here)
         gradients = [(row["count"], row["input_grad"]) for row in here]
         dense_grad = sum(count * g["dense_ms"] for count, g in gradients)
         faster_grad = sum(count * min(g["dense_ms"], g["sparse_ms"] or g["dense_ms"]) for count, g in gradients)
         write(
             f"{dtype}, {ratio} % zeros: convolutions {sums['warm'][0]:.2f} ms, cuDNN's {sums['warm'][1]:.2f} ms, "
             f"{speedups['warm']:.2f}× (cold {speedups['cold']:.2f}×); faster in {wins} of {len(here)} shapes; "
-            f"measured / modelled {to_model:.2f}; gradients to the input {dense_grad / faster_grad:.2f}×\n"
+            f"measured / modeled {to_model:.2f}; gradients to the input {dense_grad / faster_grad:.2f}×\n"
         )
     write(f"{len(rows)} rows of layers, all within their dtype's rounding of float64\n")
 

@@ -1,4 +1,4 @@
-"""What would YOLOv3 take on GPUs that are not here? Modelled times of the CUDA kernels, layer by layer.
+"""What would YOLOv3 take on GPUs that are not here? Modeled times of the CUDA kernels, layer by layer.
 
     python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices | --break-even]
 
@@ -77,7 +77,7 @@ def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
     return found
 
 
-def modelled_layer(layer: Layer, density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, str]:
+def modeled_layer(layer: Layer, density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, str]:
     """Return (seconds of the dtype's fastest sparse kernel, its name and cut); where none fits, of dense."""
     problem, found = layer.problem(density), []
     for kernel in kernels_for(problem, DTYPES[dtype], gpu):
@@ -100,21 +100,21 @@ def winograd_seconds(layer: Layer, gpu: Gpu) -> float:
 def net_seconds(layers: Mapping[Layer, int], density: float, gpu: Gpu, dtype: str = "float32") -> tuple[float, float]:
     """Return (the sum over layers of the faster of sparse and dense, of dense alone)."""
     sparse = sum(
-        count * min(modelled_layer(layer, density, gpu, dtype)[0], dense_seconds(layer, gpu, dtype))
+        count * min(modeled_layer(layer, density, gpu, dtype)[0], dense_seconds(layer, gpu, dtype))
         for layer, count in layers.items()
     )
     return sparse, sum(count * dense_seconds(layer, gpu, dtype) for layer, count in layers.items())
 
 
 def break_even(layer: Layer, gpu: Gpu, dtype: str = "float32") -> float | None:
-    """The sparsity in percent from which the sparse kernel's modelled time is below the dense one's, or None."""
+    """The sparsity in percent from which the sparse kernel's modeled time is below the dense one's, or None."""
     low, high = 0.0, 0.995
     dense = dense_seconds(layer, gpu, dtype)
-    if modelled_layer(layer, 1 - high, gpu, dtype)[0] > dense:
+    if modeled_layer(layer, 1 - high, gpu, dtype)[0] > dense:
         return None
     while high - low > 0.005:
         middle = (low + high) / 2
-        if modelled_layer(layer, 1 - middle, gpu, dtype)[0] > dense:
+        if modeled_layer(layer, 1 - middle, gpu, dtype)[0] > dense:
             low = middle
         else:
             high = middle
@@ -142,7 +142,7 @@ def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu
 def print_choices(layers: Mapping[Layer, int], batch: int, dtype: str) -> None:
     """Print what the dispatch would bring, forward and backward, on every GPU."""
     write = sys.stdout.write
-    write(f"| modelled, batch {batch} | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
+    write(f"| modeled, batch {batch} | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
     write("|---" * (len(RATIOS) + 2) + "|\n")
     for gpu in GPUS.values():
         dense_sides = [dtype, "tf32"] if dtype == "float32" and gpu.tf32_lanes else [dtype]
@@ -185,17 +185,17 @@ def main() -> None:
     if options.layers:
         gpu = GPUS[options.layers]
         for layer, count in sorted(layers.items(), key=lambda pair: -pair[1] * pair[0].macs):
-            seconds, launch = modelled_layer(layer, 0.1, gpu, dtype)
+            seconds, launch = modeled_layer(layer, 0.1, gpu, dtype)
             dense = dense_seconds(layer, gpu, dtype)
             floor = kernel_choice.floor_seconds(layer.problem(0.1), gpu, DTYPES[dtype])
             write(
-                f"{count} × {layer} at {layer.size}: modelled {1e6 * seconds:.0f} µs, floor {1e6 * floor:.0f}, "
+                f"{count} × {layer} at {layer.size}: modeled {1e6 * seconds:.0f} µs, floor {1e6 * floor:.0f}, "
                 f"dense {1e6 * dense:.0f}, {dense / seconds:.1f}×, {launch}, "
                 f"break-even {break_even(layer, gpu, dtype)}\n"
             )
         return
     has_winograd = dtype == "float32"
-    write(f"| modelled, batch {options.batch}, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
+    write(f"| modeled, batch {options.batch}, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
     write(" | dense ms |" + (" by Winograd |" if has_winograd else ""))
     write("\n" + "|---" * (len(RATIOS) + 2 + has_winograd) + "|\n")
     for gpu in GPUS.values():

@@ -1,4 +1,4 @@
-"""What would YOLOv3's layers of 13×13 and 26×26 take in float16 on GPUs that are not here? Modelled times.
+"""What would YOLOv3's layers of 13×13 and 26×26 take in float16 on GPUs that are not here? Modeled times.
 
     python -m bench.gpu_small_maps [--batch 1]
 
@@ -29,7 +29,7 @@ LAYERS = (
 
 
 def kernel_seconds(layer: Layer, density: float, gpu: Gpu) -> list[float]:
-    """Return the modelled times of the bitmap and condensed kernels at their best cuts; inf where no block fits."""
+    """Return the modeled times of the bitmap and condensed kernels at their best cuts; inf where no block fits."""
     problem = CondensedProblem.of(layer.problem(density))
     chosen = bitmap_launch.choose_launch(problem, gpu), condensed_launch.choose_launch(problem, gpu)
     return [one[1] if one else float("inf") for one in chosen]

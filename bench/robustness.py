@@ -5,7 +5,7 @@
 Each seed renders its own data, trains a detector from scratch and pre-trains it robustly once; all variants start
 there. Evaluated, clean and under the report's attack, are the detector as it was given, the pre-trained one, and for
 each structure and ratio of `--cells` and each way of pruning the detector before and after fine-tuning. With
-`--equal-passes` one-shot pruning is fine-tuned a second time, for as many epochs more as the optimisation of scores
+`--equal-passes` one-shot pruning is fine-tuned a second time, for as many epochs more as the optimization of scores
 took: so both have seen the images equally often.
 
 Each row goes to rows.jsonl when it is there. Given again, the command goes on where it stopped. The last lines are a
@@ -37,9 +37,9 @@ from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint, requested_spec
 from prunekit.pipeline.results import data_digest
-from prunekit.pipeline.steps import finetune, pretrain, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.steps import finetune, pretrain, prune_one_shot, prune_optimized, score
 from prunekit.pipeline.store import StageStore
-from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimisation
+from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimization
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
 from prunekit.task import task_of
 
@@ -163,11 +163,11 @@ def measure_seed(
     evaluate_step(start, Step("pre-trained"), start.robust, None, rows)
     short = start.config.finetune_epochs
     for cell in cells:
-        for pruning in ("one-shot", "optimised"):
+        for pruning in ("one-shot", "optimized"):
             pruned, churn = prune(start, cell, pruning)
             where = Step("pruned", cell.structure, cell.ratio, pruning)
             evaluate_step(start, where, pruned, churn, rows)
-            more = (short + start.config.optimise_epochs,) if equal_passes and pruning == "one-shot" else ()
+            more = (short + start.config.optimize_epochs,) if equal_passes and pruning == "one-shot" else ()
             for epochs in (short, *more, *longer):
                 knobs = replace(finetuning(start.config), epochs=epochs)
                 groups = start.groups if pruned.drops_filters else None
@@ -182,28 +182,28 @@ def prune(start: Start, cell: Cell, pruning: str) -> tuple[Checkpoint, float]:
     scores, scores_sha256 = score(start.bench, start.robust, choices, start.training)
     if pruning == "one-shot":
         return prune_one_shot(start.bench, start.robust, scores, scores_sha256, rule), 0.0
-    knobs = score_optimisation(start.config)
-    return prune_optimised(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
+    knobs = score_optimization(start.config)
+    return prune_optimized(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
 
 
-def evaluate_step(start: Start, step: Step, artefact: Checkpoint, churn: float | None, rows: Rows) -> None:
+def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float | None, rows: Rows) -> None:
     """Add a detector's figures to the rows, unless they are there."""
     config = start.config
-    if rows.find(config.seed, step, artefact.sha256) is not None:
+    if rows.find(config.seed, step, artifact.sha256) is not None:
         return
     start.bench.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
     began = time.perf_counter()
     clean, attacked = (
         result.figures()
-        for result in evaluate_cases(artefact.model, artefact.task, start.dataset, config, [ATTACK], SilentProgress())
+        for result in evaluate_cases(artifact.model, artifact.task, start.dataset, config, [ATTACK], SilentProgress())
     )
-    row = {"seed": config.seed, **asdict(step), "model": artefact.sha256, "churn": churn, "images": len(start.dataset)}
+    row = {"seed": config.seed, **asdict(step), "model": artifact.sha256, "churn": churn, "images": len(start.dataset)}
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
     row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}
-    if artefact.masks is not None:
+    if artifact.masks is not None:
         x = torch.zeros(1, 3, config.image_size, config.image_size)
-        groups = start.groups if artefact.drops_filters else None
-        costs = count_costs(artefact.model, x, artefact.masks, groups)
+        groups = start.groups if artifact.drops_filters else None
+        costs = count_costs(artifact.model, x, artifact.masks, groups)
         kept = sum(layer.kept_weights for layer in costs.layers)
         row |= {"kept_weights": kept, "kept_weights_share": 1 - costs.sparsity}
         row |= {"kept_macs": costs.kept_macs, "kept_macs_share": costs.kept_macs / costs.macs}
@@ -256,7 +256,7 @@ def parse_arguments() -> argparse.Namespace:
         "--equal-passes",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also fine-tune one-shot pruning for the epochs that optimising scores took",
+        help="also fine-tune one-shot pruning for the epochs that optimizing scores took",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()

@@ -1,10 +1,10 @@
-"""What does optimising scores cost, beside one forward and one backward pass of the same model?
+"""What does optimizing scores cost, beside one forward and one backward pass of the same model?
 
     python -m bench.straight_through --model yolov3 --batch-size 2
 
 In turn: a plain training pass, and one with masks and score gradients, whose scores have changed since the last one,
-so that its top-k is included. `masks_ms` is that top-k alone, which one optimiser step needs once, however many
-passes an attack makes. The optimiser is timed in neither.
+so that its top-k is included. `masks_ms` is that top-k alone, which one optimizer step needs once, however many
+passes an attack makes. The optimizer is timed in neither.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 //   header    HEADER_WORDS words, named below
 //   segments  [groups][channel blocks][row groups], each: first id, first value, then a uint16 count per pattern
 //   ids       uint16, two a word
-// A row group is `rows` neighbouring output channels of one conv group. Inside a segment (one row group, one block
+// A row group is `rows` neighboring output channels of one conv group. Inside a segment (one row group, one block
 // of `channel_block` input channels) the taps are sorted by pattern, the bit set of the row group's output channels
 // that keep the tap: pattern 1 first, patterns ascending, taps ascending inside a pattern. A tap's id is
 // (channel in block · R + r) · S + s; its values follow in row order. So one input load feeds several rows, and

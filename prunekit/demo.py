@@ -68,7 +68,7 @@ class DemoConfig:
         epochs: Passes over the training images, clean, from scratch.
         ratios: Pruning ratios in percent.
         structure, scores, pruning: The variants, as in `RunConfig`.
-        pretrain_epochs, optimise_epochs, finetune_epochs: Passes of adversarial training.
+        pretrain_epochs, optimize_epochs, finetune_epochs: Passes of adversarial training.
     """
 
     out: Path
@@ -81,9 +81,9 @@ class DemoConfig:
     ratios: tuple[float, ...] = (0, 75, 90)
     structure: tuple[str, ...] = ("unstructured", "filter")
     scores: tuple[str, ...] = ("scaled",)
-    pruning: tuple[str, ...] = ("optimised",)
+    pruning: tuple[str, ...] = ("optimized",)
     pretrain_epochs: int = 15
-    optimise_epochs: int = 1
+    optimize_epochs: int = 1
     finetune_epochs: int = 2
 
     @classmethod
@@ -94,7 +94,7 @@ class DemoConfig:
             seed,
             ratios=(0, 25, 50, 65, 75, 85, 90, 95, 99),
             scores=("scaled", "deeplift"),
-            pruning=("one-shot", "optimised"),
+            pruning=("one-shot", "optimized"),
         )
 
     @property
@@ -108,8 +108,8 @@ class DemoConfig:
     def minutes(self, pace: Pace) -> float:
         """Return a rough estimate of the time it takes, in minutes, from the number of its parts and their pace."""
         units = len(self.structure) * len(self.scores) * (sum(ratio > 0 for ratio in self.ratios))
-        optimised, all_units = units * ("optimised" in self.pruning), units * len(self.pruning)
-        epochs = self.pretrain_epochs + optimised * self.optimise_epochs + all_units * self.finetune_epochs
+        optimized, all_units = units * ("optimized" in self.pruning), units * len(self.pruning)
+        epochs = self.pretrain_epochs + optimized * self.optimize_epochs + all_units * self.finetune_epochs
         return pace.clean_epoch * self.epochs + pace.robust_epoch * epochs + pace.unit * (all_units + 2)
 
     @property
@@ -159,7 +159,7 @@ def main_job(config: DemoConfig, train_data: Path, data: Path) -> RunConfig:
         pruning=config.pruning,
         objective="n-fgsm",
         pretrain_epochs=config.pretrain_epochs,
-        optimise_epochs=config.optimise_epochs,
+        optimize_epochs=config.optimize_epochs,
         score_optimizer="adamw",
         finetune_epochs=config.finetune_epochs,
         pretrain_learning_rate=PRETRAIN_LEARNING_RATE,

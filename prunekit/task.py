@@ -131,7 +131,7 @@ class Task(Losses, Protocol):
         """The metrics that tables and plots show, the main one first."""
         ...
 
-    def open_data(self, path: Path, image_size: int, greyscale: bool, limit: int | None) -> Data:
+    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> Data:
         """Open a data set; InputError in one sentence for anything that keeps it from being used."""
         ...
 

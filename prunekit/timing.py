@@ -22,7 +22,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """Summarise single measurements, given in seconds."""
+        """Summarize single measurements, given in seconds."""
         median, p90, p99 = np.percentile(np.asarray(seconds) * 1e3, (50, 90, 99))
         return cls(float(median), float(p90), float(p99))
 

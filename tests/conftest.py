@@ -77,7 +77,7 @@ SLOW = (
     "test_plots.py",
     "test_readme.py",
     "test_robustness_bench.py",
-    "test_score_optimisation.py",
+    "test_score_optimization.py",
     "test_semi_structured_compiles.py",
     "test_semi_structured_conv2d.py",
     "test_shared_memory.py",

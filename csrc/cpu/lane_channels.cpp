@@ -88,7 +88,7 @@ ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t coun
   }
 }
 
-// The vectors [begin, end) of a plane of m vectors that goes on on both sides with its neighbours' pixels.
+// The vectors [begin, end) of a plane of m vectors that goes on on both sides with its neighbors' pixels.
 ALWAYS_INLINE void copy_range(const float* plane, int64_t m, int64_t begin, int64_t end, float* target) {
   while (begin < end) {
     const int64_t chunk = begin < 0 ? -((m - 1 - begin) / m) : begin / m;

@@ -56,7 +56,7 @@ ALWAYS_INLINE void add_tap(
   (..., feed(std::integral_constant<int, V>{}));
 }
 
-// A multiply-add takes a few cycles; with fewer sums than that in a pattern, neighbouring taps add to sums of their own.
+// A multiply-add takes a few cycles; with fewer sums than that in a pattern, neighboring taps add to sums of their own.
 constexpr int MIN_CHAINS = 4;
 
 template <int PATTERN, int STEP, typename Offset, typename Weight, int ROWS, int VECTORS>

@@ -3,8 +3,8 @@
 //
 // Lanes: a plane of H rows, `pitch` apart, is flattened and cut into LANES equal chunks of M pixels; vector j holds
 // pixel j of every chunk. A tap at any (row, column) offset d is then the whole vector j + d: no load is unaligned.
-// Beyond its chunk a vector reads its neighbour's pixels, so `front` vectors before and `back` vectors after each
-// plane repeat the neighbours' (the halo).
+// Beyond its chunk a vector reads its neighbor's pixels, so `front` vectors before and `back` vectors after each
+// plane repeat the neighbors' (the halo).
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ struct LaneConvTile {
   const void* values;            // of the whole filter: float or, in uint16, bfloat16
   int64_t segment_words, num_row_groups, num_channel_blocks, block_stride;  // elements between channel blocks
   int64_t row_group_begin, row_group_end, rows_per_group;
-  // With one channel block: neighbouring tiles that a row group does before the next one begins. Its few weights stay
+  // With one channel block: neighboring tiles that a row group does before the next one begins. Its few weights stay
   // at hand, the ends of its loops are predicted, and its planes are read and written in long runs.
   int64_t repeats;
   const float* bias;             // the group's, or null
@@ -70,7 +70,7 @@ struct LanePool {
   int64_t vectors;
   const int32_t* taps;           // offsets in vectors
   int64_t num_taps;
-  int64_t step;                  // input vectors between neighbouring output vectors
+  int64_t step;                  // input vectors between neighboring output vectors
   bool is_max;
   const float* scales;           // of the sum, for each pixel, or null: `scale`
   float scale;
@@ -78,7 +78,7 @@ struct LanePool {
 };
 
 // Copies of a plane as it looks from further on: copy i is the vectors [shifts[i], shifts[i] + vectors) of the plane, which
-// goes on on both sides with its neighbours' pixels, ANDed with masks[i]. One channel.
+// goes on on both sides with its neighbors' pixels, ANDed with masks[i]. One channel.
 struct LaneShifts {
   const float* x;
   float* y;                      // copies one behind the other
@@ -114,7 +114,7 @@ constexpr int64_t REMAP_SPARE = 64;
 
 using LaneConvKernel = void (*)(const LaneConvTile&);
 
-// How a convolution reads: neighbouring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
+// How a convolution reads: neighboring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
 enum LaneReading { STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32 };
 
 // The kept weights' type; sums are float32 in any case.
@@ -128,7 +128,7 @@ struct LaneKernels {
   void (*elementwise)(const LaneElementwise&);
   void (*pool)(const LanePool&);
   void (*mean)(const float* x, int64_t vectors, float scale, float* y);
-  // Repeat the neighbours' pixels around a plane of m vectors.
+  // Repeat the neighbors' pixels around a plane of m vectors.
   void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
   void (*shifts)(const LaneShifts&);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.

@@ -1,9 +1,9 @@
 // Planes made of other planes' rows and columns: into lanes and out of them, phases of a stride, upsampling, padding.
 // Compiled once per instruction set; lane_kernels.h tells the layout.
 //
-// Lanes are the transpose of planar pixels: lane l of LANES neighbouring vectors is LANES neighbouring pixels. So a
+// Lanes are the transpose of planar pixels: lane l of LANES neighboring vectors is LANES neighboring pixels. So a
 // plane is made planar by transposing squares of LANES × LANES, its rows and columns are picked there, where
-// neighbours are neighbours, and the result goes back into lanes the same way.
+// neighbors are neighbors, and the result goes back into lanes the same way.
 #include "lane_remap.h"
 
 #include <cstring>

@@ -17,10 +17,10 @@ from prunekit.nn.held_still import buffers_restored
 
 @contextmanager
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Run every batch normalisation in eval mode inside the block, and check that no buffer changed.
+    """Run every batch normalization in eval mode inside the block, and check that no buffer changed.
 
     In training mode each attack step would shift the running statistics towards attacked images; spectral
-    normalisation, which would advance its power iteration, is held as well. Buffers are put back in any case.
+    normalization, which would advance its power iteration, is held as well. Buffers are put back in any case.
 
     Raises:
         RuntimeError: something inside the block changed a buffer of the model.

@@ -1,6 +1,6 @@
 """Carlini and Wagner's L2 attack (2017): the smallest change that fools the model, rather than the worst in a ball.
 
-Per image it minimises, over w with x_adv = (tanh(w) + 1) / 2, which is in [0, 1] whatever w is,
+Per image it minimizes, over w with x_adv = (tanh(w) + 1) / 2, which is in [0, 1] whatever w is,
 
     ‖x_adv - x‖² + constant · max(0, confidence - margin(x_adv))
 
@@ -67,14 +67,14 @@ class CarliniWagnerConfig:
             nearest = Nearest(x, loss_at(model, x, losses.margin), self.confidence)
             constants = Constants(x.new_full((len(x),), self.first_constant))
             for _ in range(self.searches):
-                has_succeeded = self._minimise(model, x, losses.margin, constants.current, nearest)
+                has_succeeded = self._minimize(model, x, losses.margin, constants.current, nearest)
                 constants.update(has_succeeded)
         return nearest.x_adv
 
-    def _minimise(
+    def _minimize(
         self, model: nn.Module, x: Tensor, margin_per_image: LossPerImage, constant: Tensor, nearest: Nearest
     ) -> Tensor:
-        """Minimise the objective for one constant per image, [N]; return whether each succeeded, bool [N]."""
+        """Minimize the objective for one constant per image, [N]; return whether each succeeded, bool [N]."""
         w = ((2 * x - 1) * SHRINK).atanh()
         optimizer = torch.optim.Adam([w], lr=self.learning_rate)
         has_succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)

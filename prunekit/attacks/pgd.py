@@ -76,7 +76,7 @@ def pgd(
 ) -> Tensor:
     """Search, around each image, for the one that the model handles worst.
 
-    The model is left as it was: batch normalisation runs in eval mode, buffers and gradients stay untouched.
+    The model is left as it was: batch normalization runs in eval mode, buffers and gradients stay untouched.
 
     Args:
         model: maps images to the outputs that `loss_per_image` takes.

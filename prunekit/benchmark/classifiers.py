@@ -51,7 +51,7 @@ class ResNet50(nn.Module):
                 channels = _scaled(inner, width) * _EXPANSION
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, num_classes] of images [N, 3, H, W]."""
@@ -104,7 +104,7 @@ class VGG16(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, num_classes),
         )
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, num_classes] of images [N, 3, H, W]."""
@@ -129,7 +129,7 @@ class MobileNetV2(nn.Module):
         last = _scaled(_MOBILENETV2_LAST, width)
         self.last = nn.Sequential(*_convolution(channels, last, 1, 1), nn.ReLU6())
         self.head = nn.Linear(last, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, num_classes] of images [N, 3, H, W]."""
@@ -170,7 +170,7 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _initialise(net: nn.Module) -> None:
+def _initialize(net: nn.Module) -> None:
     """Draw weights under which activations keep their size from layer to layer."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -22,7 +22,7 @@ _RUNS = 9
 _PEAKS = 3  # others on the machine only ever make it smaller
 _ADVICE = {
     "remap": "images enter and results leave the engine's layout: fewer or smaller inputs and outputs",
-    "halo": "lanes repeat their neighbours' borders: fewer channels; the share falls as maps grow",
+    "halo": "lanes repeat their neighbors' borders: fewer channels; the share falls as maps grow",
     "max_pool2d": "pooling reads every pixel, pruned or not: fewer channels (filter pruning)",
     "avg_pool2d": "pooling reads every pixel, pruned or not: fewer channels (filter pruning)",
     "torch": "torch runs these operators, on values copied out of the engine: the notes name them",

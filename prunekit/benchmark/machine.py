@@ -27,7 +27,7 @@ _FAST_ROOMS = ("ops", "engine", "nn")  # whose code runs in an accelerated model
 _MATRIX_SIDE, _LARGE_MATRIX_SIDE, _FEW_THREADS = 1024, 2048, 4
 _STREAM_BYTES = 1 << 28  # more than last-level caches hold
 _SECONDS, _MIN_RUNS = 0.15, 3
-# Two units of 16 or 8 float32 lanes, a multiply-add is two: a loop that seems to do more was optimised away.
+# Two units of 16 or 8 float32 lanes, a multiply-add is two: a loop that seems to do more was optimized away.
 _FLOPS_A_CYCLE = {"avx512": 64, "avx2": 32}
 _LARGEST_GHZ = 6.5
 

@@ -69,7 +69,7 @@ def torch_compiled(model: nn.Module, x: Tensor) -> Call:
 
 
 def onnx_runtime(model: nn.Module, x: Tensor) -> Call:
-    """Run ONNX Runtime's CPU provider with all optimisations."""
+    """Run ONNX Runtime's CPU provider with all optimizations."""
     import onnxruntime
 
     program = _exported(model, x)

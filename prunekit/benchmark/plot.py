@@ -15,7 +15,7 @@ from prunekit.benchmark.rows import Row
 from prunekit.benchmark.summary import Curve, Point, curves, layer_points
 from prunekit.errors import InputError
 from prunekit.files import write_bytes
-from prunekit.report.plots import GREY, PALETTE
+from prunekit.report.plots import GRAY, PALETTE
 
 FORMATS = ("png", "svg")
 _MARKERS = "osD^vP*X"
@@ -60,7 +60,7 @@ def draw(drawable: Sequence[Curve]) -> Figure:
 def _draw_panel(axes: Axes, question: str, group: Sequence[Curve]) -> None:
     ratios = sorted({point.ratio for curve in group for point in curve.points})
     sparsity = np.linspace(ratios[0], ratios[-1], 200)
-    axes.plot(_x(sparsity), 1 / (1 - sparsity / 100), "--", color=GREY, label="1 / (1 − sparsity)")
+    axes.plot(_x(sparsity), 1 / (1 - sparsity / 100), "--", color=GRAY, label="1 / (1 − sparsity)")
     axes.axhline(1, color="#000000", linewidth=0.8)
     for index, curve in enumerate(group):
         _draw_curve(axes, curve, PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)])
@@ -87,15 +87,15 @@ def _finish(axes: Axes, question: str, ratios: Sequence[float]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
+def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str) -> None:
     if curve.first.question == "layers":
         for layer in layer_points(curve):
-            axes.plot(_ratios(layer), [p.speedup for p in layer], "-", color=colour, alpha=0.25, linewidth=0.7)
+            axes.plot(_ratios(layer), [p.speedup for p in layer], "-", color=color, alpha=0.25, linewidth=0.7)
     points = curve.points
-    axes.plot(_ratios(points), [p.speedup for p in points], f"-{marker}", color=colour, label=f"prunekit: {curve.name}")
-    axes.plot(_ratios(points), [p.speedup_bound for p in points], ":", color=colour)
+    axes.plot(_ratios(points), [p.speedup for p in points], f"-{marker}", color=color, label=f"prunekit: {curve.name}")
+    axes.plot(_ratios(points), [p.speedup_bound for p in points], ":", color=color)
     if curve.control is not None:
-        axes.plot(_ratios([curve.control]), [curve.control.speedup], "x", color=colour)
+        axes.plot(_ratios([curve.control]), [curve.control.speedup], "x", color=color)
 
 
 def _x(ratios: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -11,11 +11,13 @@ from prunekit.cli.bench import bench_app
 from prunekit.cli.compact import COMPACT_EXAMPLES, compact_command
 from prunekit.cli.ending import out_console
 from prunekit.cli.explain import EXPLAIN_EXAMPLES, explain_command
+from prunekit.cli.old_spellings import RespellingGroup
 from prunekit.environment import installed_version
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=RespellingGroup,
     help="Prune detectors, evaluate them under attack, accelerate them, and measure the results.",
     no_args_is_help=True,
     add_completion=False,

@@ -18,7 +18,7 @@ from prunekit.pipeline.config import MachineChoices, ScoringChoices, SharedChoic
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
     "augment": ("--augment/--no-augment",),
-    "optimise_scores": ("--optimise-scores/--one-shot",),
+    "optimize_scores": ("--optimize-scores/--one-shot",),
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
 _PANELS = {"Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoringChoices}

@@ -23,7 +23,7 @@ Examples:
   prunekit run --model yolov3 --weights yolov3.weights --data coco/ --limit 500 --ratios 0,90 --out runs/quick
 
   prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data val/ --train-data train/ --pretrain-epochs 5
-      --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimised --out runs/robust
+      --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimized --out runs/robust
 
 Run the same command again to resume an interrupted run.
 """

@@ -44,7 +44,7 @@ Examples:
   prunekit prune --weights runs/robust/model.safetensors --scores-file runs/deeplift/scores.safetensors
       --ratio 75 --structure filter --out runs/thin
 
-  prunekit prune --weights runs/robust/model.safetensors --ratio 90 --optimise-scores --data train/ --out runs/hydra
+  prunekit prune --weights runs/robust/model.safetensors --ratio 90 --optimize-scores --data train/ --out runs/hydra
 
 {_AGAIN}
 """

@@ -1,4 +1,4 @@
-"""Cut a model in place: weights, biases, normalisations, and the numbers of channels that modules remember."""
+"""Cut a model in place: weights, biases, normalizations, and the numbers of channels that modules remember."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _shift(weight: Tensor, layer_cut: LayerCut) -> Tensor:
 
 
 def _shift_mean(model: nn.Module, layer_cut: LayerCut, shift: Tensor) -> None:
-    """Let the normalisation behind a layer without bias take the constants in: (y + b) − m = y − (m − b)."""
+    """Let the normalization behind a layer without bias take the constants in: (y + b) − m = y − (m − b)."""
     assert layer_cut.norm is not None
     owner, _, attribute = layer_cut.norm.rpartition(".")
     mean = getattr(model.get_submodule(owner), attribute)

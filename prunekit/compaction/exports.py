@@ -57,5 +57,5 @@ def _onnx(program: torch.export.ExportedProgram) -> bytes:
     finally:
         log.setLevel(level)
     assert converted is not None
-    serialised: bytes = converted.model_proto.SerializeToString()
-    return serialised
+    serialized: bytes = converted.model_proto.SerializeToString()
+    return serialized

@@ -53,7 +53,7 @@ class Layer:
         pads: Whether it reads zeros beside the image.
         used: bool [filters, input channels / groups]: whether the filter has a weight there.
         calls: How often the graph calls it.
-        norm: The running mean of the normalisation that alone reads its output, by name.
+        norm: The running mean of the normalization that alone reads its output, by name.
         transposed: Whether it is a transposed convolution, whose weight is [channels, filters, taps].
     """
 
@@ -102,7 +102,7 @@ class ChannelFlow:
         tensors: Other parameters and buffers that are cut: name → (dimension, labels).
         equal: Parts of values that must stay equally wide.
         literal: Places where a size may be written down in the forward, as `describe` names them, and their labels.
-        outputs: What each layer and normalisation returns, call by call.
+        outputs: What each layer and normalization returns, call by call.
         makers: Node → the layer that it is a call of.
         whole: Parameters and buffers that something uses as they are.
         kept_whole: Operations that are not understood and the channels of which are therefore kept, as sentences.

@@ -1,4 +1,4 @@
-"""Layers that make channels, convolutions and linear layers, and normalisations, which change each by itself.
+"""Layers that make channels, convolutions and linear layers, and normalizations, which change each by itself.
 
 A filter without weights answers its bias at every pixel. So does one whose weights read constants alone, unless they
 meet zeros beside the image:
@@ -58,13 +58,13 @@ def linear(flow: ChannelFlow, node: fx.Node) -> Value:
 
 
 @rule("batch_norm", "native_batch_norm_legit_no_training", "cudnn_batch_norm", "instance_norm")
-def normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
-    """Read a normalisation of each channel by itself."""
+def normalization(flow: ChannelFlow, node: fx.Node) -> Any:
+    """Read a normalization of each channel by itself."""
     a = arguments(node)
     value = flow.value(a["input"])
     name = layer_name(node)
     by_batch = bool(a.get("training") or a.get("use_input_stats") or a["running_mean"] is None)
-    result = _unlabelled(node) if value.dim is None else _normalised(flow, a, value, by_batch)
+    result = _unlabeled(node) if value.dim is None else _normalized(flow, a, value, by_batch)
     flow.outputs.setdefault(name, []).append(result)
     layer = flow.makers.get(a["input"])
     if not by_batch and layer is not None and layer.calls == 1 and len(a["input"].users) == 1:
@@ -75,8 +75,8 @@ def normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
     return [result] if several else result
 
 
-def _normalised(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bool) -> Value:
-    require(value.dim == 1, "normalises another dimension than the second")
+def _normalized(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bool) -> Value:
+    require(value.dim == 1, "normalizes another dimension than the second")
     tensors = {
         key: flow.channel_tensor(a[key], 0, value.labels) for key in ("weight", "bias", "running_mean", "running_var")
     }
@@ -96,9 +96,9 @@ def _normalised(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bo
 
 
 @rule("group_norm", "native_group_norm", "layer_norm", "native_layer_norm", "rms_norm", "local_response_norm")
-def mixing_normalisation(flow: ChannelFlow, node: fx.Node) -> Any:
-    """Keep what is normalised together."""
-    return flow.give_up(node, "normalises over channels, so all of them stay")
+def mixing_normalization(flow: ChannelFlow, node: fx.Node) -> Any:
+    """Keep what is normalized together."""
+    return flow.give_up(node, "normalizes over channels, so all of them stay")
 
 
 def _layer(
@@ -130,7 +130,7 @@ def _layer(
     layer.calls += 1
     layer.pads |= pads
     layer.norm = None
-    result = _unlabelled(node)
+    result = _unlabeled(node)
     if value.dim is not None:
         v = _read(flow, layer, value)
         y = _answers(layer, weight, bias, v)
@@ -221,7 +221,7 @@ def _is_plain(flow: ChannelFlow, node: fx.Node, module: object) -> bool:
     )
 
 
-def _unlabelled(node: fx.Node) -> Value:
+def _unlabeled(node: fx.Node) -> Value:
     value = node.meta["val"]
     return unknown(tuple(int(s) for s in (value if isinstance(value, Tensor) else value[0]).shape))
 

@@ -31,7 +31,7 @@ def getitem(flow: ChannelFlow, node: fx.Node) -> Value:
     several = flow.values(source)
     require(isinstance(several, (list, tuple)) and isinstance(index, int), "takes a part that is not known")
     assert isinstance(index, int)
-    if index >= len(several):  # what a normalisation returns beside its output
+    if index >= len(several):  # what a normalization returns beside its output
         return unknown(shape_of(node))
     found: Value = several[index]
     return found

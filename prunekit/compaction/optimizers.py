@@ -1,4 +1,4 @@
-"""Training goes on: the optimiser's state, cut as the parameters were."""
+"""Training goes on: the optimizer's state, cut as the parameters were."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 
 
 def carry_optimizer(optimizer: Optimizer, model: nn.Module, result: CompactionResult) -> Optimizer:
-    """Return an optimiser of the same kind for `result.model`, with what `optimizer` knows of the channels that stayed.
+    """Return an optimizer of the same kind for `result.model`, with what `optimizer` knows of the channels that stayed.
 
     SGD's momentum, Adam's moments and whatever else has a parameter's shape is cut as the parameter was; step counts
     and settings are copied. A bias that took constants in and did not exist before joins its weight's group.
@@ -26,7 +26,7 @@ def carry_optimizer(optimizer: Optimizer, model: nn.Module, result: CompactionRe
         result: What `compact` returned.
 
     Raises:
-        InputError: The optimiser holds parameters that `model` or the compacted model lacks, or keeps a state that is
+        InputError: The optimizer holds parameters that `model` or the compacted model lacks, or keeps a state that is
             neither a number nor of a parameter's shape.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -53,7 +53,7 @@ def _name(names: dict[int, str], parameters: dict[str, nn.Parameter], parameter:
     name = names.get(id(parameter))
     if name is None or name not in parameters:
         raise InputError(
-            f"Expected an optimiser of the model's parameters, but it holds {name or 'a tensor'} of shape "
+            f"Expected an optimizer of the model's parameters, but it holds {name or 'a tensor'} of shape "
             f"{tuple(parameter.shape)}, which the {'compacted ' if name else ''}model does not have."
         )
     return name
@@ -75,5 +75,5 @@ def _carry(result: CompactionResult, name: str, parameter: Tensor, key: str, val
             return select(result.plan, name, value).clone()
     raise InputError(
         f"Expected a state of {name} to be a number or to have its shape {tuple(parameter.shape)}, but {key!r} has "
-        f"shape {tuple(value.shape)}: this optimiser cannot be carried through a cut."
+        f"shape {tuple(value.shape)}: this optimizer cannot be carried through a cut."
     )

@@ -35,9 +35,9 @@ def pointwise(flow: ChannelFlow, node: fx.Node) -> Value:
     """Apply a function of numbers to constants, and tie the channels of two tensors."""
     operands = {arg: flow.value(arg) for arg in node.all_input_nodes}
     shape = shape_of(node)
-    labelled = {arg: value for arg, value in operands.items() if value.has_channels}
+    labeled = {arg: value for arg, value in operands.items() if value.has_channels}
     constants = _constants(node, operands)
-    if not labelled:
+    if not labeled:
         return Value(shape, constants=constants)
     dim, labels = _tied(flow, node, operands, shape)
     result = Value(shape, dim, labels, constants)

@@ -23,7 +23,7 @@ from prunekit.compaction.graph_file import ProgramModel, program_document, progr
 from prunekit.compaction.program import export_flat_any_size
 from prunekit.detection.yolov3 import MODELS, Detector
 from prunekit.dry_run import without_memory
-from prunekit.engine.artefact import SAVED_MODEL, damage_told
+from prunekit.engine.artifact import SAVED_MODEL, damage_told
 from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
 from prunekit.nn import saving as accelerated

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunekit.detection.coco import Batch, CocoDataset, Sample, collate
     from prunekit.detection.coco_json import Annotation, Category, ImageRecord, Skip
     from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
-    from prunekit.detection.letterbox import Letterbox, to_greyscale
+    from prunekit.detection.letterbox import Letterbox, to_grayscale
     from prunekit.detection.shapes import render_shapes_dataset
     from prunekit.detection.task import DetectionTask
 
@@ -49,7 +49,7 @@ __all__ = [
     "read_detections_json",
     "render_shapes_dataset",
     "save_darknet_weights",
-    "to_greyscale",
+    "to_grayscale",
     "write_detections_csv",
     "write_detections_json",
     "yolov3",
@@ -64,7 +64,7 @@ __getattr__, __dir__ = lazy(
         "prunekit.detection.coco": ["Batch", "CocoDataset", "Sample", "collate"],
         "prunekit.detection.coco_json": ["Annotation", "Category", "ImageRecord", "Skip"],
         "prunekit.detection.detection_files": ["read_detections_json", "write_detections_csv", "write_detections_json"],
-        "prunekit.detection.letterbox": ["Letterbox", "to_greyscale"],
+        "prunekit.detection.letterbox": ["Letterbox", "to_grayscale"],
         "prunekit.detection.shapes": ["render_shapes_dataset"],
         "prunekit.detection.task": ["DetectionTask"],
     },

@@ -50,7 +50,7 @@ class DetectorTask:
         """Return the total training losses [N]."""
         return self.loss(outputs).total
 
-    def localisation(self, outputs: Outputs) -> Tensor:
+    def localization(self, outputs: Outputs) -> Tensor:
         """Return the box losses [N]."""
         return self.loss(outputs).box
 
@@ -134,7 +134,7 @@ def attack_losses(
     components = {
         "total": task.total,
         "classification": task.classification,
-        "localisation": task.localisation,
+        "localization": task.localization,
         "objectness": task.objectness,
         "vanish": task.vanish,
         "fabricate": task.fabricate,

@@ -13,7 +13,7 @@ LEAKY_SLOPE = 0.1
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch normalisation and LeakyReLU: darknet's ``[convolutional]`` section.
+    """Convolution, batch normalization and LeakyReLU: darknet's ``[convolutional]`` section.
 
     Maps [N, in_channels, H, W] to [N, out_channels, H/stride, W/stride].
     """

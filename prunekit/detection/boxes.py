@@ -67,7 +67,7 @@ def split_anchors(logits: Tensor, num_anchors: int, num_classes: int) -> Tensor:
 
 
 def boxes_from_logits(t: Tensor, columns: Tensor, rows: Tensor, anchors: Tensor, stride: int) -> Tensor:
-    """Apply YOLOv3's box equations: centre (sigmoid(t_xy) + cell)·stride, size anchor·exp(t_wh).
+    """Apply YOLOv3's box equations: center (sigmoid(t_xy) + cell)·stride, size anchor·exp(t_wh).
 
     Args:
         t: box logits [..., 4].
@@ -79,11 +79,11 @@ def boxes_from_logits(t: Tensor, columns: Tensor, rows: Tensor, anchors: Tensor,
     Returns:
         Boxes [..., 4], xyxy in input pixels.
     """
-    centre_x = (t[..., 0].sigmoid() + columns) * stride
-    centre_y = (t[..., 1].sigmoid() + rows) * stride
-    centre = torch.stack([centre_x, centre_y], dim=-1)
+    center_x = (t[..., 0].sigmoid() + columns) * stride
+    center_y = (t[..., 1].sigmoid() + rows) * stride
+    center = torch.stack([center_x, center_y], dim=-1)
     half_size = anchors * t[..., 2:4].clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE).exp() / 2
-    return torch.cat([centre - half_size, centre + half_size], dim=-1)
+    return torch.cat([center - half_size, center + half_size], dim=-1)
 
 
 def intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

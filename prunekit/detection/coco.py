@@ -20,7 +20,7 @@ from prunekit.detection.coco_annotations import add_annotations
 from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_images
 from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
 from prunekit.detection.image_files import read_image
-from prunekit.detection.letterbox import Interpolation, Letterbox, to_greyscale
+from prunekit.detection.letterbox import Interpolation, Letterbox, to_grayscale
 from prunekit.detection.target import Target
 from prunekit.errors import InputError
 from prunekit.kept_images import KeptImages
@@ -75,7 +75,7 @@ class CocoDataset(Dataset[Sample]):
         annotations: CocoAnnotations,
         image_folder: Path,
         image_size: int = 416,
-        greyscale: bool = False,
+        grayscale: bool = False,
         fill: float = 0.5,
         interpolation: Interpolation = "bilinear",
     ) -> None:
@@ -86,7 +86,7 @@ class CocoDataset(Dataset[Sample]):
         self.skipped = annotations.skipped
         self.image_folder = image_folder
         self.image_size = image_size
-        self.greyscale = greyscale
+        self.grayscale = grayscale
         self.fill = fill
         self.interpolation: Interpolation = interpolation
         self.kept: KeptImages | None = None
@@ -96,7 +96,7 @@ class CocoDataset(Dataset[Sample]):
         cls,
         path: str | Path,
         image_size: int = 416,
-        greyscale: bool = False,
+        grayscale: bool = False,
         limit: int | None = None,
         on_bad_image: OnBadImage = "error",
         fill: float = 0.5,
@@ -107,7 +107,7 @@ class CocoDataset(Dataset[Sample]):
         Args:
             path: an annotation JSON, or a folder with one under annotations/ and the images beside it.
             image_size: side of the letterboxed images in pixels, a multiple of 32.
-            greyscale: replace colours by Rec. 601 grey values.
+            grayscale: replace colors by Rec. 601 gray values.
             limit: use the first `limit` images only.
             on_bad_image: whether a missing, damaged or wrongly sized image is an error or is skipped; to skip
                 files that end early too, every image is decoded once. With "error" only headers are read, and such
@@ -129,7 +129,7 @@ class CocoDataset(Dataset[Sample]):
             raise InputError(_nothing_usable(annotation_file, content.skipped + bad_annotations))
         skipped = [*content.skipped, *bad_annotations, *bad_images]
         annotations = CocoAnnotations(list(records.values()), content.categories, skipped)
-        return cls(annotations, image_folder, image_size, greyscale, fill, interpolation)
+        return cls(annotations, image_folder, image_size, grayscale, fill, interpolation)
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
@@ -169,7 +169,7 @@ class CocoDataset(Dataset[Sample]):
     def _decode(self, record: ImageRecord, letterbox: Letterbox) -> Tensor:
         file = self.image_folder / record.file_name
         image = letterbox.apply(read_image(file, record.width, record.height, record.upright))
-        return to_greyscale(image) if self.greyscale else image
+        return to_grayscale(image) if self.grayscale else image
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Join samples to a batch."""
@@ -184,8 +184,8 @@ class CocoDataset(Dataset[Sample]):
         return notes
 
     def identity(self) -> list[Any]:
-        """Return what the data are beside their images: size, colours, categories."""
-        return [self.image_size, self.greyscale, [asdict(category) for category in self.categories]]
+        """Return what the data are beside their images: size, colors, categories."""
+        return [self.image_size, self.grayscale, [asdict(category) for category in self.categories]]
 
     def fingerprint(self, index: int) -> bytes:
         """Return an image's annotations and file; raise InputError if it cannot be decoded."""

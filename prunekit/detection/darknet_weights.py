@@ -4,7 +4,7 @@ A file is a header and then float32 values, all little-endian, layer after layer
 
 * header: int32 major, minor and revision, then the number of images seen in training, int64 since
   version 0.2 and int32 before; some programs write all zeros there, and int64 all the same;
-* a convolution with batch normalisation: bias, scale, running mean, running variance, then the weights;
+* a convolution with batch normalization: bias, scale, running mean, running variance, then the weights;
 * a convolution without: bias, weights.
 
 The detectors register their modules in the cfg's order, so walking `modules()` walks the file.

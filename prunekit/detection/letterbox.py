@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 Interpolation = Literal["bilinear", "antialiased"]
-REC_601 = (0.299, 0.587, 0.114)  # the weights of red, green and blue in a grey value
+REC_601 = (0.299, 0.587, 0.114)  # the weights of red, green and blue in a gray value
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Letterbox:
         width: original width, in pixels.
         height: original height, in pixels.
         fill: value of the border, in [0, 1].
-        interpolation: "bilinear" mixes four neighbours as darknet does, "antialiased" averages more.
+        interpolation: "bilinear" mixes four neighbors as darknet does, "antialiased" averages more.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Letterbox:
         fill: float = 0.5,
         interpolation: Interpolation = "bilinear",
     ) -> Letterbox:
-        """Centre an image of width × height pixels in a square as large as it can be."""
+        """Center an image of width × height pixels in a square as large as it can be."""
         scale = size / max(width, height)
         resized_width, resized_height = _resized(width, height, scale)
         pad_left, pad_top = (size - resized_width) // 2, (size - resized_height) // 2
@@ -90,8 +90,8 @@ class Letterbox:
         return boxes.new_tensor([self.pad_left, self.pad_top, self.pad_left, self.pad_top])
 
 
-def to_greyscale(images: Tensor) -> Tensor:
-    """Replace the colours of [..., 3, H, W] by their Rec. 601 grey value, the same in all three channels."""
+def to_grayscale(images: Tensor) -> Tensor:
+    """Replace the colors of [..., 3, H, W] by their Rec. 601 gray value, the same in all three channels."""
     weights = images.new_tensor(REC_601)[:, None, None]
     return (images * weights).sum(dim=-3, keepdim=True).expand_as(images).contiguous()
 

@@ -6,7 +6,7 @@ anchors and cells (objectness):
     loss = 0.05 · mean(1 - CIoU) + mean BCE(objectness, max(CIoU, 0)) + 0.5 · mean BCE(classes, one-hot)
 
 and the heads' losses add up. An object matches, at each head, every anchor whose width and height are both
-within a factor of four of its own, in the cell that holds its centre: the rule of the common PyTorch trainers
+within a factor of four of its own, in the cell that holds its center: the rule of the common PyTorch trainers
 rather than darknet's one best anchor. CIoU is Zheng et al.'s complete IoU (2020).
 """
 
@@ -81,7 +81,7 @@ def detection_loss(
 
 
 def match(targets: Sequence[Target], sizes: Tensor, stride: int, rows: int, columns: int) -> Matches:
-    """Pair every object with the anchors, sizes [A, 2] in pixels, that resemble it, in its centre's cell."""
+    """Pair every object with the anchors, sizes [A, 2] in pixels, that resemble it, in its center's cell."""
     counts = torch.tensor([len(target.boxes) for target in targets])
     image = torch.arange(len(targets)).repeat_interleave(counts).to(sizes.device)  # [T]
     boxes = torch.cat([target.boxes for target in targets]).to(sizes)  # [T, 4]
@@ -118,9 +118,9 @@ def _head_loss(cells: Tensor, matches: Matches, sizes: Tensor, stride: int) -> T
 
 
 def complete_iou(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Return IoU less penalties for distant centres and other aspect ratios, of boxes xyxy [P, 4], as [P].
+    """Return IoU less penalties for distant centers and other aspect ratios, of boxes xyxy [P, 4], as [P].
 
-    CIoU = IoU - ρ²/c² - α·v with ρ the distance of the centres, c the diagonal of the box around both,
+    CIoU = IoU - ρ²/c² - α·v with ρ the distance of the centers, c the diagonal of the box around both,
     v = 4/π²·(atan(w/h) - atan(w'/h'))² and α = v/(1 - IoU + v), held constant for gradients.
     """
     intersection, union = intersection_and_union(predicted, wanted)

@@ -13,7 +13,7 @@ MIN_CAPTIONED_WIDTH = 22  # pixels: captions of smaller boxes would hide the pic
 
 
 @dataclass(frozen=True)
-class LabelledBox:
+class LabeledBox:
     """A box, xyxy in pixels of the original image, with its class and, for a detection, its score."""
 
     box: tuple[float, float, float, float]
@@ -27,7 +27,7 @@ class LabelledBox:
         return self.name if self.score is None else f"{self.name} {self.score:.2f}"
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width: int) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Sequence[LabeledBox], original_width: int) -> Image.Image:
     """Draw boxes over a copy of an image.
 
     Args:
@@ -42,27 +42,27 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], original_width:
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    for labelled in boxes:
-        _draw_box(draw, labelled, canvas.width / original_width)
+    for labeled in boxes:
+        _draw_box(draw, labeled, canvas.width / original_width)
     return canvas
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """Return a bright colour; neighbouring labels are far apart on the colour wheel."""
+def class_color(label: int) -> tuple[int, int, int]:
+    """Return a bright color; neighboring labels are far apart on the color wheel."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.61803 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, labelled: LabelledBox, scale: float) -> None:
-    left, top, right, bottom = (value * scale for value in labelled.box)
-    colour = class_colour(labelled.label)
+def _draw_box(draw: ImageDraw.ImageDraw, labeled: LabeledBox, scale: float) -> None:
+    left, top, right, bottom = (value * scale for value in labeled.box)
+    color = class_color(labeled.label)
     # A dark line around the bright one: visible on any background.
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
-    draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+    draw.rectangle((left, top, right, bottom), outline=color, width=2)
     if right - left < MIN_CAPTIONED_WIDTH:
         return
     font = ImageFont.load_default(11)
     text_top = max(top - 14, 0)
-    background = draw.textbbox((left + 2, text_top), labelled.caption, font=font)
-    draw.rectangle((background[0] - 2, background[1] - 1, background[2] + 2, background[3] + 1), fill=colour)
-    draw.text((left + 2, text_top), labelled.caption, fill=(0, 0, 0), font=font)
+    background = draw.textbbox((left + 2, text_top), labeled.caption, font=font)
+    draw.rectangle((background[0] - 2, background[1] - 1, background[2] + 2, background[3] + 1), fill=color)
+    draw.text((left + 2, text_top), labeled.caption, fill=(0, 0, 0), font=font)

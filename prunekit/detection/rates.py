@@ -38,15 +38,15 @@ class AttackSuccess:
     """What an attack did to the objects that were found on clean images.
 
     Attributes:
-        rate: share of them that are not found any more: `lost` + `mislabelled`; nan where none was found.
+        rate: share of them that are not found any more: `lost` + `mislabeled`; nan where none was found.
         lost: share that no confident detection covers any more.
-        mislabelled: share that only confident detections of other classes cover.
+        mislabeled: share that only confident detections of other classes cover.
         objects: the number of objects found clean.
     """
 
     rate: float
     lost: float
-    mislabelled: float
+    mislabeled: float
     objects: int
 
 
@@ -93,8 +93,8 @@ def attack_success(
     objects = len(is_found)
     if objects == 0:
         return AttackSuccess(float("nan"), float("nan"), float("nan"), 0)
-    lost, mislabelled = int((~is_found & ~is_covered).sum()), int((~is_found & is_covered).sum())
-    return AttackSuccess((lost + mislabelled) / objects, lost / objects, mislabelled / objects, objects)
+    lost, mislabeled = int((~is_found & ~is_covered).sum()), int((~is_found & is_covered).sum())
+    return AttackSuccess((lost + mislabeled) / objects, lost / objects, mislabeled / objects, objects)
 
 
 def match_all(dataset: CocoDataset, detections: Mapping[int, Detections]) -> list[Matching]:

@@ -1,6 +1,6 @@
 """A small data set that needs no download: simple shapes in varied scenes, as COCO JSON and JPEGs.
 
-Colour, size, rotation and background are drawn independently of the class, so that only the outline
+Color, size, rotation and background are drawn independently of the class, so that only the outline
 tells the classes apart. Objects overlap and leave the frame; one that would hide too much of another
 is not drawn at all, so whatever is in a picture is also in its annotations.
 """
@@ -25,7 +25,7 @@ from prunekit.files import write_bytes, write_text
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 
 MIN_VISIBLE = 0.6  # an object shows at least this fraction of its area, or it is not drawn
-MIN_CONTRAST = 100  # distance in RGB (0..255) of an object's colour from what it covers
+MIN_CONTRAST = 100  # distance in RGB (0..255) of an object's color from what it covers
 ATTEMPTS_PER_OBJECT = 4
 
 Floats = NDArray[np.float32]
@@ -144,21 +144,21 @@ def shape_patch(name: str, size: float, angle: float) -> Bools:
         A square mask, [D, D] with D = ceil(size) + 2, True inside the shape.
     """
     side = math.ceil(size) + 2
-    centre, radius = side / 2, size / 2
+    center, radius = side / 2, size / 2
     image = Image.new("1", (side, side))
     draw = ImageDraw.Draw(image)
     if name in ("circle", "ring"):
-        _disc(draw, centre, radius, fill=1)
+        _disc(draw, center, radius, fill=1)
         if name == "ring":
-            _disc(draw, centre, 0.55 * radius, fill=0)
+            _disc(draw, center, 0.55 * radius, fill=0)
     else:
         points = [(r * radius, angle + phi) for r, phi in _outline(name)]
-        draw.polygon([(centre + r * math.cos(phi), centre + r * math.sin(phi)) for r, phi in points], fill=1)
+        draw.polygon([(center + r * math.cos(phi), center + r * math.sin(phi)) for r, phi in points], fill=1)
     return np.array(image, dtype=bool)
 
 
-def _disc(draw: ImageDraw.ImageDraw, centre: float, radius: float, fill: int) -> None:
-    draw.ellipse((centre - radius, centre - radius, centre + radius, centre + radius), fill=fill)
+def _disc(draw: ImageDraw.ImageDraw, center: float, radius: float, fill: int) -> None:
+    draw.ellipse((center - radius, center - radius, center + radius, center + radius), fill=fill)
 
 
 def _outline(name: str) -> list[tuple[float, float]]:
@@ -175,19 +175,19 @@ def _outline(name: str) -> list[tuple[float, float]]:
 
 
 def _paint(rng: np.random.Generator, canvas: Floats, where: Bools) -> None:
-    """Fill pixels with a colour that stands out from what they showed, shaded along one direction."""
+    """Fill pixels with a color that stands out from what they showed, shaded along one direction."""
     height, width, _ = canvas.shape
     covered = canvas[where].mean(axis=0)
-    colour = _colour(rng)
-    while np.linalg.norm(colour - covered) < MIN_CONTRAST:
-        colour = _colour(rng)
+    color = _color(rng)
+    while np.linalg.norm(color - covered) < MIN_CONTRAST:
+        color = _color(rng)
     shade = 1 + rng.uniform(0, 0.25) * _ramp(rng, height, width)[where]
-    canvas[where] = colour * shade[:, None]
+    canvas[where] = color * shade[:, None]
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
     """Return a canvas, [H, W, 3] in 0..255: gradient, stripes, clouds or chequers, often with clutter."""
-    first, second = _colour(rng), _colour(rng)
+    first, second = _color(rng), _color(rng)
     kind = rng.integers(4)
     ramp = _ramp(rng, height, width)
     if kind == 0:
@@ -215,7 +215,7 @@ def _clutter(rng: np.random.Generator, canvas: NDArray[Any]) -> None:
     height, width, _ = canvas.shape
     for _ in range(int(rng.integers(3, 9))):
         points = rng.uniform((0, 0), (width, height), (int(rng.integers(2, 4)), 2))
-        red, green, blue = (int(value) for value in _colour(rng))
+        red, green, blue = (int(value) for value in _color(rng))
         line = [(float(x), float(y)) for x, y in points]
         draw.line(line, fill=(red, green, blue), width=int(rng.integers(1, 4)))
     canvas[:] = np.asarray(image)
@@ -229,7 +229,7 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> Floats:
     return ramp
 
 
-def _colour(rng: np.random.Generator) -> Floats:
+def _color(rng: np.random.Generator) -> Floats:
     return rng.integers(0, 256, 3).astype(np.float32)
 
 

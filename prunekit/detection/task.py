@@ -23,7 +23,7 @@ from prunekit.detection.darknet_weights import load_darknet_weights, save_darkne
 from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
 from prunekit.detection.divergence import detection_divergence
 from prunekit.detection.loss import DetectionLoss, detection_loss
-from prunekit.detection.pictures import LabelledBox, draw_boxes
+from prunekit.detection.pictures import LabeledBox, draw_boxes
 from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.detection.target import Target
 from prunekit.detection.yolov3 import MODELS, Anchors, Detector
@@ -89,9 +89,9 @@ class DetectionTask:
         with torch.device("meta"), torch.random.fork_rng([]):
             return Heads.of(self.spec.build())
 
-    def open_data(self, path: Path, image_size: int, greyscale: bool, limit: int | None) -> CocoDataset:
+    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> CocoDataset:
         """Open a data set in COCO's layout."""
-        return CocoDataset.open(path, image_size, greyscale, limit)
+        return CocoDataset.open(path, image_size, grayscale, limit)
 
     def for_data(self, data: CocoDataset) -> DetectionTask:
         """Return the task with the data's number of classes."""
@@ -147,7 +147,7 @@ class DetectionTask:
     def success(self, clean: Found, attacked: Found, data: CocoDataset) -> Figures:
         """Return the share of objects found clean that an attack took, in two parts."""
         success = attack_success(data, clean, attacked)
-        return {"attack_success": success.rate, "lost": success.lost, "mislabelled": success.mislabelled}
+        return {"attack_success": success.rate, "lost": success.lost, "mislabeled": success.mislabeled}
 
     def columns(
         self, clean: Figures, attacked: Figures | None, transferred: Figures | None, success: Figures | None
@@ -194,10 +194,10 @@ class DetectionTask:
         categories = example["categories"]
         if found is None:
             objects = zip(example["boxes"], example["labels"], strict=True)
-            boxes = [LabelledBox(tuple(box), label, categories[label]["name"]) for box, label in objects]
+            boxes = [LabeledBox(tuple(box), label, categories[label]["name"]) for box, label in objects]
         else:
             names = {category["id"]: (label, category["name"]) for label, category in enumerate(categories)}
-            boxes = [LabelledBox(_xyxy(one["bbox"]), *names[one["category_id"]], one["score"]) for one in found]
+            boxes = [LabeledBox(_xyxy(one["bbox"]), *names[one["category_id"]], one["score"]) for one in found]
         return draw_boxes(image, boxes, example["width"])
 
     def describe(self, config: Mapping[str, Any]) -> str:

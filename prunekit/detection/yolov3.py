@@ -60,7 +60,7 @@ class Detector(nn.Module):
         """Return A·(5 + num_classes) for one head."""
         return len(self.anchors[head]) * (5 + self.num_classes)
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draw weights to train from: Kaiming for the blocks, rare objects and even classes for the heads."""
         for module in self.modules():
             if isinstance(module, ConvBlock):
@@ -114,7 +114,7 @@ class YOLOv3(Detector):
         self.lateral8 = Lateral(c(256), c(128))
         self.neck8 = _neck(c(128) + c(256), c(128), c(256))
         self.predict8 = Prediction(c(128), c(256), self.head_channels(2))
-        self.initialise()
+        self.initialize()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each head's raw logits, coarsest first.
@@ -155,7 +155,7 @@ class YOLOv3Tiny(Detector):
         self.predict32 = Prediction(c(256), c(512), self.head_channels(0))
         self.lateral16 = Lateral(c(256), c(128))
         self.predict16 = Prediction(c(128) + c(256), c(256), self.head_channels(1))
-        self.initialise()
+        self.initialize()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each head's raw logits, coarsest first.

@@ -32,7 +32,7 @@ class ConvChoice:
         tile_vectors: Output vectors at a time.
         channel_block: Input channels at a time.
         row_parts: Ranges of output channels that are tasks of their own.
-        repeats: Neighbouring tiles that a row group does in one go; only with all input channels in one block.
+        repeats: Neighboring tiles that a row group does in one go; only with all input channels in one block.
     """
 
     rows: int

@@ -11,7 +11,7 @@ from prunekit.ops import native
 
 Size = tuple[int, int, int]  # channels, height, width
 Layouts = Mapping[tuple[int, int], LaneLayout]  # by height, width
-#: Ops that look at neighbours, and ops of two images or an image and a pixel.
+#: Ops that look at neighbors, and ops of two images or an image and a pixel.
 WINDOWS = ("conv2d", "max_pool2d", "avg_pool2d")
 PIXELWISE = ("add", "sub", "mul")
 

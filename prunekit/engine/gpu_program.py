@@ -255,7 +255,7 @@ class GpuModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the saved form, and what was set on the model since it was made."""
-        from prunekit.engine.gpu_artefact import gpu_model_content, of_bytes  # it imports this file
+        from prunekit.engine.gpu_artifact import gpu_model_content, of_bytes  # it imports this file
 
         extras, text = self._extras(), self.program.graph.output_spec
         if not self.signature.is_picklable:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit import documents
 from prunekit.documents import Content
-from prunekit.engine.artefact import (
+from prunekit.engine.artifact import (
     CPU_FORMAT,
     SAVED_MODEL,
     check_format,

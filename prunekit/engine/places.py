@@ -18,7 +18,7 @@ from prunekit.ops import native
 
 
 def is_range(node: Node) -> bool:
-    """Tell whether a node's value is neighbouring channels of another: planes that are there already."""
+    """Tell whether a node's value is neighboring channels of another: planes that are there already."""
     if node.op != "select":
         return False
     channels = node.attributes["channels"]

@@ -1,4 +1,4 @@
-"""How long the deployed artefact takes for one image: the network, and each step from its outputs to predictions.
+"""How long the deployed artifact takes for one image: the network, and each step from its outputs to predictions.
 
 The masked dense model is timed beside it as the control: torch's dense convolution cannot skip zeros, so the
 control must stay flat over the ratios. Nothing is timed before both gave the same outputs.
@@ -31,7 +31,7 @@ class Latency:
 
     Attributes:
         control: The masked dense model.
-        network: The artefact.
+        network: The artifact.
         postprocessing: The task's steps from outputs to predictions, by name.
         compacted: The compacted model in torch eager, as the control runs, and "accelerated"; where filters went.
     """
@@ -66,7 +66,7 @@ def accelerate_and_time(
 def measure_latency(
     control: nn.Module,
     task: Task,
-    artefact: nn.Module,
+    artifact: nn.Module,
     x: Tensor,
     runs: int,
     options: Options,
@@ -77,7 +77,7 @@ def measure_latency(
     Args:
         control: The masked dense model in eval mode.
         task: What it is made for.
-        artefact: What is deployed in its place, called like it.
+        artifact: What is deployed in its place, called like it.
         x: One image, [1, 3, H, W].
         runs: Timed runs of each stage, after warm-up.
         options: Thresholds and limits of predicting.
@@ -89,7 +89,7 @@ def measure_latency(
     Raises:
         WrongOutputError: When the outputs differ by more than `MAX_RELATIVE_RMS`, or are not finite.
     """
-    outputs = artefact(x)
+    outputs = artifact(x)
     check_same_outputs(control(x), outputs)
     others = dict(compacted or {})
     for other in others.values():
@@ -98,7 +98,7 @@ def measure_latency(
     timings = time_in_turn(
         {
             "control": lambda: control(x),
-            "network": lambda: artefact(x),
+            "network": lambda: artifact(x),
             **steps,
             **{f"compacted {name}": partial(other, x) for name, other in others.items()},
         },

@@ -147,9 +147,9 @@ def _sibling(model: nn.Module, seed: int) -> nn.Module:
 
 def _check_mode(model: nn.Module) -> Check:
     training = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training]
-    sentence = "batch normalisation uses its running statistics"
+    sentence = "batch normalization uses its running statistics"
     if training:
-        sentence = f"batch normalisation must be in eval mode, but {training[0]} is in training mode"
+        sentence = f"batch normalization must be in eval mode, but {training[0]} is in training mode"
     return Check("eval mode", not training, sentence, {"layers_in_training_mode": len(training)})
 
 

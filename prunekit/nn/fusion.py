@@ -68,7 +68,7 @@ def find_fusible(model: nn.Module) -> Fusible:
             continue
         norm = sole_follower(node, (nn.BatchNorm2d,))
         if norm is not None and not modules[str(norm.target)].track_running_stats:
-            followers[name] = Followers()  # it normalises by each batch, so neither it nor what follows can move
+            followers[name] = Followers()  # it normalizes by each batch, so neither it nor what follows can move
             continue
         activation = sole_follower(norm or node, _FUSIBLE_ACTIVATIONS)
         followers[name] = Followers(str(norm.target) if norm else None, str(activation.target) if activation else None)

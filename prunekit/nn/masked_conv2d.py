@@ -75,7 +75,7 @@ class MaskedConv2d(nn.Conv2d):
         """Copy a dense convolution; its mode (training or eval) and frozen parameters are kept.
 
         Args:
-            conv: any nn.Conv2d, also one pruned with torch.nn.utils.prune or parametrised.
+            conv: any nn.Conv2d, also one pruned with torch.nn.utils.prune or parametrized.
             mask: bool, of conv.weight's shape, True = kept; None: the exact zeros of conv.weight are dropped.
 
         Raises:

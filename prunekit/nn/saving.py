@@ -8,8 +8,8 @@ from torch import nn
 
 from prunekit import documents
 from prunekit.documents import Content
-from prunekit.engine.artefact import GPU_FORMAT, SAVED_MODEL
-from prunekit.engine.gpu_artefact import gpu_model_content, load_on_current_gpu
+from prunekit.engine.artifact import GPU_FORMAT, SAVED_MODEL
+from prunekit.engine.gpu_artifact import gpu_model_content, load_on_current_gpu
 from prunekit.engine.gpu_program import GpuModel
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError

@@ -37,7 +37,7 @@ class Checkpoint:
         task: What it is made for; its spec builds the model again.
         sha256: Of the file that it came from.
         masks: Layer name → bool mask, True = kept, where it is pruned.
-        drops_filters: Whether the masks drop whole filters, whose normalisation is silenced with them.
+        drops_filters: Whether the masks drop whole filters, whose normalization is silenced with them.
         path: The file that it came from; None for a model that is in none.
     """
 

@@ -64,7 +64,7 @@ class ScoreStage(DetectorChoices, ScoringChoices):
 
 
 class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
-    """Drop what scores lowest, by the scores as they are or by optimised ones."""
+    """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
     weights: Path = Field(description=_WEIGHTS)
     ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
@@ -78,7 +78,7 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
     scores_file: Path | None = Field(
         None, description="scores.safetensors written by prunekit score, instead of --scores"
     )
-    optimise_scores: bool = Field(False, description="optimize the scores on --data before pruning")
+    optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(
         None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
     )
@@ -100,8 +100,8 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
     def _one_source_of_scores(self) -> PruneStage:
         if self.scores is not None and self.scores_file is not None:
             raise ValueError("--scores makes scores and --scores-file reads them: give one of the two")
-        if self.optimise_scores and self.data is None:
-            raise ValueError("--optimise-scores needs images to learn from: add --data")
+        if self.optimize_scores and self.data is None:
+            raise ValueError("--optimize-scores needs images to learn from: add --data")
         return self
 
 

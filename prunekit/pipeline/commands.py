@@ -19,7 +19,7 @@ from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, ope
 from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
 from prunekit.pipeline.config import ScoringChoices, wrong_image_size
 from prunekit.pipeline.results import data_digest, open_data
-from prunekit.pipeline.steps import LOG, SCORES_FILE, finetune, pretrain, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.steps import LOG, SCORES_FILE, finetune, pretrain, prune_one_shot, prune_optimized, score
 from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
 from prunekit.pipeline.training_plan import (
     images_to_learn_from,
@@ -104,7 +104,7 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
 
 
 def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOutcome:
-    """Prune a model, by scores that are made, read, or made or read and then optimised."""
+    """Prune a model, by scores that are made, read, or made or read and then optimized."""
     progress = progress or SilentProgress()
     with prepared(config, "prune"):
         task = task_for(config, config.weights)
@@ -115,7 +115,7 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
             given = load_scores(config.scores_file, start.model), sha256(config.scores_file)
         name = config.scores or "scaled"
         training = None
-        if config.optimise_scores:
+        if config.optimize_scores:
             assert dataset is not None  # the configuration has made sure
             training = make_training(config, dataset, data_digest(dataset, progress), progress)
         elif given is None:
@@ -124,9 +124,9 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
         with _bench(config, "prune", progress) as bench:
             before = _stamp(config.out)
             scores, scores_sha256 = given or score(bench, start, score_choices(config, name), training)
-            if config.optimise_scores and training is not None:
+            if config.optimize_scores and training is not None:
                 knobs = training_of_scores(config, config.score_optimizer, config.epochs, config.learning_rate)
-                pruned, churn = prune_optimised(bench, start, scores, scores_sha256, rule, training, knobs)
+                pruned, churn = prune_optimized(bench, start, scores, scores_sha256, rule, training, knobs)
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
             pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)
             return _outcome(config.out, before, MODEL, summary=_density(pruned))

@@ -19,10 +19,10 @@ from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
-from prunekit.training.config import SCORE_OPTIMISATIONS
+from prunekit.training.config import SCORE_OPTIMIZATIONS
 from prunekit.training.objectives import OBJECTIVES
 
-PRUNINGS = ("one-shot", "optimised")
+PRUNINGS = ("one-shot", "optimized")
 
 
 def _adversarial_training() -> list[str]:
@@ -37,7 +37,7 @@ KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "attack": lambda: [*PRESETS, "none"],
     "scope": lambda: SCOPES,
     "objective": lambda: OBJECTIVES,
-    "score_optimizer": lambda: SCORE_OPTIMISATIONS,
+    "score_optimizer": lambda: SCORE_OPTIMIZATIONS,
     "train_attack": _adversarial_training,
     "reference": lambda: REFERENCES,
     "rule": lambda: RULES,
@@ -75,7 +75,7 @@ class SharedChoices(MachineChoices):
 
     out: Path = Field(description="output folder")
     image_size: int = Field(416, ge=1, le=4096, description="side of the input in pixels; for YOLO a multiple of 32")
-    greyscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
+    grayscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
 
@@ -220,7 +220,7 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     pretrain_epochs: int = Field(
         0, ge=0, description="epochs of robust pre-training (0: the weights are already trained)"
     )
-    optimise_epochs: int = Field(20, ge=1, description="epochs of score optimization")
+    optimize_epochs: int = Field(20, ge=1, description="epochs of score optimization")
     finetune_epochs: int = Field(20, ge=0, description="epochs of fine-tuning after pruning")
     pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of pre-training")
     score_optimizer: str = Field(
@@ -232,7 +232,7 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
         lt=100,
         description="optimize scores once, at this ratio, and use them for all ratios (default: once per ratio)",
     )
-    optimise_learning_rate: float | None = Field(
+    optimize_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
     )
     finetune_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of fine-tuning")
@@ -256,16 +256,16 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     def _training_has_data(self) -> RunConfig:
         if self.train_data is None:
             learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
-            learns += ["optimised pruning"] if "optimised" in self.pruning else []
+            learns += ["optimized pruning"] if "optimized" in self.pruning else []
             learns += ["pre-training"] if self.pretrain_epochs else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
         return self
 
     @model_validator(mode="after")
-    def _shared_scores_are_optimised(self) -> RunConfig:
-        if self.share_scores_at is not None and "optimised" not in self.pruning:
-            raise ValueError("--share-scores-at is about optimised scores: add --pruning optimised")
+    def _shared_scores_are_optimized(self) -> RunConfig:
+        if self.share_scores_at is not None and "optimized" not in self.pruning:
+            raise ValueError("--share-scores-at is about optimized scores: add --pruning optimized")
         return self
 
     @property

@@ -69,7 +69,7 @@ class _Work:
     """What all parts of one evaluation share; `identity` and `inputs` are what their results depend on."""
 
     config: EvaluateStage
-    artefact: Checkpoint
+    artifact: Checkpoint
     source: Checkpoint | None
     dataset: Data
     store: Store
@@ -79,7 +79,7 @@ class _Work:
 
     @property
     def model(self) -> nn.Module:
-        return self.artefact.model
+        return self.artifact.model
 
 
 def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> EvaluationOutcome:
@@ -88,16 +88,16 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
     with prepared(config, "evaluate"):
         task = task_for(config, config.weights)
         dataset = open_data(config, task, config.data, progress, keep=True)
-        artefact = opened(config.weights, task, dataset)
-        source = _source(config, artefact, dataset)
-        for detector in (artefact, *([source] if source else [])):
+        artifact = opened(config.weights, task, dataset)
+        source = _source(config, artifact, dataset)
+        for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)
         names = ("score_threshold", "iou_threshold", "max_detections", "batch_size", "seed")
         identity = {name: getattr(config, name) for name in names}
-        inputs = {"model": artefact.sha256, "data": data_digest(dataset, progress)}
+        inputs = {"model": artifact.sha256, "data": data_digest(dataset, progress)}
         with command_store(config.out, "evaluate") as store:
             store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
-            return _evaluate(_Work(config, artefact, source, dataset, store, progress, identity, inputs))
+            return _evaluate(_Work(config, artifact, source, dataset, store, progress, identity, inputs))
 
 
 def _evaluate(work: _Work) -> EvaluationOutcome:
@@ -115,7 +115,7 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         timing = parts[-1][0]
     _write_summary(work, cases, checks, timing)
     was_finished = all(finished for _, finished in parts)
-    shown = work.artefact.task.figures
+    shown = work.artifact.task.figures
     return EvaluationOutcome(work.config.out / EVALUATION, cases, checks, timing, was_finished, shown)
 
 
@@ -128,7 +128,7 @@ def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     if (done := _earlier(work, folder, case.name)) is not None:
         return done, True
     # From the file, so that figures do not depend on which process evaluated the clean images.
-    task, is_clean = work.artefact.task, case.attack == CLEAN
+    task, is_clean = work.artifact.task, case.attack == CLEAN
     clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
     source = work.source.model if work.source else None
     result = evaluate_case(case, work.model, task, work.dataset, work.config, work.progress, clean, source)
@@ -144,7 +144,7 @@ def _check(work: _Work) -> tuple[dict[str, Any], bool]:
     if (done := _earlier(work, folder, "checks")) is not None:
         return done, True
     source = work.source.model if work.source else None
-    report = check_evaluation(work.model, work.artefact.task, work.dataset, work.config, work.progress, source=source)
+    report = check_evaluation(work.model, work.artifact.task, work.dataset, work.config, work.progress, source=source)
     checks = {"checks": [asdict(row) for row in report.rows]}
     folder.finish(checks)
     return checks, False
@@ -157,10 +157,10 @@ def _time(work: _Work) -> tuple[dict[str, Any], bool]:
     folder = work.store.open("latency", identity, work.inputs)
     if (done := _earlier(work, folder, "latency")) is not None:
         return done, True
-    model, task = work.model.cpu(), work.artefact.task
+    model, task = work.model.cpu(), work.artifact.task
     x = work.dataset[0].image[None]
     for _ in work.progress.track(range(1), "accelerating and timing", 1):
-        compaction = compacted(work.artefact, x, work.progress)
+        compaction = compacted(work.artifact, x, work.progress)
         latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
     write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
     timing = {
@@ -175,9 +175,9 @@ def _time(work: _Work) -> tuple[dict[str, Any], bool]:
 
 
 def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    artefact = work.artefact
-    kept = artefact.masks or {name: torch.ones_like(c.weight.bool()) for name, c in prunable_layers(model).items()}
-    groups = read_groups(work.config, artefact) if artefact.drops_filters else None
+    artifact = work.artifact
+    kept = artifact.masks or {name: torch.ones_like(c.weight.bool()) for name, c in prunable_layers(model).items()}
+    groups = read_groups(work.config, artifact) if artifact.drops_filters else None
     return size_columns(model, count_costs(model, x, kept, groups), sparsity(kept))
 
 
@@ -192,8 +192,8 @@ def _write_summary(
     work: _Work, cases: Mapping[str, Any], checks: CheckReport | None, timing: Mapping[str, Any] | None
 ) -> None:
     content: dict[str, Any] = {
-        "model": work.artefact.task.spec.name,
-        **dict(sorted(work.artefact.task.spec.arguments.items())),
+        "model": work.artifact.task.spec.name,
+        **dict(sorted(work.artifact.task.spec.arguments.items())),
         **{f"{name}_sha256": digest for name, digest in work.inputs.items()},
         "images": len(work.dataset),
         "image_size": work.dataset.image_size,
@@ -205,9 +205,9 @@ def _write_summary(
     write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")
 
 
-def _source(config: EvaluateStage, artefact: Checkpoint, dataset: Data) -> Checkpoint | None:
+def _source(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> Checkpoint | None:
     """Open the model that attacks are transferred from; a file that does not say which holds one like the evaluated."""
     if config.transfer_from is None:
         return None
-    spec = spec_of(config.transfer_from) or artefact.task.spec
+    spec = spec_of(config.transfer_from) or artifact.task.spec
     return open_checkpoint(config.transfer_from, task_of(spec).for_data(dataset))

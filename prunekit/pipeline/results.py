@@ -41,23 +41,23 @@ class RatioResult:
 
     Attributes:
         ratio: Pruning ratio in percent.
-        structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimised" scores.
+        structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimized" scores.
         accuracy: The task's columns.
-        churn: Fraction of kept weights that optimising the scores brought in.
+        churn: Fraction of kept weights that optimizing the scores brought in.
         macs: Multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
         parameters: All of the model's parameters.
         nonzero_parameters: Those of them that are not zero.
         sparsity: Share of zeros among the convolutions' weights.
         latency_ms_control: The masked dense model.
-        latency_ms: The deployed artefact: the network, without what follows.
+        latency_ms: The deployed artifact: the network, without what follows.
         speedup: latency_ms_control / latency_ms.
         latency_ms_compacted: Where filters went, the compacted model in torch eager, as the control runs.
-        latency_ms_compacted_accelerated: The compacted model, accelerated like the artefact.
+        latency_ms_compacted_accelerated: The compacted model, accelerated like the artifact.
         compacted_speedup: latency_ms_control over the smaller of these two.
         compacted_parameters: Those that the compacted model has; compacted_macs: its multiply-accumulates.
         compacted_difference: Its outputs' largest difference from the masked model's in float64, relative.
         postprocessing: The steps after the network.
-        sparse_layers: Convolutions that the artefact runs sparse, of `layers`.
+        sparse_layers: Convolutions that the artifact runs sparse, of `layers`.
         images: Evaluated images.
     """
 
@@ -156,7 +156,7 @@ def open_data(config: SharedChoices, task: Task, path: Path, progress: Progress,
         progress: Told of every kind of entry that was skipped.
         keep: Keep decoded images, up to `KEPT_BYTES`, for a data set that is passed over many times and can do that.
     """
-    dataset = task.open_data(path, config.image_size, config.greyscale, config.limit)
+    dataset = task.open_data(path, config.image_size, config.grayscale, config.limit)
     for note in dataset.notes():
         progress.message(note)
     if keep and isinstance(dataset, KeepsImages):

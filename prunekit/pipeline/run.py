@@ -90,9 +90,9 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     if folder.finished(unit):
         progress.message(f"{unit.label}: finished earlier")
         return
-    row, files, artefact = do_unit(job, folder, unit)
-    assert artefact.path is not None  # a stage has written it, or it was given
-    folder.finish(unit, row, files, artefact.path, artefact.task.spec)
+    row, files, artifact = do_unit(job, folder, unit)
+    assert artifact.path is not None  # a stage has written it, or it was given
+    folder.finish(unit, row, files, artifact.path, artifact.task.spec)
     shown = job.start.task.figures[0]
     clean, attacked = row.accuracy.get(shown.column), row.accuracy.get(f"attacked_{shown.column}")
     summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {row.latency_ms:.1f} ms"

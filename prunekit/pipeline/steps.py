@@ -3,8 +3,8 @@
     stage       what trains                                       what is written
     pretrain    every parameter                                   model, for darknet's detectors also as its weights
     score       nothing                                           scores
-    prune       scores and normalisation, or nothing (one-shot)   masks and model
-    optimise    scores and normalisation, shared by all ratios    scores and model, nothing dropped
+    prune       scores and normalization, or nothing (one-shot)   masks and model
+    optimize    scores and normalization, shared by all ratios    scores and model, nothing dropped
     finetune    every parameter, dropped weights held at zero     model
 
 Those that train share one loop, one state file and one log; this table is all that tells them apart.
@@ -42,7 +42,7 @@ from prunekit.prune import (
 from prunekit.task import Task
 from prunekit.training.config import TrainConfig
 from prunekit.training.log import TrainingLog
-from prunekit.training.loop import AfterStep, optimise
+from prunekit.training.loop import AfterStep, optimize
 from prunekit.training.objectives import make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
 
@@ -107,7 +107,7 @@ def prune_one_shot(
     return _reopen(folder, start)
 
 
-def prune_optimised(
+def prune_optimized(
     bench: Bench,
     start: Checkpoint,
     scores: Mapping[str, Tensor],
@@ -116,19 +116,19 @@ def prune_optimised(
     training: Training,
     config: TrainConfig,
 ) -> tuple[Checkpoint, float]:
-    """Optimise the scores on the objective with weights frozen, then drop what scores lowest.
+    """Optimize the scores on the objective with weights frozen, then drop what scores lowest.
 
     Returns:
         The pruned detector, and the churn: the fraction of kept weights that the first masks had dropped.
     """
     folder = bench.store.open(
         "prune",
-        rule_identity(rule) | {"optimise": _identity(training, config)},
+        rule_identity(rule) | {"optimize": _identity(training, config)},
         {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+        with _optimized(folder, bench, model, start.task, scores, rule, training, config) as pruning:
             churn, masks = pruning.churn(), pruning.finish()
         save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
@@ -137,7 +137,7 @@ def prune_optimised(
     return _reopen(folder, start), float(result["churn"])
 
 
-def optimise_scores(
+def optimize_scores(
     bench: Bench,
     start: Checkpoint,
     scores: Mapping[str, Tensor],
@@ -146,21 +146,21 @@ def optimise_scores(
     training: Training,
     config: TrainConfig,
 ) -> tuple[Checkpoint, dict[str, Tensor], str]:
-    """Optimise the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
+    """Optimize the scores by the masks of one ratio, so that `prune_one_shot` can prune by them at any.
 
     Returns:
-        The detector with its normalisations trained and nothing dropped, the optimised scores, their file's SHA-256.
+        The detector with its normalizations trained and nothing dropped, the optimized scores, their file's SHA-256.
     """
     folder = bench.store.open(
-        "optimise",
+        "optimize",
         rule_identity(rule) | _identity(training, config),
         {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimised(folder, bench, model, start.task, scores, rule, training, config) as pruning:
-            churn, optimised = pruning.churn(), pruning.scores()
-        save_scores(folder.file(SCORES_FILE), optimised)
+        with _optimized(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+            churn, optimized = pruning.churn(), pruning.scores()
+        save_scores(folder.file(SCORES_FILE), optimized)
         save_model(folder.file(MODEL), model, start.task.spec)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, SCORES_FILE, LOG)
     trained = _reopen(folder, start)
@@ -174,7 +174,7 @@ def rule_identity(rule: MaskRule) -> dict[str, Any]:
 
 
 @contextmanager
-def _optimised(
+def _optimized(
     folder: StageFolder,
     bench: Bench,
     model: nn.Module,
@@ -191,7 +191,7 @@ def _optimised(
         def log_churn(step: int) -> dict[str, float]:
             return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
 
-        _run(folder, bench, model, task, parameters, training, config, "optimising scores", [log_churn], ["churn"])
+        _run(folder, bench, model, task, parameters, training, config, "optimizing scores", [log_churn], ["churn"])
         yield pruning
 
 
@@ -243,7 +243,7 @@ def _run(
     state = _saved_state(path, bench, config) if path.is_file() else None
     objective = make_objective(training.objective, task, training.objective_config)
     with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
-        return optimise(
+        return optimize(
             model,
             parameters,
             training.data,

@@ -12,7 +12,7 @@ from prunekit.pipeline.scoring import ScoreChoices
 from prunekit.progress import Progress
 from prunekit.task import Data
 from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
-from prunekit.training.config import SCORE_OPTIMISATIONS, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATIONS, TrainConfig
 from prunekit.training.data import ImagesOnDisk, TrainingData, read_into_memory
 from prunekit.training.objectives import ObjectiveConfig
 
@@ -49,9 +49,9 @@ def finetuning(config: RunConfig) -> TrainConfig:
     return training_of_weights(config, max(1, config.finetune_epochs), config.finetune_learning_rate)
 
 
-def score_optimisation(config: RunConfig) -> TrainConfig:
-    """Return the knobs of optimising scores."""
-    return training_of_scores(config, config.score_optimizer, config.optimise_epochs, config.optimise_learning_rate)
+def score_optimization(config: RunConfig) -> TrainConfig:
+    """Return the knobs of optimizing scores."""
+    return training_of_scores(config, config.score_optimizer, config.optimize_epochs, config.optimize_learning_rate)
 
 
 def training_of_weights(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
@@ -66,11 +66,11 @@ def training_of_scores(
 
     Args:
         config: Batches, seed and the like.
-        optimizer: A key of `SCORE_OPTIMISATIONS`.
+        optimizer: A key of `SCORE_OPTIMIZATIONS`.
         epochs: Passes over the data.
         learning_rate: The peak; None takes the optimizer's.
     """
-    knobs = SCORE_OPTIMISATIONS[optimizer]
+    knobs = SCORE_OPTIMIZATIONS[optimizer]
     peak = knobs.learning_rate if learning_rate is None else learning_rate
     return replace(knobs, epochs=epochs, learning_rate=peak, **_shared(config))
 

@@ -26,8 +26,8 @@ from prunekit.pipeline.results import (
     size_columns,
 )
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.steps import finetune, optimise_scores, prune_one_shot, prune_optimised, score, unpruned
-from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimisation
+from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
+from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimization
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
 from prunekit.progress import Progress
@@ -70,10 +70,10 @@ class Job:
 
 def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[Path], Checkpoint]:
     """Do one unit's work; return its row, the files that it wrote, and its model."""
-    artefact, churn = _prune_and_finetune(job, unit)
-    assert artefact.masks is not None
-    save_masks(folder.masks(unit), artefact.masks)
-    model = artefact.model.to(job.config.device)
+    artifact, churn = _prune_and_finetune(job, unit)
+    assert artifact.masks is not None
+    save_masks(folder.masks(unit), artifact.masks)
+    model = artifact.model.to(job.config.device)
     evaluations = {attack: _evaluate(job, folder, model, unit, attack) for attack in _attacks(job.config)}
     transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
     files = [folder.masks(unit)]
@@ -82,18 +82,18 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         files += job.start.task.save_predictions(stem, evaluation.predictions, job.dataset)
 
     model = model.cpu()
-    compaction = _compact(job, folder, artefact, unit)
+    compaction = _compact(job, folder, artifact, unit)
     files += [folder.compacted(unit)] if compaction is not None else []
     latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
-    costs = count_costs(model, x, artefact.masks, job.groups)
+    costs = count_costs(model, x, artifact.masks, job.groups)
     row = RatioResult(
         ratio=unit.ratio,
         **asdict(unit.variant),
         accuracy=_accuracy(job, evaluations, transfer),
         churn=churn,
-        **size_columns(model, costs, sparsity(artefact.masks)),
+        **size_columns(model, costs, sparsity(artifact.masks)),
         **latency_columns(latency),
         **compaction_columns(latency, compaction),
         postprocessing=postprocessing_columns(latency),
@@ -106,7 +106,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         instruction_set=native_status().instruction_set,
         processor=processor().name,
     )
-    return row, files, artefact
+    return row, files, artifact
 
 
 def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]:
@@ -123,8 +123,8 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
     elif config.share_scores_at is not None:
         pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
-        pruned, churn = prune_optimised(
-            job.bench, job.start, scores, scores_sha256, rule, training, score_optimisation(config)
+        pruned, churn = prune_optimized(
+            job.bench, job.start, scores, scores_sha256, rule, training, score_optimization(config)
         )
     if training is not None and config.finetune_epochs > 0:
         pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
@@ -134,11 +134,11 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
 def _prune_by_shared_scores(
     job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
 ) -> tuple[Checkpoint, float]:
-    """Prune by scores that were optimised once, by the masks of `ratio`; return the churn at the rule's own too."""
+    """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
     shared = replace(rule, ratio_percent=ratio)
-    knobs = score_optimisation(job.config)
-    start, optimised, sha = optimise_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
-    pruned = prune_one_shot(job.bench, start, optimised, sha, rule)
+    knobs = score_optimization(job.config)
+    start, optimized, sha = optimize_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
+    pruned = prune_one_shot(job.bench, start, optimized, sha, rule)
     assert pruned.masks is not None
     scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
     return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
@@ -166,10 +166,10 @@ def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     return evaluate(model, task, job.dataset, job.config, attack, progress, description, source=source)
 
 
-def _compact(job: Job, folder: RunFolder, artefact: Checkpoint, unit: Unit) -> CompactionResult | None:
+def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:
     """Remove the dropped filters of a unit, and write the smaller model down."""
     for _ in job.bench.progress.track(range(1), f"{unit.label}: compacting", 1):
-        result = compacted(artefact, job.dataset[0].image[None], job.bench.progress)
+        result = compacted(artifact, job.dataset[0].image[None], job.bench.progress)
     if result is not None:
         save(result, folder.compacted(unit))
     return result
@@ -194,18 +194,18 @@ def _accuracy(job: Job, evaluations: dict[str, Evaluation], transfer: Evaluation
     return {name: finite_or_none(value) for name, value in columns.items()}
 
 
-def compacted(artefact: Checkpoint, x: Tensor, progress: Progress) -> CompactionResult | None:
+def compacted(artifact: Checkpoint, x: Tensor, progress: Progress) -> CompactionResult | None:
     """Compact a model whose masks drop filters; None for another one, and for one that cannot be compacted.
 
     Args:
-        artefact: The pruned model; its masks are in its weights.
+        artifact: The pruned model; its masks are in its weights.
         x: An image, [1, 3, H, W].
         progress: Told why a model cannot be compacted: one that lost all filters of a layer, say.
     """
-    if not artefact.drops_filters:
+    if not artifact.drops_filters:
         return None
     try:
-        return compact(artefact.model.cpu(), x)
+        return compact(artifact.model.cpu(), x)
     except InputError as error:
         progress.message(f"not compacted: {error}")
         return None

@@ -12,7 +12,7 @@ class Variant:
     Attributes:
         structure: What is dropped, a key of `STRUCTURES`; "none" for the unpruned model that all variants share.
         scores: What ranks it, a key of `SCORES`.
-        pruning: "one-shot", or "optimised" scores.
+        pruning: "one-shot", or "optimized" scores.
     """
 
     structure: str

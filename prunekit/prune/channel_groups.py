@@ -26,7 +26,7 @@ class ChannelGroups:
 
     Attributes:
         units: Convolution → int64 [out_channels], the unit of each filter.
-        norm_units: Normalisation layer → int64 [channels], the unit of each channel; -1 where no filter made it.
+        norm_units: Normalization layer → int64 [channels], the unit of each channel; -1 where no filter made it.
         input_units: Convolution or linear layer that runs → int64 [in_channels or in_features], the unit of each
             channel that it reads; -1 where no filter made it.
         pinned: bool [units], True where a unit may not be cut: its channels are outputs of the model, are added to
@@ -158,7 +158,7 @@ def _nearest(model: nn.Module, graph: fx.Graph, towards_output: bool) -> tuple[s
         if isinstance(module, nn.Conv2d):
             found.add(str(node.target))
         elif not isinstance(module, nn.Linear):
-            neighbours = set(node.users if towards_output else node.all_input_nodes) - seen
-            seen |= neighbours
-            ends.extend(neighbours)
+            neighbors = set(node.users if towards_output else node.all_input_nodes) - seen
+            seen |= neighbors
+            ends.extend(neighbors)
     return tuple(name for name, _ in model.named_modules() if name in found)

@@ -1,7 +1,7 @@
 """Follow every channel through a traced model: which convolution's filter made it, and who reads it.
 
 Each tensor of the graph carries one label per channel (dimension 1). A convolution gives its outputs labels of its own;
-element-wise functions, pooling, upsampling and normalisation hand labels on; concatenation joins them; addition ties
+element-wise functions, pooling, upsampling and normalization hand labels on; concatenation joins them; addition ties
 them, two by two. Labels that were tied, however far apart, are one *unit*: channels that can only go together.
 """
 
@@ -49,7 +49,7 @@ class ChannelTrace:
 
     Attributes:
         outputs: Convolution → one label per output channel.
-        norms: Normalisation layer → one label per channel.
+        norms: Normalization layer → one label per channel.
         inputs: Convolution or linear layer → one label per channel it reads. What a layer reads when it is called
             at several places is tied, for its weight can lose an input only everywhere.
         pinned: Labels that may never be cut: they reach the model's outputs, come from its inputs, or reach an

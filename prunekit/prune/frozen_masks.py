@@ -1,4 +1,4 @@
-"""Keep what pruning dropped at exactly zero while the rest trains, whatever the optimiser."""
+"""Keep what pruning dropped at exactly zero while the rest trains, whatever the optimizer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class FrozenMasks:
             ...                                    # any training loop
 
     Dropped entries are set to zero; then their gradients are zero, so that they neither enter a norm that
-    gradients are clipped by nor fill the optimiser's moments; and every step of a guarded optimiser ends
+    gradients are clipped by nor fill the optimizer's moments; and every step of a guarded optimizer ends
     with setting them to zero again, so that neither weight decay, nor a momentum from before, nor noise moves them.
 
     Args:
         model: The model; its modules and the names in its state dict stay what they are.
         masks: Layer name → bool mask of the layer's weight's shape, True = kept.
         groups: The model's `channel_groups`, for masks that drop whole filters: their biases and their
-            normalisation's weights and biases are held at zero as well.
+            normalization's weights and biases are held at zero as well.
 
     Raises:
         InputError: When a mask is missing, unknown, or of another shape or dtype, or a layer's weight is computed by
@@ -45,7 +45,7 @@ class FrozenMasks:
         self._hooks = [_zero_gradient_of(m.stored, m.dropped) for m in self._held if m.stored.requires_grad]
 
     def guard(self, optimizer: Optimizer) -> None:
-        """Set dropped entries to zero after each of the optimiser's steps."""
+        """Set dropped entries to zero after each of the optimizer's steps."""
         self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.zero_dropped()))
 
     def zero_dropped(self) -> None:
@@ -54,7 +54,7 @@ class FrozenMasks:
             masked.zero_dropped()
 
     def detach(self) -> None:
-        """Let go of model and optimisers; what is zero stays zero until someone trains it."""
+        """Let go of model and optimizers; what is zero stays zero until someone trains it."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -59,7 +59,7 @@ class MaskRule:
 
     @property
     def cuts_filters(self) -> bool:
-        """Whether whole filters go, so that their normalisation must be silenced too."""
+        """Whether whole filters go, so that their normalization must be silenced too."""
         return self.structure in ("filter", "hybrid")
 
     @property

@@ -33,7 +33,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGr
     """Set the dropped weights of `model` to zero, in place.
 
     A filter without weights still answers the constant that its bias and its BatchNorm make of zero. With
-    `groups` those go too, so that what a dropped filter's normalisation answers is zero everywhere, and so is
+    `groups` those go too, so that what a dropped filter's normalization answers is zero everywhere, and so is
     every activation behind it that maps zero to zero.
 
     Args:
@@ -97,7 +97,7 @@ def tensor_masks(
     """Return every parameter and buffer of `model` that the masks zero, by its full name, with its own mask.
 
     Without `groups` those are the convolutions' weights; with them also, channel by channel, the bias of each
-    convolution and the weight and bias of each normalisation (the running mean of one that has no weight).
+    convolution and the weight and bias of each normalization (the running mean of one that has no weight).
     """
     check_masks(model, masks)
     if groups is not None:

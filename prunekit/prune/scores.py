@@ -19,11 +19,11 @@ from prunekit.registry import look_up, register
 
 
 def scaled_scores(weight: Tensor) -> Tensor:
-    """HYDRA's scaled initialisation: s0 = sqrt(6 / fan_in) · W / max|W|.
+    """HYDRA's scaled initialization: s0 = sqrt(6 / fan_in) · W / max|W|.
 
     The factor is one positive number a layer, so |s0| orders the layer's weights as |W| does
-    (rounding can merge two neighbours, never swap them). It matters to the optimisation of scores,
-    which starts from s0: every layer's scores then have the range of a Kaiming-uniform initialisation.
+    (rounding can merge two neighbors, never swap them). It matters to the optimization of scores,
+    which starts from s0: every layer's scores then have the range of a Kaiming-uniform initialization.
 
     Args:
         weight: A convolution's filter, [K, C, R, S].
@@ -121,7 +121,7 @@ def score_model(model: nn.Module, name: str, seed: int = 0) -> dict[str, Tensor]
 def initial_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bring scores from elsewhere to HYDRA's scale: s0 = sqrt(6 / fan_in) · |score| / max|score| · sign(W).
 
-    Within a layer they rank as before; an optimisation of scores can start from them.
+    Within a layer they rank as before; an optimization of scores can start from them.
 
     Args:
         model: The scored model.

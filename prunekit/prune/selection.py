@@ -33,7 +33,7 @@ def keep_highest(magnitudes: Tensor, num_dropped: int) -> Tensor:
 
 def _kth_smallest(flat: Tensor, k: int) -> float:
     if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
-        # NumPy's vectorised quickselect: 5 ms for 4.7 million float32, where torch.kthvalue takes 80 to 120.
+        # NumPy's vectorized quickselect: 5 ms for 4.7 million float32, where torch.kthvalue takes 80 to 120.
         return float(np.partition(flat.numpy(), k - 1)[k - 1])
     return float(flat.kthvalue(k).values)
 

@@ -1,4 +1,4 @@
-"""Optimise scores instead of weights, with the straight-through estimator of HYDRA.
+"""Optimize scores instead of weights, with the straight-through estimator of HYDRA.
 
     with StraightThrough(model, scores, MaskRule(90)) as pruning:
         optimizer = torch.optim.SGD(pruning.parameters(), lr=0.1, momentum=0.9)
@@ -11,7 +11,7 @@ backward takes the step for the identity in |s|:
 
     dL/ds = dL/d(W · mask) · W · sign(s)           for dropped weights too, so that they can come back
 
-A filter's mask acts where its channel z is read, behind normalisation and activation. There every reader multiplies it
+A filter's mask acts where its channel z is read, behind normalization and activation. There every reader multiplies it
 by the mask m(s) of its unit, whose score is u = mean |s|:
 
     dL/dm = Σ z · dL/d(z·m),    dL/ds = dL/dm · du/d|s| · sign(s)
@@ -101,7 +101,7 @@ class Churn:
     """The fraction of kept weights that the start's masks had dropped.
 
     Attributes:
-        total: Over all scored weights. Near zero means that optimising the scores changed nothing.
+        total: Over all scored weights. Near zero means that optimizing the scores changed nothing.
         layers: Layer by layer.
     """
 
@@ -121,7 +121,7 @@ class StraightThrough:
     """Make the scores of a model's convolutions the parameters that train.
 
     From construction to `detach` or `finish` the model runs masked, by masks that follow the scores: they are made
-    anew in the first forward after the scores have changed. Weights are frozen; what normalisations learn is not.
+    anew in the first forward after the scores have changed. Weights are frozen; what normalizations learn is not.
     The model must be called itself, not one of its parts.
 
     Args:
@@ -175,7 +175,7 @@ class StraightThrough:
                 parameter.requires_grad_(False)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what trains: the scores, and the weights and biases of the normalisations that did before."""
+        """Return what trains: the scores, and the weights and biases of the normalizations that did before."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def scores(self) -> dict[str, Tensor]:

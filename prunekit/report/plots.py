@@ -18,11 +18,11 @@ Row = Mapping[str, str]
 
 GIVEN, UNPRUNED = "weights as given", "unpruned"  # groups of `variants` that are not pruned
 
-# Okabe and Ito's palette without its yellow, too pale on white: told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
+# Okabe and Ito's palette without its yellow, too pale on white: told apart by color-blind readers.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHAPES = ("o", "s", "^", "D", "v")  # told apart in grey; 5 has no factor in common with 7, so 35 pairs are different
-LINES = {"one-shot": "--", "optimised": "-"}  # the markers of dashed lines are hollow
+SHAPES = ("o", "s", "^", "D", "v")  # told apart in gray; 5 has no factor in common with 7, so 35 pairs are different
+LINES = {"one-shot": "--", "optimized": "-"}  # the markers of dashed lines are hollow
 
 MIN_LABEL_GAP = 3.5  # percent of the ratios' span: labels of nearer ticks would touch
 PANEL_SIZE, LEGEND_LINE = (6.4, 3.8), 0.22  # inches
@@ -128,7 +128,7 @@ def draw_accuracy(rows: Sequence[Row], figures: Sequence[Figure]) -> PlotFigure:
 
 
 def draw_latency(rows: Sequence[Row], figures: Sequence[Figure] = ()) -> PlotFigure:
-    """Draw the latency of artefact and control against the ratio; of a single variant with a band up to p90."""
+    """Draw the latency of artifact and control against the ratio; of a single variant with a band up to p90."""
     accelerated, control = "accelerated model", "masked dense model (control)"
     size, threads = rows[0]["image_size"], rows[0]["threads"]
     title = f"network only, one {size}×{size} image, {threads} thread{'s' if threads != '1' else ''}"
@@ -140,7 +140,7 @@ def draw_latency(rows: Sequence[Row], figures: Sequence[Figure] = ()) -> PlotFig
         Curve(
             control,
             "latency_ms_control",
-            {"color": GREY, "marker": "s", "linestyle": ":"},
+            {"color": GRAY, "marker": "s", "linestyle": ":"},
             "latency_ms_control_p90",
         ),
     ]
@@ -161,12 +161,12 @@ def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: s
     for curve in curves:
         ratio, values = column(line, "ratio"), column(line, curve.column)
         axes.plot(ratio, values, label=curve.label, **curve.look)
-        colour = curve.look["color"]
+        color = curve.look["color"]
         if curve.band:
-            axes.fill_between(ratio, values, column(line, curve.band), color=colour, alpha=0.12, linewidth=0)
-        axes.plot(column(given, "ratio"), column(given, curve.column), "x", color=colour)
+            axes.fill_between(ratio, values, column(line, curve.band), color=color, alpha=0.12, linewidth=0)
+        axes.plot(column(given, "ratio"), column(given, curve.column), "x", color=color)
     if given:
-        axes.plot([], [], "x", color=GREY, label=GIVEN)
+        axes.plot([], [], "x", color=GRAY, label=GIVEN)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(y_label)
     _finish(axes, column(rows, "ratio"), title)
@@ -185,7 +185,7 @@ def _compare(rows: Sequence[Row], panels: Sequence[Panel], y_label: str, title: 
         for name, marker in ((UNPRUNED, "o"), (GIVEN, "x")):
             if point := groups.get(name):
                 axes.plot(
-                    column(point, "ratio"), column(point, panel.column), marker, color=GREY, markersize=7, label=name
+                    column(point, "ratio"), column(point, panel.column), marker, color=GRAY, markersize=7, label=name
                 )
         _finish(axes, column(rows, "ratio"), f"{panel.title}, {title}" if axes is all_axes[0] else panel.title)
     all_axes[0].set_ylim(bottom=0)  # after all panels: it ends the scaling by what is drawn
@@ -201,18 +201,18 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _looks(lines: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
-    """Choose each line's colour and marker by structure and scores, its dashes and filling by the pruning."""
+    """Choose each line's color and marker by structure and scores, its dashes and filling by the pruning."""
     of_line = {name: (rows[-1]["structure"], rows[-1]["scores"]) for name, rows in lines.items()}
     order = {pair: index for index, pair in enumerate(dict.fromkeys(of_line.values()))}
     looks = {}
     for name, pair in of_line.items():
-        colour = PALETTE[order[pair] % len(PALETTE)]
+        color = PALETTE[order[pair] % len(PALETTE)]
         dashes = LINES[lines[name][-1]["pruning"]]
         looks[name] = {
-            "color": colour,
+            "color": color,
             "marker": SHAPES[order[pair] % len(SHAPES)],
             "linestyle": dashes,
-            "markerfacecolor": colour if dashes == "-" else "white",
+            "markerfacecolor": color if dashes == "-" else "white",
             "markersize": 5,
             "linewidth": 1.4,
         }

@@ -1,7 +1,7 @@
-"""Augmentation for detection training: flips, scale and shift, colours; the boxes follow the pixels.
+"""Augmentation for detection training: flips, scale and shift, colors; the boxes follow the pixels.
 
 All images of a batch are changed at once, each in its own way, by two small maps an image: an affine one from place to
-place and an affine one from colour to colour. Everything random comes from the generator that is handed in.
+place and an affine one from color to color. Everything random comes from the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class AugmentConfig:
 
     Attributes:
         flip: Share of the images that are mirrored, left to right.
-        scale: Sides are multiplied by a factor from 1 - scale to 1 + scale, about the centre.
+        scale: Sides are multiplied by a factor from 1 - scale to 1 + scale, about the center.
         translate: Images move by up to this share of their side, along both axes.
-        hue: Colours turn by up to this share of the colour circle, either way.
-        saturation: Distance from grey is multiplied by 1 - saturation to 1 + saturation.
+        hue: Colors turn by up to this share of the color circle, either way.
+        saturation: Distance from gray is multiplied by 1 - saturation to 1 + saturation.
         brightness: Values are multiplied by 1 - brightness to 1 + brightness.
-        contrast: Distance from the image's mean grey is multiplied by 1 - contrast to 1 + contrast.
+        contrast: Distance from the image's mean gray is multiplied by 1 - contrast to 1 + contrast.
         fill: Value of the pixels that scale and shift uncover; the letterbox's by default.
     """
 
@@ -60,8 +60,8 @@ class AugmentConfig:
         return self.scale > 0 or self.translate > 0
 
     @property
-    def recolours(self) -> bool:
-        """Whether colours change."""
+    def recolors(self) -> bool:
+        """Whether colors change."""
         return max(self.hue, self.saturation, self.brightness, self.contrast) > 0
 
 
@@ -84,8 +84,8 @@ def augment(x: Tensor, targets: Any, config: AugmentConfig, generator: torch.Gen
         The new images, in [0, 1], and their targets: boxes clipped to the image, without tiny leftovers.
     """
     places = _draw_places(len(x), config, generator)
-    if config.recolours:
-        x = _recolour(x, config, generator)
+    if config.recolors:
+        x = _recolor(x, config, generator)
     if config.moves:
         x = _move(x, places, config.fill)
     elif config.flip > 0:
@@ -110,7 +110,7 @@ def resize(x: Tensor, targets: Any, size: int) -> tuple[Tensor, Any]:
 def _draw_places(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Return where each image goes, [N, 2, 3]: place in the new image = A · (place in the old, 1).
 
-    Places run from -1 to 1 over an image, which makes the centre the fixed point of flips and scaling.
+    Places run from -1 to 1 over an image, which makes the center the fixed point of flips and scaling.
     """
     flip = 1 - 2 * (torch.rand(count, generator=generator) < config.flip).float()
     scale = 1 + config.scale * _symmetric(count, generator)
@@ -150,21 +150,21 @@ def _move_target(target: Target, place: Tensor, size: int) -> Target:
     return Target(clipped[keep], target.labels[keep])
 
 
-def _recolour(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _recolor(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Change hue, saturation, brightness and contrast of images [N, 3, S, S]."""
     count = len(x)
     angle = 2 * math.pi * config.hue * _symmetric(count, generator)
     saturation = 1 + config.saturation * _symmetric(count, generator)
     brightness = 1 + config.brightness * _symmetric(count, generator)
     contrast = 1 + config.contrast * _symmetric(count, generator)
-    matrix = _colour_matrices(angle, saturation) * (brightness * contrast)[:, None, None]  # [N, 3, 3]
+    matrix = _color_matrices(angle, saturation) * (brightness * contrast)[:, None, None]  # [N, 3, 3]
     pixels = x.flatten(2)  # [N, 3, S·S]
-    mean_grey = pixels.mean(dim=2) @ x.new_tensor(RGB_TO_YIQ[0])  # [N]; hue and saturation leave it alone
-    offset = mean_grey * (brightness * (1 - contrast)).to(x)
+    mean_gray = pixels.mean(dim=2) @ x.new_tensor(RGB_TO_YIQ[0])  # [N]; hue and saturation leave it alone
+    offset = mean_gray * (brightness * (1 - contrast)).to(x)
     return torch.baddbmm(offset[:, None, None], matrix.to(x), pixels).clamp_(0, 1).view_as(x)
 
 
-def _colour_matrices(angle: Tensor, saturation: Tensor) -> Tensor:
+def _color_matrices(angle: Tensor, saturation: Tensor) -> Tensor:
     """Return maps from RGB to RGB, [N, 3, 3], that turn and stretch the chrominances."""
     to_yiq = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
     change = torch.zeros(len(angle), 3, 3, dtype=torch.float64)

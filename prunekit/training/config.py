@@ -40,14 +40,14 @@ class TrainConfig:
         optimizer: "adamw" or "sgd".
         learning_rate: The peak.
         momentum: SGD's, or AdamW's first beta.
-        weight_decay: On parameters of two dimensions and more, such as filters and scores; biases and normalisation
+        weight_decay: On parameters of two dimensions and more, such as filters and scores; biases and normalization
             have no reason to be small. AdamW's is decoupled, SGD's part of the gradient.
         schedule: "cosine" takes the rate down to zero, "constant" keeps it.
         warmup: Share of the steps in which the rate rises linearly.
         max_grad_norm: Gradients are clipped to this length; None leaves them as they are.
         ema_decay: Averaged weights forget at this rate a step, and faster in the beginning (`ema_decay_at`); None keeps
             no average.
-        batch_norm: "live" normalises by the batch and updates the running statistics; "frozen-statistics" normalises
+        batch_norm: "live" normalizes by the batch and updates the running statistics; "frozen-statistics" normalizes
             by the running ones, which stay, while scale and shift train if the stage trains them; "frozen" keeps
             these as well.
         precision: Of the networks' passes; "bfloat16" through torch.autocast. Losses and weights are float32.
@@ -128,15 +128,15 @@ _HYDRA: dict[str, Any] = {
     "ema_decay": None,
 }
 PRE_TRAINING = TrainConfig(epochs=100, learning_rate=0.1, **_HYDRA)
-SCORE_OPTIMISATION = TrainConfig(epochs=20, learning_rate=0.1, **_HYDRA)
+SCORE_OPTIMIZATION = TrainConfig(epochs=20, learning_rate=0.1, **_HYDRA)
 FINE_TUNING = TrainConfig(epochs=100, learning_rate=0.01, **_HYDRA)
 
-# How scores can be optimised. On the demo's detector their gradients differ between layers by a factor of 180, the
+# How scores can be optimized. On the demo's detector their gradients differ between layers by a factor of 180, the
 # scores by 17: 75 steps of SGD took those of the widest layer 2 % of the way to the threshold, and 2 % of the masks
 # changed. Adam's steps are of one size everywhere: a score's way is at most rate times steps, with the cosine half.
-SCORE_OPTIMISATIONS = {
-    "sgd": SCORE_OPTIMISATION,
-    "adamw": replace(SCORE_OPTIMISATION, optimizer="adamw", learning_rate=3e-3, weight_decay=0.0),
+SCORE_OPTIMIZATIONS = {
+    "sgd": SCORE_OPTIMIZATION,
+    "adamw": replace(SCORE_OPTIMIZATION, optimizer="adamw", learning_rate=3e-3, weight_decay=0.0),
 }
 
 

@@ -86,8 +86,8 @@ def read_into_memory(dataset: Data, progress: Progress) -> ImagesInMemory:
         sample = dataset[index]
         images[index] = (sample.image * 255).round()
         targets.append(sample.target)
-    is_labelled = bool(targets) and isinstance(targets[0], int)
-    return ImagesInMemory(images, torch.tensor(targets) if is_labelled else targets)
+    is_labeled = bool(targets) and isinstance(targets[0], int)
+    return ImagesInMemory(images, torch.tensor(targets) if is_labeled else targets)
 
 
 def derived_seed(seed: int, purpose: str, index: int) -> int:

@@ -1,4 +1,4 @@
-"""One loop that trains: pre-training, optimising scores and fine-tuning differ only in which parameters train.
+"""One loop that trains: pre-training, optimizing scores and fine-tuning differ only in which parameters train.
 
 Nothing random comes from anywhere but (seed, step) and (seed, epoch), so training that was stopped and went on from a
 saved state ends in the same bits as training that was not.
@@ -51,7 +51,7 @@ class TrainingDivergedError(ArithmeticError):
     """A loss or a gradient was not finite. What was saved before is still good."""
 
 
-def optimise(
+def optimize(
     module: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     data: TrainingData,
@@ -64,13 +64,13 @@ def optimise(
     after_step: Sequence[AfterStep] = (),
     description: str = "training",
 ) -> TrainState:
-    """Minimise `objective` over `parameters`, in place and on the config's device.
+    """Minimize `objective` over `parameters`, in place and on the config's device.
 
     Args:
         module: What maps images to outputs.
         parameters: The ones of the module that train, by their names in it; all others stay as they are.
         data: What to train on.
-        objective: What to minimise.
+        objective: What to minimize.
         config: The knobs.
         state: Where an earlier call stopped; everything else must be as it was then.
         save: Called with the state every `checkpoint_every` steps and at the end, also that by Ctrl-C. The state refers
@@ -124,11 +124,11 @@ def train(
         dataset: Training images; they are kept in memory as bytes, S · S · 3 each.
         config: The knobs.
         progress: Shown step by step, with the loss.
-        task: The loss to minimise.
+        task: The loss to minimize.
     """
     data = read_into_memory(dataset, progress)
     objective = Clean(task)
-    state = optimise(model, dict(model.named_parameters()), data, objective, config, progress=progress)
+    state = optimize(model, dict(model.named_parameters()), data, objective, config, progress=progress)
     average = copy.deepcopy(model).eval()
     load_averages(state, average)
     return average
@@ -145,7 +145,7 @@ def count_steps(data: TrainingData, config: TrainConfig) -> int:
 
 
 class _Training:
-    """The moving parts of one call of `optimise`.
+    """The moving parts of one call of `optimize`.
 
     Attributes:
         step: Updates made so far.

@@ -1,7 +1,7 @@
-"""What training minimises: the clean loss, or one of five that prepare a model for attacks.
+"""What training minimizes: the clean loss, or one of five that prepare a model for attacks.
 
 An objective maps a batch to a scalar loss, attacking the images first if that is its way. It knows the task only
-through losses per image, so that detectors and classifiers share every line. Attacks run with batch normalisation in
+through losses per image, so that detectors and classifiers share every line. Attacks run with batch normalization in
 eval mode; the forward passes that are trained on run as the training loop has set the model up.
 """
 
@@ -87,7 +87,7 @@ class Objective:
         return None
 
     def __call__(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> Tensor:
-        """Return the scalar to minimise; everything random comes from `generator`, on the images' device."""
+        """Return the scalar to minimize; everything random comes from `generator`, on the images' device."""
         raise NotImplementedError
 
     def mean_loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
@@ -117,7 +117,7 @@ class PgdAdversarialTraining(Objective):
 
 
 class Trades(Objective):
-    """L(x) + β · D(x_adv, x), where x_adv maximises the divergence D of the answers (Zhang et al. 2019).
+    """L(x) + β · D(x_adv, x), where x_adv maximizes the divergence D of the answers (Zhang et al. 2019).
 
     The attack starts at random whatever its config says: at x itself D has its minimum and no gradient to follow.
     """
@@ -139,7 +139,7 @@ class FreeAdversarialTraining(Objective):
     """L(x + δ), each batch several times in a row, with δ following its gradient (Shafahi et al. 2019).
 
     The backward pass that trains the weights also yields the gradient for δ: attacks cost nothing. δ goes on from batch
-    to batch, in the L∞ ball. Batch normalisation is the training forward's: there is no other pass.
+    to batch, in the L∞ ball. Batch normalization is the training forward's: there is no other pass.
     """
 
     @property

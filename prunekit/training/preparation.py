@@ -16,7 +16,7 @@ from prunekit.training.config import TrainConfig, require_device
 
 @contextmanager
 def prepared(module: nn.Module, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> Iterator[nn.Module]:
-    """Yield the network to train: the module, in the config's precision, batch normalisation and device.
+    """Yield the network to train: the module, in the config's precision, batch normalization and device.
 
     Afterwards modes, `requires_grad` and torch's global random state are as before; the module stays on the device, in
     channels-last memory.
@@ -47,7 +47,7 @@ def prepared(module: nn.Module, parameters: Mapping[str, nn.Parameter], config: 
 def parameters_that_train(
     module: nn.Module, parameters: Mapping[str, nn.Parameter], config: TrainConfig
 ) -> dict[str, nn.Parameter]:
-    """Return the given parameters, less batch normalisation's when the config freezes it.
+    """Return the given parameters, less batch normalization's when the config freezes it.
 
     Raises:
         InputError: When one is not the module's, or none is left.

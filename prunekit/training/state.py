@@ -20,7 +20,7 @@ from prunekit.training.config import TrainConfig
 class TrainState:
     """Where training stands between two steps.
 
-    A state that `optimise` hands out refers to the live tensors: write or `clone` it before training goes on.
+    A state that `optimize` hands out refers to the live tensors: write or `clone` it before training goes on.
 
     Attributes:
         step: Updates made so far.
@@ -176,7 +176,7 @@ def save_checkpoint(path: str | Path, state: TrainState, config: TrainConfig) ->
 
 
 def load_checkpoint(path: str | Path, config: TrainConfig) -> TrainState:
-    """Read a state that `save_checkpoint` wrote; `optimise` checks that it is the model's.
+    """Read a state that `save_checkpoint` wrote; `optimize` checks that it is the model's.
 
     Args:
         path: The safetensors file.

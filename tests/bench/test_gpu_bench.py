@@ -21,7 +21,7 @@ from prunekit.ops.cuda.record_launch import (
     choose_launch,
     launches,
     memory_seconds,
-    modelled_seconds,
+    modeled_seconds,
     shared_bytes,
 )
 
@@ -96,10 +96,10 @@ def test_expected_steps_are_those_of_a_random_mask() -> None:
         assert packed.header.longest <= -(-chunk * kernel**2 // 16)
 
 
-def test_the_best_cut_is_the_least_modelled() -> None:
+def test_the_best_cut_is_the_least_modeled() -> None:
     problem = RecordProblem(64, 32, (3, 3), 1, 0.1, 2, (17, 23), (2, 2))
     best = best_launches(problem, TURING, 5)
-    times = [modelled_seconds(problem, launch, TURING) for launch in best]
+    times = [modeled_seconds(problem, launch, TURING) for launch in best]
     assert times == sorted(times)
     assert all(shared_bytes(problem, launch) <= TURING.shared_bytes for launch in best)
 
@@ -108,13 +108,13 @@ def test_searching_all_cuts_at_once_finds_what_trying_each_finds() -> None:
     for kernel, density, name in ((3, 0.1, "rtx-2070-super"), (1, 0.02, "a100"), (5, 0.3, "h100")):
         device = GPUS[name]
         problem = RecordProblem(48, 20, (kernel, kernel), 2, density, 2, (17, 23), padding=(kernel // 2, kernel // 2))
-        times = [modelled_seconds(problem, cut, device) for cut in launches(problem, device.shared_bytes)]
-        assert modelled_seconds(problem, best_launches(problem, device, 1)[0], device) == min(times)
+        times = [modeled_seconds(problem, cut, device) for cut in launches(problem, device.shared_bytes)]
+        assert modeled_seconds(problem, best_launches(problem, device, 1)[0], device) == min(times)
         halves = CondensedProblem.of(problem)
         cuts = list(condensed_launch.launches(halves, device.shared_bytes))
-        times = [condensed_launch.modelled_seconds(halves, cut, device) for cut in cuts]
+        times = [condensed_launch.modeled_seconds(halves, cut, device) for cut in cuts]
         chosen = condensed_launch.best_launches(halves, device, 3)
-        assert [condensed_launch.modelled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
+        assert [condensed_launch.modeled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
         assert len(cuts) == len(set(cuts)) > 50
 
 
@@ -127,8 +127,8 @@ def test_break_even_is_where_the_faster_one_changes(dtype: str, capsys: pytest.C
             assert dtype == "float16"
             continue
         dense = gpu_model.dense_seconds(layer, device, dtype)
-        assert gpu_model.modelled_layer(layer, 1 - point / 100, device, dtype)[0] <= dense
-        assert gpu_model.modelled_layer(layer, 1.01 - point / 100, device, dtype)[0] > dense
+        assert gpu_model.modeled_layer(layer, 1 - point / 100, device, dtype)[0] <= dense
+        assert gpu_model.modeled_layer(layer, 1.01 - point / 100, device, dtype)[0] > dense
     gpu_model.print_break_even({layer: 11}, dtype)
     assert "| 128 → 256, 3×3 | 52×52 | 11 | " in capsys.readouterr().out
     gpu_model.print_choices({layer: 11}, 1, dtype)

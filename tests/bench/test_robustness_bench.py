@@ -28,9 +28,9 @@ def test_every_step_is_a_row_and_none_is_measured_twice(out: Path) -> None:
     start, cells = _start(out, 0), (Cell("filter", 25),)
     rows = Rows(out / "rows.jsonl")
     measure_seed(start, cells, longer=(), equal_passes=True, rows=rows)
-    # As given and pre-trained; one-shot and optimised before and after, one-shot also after one more epoch.
+    # As given and pre-trained; one-shot and optimized before and after, one-shot also after one more epoch.
     assert [(row["pruning"], row["finetune_epochs"]) for row in rows.rows] == [
-        ("none", 0), ("none", 0), ("one-shot", 0), ("one-shot", 1), ("one-shot", 2), ("optimised", 0), ("optimised", 1),
+        ("none", 0), ("none", 0), ("one-shot", 0), ("one-shot", 1), ("one-shot", 2), ("optimized", 0), ("optimized", 1),
     ]  # fmt: skip
     pruned = [row for row in rows.rows if row["structure"] == "filter"]
     assert {row["kept_weights_share"] < 1 - 0.25 for row in pruned} == {True}  # what reads a dropped filter goes too

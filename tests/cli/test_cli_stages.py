@@ -20,7 +20,7 @@ from tests.support.training_problems import tiny_task
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_finished_work_is_recognised_and_not_done_again(options: dict[str, Options], command: str) -> None:
+def test_finished_work_is_recognized_and_not_done_again(options: dict[str, Options], command: str) -> None:
     out = Path(options[command]["out"])
     first = succeed(command, options[command])
     assert "Written: " in first.stdout
@@ -70,12 +70,12 @@ def test_training_from_scratch_depends_on_the_seed_alone(shapes_data: Path, tmp_
 
 
 @pytest.mark.parametrize("ratio", [0, 99])
-@pytest.mark.parametrize("optimise", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
 def test_ratios_0_and_99_prune_and_finetune(
-    options: dict[str, Options], ratio: int, optimise: bool, tmp_path: Path
+    options: dict[str, Options], ratio: int, optimize: bool, tmp_path: Path
 ) -> None:
-    data = {"data": options["train"]["data"], "max-steps": 2, "objective": "clean"} if optimise else {}
-    succeed("prune", options["prune"] | data | {"ratio": ratio, "optimise-scores": optimise})
+    data = {"data": options["train"]["data"], "max-steps": 2, "objective": "clean"} if optimize else {}
+    succeed("prune", options["prune"] | data | {"ratio": ratio, "optimize-scores": optimize})
     tuned = tmp_path / "tuned"
     chosen = options["finetune"] | {"weights": options["prune"]["out"] / "model.safetensors", "out": tuned}
     assert f"{ratio}" in succeed("finetune", chosen).stdout
@@ -165,8 +165,8 @@ def test_a_sound_evaluation_passes_its_checks(shapes_config: RunConfig, tmp_path
     succeed("evaluate", chosen | {"attack": "none", "check": True, "out": tmp_path})
 
 
-def test_a_run_does_all_structures_one_shot_and_optimised(options: dict[str, Options], tmp_path: Path) -> None:
-    structures, prunings = ("unstructured", "filter", "kernel2d", "hybrid"), ("one-shot", "optimised")
+def test_a_run_does_all_structures_one_shot_and_optimized(options: dict[str, Options], tmp_path: Path) -> None:
+    structures, prunings = ("unstructured", "filter", "kernel2d", "hybrid"), ("one-shot", "optimized")
     data = options["train"]["data"]
     chosen = SIZE | {"model": "yolov3-tiny", "width": 0.03, "weights": tmp_path / "net.weights", "data": data}
     chosen |= {"train-data": data, "structure": ",".join(structures), "pruning": ",".join(prunings), "ratios": "60"}
@@ -183,19 +183,19 @@ def test_a_run_does_all_structures_one_shot_and_optimised(options: dict[str, Opt
 
 
 @pytest.mark.parametrize(
-    ("structure", "scores", "optimised"), [("filter", "deeplift", True), ("unstructured", "taylor", False)]
+    ("structure", "scores", "optimized"), [("filter", "deeplift", True), ("unstructured", "taylor", False)]
 )
 def test_a_run_is_its_stages_in_order(
-    shapes_config: RunConfig, tmp_path: Path, structure: str, scores: str, optimised: bool
+    shapes_config: RunConfig, tmp_path: Path, structure: str, scores: str, optimized: bool
 ) -> None:
     shared = {"threads": 1, "image-size": shapes_config.image_size}
     detector = {"model": "yolov3-tiny", "width": shapes_config.width, "weights": shapes_config.weights}
     training = {"max-steps": 2, "objective": "n-fgsm", "train-batch-size": 4}
-    rates = {"pretrain-learning-rate": 1e-4, "optimise-learning-rate": 0.05, "finetune-learning-rate": 1e-4}
+    rates = {"pretrain-learning-rate": 1e-4, "optimize-learning-rate": 0.05, "finetune-learning-rate": 1e-4}
     data, steps = {"data": shapes_config.data}, {name: tmp_path / name for name in ("train", "score", "prune", "tune")}
     succeed("run", {
         **shared, **detector, **training, **data, **rates, "train-data": data["data"], "pretrain-epochs": 1,
-        "scores": scores, "structure": structure, "pruning": "optimised" if optimised else "one-shot",
+        "scores": scores, "structure": structure, "pruning": "optimized" if optimized else "one-shot",
         "ratios": 20, "latency-runs": 3, "out": tmp_path / "run",
     })  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_a_run_is_its_stages_in_order(
     weights = {"weights": steps["train"] / "model.safetensors"}
     succeed("score", {**shared, **weights, **data, "scores": scores, "out": steps["score"]})
     scored = {"scores-file": steps["score"] / "scores.safetensors", "structure": structure, "ratio": 20}
-    hydra = {**training, **data, "optimise-scores": True, "learning-rate": 0.05} if optimised else {}
+    hydra = {**training, **data, "optimize-scores": True, "learning-rate": 0.05} if optimized else {}
     succeed("prune", {**shared, **weights, **scored, **hydra, "out": steps["prune"]})
     weights = {"weights": steps["prune"] / "model.safetensors"}
     succeed("finetune", {**shared, **weights, **training, **data, "learning-rate": 1e-4, "out": steps["tune"]})

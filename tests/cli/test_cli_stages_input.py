@@ -117,7 +117,7 @@ def _another_stage(options: Options) -> None:
         ("prune", _change(ratio=100), "--ratio: must be at least 0 and below 100 percent, got 100"),
         ("prune", _change(ratio="nan"), "--ratio"),
         ("prune", _change(structure="filters"), "--structure"),
-        ("prune", _change(optimise_scores=True), "add --data"),
+        ("prune", _change(optimize_scores=True), "add --data"),
         ("prune", _change(scores="scaled", scores_file="scores.safetensors"), "give one of the two"),
         ("prune", _change(scores_file="nowhere.safetensors"), "nowhere.safetensors"),
         ("prune", _weights_as_scores, "net.safetensors"),

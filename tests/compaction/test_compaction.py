@@ -48,7 +48,7 @@ def test_channels_that_are_zero_are_dropped_without_a_carrier() -> None:
     assert widths(exactly(net, {"a": drop(6, 0, 3)}))["a"] == 4
 
 
-def test_the_bias_goes_into_the_running_mean_of_a_normalisation_that_follows() -> None:
+def test_the_bias_goes_into_the_running_mean_of_a_normalization_that_follows() -> None:
     net = net_of(
         lambda n, x: n.c(n.norm(n.b(torch.sigmoid(n.a(x))))),
         a=conv(3, 6), b=conv(6, 4, 1, bias=False), norm=nn.BatchNorm2d(4), c=conv(4, 2),
@@ -137,7 +137,7 @@ def test_scales_and_frozen_statistics_lose_entries_too() -> None:
     assert result.model.get_submodule("scaled").shift.shape == (4,)
 
 
-def test_a_normalisation_scaled_to_zero_makes_a_channel_constant() -> None:
+def test_a_normalization_scaled_to_zero_makes_a_channel_constant() -> None:
     net = net_of(lambda n, x: n.b(torch.relu(n.norm(n.a(x)))), a=conv(3, 6), norm=nn.BatchNorm2d(6), b=conv(6, 2, 1))
     net.get_submodule("norm").weight.data[[2, 3]] = 0.0
     assert widths(exactly(net, {}))["a"] == 4

@@ -1,4 +1,4 @@
-"""Compacted models as files, in other runtimes, on the engine, and with their optimisers."""
+"""Compacted models as files, in other runtimes, on the engine, and with their optimizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prunekit.comparison import relative_rms
 from prunekit.detection import Detector, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.nn import MAX_RELATIVE_RMS
-from tests.support.compaction_nets import masked, random_case, randomise
+from tests.support.compaction_nets import masked, random_case, randomize
 
 
 def half_of(net: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ def half_of(net: nn.Module) -> nn.Module:
 def detector() -> Detector:
     torch.manual_seed(0)
     net = yolov3_tiny(3, width=0.1).eval()
-    randomise(net)
+    randomize(net)
     half_of(net)
     return net
 
@@ -68,7 +68,7 @@ class Classifier(nn.Module):
 def small_classifier() -> CompactionResult:
     torch.manual_seed(0)
     net = Classifier().eval()
-    randomise(net)
+    randomize(net)
     return compact(half_of(net), torch.rand(1, 3, 16, 16), multiple_of=1, latency_runs=0)
 
 
@@ -261,7 +261,7 @@ def test_training_goes_on_as_if_nothing_had_been_cut(make: Callable[..., torch.o
         assert torch.allclose(net(x), result.model(x), rtol=1e-9, atol=1e-12)
 
 
-def test_an_optimiser_of_other_parameters_is_refused(small_classifier: CompactionResult) -> None:
+def test_an_optimizer_of_other_parameters_is_refused(small_classifier: CompactionResult) -> None:
     other = torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1)
     with pytest.raises(InputError, match="holds a tensor of shape"):
         carry_optimizer(other, small_classifier.model, small_classifier)

@@ -58,7 +58,7 @@ def test_the_training_losses_parts_are_components() -> None:
     loss = detection_loss(outputs, TARGETS, ANCHORS, STRIDES, NUM_CLASSES)
     for name, part in [
         ("total", loss.total),
-        ("localisation", loss.box),
+        ("localization", loss.box),
         ("objectness", loss.objectness),
         ("classification", loss.classification),
     ]:
@@ -90,7 +90,7 @@ def test_mislabel_is_minus_the_loss_towards_the_likeliest_wrong_class() -> None:
     assert_close(losses_of().components["mislabel"](outputs), expected)
 
 
-def test_one_class_cannot_be_mislabelled() -> None:
+def test_one_class_cannot_be_mislabeled() -> None:
     targets = [Target(target.boxes, torch.zeros_like(target.labels)) for target in TARGETS]
     losses = losses_of(targets, num_classes=1)
     assert "mislabel" not in losses.components
@@ -145,7 +145,7 @@ def test_batches_without_objects_have_slopes_all_the_same() -> None:
     grads = {name: slope_at(net, x, loss).grad for name, loss in {**losses.components, "margin": losses.margin}.items()}
     assert all(grad.isfinite().all() for grad in grads.values())
     flat = {name for name, grad in grads.items() if grad.abs().max() == 0}
-    assert flat == {"localisation", "classification", "margin"}
+    assert flat == {"localization", "classification", "margin"}
 
 
 @pytest.mark.parametrize("value", [0.0, 60.0, -60.0, 1e4, -1e4])
@@ -187,5 +187,5 @@ def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset]
     assert success["vanish"].lost > 0.9
     assert found["vanish"] <= 1
     assert found["fabricate"] > 2 * false_positives(dataset, clean.predictions).detections
-    assert success["mislabel"].mislabelled > 0.2
-    assert success["vanish"].mislabelled == 0
+    assert success["mislabel"].mislabeled > 0.2
+    assert success["vanish"].mislabeled == 0

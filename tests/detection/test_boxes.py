@@ -96,7 +96,7 @@ def test_nms_is_greedy_across_chunks() -> None:
 
 
 def test_a_long_chain_of_overlaps_is_resolved_link_by_link() -> None:
-    # Each box overlaps only its neighbours, so every second one stays.
+    # Each box overlaps only its neighbors, so every second one stays.
     start = torch.arange(301.0) * 10
     boxes = torch.stack([start, torch.zeros(301), start + 18, torch.ones(301)], dim=1)[None]
     scores = torch.linspace(1, 0.5, 301)[None, :, None]

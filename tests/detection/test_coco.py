@@ -50,12 +50,12 @@ def test_samples_and_batches_hold_letterboxed_images_and_boxes(tmp_path: Path) -
         torch.testing.assert_close(letterbox.to_image(box.boxes), record.boxes)
 
 
-def test_greyscale_follows_rec_601(tmp_path: Path) -> None:
+def test_grayscale_follows_rec_601(tmp_path: Path) -> None:
     folder = write_coco(tmp_path, small_content())
-    colour = CocoDataset.open(folder, image_size=64)[0].image
-    grey = CocoDataset.open(folder, image_size=64, greyscale=True)[0].image
-    expected = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    for channel in grey:
+    color = CocoDataset.open(folder, image_size=64)[0].image
+    gray = CocoDataset.open(folder, image_size=64, grayscale=True)[0].image
+    expected = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    for channel in gray:
         torch.testing.assert_close(channel, expected)
 
 
@@ -284,11 +284,11 @@ def test_every_mode_becomes_rgb(mode: str, format: str, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found), np.asarray(image.convert("RGB")))
 
 
-def test_sixteen_bit_grey_is_scaled_to_eight(tmp_path: Path) -> None:
-    grey = (np.arange(96, dtype=np.uint16) * 689).reshape(8, 12)
-    Image.fromarray(grey).save(tmp_path / "image.png")
+def test_sixteen_bit_gray_is_scaled_to_eight(tmp_path: Path) -> None:
+    gray = (np.arange(96, dtype=np.uint16) * 689).reshape(8, 12)
+    Image.fromarray(gray).save(tmp_path / "image.png")
     found = np.asarray(read_image(tmp_path / "image.png", 12, 8)).astype(float)
-    assert np.abs(found - grey[..., None] / 257).max() <= 1
+    assert np.abs(found - gray[..., None] / 257).max() <= 1
 
 
 def test_the_orientation_in_exif_counts_only_where_the_annotated_size_needs_it(tmp_path: Path) -> None:

@@ -49,14 +49,14 @@ def test_official_tiny_weights_give_darknets_layers(tmp_path: Path) -> None:
 def test_random_weights_give_darknets_layers(name: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     net = MODELS[name]().eval()
-    randomise(net, generator)
+    randomize(net, generator)
     weights = tmp_path / "random.weights"
     save_darknet_weights(net, weights)
     # Wider than high, so that exchanged sides would show.
     assert_layers_agree(net, weights, torch.rand(1, 3, 96, 160, generator=generator), tmp_path)
 
 
-def randomise(net: Detector, generator: torch.Generator) -> None:
+def randomize(net: Detector, generator: torch.Generator) -> None:
     """Give every tensor of the weights file its own values, with variances near 1."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

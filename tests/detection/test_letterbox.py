@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prunekit.detection import Letterbox, to_greyscale
+from prunekit.detection import Letterbox, to_grayscale
 
 
-def test_a_wide_image_is_centred_between_two_bars() -> None:
+def test_a_wide_image_is_centered_between_two_bars() -> None:
     letterbox = Letterbox.fit(640, 480, size=416)
     assert (letterbox.scale, letterbox.pad_left, letterbox.pad_top) == (0.65, 0, 52)
     square = letterbox.apply(Image.new("RGB", (640, 480), (255, 0, 51)))
@@ -28,7 +28,7 @@ def test_an_image_of_the_right_size_stays_as_it_is() -> None:
 
 
 def test_the_fill_and_the_interpolation_can_be_chosen() -> None:
-    # Black and white columns in turn: four neighbours average one pair, antialiasing averages them all.
+    # Black and white columns in turn: four neighbors average one pair, antialiasing averages them all.
     pixels = np.zeros((4, 64, 3), dtype=np.uint8)
     pixels[:, ::4] = 255
     sampled = Letterbox.fit(64, 4, 16, fill=0.25).apply(Image.fromarray(pixels))
@@ -72,11 +72,11 @@ def test_boxes_are_clipped_to_the_original_image() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5)])
-def test_grey_values_are_weighted_sums(shape: tuple[int, ...]) -> None:
+def test_gray_values_are_weighted_sums(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape)
     red, green, blue = images.unbind(-3)
     expected = 0.299 * red + 0.587 * green + 0.114 * blue
-    grey = to_greyscale(images)
-    assert grey.shape == images.shape
-    for channel in grey.unbind(-3):
+    gray = to_grayscale(images)
+    assert gray.shape == images.shape
+    for channel in gray.unbind(-3):
         torch.testing.assert_close(channel, expected)

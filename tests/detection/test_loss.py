@@ -78,7 +78,7 @@ def test_each_images_gradient_is_its_own() -> None:
         assert grad[1].abs().max() > 0
 
 
-def test_only_objects_like_an_anchor_match_and_in_the_cell_of_their_centre() -> None:
+def test_only_objects_like_an_anchor_match_and_in_the_cell_of_their_center() -> None:
     boxes = torch.tensor([[40.0, 10, 60, 30], [0, 0, 160, 96], [100, 50, 103, 53]])
     found = match([Target(boxes, torch.tensor([2, 1, 0]))], torch.tensor([[16.0, 30], [79, 20]]), 16, 6, 10)
     image, anchor, row, column = found.places
@@ -90,7 +90,7 @@ def test_only_objects_like_an_anchor_match_and_in_the_cell_of_their_centre() -> 
     assert found.labels.tolist() == [2, 2]
 
 
-def test_centres_on_the_far_border_belong_to_the_last_cell() -> None:
+def test_centers_on_the_far_border_belong_to_the_last_cell() -> None:
     edge = torch.tensor([[150.0, 90, 170, 102]])
     row, column = match([Target(edge, torch.tensor([0]))], torch.tensor([[16.0, 16]]), 16, 6, 10).places[2:]
     assert (row.tolist(), column.tolist()) == ([5], [9])
@@ -141,12 +141,12 @@ def test_descending_the_loss_makes_the_detector_fit_its_images() -> None:
     net = yolov3_tiny(num_classes=2, width=1 / 8)
     images = torch.rand(2, 3, 96, 160)
     targets = [random_target(2, 2), random_target(1, 2, seed=5)]
-    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
         loss = detection_loss(net(images), targets, net.anchors, net.strides, 2).total.mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.25 * losses[0]

@@ -19,7 +19,7 @@ from prunekit.errors import InputError
 from prunekit.nn.whole_graph import build_whole_graph
 from prunekit.ops.native import native_status
 from tests.support.conv_variants import instruction_set
-from tests.support.engine_nets import NetCase, random_net, randomise
+from tests.support.engine_nets import NetCase, random_net, randomize
 from tests.support.oracles import relative_difference
 
 pytestmark = [
@@ -120,7 +120,7 @@ def test_random_nets_on_other_sizes_and_batches() -> None:
 def dense_layers(*layers: nn.Module) -> nn.Sequential:
     generator = torch.Generator().manual_seed(3)
     for layer in layers:
-        randomise(layer, generator, 0.7)
+        randomize(layer, generator, 0.7)
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
@@ -210,7 +210,7 @@ BOUND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 FREE: dict[str, Callable[[Tensor], Tensor]] = {
     "global pool": lambda x: x * F.adaptive_avg_pool2d(x, 1),
-    "normalise": lambda x: x - x.mean((2, 3), keepdim=True),
+    "normalize": lambda x: x - x.mean((2, 3), keepdim=True),
     "even sizes only": lambda x: x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2),
 }
 
@@ -292,7 +292,7 @@ def test_linear_layers_with_few_weights_run_natively(density: float) -> None:
     }
     for (name, pool), pixels in zip(grids.items(), (9, 144, 1, 1), strict=True):
         net = Classifier(pool, 6 * pixels).eval().requires_grad_(False)
-        randomise(net, torch.Generator().manual_seed(1), 0.7)
+        randomize(net, torch.Generator().manual_seed(1), 0.7)
         for linear in (net.first, net.second):
             linear.weight.mul_(torch.rand(linear.weight.shape, generator=torch.Generator().manual_seed(2)) < density)
         x = torch.randn(3, 3, 12, 12)

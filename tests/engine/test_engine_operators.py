@@ -25,7 +25,7 @@ from prunekit.ops import native
 from prunekit.ops.native import native_status
 from tests.support.conv_variants import activated, instruction_set
 from tests.support.engine_layers import SqueezeExcite, shuffle
-from tests.support.engine_nets import randomise
+from tests.support.engine_nets import randomize
 from tests.support.oracles import relative_difference
 
 pytestmark = [
@@ -46,7 +46,7 @@ class Around(nn.Module):
         self.function = function
         self.first, self.last = nn.Conv2d(3, channels, 1), nn.Conv2d(after, 2, 1)
         for module in (self.first, self.last):
-            randomise(module, torch.Generator().manual_seed(1), 0.8)
+            randomize(module, torch.Generator().manual_seed(1), 0.8)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.last(self.function(self.first(x)))
@@ -120,7 +120,7 @@ def test_gates_run_natively(seed: int) -> None:
     draw, channels = random.Random(seed), random.Random(seed).randint(1, 20)
     layer = SqueezeExcite(channels, draw)
     for module in layer.children():
-        randomise(module, torch.Generator().manual_seed(seed), draw.choice((0.1, 1.0)))
+        randomize(module, torch.Generator().manual_seed(seed), draw.choice((0.1, 1.0)))
     x = torch.randn(draw.choice((1, 3)), 3, draw.randint(1, 14), draw.randint(1, 14))
     graph = check(Around(layer, channels, channels), x)
     assert not foreign(graph)
@@ -196,7 +196,7 @@ def test_dilations_larger_than_the_image(
 ) -> None:
     padding = tuple(dilation * (k - 1) // 2 for k in kernel)
     conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups)  # type: ignore[arg-type]
-    randomise(conv, torch.Generator().manual_seed(seed), 0.5)
+    randomize(conv, torch.Generator().manual_seed(seed), 0.5)
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
     net = Around(nn.Sequential(nn.ReLU(), conv), 4, 8)
     if min(n + 2 * p - dilation * (k - 1) for n, p, k in zip(size, padding, kernel, strict=True)) > 0:

@@ -14,8 +14,8 @@ from torch import Tensor
 import prunekit
 from prunekit import documents
 from prunekit.comparison import relative_rms
-from prunekit.engine.artefact import GPU_FORMAT
-from prunekit.engine.gpu_artefact import load_gpu_model
+from prunekit.engine.artifact import GPU_FORMAT
+from prunekit.engine.gpu_artifact import load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
@@ -134,7 +134,7 @@ def test_without_a_gpu_loading_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         prunekit.load(path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     absent = CudaStatus(False, (), None, "they were not built")
-    monkeypatch.setattr("prunekit.engine.gpu_artefact.cuda_status", lambda: absent)
+    monkeypatch.setattr("prunekit.engine.gpu_artifact.cuda_status", lambda: absent)
     with pytest.raises(InputError, match="needs prunekit's CUDA kernels, but they were not built"):
         prunekit.load(path)
     save_file({"a": torch.zeros(1)}, path)

@@ -99,7 +99,7 @@ class Unclamped(Corrupted):
 
 
 class Training(Corrupted):
-    """Lets batch normalisation update its statistics."""
+    """Lets batch normalization update its statistics."""
 
     def __call__(
         self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None

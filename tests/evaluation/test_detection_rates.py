@@ -85,7 +85,7 @@ def test_success_is_what_was_found_clean_and_is_not_any_more() -> None:
     clean = {1: detected((A, 0.9, 0), (B, 0.9, 1), (C, 0.9, 2))}  # the second image's object is not found clean
     attacked = {1: detected((A, 0.9, 0), (B, 0.8, 2), (C, 0.3, 2)), 2: detected((A, 0.9, 0))}
     success = attack_success(dataset, clean, attacked)
-    assert (success.rate, success.lost, success.mislabelled, success.objects) == (2 / 3, 1 / 3, 1 / 3, 3)
+    assert (success.rate, success.lost, success.mislabeled, success.objects) == (2 / 3, 1 / 3, 1 / 3, 3)
     assert attack_success(dataset, clean, clean).rate == 0
 
 

@@ -219,7 +219,7 @@ def test_each_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset
     assert attacked.success == {
         "attack_success": success.rate,
         "lost": success.lost,
-        "mislabelled": success.mislabelled,
+        "mislabeled": success.mislabeled,
     }
 
 

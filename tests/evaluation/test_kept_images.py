@@ -40,19 +40,19 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counter
 
 
-def small(folder: Path, budget: int | None = None, greyscale: bool = False) -> CocoDataset:
+def small(folder: Path, budget: int | None = None, grayscale: bool = False) -> CocoDataset:
     """Three images at 32×32: two with a border, the third without, which is kept as bytes."""
-    dataset = CocoDataset.open(write_coco(folder, small_content()), image_size=32, greyscale=greyscale)
+    dataset = CocoDataset.open(write_coco(folder, small_content()), image_size=32, grayscale=grayscale)
     dataset.kept = None if budget is None else KeptImages(budget)
     return dataset
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("greyscale", [False, True])
+@pytest.mark.parametrize("grayscale", [False, True])
 @pytest.mark.parametrize("budget", [0, AS_BYTES, AS_FLOATS, AS_FLOATS + AS_BYTES, EVERYTHING])
-def test_kept_batches_are_the_decoded_ones(tmp_path: Path, budget: int, greyscale: bool, workers: int) -> None:
-    expected = small(tmp_path, greyscale=greyscale)
-    dataset = small(tmp_path, budget, greyscale)
+def test_kept_batches_are_the_decoded_ones(tmp_path: Path, budget: int, grayscale: bool, workers: int) -> None:
+    expected = small(tmp_path, grayscale=grayscale)
+    dataset = small(tmp_path, budget, grayscale)
     assert dataset.kept is not None
     for order in ([2, 0, 1], None, [1, 2], None):
         found = load_batches(dataset, 2, workers, order)

@@ -1,4 +1,4 @@
-"""Latency is measured of an artefact that computes the right thing, and of nothing else."""
+"""Latency is measured of an artifact that computes the right thing, and of nothing else."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_a_missing_head_is_no_match(detector: Detector, x: Tensor) -> None:
         check_same_outputs(outputs, outputs[:1])
 
 
-def test_the_slower_artefact_measures_slower(detector: Detector, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = 0.0  # of a clock that only the artefact moves
+def test_the_slower_artifact_measures_slower(detector: Detector, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.0  # of a clock that only the artifact moves
 
     def slowly(head: Tensor) -> Tensor:
         nonlocal seconds

@@ -17,7 +17,7 @@ from prunekit.ops.cuda.bitmap_launch import (
     cache_seconds,
     choose_launch,
     memory_seconds,
-    modelled_seconds,
+    modeled_seconds,
     shared_bytes,
 )
 from prunekit.ops.cuda.condensed_launch import CondensedProblem
@@ -49,7 +49,7 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
 def test_the_best_launches_are_sorted_and_all_different() -> None:
     problem, device = _small_map(0.1), GPUS["a100"]
     best = best_launches(problem, device, 6)
-    seconds = [modelled_seconds(problem, launch, device) for launch in best]
+    seconds = [modeled_seconds(problem, launch, device) for launch in best]
     assert len(set(best)) == 6
     assert seconds == sorted(seconds)
     assert choose_launch(problem, device) == (best[0], seconds[0])

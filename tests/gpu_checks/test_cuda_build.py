@@ -97,7 +97,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "FORCE_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": "7.5",
         "PRUNEKIT_SETS": "baseline",
-        "NVCC_APPEND_FLAGS": "-Xcicc -O0 -Xptxas -O0",  # test_cuda_compiles.py looks at optimised code
+        "NVCC_APPEND_FLAGS": "-Xcicc -O0 -Xptxas -O0",  # test_cuda_compiles.py looks at optimized code
     }
     command = [
         sys.executable,

@@ -70,7 +70,7 @@ def test_a_program_adds_every_kept_weight_times_its_input(program: Program) -> N
 #: (what is wrong, the edit of a line)
 MUTANTS: list[tuple[str, Edit]] = [
     ("a sum is another's", lambda line: line.replace("fma.rn.f32 %9, ", "fma.rn.f32 %8, ")),
-    ("an input is its neighbour", lambda line: line.replace("weight, x1,", "weight, x0,")),
+    ("an input is its neighbor", lambda line: line.replace("weight, x1,", "weight, x0,")),
     ("half a line is the other half", lambda line: line.replace("[place+8]", "[place+0]")),
     ("the argument's bits stand elsewhere", lambda line: line.replace("part, 16;", "part, 15;")),
     ("records are skipped", lambda line: line.replace("add.u32 at, at, 8;", "add.u32 at, at, 16;")),

@@ -128,7 +128,7 @@ def pruned_by_torch() -> nn.Module:
     return model
 
 
-def parametrised() -> nn.Module:
+def parametrized() -> nn.Module:
     class Sparse(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
             return weight * (weight.abs() > 0.055)
@@ -152,7 +152,7 @@ def untraceable() -> nn.Module:
 
 
 def batch_statistics() -> nn.Module:
-    # BatchNorm without running statistics normalises each batch, so it must not be folded.
+    # BatchNorm without running statistics normalizes each batch, so it must not be folded.
     return sparsify(
         nn.Sequential(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64, affine=False, track_running_stats=False)), 0.95
     )
@@ -162,7 +162,7 @@ def depthwise() -> nn.Module:
     return sparsify(nn.Sequential(nn.Conv2d(32, 32, 3, groups=32), nn.ReLU6(), nn.Conv2d(32, 64, 1, stride=2)), 0.9)
 
 
-@pytest.mark.parametrize("make", [pruned_by_torch, parametrised, untraceable, batch_statistics, depthwise])
+@pytest.mark.parametrize("make", [pruned_by_torch, parametrized, untraceable, batch_statistics, depthwise])
 def test_models_pruned_and_written_by_anyone(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(2)
     model = make().eval()

@@ -250,7 +250,7 @@ def test_the_report_names_kernel_bytes_floor_and_reason(name: str, monkeypatch: 
     text = str(report)
     assert "it has no zeros" in text
     assert "floor ms" in text
-    assert "modelled" in text
+    assert "modeled" in text
     assert GPUS[name].name in text
     assert json.loads(json.dumps(report.to_json()))["gpu"] == GPUS[name].name
 

@@ -57,7 +57,7 @@ def test_from_dense_computes_what_the_dense_one_computes(arguments: dict[str, ob
     assert torch.equal(masked.to_dense().weight, conv.weight)
 
 
-def test_from_dense_reads_convolutions_pruned_or_parametrised_by_torch() -> None:
+def test_from_dense_reads_convolutions_pruned_or_parametrized_by_torch() -> None:
     conv = nn.Conv2d(6, 8, 3)
     prune.l1_unstructured(conv, "weight", 0.75)  # type: ignore[no-untyped-call]
     masked = MaskedConv2d.from_dense(conv)

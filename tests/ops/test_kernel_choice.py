@@ -50,7 +50,7 @@ def test_dense_wins_above_break_even_and_the_choice_names_both_times(name: str) 
         assert (choice.kernel == "record") == (choice.launch is not None)
         assert choice.seconds <= choice.dense_seconds == dense_seconds(problem, gpu)
         assert choice.seconds >= floor_seconds(problem, gpu) or choice.kernel == "dense"
-        assert "µs modelled" in choice.reason
+        assert "µs modeled" in choice.reason
     assert (
         choose_kernel(replace(LAYER, density=0.01), FLOAT, GPUS["rtx-2070-super"], allow_tf32=False).kernel == "record"
     )

@@ -61,7 +61,7 @@ def test_kernels_agree_with_the_oracle(instruction_set: str, rows: int, dtype: t
 
 
 def test_reads_nothing_outside_the_input(instruction_set: str) -> None:
-    """Neighbouring memory is poisoned with nan: a kernel that uses it shows it."""
+    """Neighboring memory is poisoned with nan: a kernel that uses it shows it."""
     for case in random_cases(40, seed=9):
         x = case.x.float()
         arena = torch.full((x.numel() + 512,), torch.nan)

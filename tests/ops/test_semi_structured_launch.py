@@ -17,7 +17,7 @@ from prunekit.ops.cuda.semi_structured_launch import (
     choose_launch,
     expected_steps,
     memory_seconds,
-    modelled_seconds,
+    modeled_seconds,
     shared_bytes,
 )
 
@@ -45,7 +45,7 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
             chosen = choose_launch(problem, device)
             assert chosen is not None
             launch, seconds = chosen
-            assert seconds == modelled_seconds(problem, launch, device)
+            assert seconds == modeled_seconds(problem, launch, device)
             multiply_adds = 256 * 128 * 9 * density * 52 * 52  # at the very least two of four are kept
             floor = multiply_adds / (device.tensor_peak_gflops * 1e9)
             assert max(floor, memory_seconds(problem, launch, device)) < seconds <= before
@@ -53,10 +53,10 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
             before = seconds
 
 
-def test_the_best_cut_is_the_least_modelled() -> None:
+def test_the_best_cut_is_the_least_modeled() -> None:
     problem, gpu = CondensedProblem(64, 32, (3, 3), 1, 0.1, 2, (17, 23), (2, 2)), GPUS["a100"]
     best = best_launches(problem, gpu, 5)
-    times = [modelled_seconds(problem, launch, gpu) for launch in best]
+    times = [modeled_seconds(problem, launch, gpu) for launch in best]
     assert len(best) == 5
     assert times == sorted(times)
     assert (best[0], times[0]) == choose_launch(problem, gpu)

@@ -28,7 +28,7 @@ WIDTH, SIZE = 0.06, 64
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = yolov3_tiny(6, WIDTH).eval()
-    net.initialise()
+    net.initialize()
     path = tmp_path_factory.mktemp("weights") / "net.weights"
     save_darknet_weights(net, path)
     return path

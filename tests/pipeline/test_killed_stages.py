@@ -37,13 +37,13 @@ def _options(command: str, inputs: dict[str, Path]) -> Options:
         "train": TRAINING | {"weights": net, "data": data, "objective": "free", "max-steps": 30},
         "score": {"weights": net, "data": data, "scores": "deeplift", "batch-size": 1},
         "prune": TRAINING
-        | {"weights": net, "data": data, "ratio": 80, "optimise-scores": True, "scores": "taylor", "max-steps": 12},
+        | {"weights": net, "data": data, "ratio": 80, "optimize-scores": True, "scores": "taylor", "max-steps": 12},
         "finetune": TRAINING | {"weights": inputs["pruned"], "data": data, "objective": "n-fgsm", "max-steps": 20},
         "evaluate": {"weights": net, "data": data, "attack": "paper,fgsm", "batch-size": 2, "transfer-from": net},
         "run": {
             **TRAINING,
             **{"model": "yolov3-tiny", "width": 0.03, "weights": inputs["darknet"], "data": data, "train-data": data},
-            **{"pretrain-epochs": 1, "max-steps": 6, "ratios": "0,70", "pruning": "optimised", "latency-runs": 3},
+            **{"pretrain-epochs": 1, "max-steps": 6, "ratios": "0,70", "pruning": "optimized", "latency-runs": 3},
         },
     }
     return SIZE | choices[command]

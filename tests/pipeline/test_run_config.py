@@ -20,10 +20,10 @@ def test_ratios_are_sorted_and_each_kept_once() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "name"),
-    [(0, "ratio_0"), (90.0, "filter-deeplift-optimised-ratio_90"), (12.5, "filter-deeplift-optimised-ratio_12.5")],
+    [(0, "ratio_0"), (90.0, "filter-deeplift-optimized-ratio_90"), (12.5, "filter-deeplift-optimized-ratio_12.5")],
 )
 def test_files_are_named_by_variant_and_ratio_and_the_unpruned_model_is_shared(ratio: float, name: str) -> None:
-    assert Unit(Variant("filter", "deeplift", "optimised"), ratio).stem == name
+    assert Unit(Variant("filter", "deeplift", "optimized"), ratio).stem == name
 
 
 def test_variants_are_every_structure_by_every_score_by_every_pruning() -> None:
@@ -54,10 +54,10 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"scores": "l1"}, "--scores: must be one of scaled, .*'l1'"),
         ({"attack": "brute"}, "--attack: must be one of fgsm, paper, .*none, got 'brute'"),
         ({"structure": "filters"}, "--structure: must be one of unstructured, .*got 'filters'"),
-        ({"pruning": "one-shot,twice"}, "--pruning: must be one of one-shot, optimised, got 'twice'"),
+        ({"pruning": "one-shot,twice"}, "--pruning: must be one of one-shot, optimized, got 'twice'"),
         ({"scores": "deeplift"}, "scores deeplift needs images to learn from: add --train-data"),
-        ({"pruning": "optimised"}, "optimised pruning needs images to learn from: add --train-data"),
-        ({"share_scores_at": 90}, "--share-scores-at is about optimised scores: add --pruning optimised"),
+        ({"pruning": "optimized"}, "optimized pruning needs images to learn from: add --train-data"),
+        ({"share_scores_at": 90}, "--share-scores-at is about optimized scores: add --pruning optimized"),
         ({"share_scores_at": 100}, "--share-scores-at: .*less than 100, got 100"),
         ({"objective": "madry"}, "--objective: must be one of clean, pgd-at, .*'madry'"),
         ({"train_attack": "cw"}, "--train-attack: must be one of fgsm, paper, .*'cw'"),

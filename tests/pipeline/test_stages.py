@@ -17,7 +17,7 @@ from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
 from prunekit.pipeline.scoring import ScoreChoices
 from prunekit.pipeline.store import STATE, StageStore
 from prunekit.prune import MaskRule, sparsity
-from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 from prunekit.training.data import ImagesInMemory
 from prunekit.training.objectives import ObjectiveConfig
 from prunekit.training.state import TrainState, save_checkpoint, tensors_digest
@@ -55,8 +55,8 @@ def _training(objective: str = "clean", data: ImagesInMemory | None = None, **kn
 def _all_stages(bench: Bench, training: Training, scores: str = "taylor", num_classes: int = 2) -> Checkpoint:
     trained = stages.pretrain(bench, _start(num_classes), training, CONFIG)
     found, sha256 = stages.score(bench, trained, ScoreChoices(scores, images=4, batch_size=2), training)
-    config = TrainConfig(**{**vars(SCORE_OPTIMISATION), **HYDRA})
-    pruned, churn = stages.prune_optimised(bench, trained, found, sha256, MaskRule(50), training, config)
+    config = TrainConfig(**{**vars(SCORE_OPTIMIZATION), **HYDRA})
+    pruned, churn = stages.prune_optimized(bench, trained, found, sha256, MaskRule(50), training, config)
     assert 0 <= churn <= 1
     return stages.finetune(bench, pruned, training, CONFIG)
 
@@ -67,7 +67,7 @@ def test_the_same_work_is_computed_once(bench: Bench, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for name in ("optimise", "make_scores", "save_model", "save_scores"):
+    for name in ("optimize", "make_scores", "save_model", "save_scores"):
         monkeypatch.setattr(stages, name, fail)
     again = _all_stages(bench, _training())
     assert again.sha256 == first.sha256
@@ -152,10 +152,10 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
 def test_ratios_0_and_99(bench: Bench, ratio: float) -> None:
     start, training = _start(), _training()
     scores, sha256 = stages.score(bench, start, ScoreChoices("scaled"), None)
-    config = TrainConfig(**{**vars(SCORE_OPTIMISATION), **HYDRA})
+    config = TrainConfig(**{**vars(SCORE_OPTIMIZATION), **HYDRA})
     one_shot = stages.prune_one_shot(bench, start, scores, sha256, MaskRule(ratio))
-    optimised, churn = stages.prune_optimised(bench, start, scores, sha256, MaskRule(ratio), training, config)
-    for pruned in (one_shot, optimised):
+    optimized, churn = stages.prune_optimized(bench, start, scores, sha256, MaskRule(ratio), training, config)
+    for pruned in (one_shot, optimized):
         assert pruned.masks is not None
         dropped = sum(int((~mask).sum()) for mask in pruned.masks.values())
         assert dropped == sum(int(mask.numel() * ratio / 100) for mask in pruned.masks.values())

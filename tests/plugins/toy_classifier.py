@@ -129,7 +129,7 @@ class ToyTask:
     input_multiple: int = 1
     figures: tuple[Figure, ...] = (Figure("accuracy", "accuracy"),)
 
-    def open_data(self, path: Path, image_size: int, greyscale: bool, limit: int | None) -> ToyData:
+    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> ToyData:
         """Open a folder of folders."""
         files = sorted(path.glob("*/*.png"))[:limit]
         if not files:

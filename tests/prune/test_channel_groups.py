@@ -145,7 +145,7 @@ def test_the_same_convolution_called_twice_is_one_layer() -> None:
     assert torch.equal(found.input_units["d"], found.units["b"])
 
 
-def test_convolutions_that_share_a_normalisation_go_together() -> None:
+def test_convolutions_that_share_a_normalization_go_together() -> None:
     def wiring(net: Any, x: Tensor) -> Any:
         return net.c(net.norm(net.a(x))), net.d(net.norm(net.b(x)))
 
@@ -154,7 +154,7 @@ def test_convolutions_that_share_a_normalisation_go_together() -> None:
     assert torch.equal(found.norm_units["norm"], found.units["a"])
 
 
-def test_a_normalisation_after_concatenation_knows_whose_channels_it_gets() -> None:
+def test_a_normalization_after_concatenation_knows_whose_channels_it_gets() -> None:
     def wiring(net: Any, x: Tensor) -> Any:
         return net.b(functional.relu(net.norm(torch.cat([x, net.a(x)], dim=1))))
 

@@ -154,7 +154,7 @@ def test_what_reads_the_input_beside_convolutions_counts(rule: RuleName) -> None
             self.linear = nn.Linear(4 + 3, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            x -= 0.5  # a normalisation in place
+            x -= 0.5  # a normalization in place
             pooled = torch.cat([self.conv(x).relu_(), x * -2], dim=1).mean(dim=(2, 3))
             out: Tensor = self.linear(functional.dropout(pooled, training=self.training))
             return out

@@ -1,4 +1,4 @@
-"""What was dropped stays exactly zero, whatever the optimiser does."""
+"""What was dropped stays exactly zero, whatever the optimizer does."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_momentum_from_before_pruning_cannot_bring_weights_back() -> None:
     masks = MaskRule(60)(score_model(model, "scaled"))
     with FrozenMasks(model, masks) as frozen:
         train_step(model, optimizer)
-        assert dropped_values(model, tensor_masks(model, masks)).any()  # nobody guards this optimiser yet
+        assert dropped_values(model, tensor_masks(model, masks)).any()  # nobody guards this optimizer yet
         frozen.guard(optimizer)
         train_step(model, optimizer)
         assert not dropped_values(model, tensor_masks(model, masks)).any()

@@ -163,7 +163,7 @@ def test_a_dropped_channel_is_zero_behind_its_activation_in_training_and_evaluat
         assert not model.last(features)[:, ~masks["last"].flatten(1).any(dim=1)].any()  # no norm: its bias went
 
 
-def test_a_normalisation_without_weights_answers_zero_too() -> None:
+def test_a_normalization_without_weights_answers_zero_too() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6, affine=False), nn.Conv2d(6, 2, 1)).eval()
     model[1].running_mean = torch.randn(6)
     groups = groups_of(model)

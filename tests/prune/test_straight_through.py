@@ -203,7 +203,7 @@ def test_an_attack_between_two_steps_finds_every_buffer_as_it_was() -> None:
             assert not torch.equal(x_adv, x)
 
 
-def optimise(
+def optimize(
     steps: int, x: Tensor, resume: tuple[Path, dict[str, Tensor]] | None = None
 ) -> tuple[StraightThrough, float]:
     """Return what is left attached after so many steps, and its churn."""
@@ -218,14 +218,14 @@ def optimise(
     return pruning, pruning.churn().total
 
 
-def test_a_saved_optimisation_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_saved_optimization_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 6, 6)
-    straight, churn = optimise(4, x)
-    half, _ = optimise(2, x)
+    straight, churn = optimize(4, x)
+    half, _ = optimize(2, x)
     half.save(tmp_path / "scores.safetensors")
     norms = {k: t.clone() for k, t in half.model.state_dict().items() if "scores" not in k}
-    fresh = optimise(0, x)[0].model.state_dict()
-    resumed, churn_of_resumed = optimise(2, x, (tmp_path / "scores.safetensors", fresh | norms))
+    fresh = optimize(0, x)[0].model.state_dict()
+    resumed, churn_of_resumed = optimize(2, x, (tmp_path / "scores.safetensors", fresh | norms))
     assert churn_of_resumed == churn > 0
     expected, found = straight.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

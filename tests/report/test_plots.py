@@ -33,7 +33,7 @@ Draw = Callable[[Sequence[Row], Sequence[ShownFigure]], Figure]
 SHOWN = (ShownFigure("ap", "AP"), ShownFigure("ap50", "AP50"))
 
 RATIOS = (0.0, 25.0, 50.0, 65.0, 75.0, 85.0, 90.0, 95.0, 99.0)
-EIGHT = list(itertools.product(("unstructured", "filter"), ("scaled", "deeplift"), ("one-shot", "optimised")))
+EIGHT = list(itertools.product(("unstructured", "filter"), ("scaled", "deeplift"), ("one-shot", "optimized")))
 ALL = list(itertools.product(STRUCTURES, SCORES, PRUNINGS))
 COUNTS = {"one": EIGHT[:1], "two": EIGHT[:2], "eight": EIGHT, "all": ALL}
 FIGURES = ("ap", "ap50", "attacked_ap", "attacked_ap50", "latency_ms", "latency_ms_control", "speedup")
@@ -75,9 +75,9 @@ def test_the_legend_is_below_the_axes_inside_the_picture_and_names_each_line_onc
     box = legend.get_window_extent()
     for axes in figure.axes:
         assert axes.get_legend() is None
-        labelled = axes.get_tightbbox()
-        assert labelled is not None
-        assert box.y1 <= labelled.y0
+        labeled = axes.get_tightbbox()
+        assert labeled is not None
+        assert box.y1 <= labeled.y0
         assert axes.get_window_extent().height > 250  # pixels, of 160 an inch
     assert box.x0 >= 0
     assert box.y0 >= 0
@@ -101,15 +101,15 @@ def test_no_two_lines_look_alike(count: str, draw: Draw) -> None:
         assert len(set(looks)) == len(looks) == len(COUNTS[count]) + 2
 
 
-def test_colour_says_structure_and_scores_dashes_say_pruning() -> None:
+def test_color_says_structure_and_scores_dashes_say_pruning() -> None:
     (clean, attacked) = draw_accuracy(make_rows(EIGHT), SHOWN).axes
     for axes in (clean, attacked):
         lines = {str(line.get_label()): line for line in axes.lines}
         for structure, scores in itertools.product(("unstructured", "filter"), ("scaled", "deeplift")):
-            one_shot, optimised = (lines[f"{structure}, {scores}, {pruning}"] for pruning in ("one-shot", "optimised"))
-            assert one_shot.get_color() == optimised.get_color()
-            assert (one_shot.get_linestyle(), optimised.get_linestyle()) == ("--", "-")
-        assert len({line.get_color() for line in axes.lines}) == 4 + 1  # grey for what is not pruned
+            one_shot, optimized = (lines[f"{structure}, {scores}, {pruning}"] for pruning in ("one-shot", "optimized"))
+            assert one_shot.get_color() == optimized.get_color()
+            assert (one_shot.get_linestyle(), optimized.get_linestyle()) == ("--", "-")
+        assert len({line.get_color() for line in axes.lines}) == 4 + 1  # gray for what is not pruned
 
 
 def test_every_line_starts_at_the_unpruned_model_and_follows_its_rows() -> None:

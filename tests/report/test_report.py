@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunekit.detection.pictures import LabelledBox, class_colour, draw_boxes
+from prunekit.detection.pictures import LabeledBox, class_color, draw_boxes
 from prunekit.errors import InputError
 from prunekit.pipeline import RunFolder, read_rows
 from prunekit.report import write_report
@@ -156,12 +156,12 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
-    box = LabelledBox((50.0, 60.0, 150.0, 110.0), label=1, name="star", score=0.5)
-    grey = Image.new("RGB", (100, 80), (128, 128, 128))  # half the original's 200×160 pixels
-    with draw_boxes(grey, [box], original_width=200) as drawn:
+    box = LabeledBox((50.0, 60.0, 150.0, 110.0), label=1, name="star", score=0.5)
+    gray = Image.new("RGB", (100, 80), (128, 128, 128))  # half the original's 200×160 pixels
+    with draw_boxes(gray, [box], original_width=200) as drawn:
         zoom = drawn.width / 200
-        on_box, grey_places = [(50, 85), (150, 85), (120, 110)], [(100, 85), (20, 85)]
-        expected = {place: class_colour(1) for place in on_box} | dict.fromkeys(grey_places, (128, 128, 128))
-        for (x, y), colour in expected.items():
+        on_box, gray_places = [(50, 85), (150, 85), (120, 110)], [(100, 85), (20, 85)]
+        expected = {place: class_color(1) for place in on_box} | dict.fromkeys(gray_places, (128, 128, 128))
+        for (x, y), color in expected.items():
             found = np.array(drawn.getpixel((round(x * zoom), round(y * zoom))), dtype=int)
-            assert np.abs(found - colour).max() < 40, (x, y)  # JPEG
+            assert np.abs(found - color).max() < 40, (x, y)  # JPEG

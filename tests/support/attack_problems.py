@@ -9,7 +9,7 @@ NUM_CLASSES = 4
 
 
 def small_classifier() -> nn.Sequential:
-    """Logits [N, 4] of images [N, 3, 7, 9]; batch normalisation included."""
+    """Logits [N, 4] of images [N, 3, 7, 9]; batch normalization included."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),

@@ -171,7 +171,7 @@ def build(kind: Kind, draw: random.Random) -> Example:
         x = _image(kind)
         model, expected = model.to(kind.dtype), expected.to(kind.dtype)
         with torch.no_grad():
-            model.train()(x.clone())  # what normalises by power iteration starts
+            model.train()(x.clone())  # what normalizes by power iteration starts
         model.eval()
         masks = {name: _mask(len(model.get_submodule(name).weight), draw) for name in convolutions}  # type: ignore[arg-type]
         with torch.no_grad():

@@ -81,7 +81,7 @@ class _Builder:
             self.draw.choice(steps)()
         outputs = [self._head() for _ in range(self.draw.choice((1, 1, 2, 3)))]
         net = self._without_idle_layers(outputs)
-        randomise(net)
+        randomize(net)
         density = self.draw.choice((0.2, 0.5, 0.8))
         masks = {
             name: self._mask(len(conv.weight), density)
@@ -192,8 +192,8 @@ class _Builder:
 
 
 @torch.no_grad()
-def randomise(net: nn.Module) -> None:
-    """Give normalisations statistics that matter, so that masked filters answer constants other than zero."""
+def randomize(net: nn.Module) -> None:
+    """Give normalizations statistics that matter, so that masked filters answer constants other than zero."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.5)

@@ -135,7 +135,7 @@ def every_cut(conv: EngineConv, seed: int) -> list[ConvChoice]:
     return choices
 
 
-#: Of LaneReading: neighbouring vectors with offsets of 16 and of 32 bits, and every second vector.
+#: Of LaneReading: neighboring vectors with offsets of 16 and of 32 bits, and every second vector.
 READINGS = {"16 bits": 0, "32 bits": 1, "every second": 2}
 
 

@@ -80,7 +80,7 @@ def random_net(seed: int) -> NetCase:
     return _Builder(seed).build()
 
 
-def randomise(module: nn.Module, generator: torch.Generator, density: float) -> None:
+def randomize(module: nn.Module, generator: torch.Generator, density: float) -> None:
     """Give a convolution weights that keep the scale of its input, some zero; give BatchNorm statistics that matter."""
     with torch.no_grad():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -182,7 +182,7 @@ class _Builder:
         out = channels if keeps_shape else groups * draw.choice((1, 2, 3, 5)) if groups > 1 else draw.randint(1, 12)
         is_biased = draw.random() < 0.6
         conv = nn.Conv2d(channels, out, kernel, strides, padding, dilation, groups, is_biased)
-        randomise(conv, self.generator, draw.choice(_DENSITIES))
+        randomize(conv, self.generator, draw.choice(_DENSITIES))
         return conv
 
     def _random_activation(self) -> nn.Module:
@@ -210,11 +210,11 @@ class _Builder:
         if conv is None:
             return
         norm = nn.BatchNorm2d(conv.out_channels, affine=self.draw.random() < 0.8)
-        randomise(norm, self.generator, 1.0)
+        randomize(norm, self.generator, 1.0)
         parts: list[nn.Module] = [conv, norm, self._random_activation()]
         if self.draw.random() < 0.2:  # before the convolution: stays a layer of its own
             norm = nn.BatchNorm2d(conv.in_channels)
-            randomise(norm, self.generator, 1.0)
+            randomize(norm, self.generator, 1.0)
             parts = [norm, self._random_activation(), conv]
         self._append(nn.Sequential(*parts), i)
 
@@ -298,14 +298,14 @@ class _Builder:
             self._append(nn.MaxPool2d(2 * reach + 1, 1, reach), i)
             return
         conv = nn.Conv2d(channels, draw.randint(1, 6), 3, padding=reach, dilation=reach)
-        randomise(conv, self.generator, draw.choice(_DENSITIES))
+        randomize(conv, self.generator, draw.choice(_DENSITIES))
         self._append(conv, i)
 
     def _gate(self) -> None:
         i = self._image()
         layer = SqueezeExcite(self.values[i].shape[1], self.draw)
         for module in layer.children():
-            randomise(module, self.generator, self.draw.choice((0.1, 0.5, 1.0)))
+            randomize(module, self.generator, self.draw.choice((0.1, 0.5, 1.0)))
         self._append(layer, i)
 
     def _arithmetic(self) -> None:
@@ -359,10 +359,10 @@ class _Builder:
         kind = draw.random()
         if kind < 0.15:
             layer: nn.Module = nn.ConvTranspose2d(channels, draw.randint(1, 5), 2, 2)
-            randomise(layer, self.generator, 0.5)
+            randomize(layer, self.generator, 0.5)
         elif kind < 0.3:
             linear = nn.Linear(channels, draw.randint(1, 6))
-            randomise(linear, self.generator, 0.5)
+            randomize(linear, self.generator, 0.5)
             layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
         else:
             layer = Apply(draw.choice(functions))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.compaction import CompactionResult, compact
-from tests.support.compaction_nets import masked, randomise
+from tests.support.compaction_nets import masked, randomize
 from tests.support.pruning_nets import Net
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -23,7 +23,7 @@ def net_of(wiring: Callable[[Any, Tensor], Any], **layers: nn.Module) -> Any:
             reset: Any = getattr(part, "reset_parameters", lambda: None)
             reset()
     net = Net(wiring, **layers).double().eval()
-    randomise(net)
+    randomize(net)
     return net
 
 

@@ -12,7 +12,7 @@ from prunekit.prune import ChannelGroups, channel_groups
 
 
 class Residual(nn.Module):
-    """Stem, a tied pair, a depthwise pair, batch normalisation everywhere but at the biased head."""
+    """Stem, a tied pair, a depthwise pair, batch normalization everywhere but at the biased head."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()

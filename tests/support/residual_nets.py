@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.support.engine_nets import randomise
+from tests.support.engine_nets import randomize
 
 
 class Residual(nn.Module):
@@ -29,5 +29,5 @@ class Residual(nn.Module):
 def residual_net(channels: int = 12, density: float = 0.2) -> Residual:
     net, generator = Residual(channels).eval().requires_grad_(False), torch.Generator().manual_seed(4)
     for module in net.modules():
-        randomise(module, generator, 1.0 if isinstance(module, nn.Linear) else density)
+        randomize(module, generator, 1.0 if isinstance(module, nn.Linear) else density)
     return net

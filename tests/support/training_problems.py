@@ -18,7 +18,7 @@ SIZE = 64
 
 
 def small_classifier(seed: int = 0) -> nn.Sequential:
-    """Convolutions of both kinds, batch normalisation, dropout and a linear layer: three classes."""
+    """Convolutions of both kinds, batch normalization, dropout and a linear layer: three classes."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False),
@@ -33,7 +33,7 @@ def small_classifier(seed: int = 0) -> nn.Sequential:
     )
 
 
-def labelled_images(count: int = 11) -> ImagesInMemory:
+def labeled_images(count: int = 11) -> ImagesInMemory:
     """Images of 8×8 pixels, uint8, with random labels."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def small_detector(num_classes: int = 2, seed: int = 0) -> Detector:
 
 
 def rectangles(count: int = 6, num_classes: int = 2, empty: bool = False) -> ImagesInMemory:
-    """Grey images with a bright rectangle each, or none if `empty`."""
+    """Gray images with a bright rectangle each, or none if `empty`."""
     generator = torch.Generator().manual_seed(4)
     images = torch.full((count, 3, SIZE, SIZE), 90, dtype=torch.uint8)
     targets = []
@@ -78,8 +78,8 @@ def tempting_features(count: int, seed: int, weak: float = 0.04) -> ImagesInMemo
     return ImagesInMemory(images, labels)
 
 
-class Centred(nn.Module):
-    """Moves grey to zero."""
+class Centered(nn.Module):
+    """Moves gray to zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) - 0.5
@@ -90,7 +90,7 @@ def linear_classifier() -> nn.Sequential:
     linear = nn.Linear(61, 2)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(Centred(), linear)
+    return nn.Sequential(Centered(), linear)
 
 
 def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:

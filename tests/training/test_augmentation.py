@@ -1,4 +1,4 @@
-"""Augmentation moves boxes with pixels, keeps colours sane, and draws from its generator alone."""
+"""Augmentation moves boxes with pixels, keeps colors sane, and draws from its generator alone."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_boxes_are_clipped_and_leftovers_dropped_by_share_and_by_side() -> None:
     assert seen == {(0, 1), (0, 1, 2), (1, 2)}
 
 
-def test_the_colour_maps_of_no_change_are_the_identity() -> None:
+def test_the_color_maps_of_no_change_are_the_identity() -> None:
     x = torch.rand(4, 3, 5, 5, generator=_generator(1))
     for strength in ({"hue": 1e-9}, {"saturation": 1e-9}, {"brightness": 1e-9}, {"contrast": 1e-9}):
         same, _ = augment(x, torch.zeros(4), AugmentConfig(flip=0, **strength), _generator())
         assert_close(same, x, atol=1e-3, rtol=0)
 
 
-def test_hue_keeps_luminance_and_turns_colours() -> None:
+def test_hue_keeps_luminance_and_turns_colors() -> None:
     x = torch.rand(64, 3, 4, 4, generator=_generator(1)) * 0.2 + 0.4  # far from where clipping begins
     turned, _ = augment(x, torch.zeros(64), AugmentConfig(flip=0, hue=0.05), _generator())
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -107,14 +107,14 @@ def test_hue_keeps_luminance_and_turns_colours() -> None:
     assert 0.01 < float(moved.abs().mean()) < 0.08
 
 
-def test_grey_images_stay_grey_under_hue_and_saturation() -> None:
+def test_gray_images_stay_gray_under_hue_and_saturation() -> None:
     x = torch.rand(8, 1, 4, 4, generator=_generator(2)).expand(8, 3, 4, 4)
     y, _ = augment(x, torch.zeros(8), AugmentConfig(flip=0, hue=0.5, saturation=0.9), _generator())
     assert_close(y, x, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "strength"), [("brightness", 0.3), ("contrast", 0.3), ("saturation", 0.5)])
-def test_each_colour_change_does_its_own_thing(name: str, strength: float) -> None:
+def test_each_color_change_does_its_own_thing(name: str, strength: float) -> None:
     x = torch.rand(16, 3, 8, 8, generator=_generator(5)) * 0.2 + 0.4
     y, _ = augment(x, torch.zeros(16), AugmentConfig(flip=0, **{name: strength}), _generator())
     measure: dict[str, Callable[[Tensor], Tensor]] = {

@@ -21,13 +21,13 @@ from prunekit.training.augment import STANDARD_AUGMENTATION
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import TrainingData
 from prunekit.training.log import TrainingLog
-from prunekit.training.loop import optimise
+from prunekit.training.loop import optimize
 from prunekit.training.objectives import Clean, Objective, ObjectiveConfig, make_objective
 from prunekit.training.state import TrainState, load_checkpoint, save_checkpoint, tensors_digest
 from tests.support import ROOT
 from tests.support.training_problems import (
     ClassifierLosses,
-    labelled_images,
+    labeled_images,
     rectangles,
     small_classifier,
     small_detector,
@@ -59,7 +59,7 @@ def _run(
         if folder is not None:
             save_checkpoint(folder / f"{reached.step}.safetensors", reached, config)
 
-    return optimise(model, dict(model.named_parameters()), data, objective, config, state=state, save=save).clone()
+    return optimize(model, dict(model.named_parameters()), data, objective, config, state=state, save=save).clone()
 
 
 def _assert_same_bits(actual: TrainState, expected: TrainState) -> None:
@@ -74,14 +74,14 @@ def _assert_same_bits(actual: TrainState, expected: TrainState) -> None:
 def test_resuming_from_any_step_ends_in_the_same_bits(setting: str, objective: str, tmp_path: Path) -> None:
     config = SETTINGS[setting]
     made = make_objective(objective, ClassifierLosses(), ObjectiveConfig(replays=2))
-    expected = _run(small_classifier(), labelled_images(), made, config, tmp_path)
+    expected = _run(small_classifier(), labeled_images(), made, config, tmp_path)
     assert expected.step == 9
     assert (expected.delta is not None) == (objective == "free")
     assert bool(expected.averages) == (config.ema_decay is not None)
     for stop in (1, 4, 8, 9):
         state = load_checkpoint(tmp_path / f"{stop}.safetensors", config)
         assert state.step == stop
-        _assert_same_bits(_run(small_classifier(seed=9), labelled_images(), made, config, state=state), expected)
+        _assert_same_bits(_run(small_classifier(seed=9), labeled_images(), made, config, state=state), expected)
 
 
 @pytest.mark.parametrize("objective", ["free", "trades", "n-fgsm", "smoothing"])
@@ -97,21 +97,21 @@ def test_a_state_that_is_changed_ends_elsewhere(tmp_path: Path) -> None:
     """What the tests above compare does depend on every part of the state."""
     config = ADAMW
     made = make_objective("free", ClassifierLosses(), ObjectiveConfig(replays=2))
-    expected = _run(small_classifier(), labelled_images(), made, config, tmp_path)
+    expected = _run(small_classifier(), labeled_images(), made, config, tmp_path)
     state = load_checkpoint(tmp_path / "3.safetensors", config)
     tensors = state.tensors()
     for name in ("module/0.weight", "optimizer/0.weight/exp_avg_sq", "averages/5.running_var", "delta"):
         spoilt = TrainState.from_tensors(3, tensors | {name: tensors[name] * 1.01 + 0.01})
-        ended = _run(small_classifier(), labelled_images(), made, config, state=spoilt)
+        ended = _run(small_classifier(), labeled_images(), made, config, state=spoilt)
         assert tensors_digest(ended.tensors()) != tensors_digest(expected.tensors()), name
 
 
 def test_resuming_needs_every_average(tmp_path: Path) -> None:
     config = dataclasses.replace(ADAMW, max_steps=1)
-    state = _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config)
+    state = _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config)
     without = dataclasses.replace(state, averages={})
     with pytest.raises(InputError, match=r"expected the state of this model, but it lacks '0\.weight'"):
-        _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config, state=without)
+        _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config, state=without)
 
 
 def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
         _run(two, rectangles(), Clean(DetectionTask.of(two)), config, state=state)
     assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items())
     with pytest.raises(InputError, match="expected the state of this model"):
-        _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), config, state=state)
+        _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config, state=state)
 
 
 CHECKPOINT_CONFIG = dataclasses.replace(ADAMW, max_steps=2)
@@ -131,7 +131,7 @@ CHECKPOINT_CONFIG = dataclasses.replace(ADAMW, max_steps=2)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    _run(small_classifier(), labelled_images(), Clean(ClassifierLosses()), CHECKPOINT_CONFIG, tmp_path)
+    _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), CHECKPOINT_CONFIG, tmp_path)
     return tmp_path / "2.safetensors"
 
 
@@ -173,9 +173,9 @@ def test_tied_weights_survive(tmp_path: Path) -> None:
             return logits
 
     config = ADAMW
-    expected = _run(Tied(), labelled_images(), Clean(ClassifierLosses()), config, tmp_path)
+    expected = _run(Tied(), labeled_images(), Clean(ClassifierLosses()), config, tmp_path)
     state = load_checkpoint(tmp_path / "5.safetensors", config)
-    _assert_same_bits(_run(Tied(), labelled_images(), Clean(ClassifierLosses()), config, state=state), expected)
+    _assert_same_bits(_run(Tied(), labeled_images(), Clean(ClassifierLosses()), config, state=state), expected)
 
 
 KILLED = """
@@ -199,10 +199,10 @@ def run_in_folder(folder: Path, kill_at: int | None = None) -> TrainState:
 
     model = small_classifier()
     with TrainingLog(folder, resumed_step=state.step if state else 0) as log:
-        return optimise(
+        return optimize(
             model,
             dict(model.named_parameters()),
-            labelled_images(),
+            labeled_images(),
             make_objective("free", ClassifierLosses(), ObjectiveConfig(replays=2)),
             KILLED_CONFIG,
             state=state,

@@ -17,7 +17,7 @@ from prunekit.errors import InputError
 from prunekit.task import Losses
 from prunekit.training.augment import NO_AUGMENTATION
 from prunekit.training.config import TrainConfig
-from prunekit.training.loop import optimise
+from prunekit.training.loop import optimize
 from prunekit.training.objectives import OBJECTIVES, ObjectiveConfig, TrainBatch, make_objective
 from tests.support.training_problems import (
     SIZE,
@@ -234,7 +234,7 @@ def _trained(name: str, weak: float) -> nn.Module:
         epochs=12, batch_size=50, optimizer="adamw", learning_rate=0.1, weight_decay=0.0, augmentation=NO_AUGMENTATION
     )
     objective = make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=ATTACK, sigma=SIGMA))
-    optimise(model, dict(model.named_parameters()), tempting_features(1000, seed=0, weak=weak), objective, config)
+    optimize(model, dict(model.named_parameters()), tempting_features(1000, seed=0, weak=weak), objective, config)
     return model
 
 

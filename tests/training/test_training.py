@@ -16,9 +16,9 @@ from prunekit.evaluation.evaluate import evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
 from prunekit.progress import Description
 from prunekit.training.augment import NO_AUGMENTATION
-from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig, learning_rate_factor
+from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig, learning_rate_factor
 from prunekit.training.data import ImagesInMemory, ImagesOnDisk, training_batches
-from prunekit.training.loop import optimise, train
+from prunekit.training.loop import optimize, train
 from prunekit.training.objectives import (
     OBJECTIVES,
     Clean,
@@ -31,7 +31,7 @@ from tests.support.training_problems import (
     ClassifierLosses,
     Recorder,
     changed,
-    labelled_images,
+    labeled_images,
     linear_classifier,
     rectangles,
     small_classifier,
@@ -42,7 +42,7 @@ from tests.support.training_problems import (
 
 T = TypeVar("T")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
-SGD = dataclasses.replace(SCORE_OPTIMISATION, epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
+SGD = dataclasses.replace(SCORE_OPTIMIZATION, epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
 CLEAN = Clean(ClassifierLosses())
 
 
@@ -69,7 +69,7 @@ def test_a_plain_sgd_step_is_the_textbook_one() -> None:
         velocity = 0.9 * velocity + slope.T @ images + 0.1 * weight
         bias_velocity = 0.9 * bias_velocity + slope.sum(0)  # biases do not decay
         weight, bias = weight - 0.5 * velocity, bias - 0.5 * bias_velocity
-    optimise(model, trainable(model), data, CLEAN, config)
+    optimize(model, trainable(model), data, CLEAN, config)
     linear = model[1]
     assert isinstance(linear, nn.Linear)
     torch.testing.assert_close(linear.weight.double(), weight, atol=1e-6, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_gradients_are_clipped_to_the_given_length() -> None:
     model, data = linear_classifier(), ImagesInMemory(torch.rand(4, 1, 1, 61), torch.tensor([0, 1, 1, 0]))
     config = dataclasses.replace(SGD, max_steps=1, learning_rate=1.0, weight_decay=0.0, max_grad_norm=1e-3)
     log = Recorder()
-    optimise(model, trainable(model), data, CLEAN, config, log=log)
+    optimize(model, trainable(model), data, CLEAN, config, log=log)
     moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
     assert log.rows[0]["grad_norm"] > 0.01, "the log names the length before clipping"
@@ -91,7 +91,7 @@ def test_only_the_chosen_parameters_train_and_the_module_is_left_as_found() -> N
     model[4].bias.requires_grad_(False)
     before = snapshot(model)
     chosen = {"0.weight": model.get_parameter("0.weight")}
-    optimise(model, chosen, labelled_images(), CLEAN, CONFIG)
+    optimize(model, chosen, labeled_images(), CLEAN, CONFIG)
     running = {f"{norm}.{name}" for norm in (1, 5) for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert changed(before, model) == {"0.weight"} | running
     assert not any(module.training for module in model.modules())
@@ -108,13 +108,13 @@ def test_only_the_chosen_parameters_train_and_the_module_is_left_as_found() -> N
     ],
 )
 @pytest.mark.parametrize("objective", ["clean", "pgd-at", "free"])
-def test_batch_normalisation_trains_as_configured(
+def test_batch_normalization_trains_as_configured(
     mode: str, norm_tensors_that_change: set[str], objective: str
 ) -> None:
     model = small_classifier()
     before = snapshot(model)
     config = dataclasses.replace(CONFIG, batch_norm=mode)  # type: ignore[arg-type]
-    optimise(model, trainable(model), labelled_images(), make_objective(objective, ClassifierLosses()), config)
+    optimize(model, trainable(model), labeled_images(), make_objective(objective, ClassifierLosses()), config)
     norms = {name for name in changed(before, model) if name.startswith(("1.", "5."))}
     assert norms == {f"{norm}.{name}" for norm in (1, 5) for name in norm_tensors_that_change}
 
@@ -123,8 +123,8 @@ def test_the_average_follows_the_weights_at_its_rate_and_faster_in_the_beginning
     model = small_classifier()
     config = dataclasses.replace(CONFIG, ema_decay=0.3)  # from the third step on
     seen = [snapshot(model)]
-    state = optimise(
-        model, trainable(model), labelled_images(), CLEAN, config, after_step=[lambda _: seen.append(snapshot(model))]
+    state = optimize(
+        model, trainable(model), labeled_images(), CLEAN, config, after_step=[lambda _: seen.append(snapshot(model))]
     )
     for name in ("0.weight", "5.running_var"):
         expected = seen[0][name].double()
@@ -150,10 +150,10 @@ def test_hooks_run_after_each_update_and_before_it_is_saved_and_logged() -> None
     saved: list[TrainState] = []
     log = Recorder()
     config = dataclasses.replace(CONFIG, checkpoint_every=4)
-    optimise(
+    optimize(
         model,
         trainable(model),
-        labelled_images(),
+        labeled_images(),
         CLEAN,
         config,
         save=lambda state: saved.append(state.clone()),
@@ -178,7 +178,7 @@ def test_free_adversarial_training_replays_each_batch_and_makes_as_many_steps() 
     model = small_classifier()
     log = Recorder()
     config = dataclasses.replace(CONFIG, epochs=8)
-    optimise(model, trainable(model), labelled_images(8), Watched(ClassifierLosses()), config, log=log)
+    optimize(model, trainable(model), labeled_images(8), Watched(ClassifierLosses()), config, log=log)
     assert len(seen) == 16
     assert [torch.equal(a, b) for a, b in pairwise(seen)] == [step % 4 != 3 for step in range(15)]
     assert [row["epoch"] for row in log.rows] == [0] * 8 + [1] * 8
@@ -214,7 +214,7 @@ def test_detectors_train_with_every_objective_on_awkward_data(objective: str, ca
     data = rectangles(3, num_classes, empty=case == "no objects")
     before = snapshot(model)
     config = TrainConfig(epochs=1, max_steps=2, batch_size=2)
-    optimise(model, trainable(model), data, make_objective(objective, DetectionTask.of(model)), config)
+    optimize(model, trainable(model), data, make_objective(objective, DetectionTask.of(model)), config)
     assert all(value.isfinite().all() for value in tensors_of(model).values())
     untouched = set(tensors_of(model)) - changed(before, model)
     assert untouched <= {name for name, _ in model.named_parameters() if name.endswith("norm.bias")}
@@ -227,7 +227,7 @@ def test_bfloat16_comes_close_to_float32() -> None:
         model[3] = nn.Identity()
         log = Recorder()
         config = dataclasses.replace(CONFIG, epochs=10, precision=precision)
-        optimise(model, trainable(model), labelled_images(), CLEAN, config, log=log)
+        optimize(model, trainable(model), labeled_images(), CLEAN, config, log=log)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         losses[precision] = torch.tensor([row["loss"] for row in log.rows])
     assert not torch.equal(losses["bfloat16"], losses["float32"])
@@ -273,5 +273,5 @@ def test_the_progress_bar_shows_the_loss_and_what_is_left() -> None:
 
     model = small_classifier()
     log = Recorder()
-    optimise(model, trainable(model), labelled_images(), CLEAN, CONFIG, log=log, progress=Bars())
+    optimize(model, trainable(model), labeled_images(), CLEAN, CONFIG, log=log, progress=Bars())
     assert shown == ["training", *(f"training, loss {row['loss']:.3f}" for row in log.rows)]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.training.augment import NO_AUGMENTATION
-from prunekit.training.config import SCORE_OPTIMISATION, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 from prunekit.training.data import ImagesInMemory
-from prunekit.training.loop import TrainingDivergedError, optimise
+from prunekit.training.loop import TrainingDivergedError, optimize
 from prunekit.training.objectives import OBJECTIVES, Clean, Objective, TrainBatch, make_objective
 from prunekit.training.state import TrainState
 from tests.support.training_problems import (
     ClassifierLosses,
     Recorder,
     changed,
-    labelled_images,
+    labeled_images,
     small_classifier,
     trainable,
 )
@@ -56,10 +56,10 @@ def test_a_loss_that_is_not_finite_ends_training_with_a_sentence() -> None:
     Raises.calls = 0
     log = Recorder()
     with pytest.raises(TrainingDivergedError, match="step 6: the loss is nan") as caught:
-        optimise(
+        optimize(
             model,
             trainable(model),
-            labelled_images(),
+            labeled_images(),
             Raises(ClassifierLosses()),
             config,
             save=lambda state: saved.append(state.clone()),
@@ -74,10 +74,10 @@ def test_a_loss_that_is_not_finite_ends_training_with_a_sentence() -> None:
 def test_training_that_explodes_says_so_whatever_the_objective(objective: str) -> None:
     model = small_classifier()
     config = dataclasses.replace(
-        SCORE_OPTIMISATION, epochs=40, batch_size=4, learning_rate=1e30, weight_decay=0.5, augmentation=NO_AUGMENTATION
+        SCORE_OPTIMIZATION, epochs=40, batch_size=4, learning_rate=1e30, weight_decay=0.5, augmentation=NO_AUGMENTATION
     )
     with pytest.raises(TrainingDivergedError, match="last finite loss was"):
-        optimise(model, trainable(model), labelled_images(), make_objective(objective, ClassifierLosses()), config)
+        optimize(model, trainable(model), labeled_images(), make_objective(objective, ClassifierLosses()), config)
 
 
 def test_ctrl_c_finishes_the_step_saves_it_and_is_raised() -> None:
@@ -91,10 +91,10 @@ def test_ctrl_c_finishes_the_step_saves_it_and_is_raised() -> None:
             return super().__call__(model, batch, generator)
 
     with pytest.raises(KeyboardInterrupt):
-        optimise(
+        optimize(
             model,
             trainable(model),
-            labelled_images(),
+            labeled_images(),
             Interrupted(ClassifierLosses()),
             CONFIG,
             save=lambda state: saved.append(state.clone()),
@@ -113,18 +113,18 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 
     model = small_classifier()
     with pytest.raises(KeyboardInterrupt):
-        optimise(model, trainable(model), labelled_images(), Stuck(ClassifierLosses()), CONFIG)
+        optimize(model, trainable(model), labeled_images(), Stuck(ClassifierLosses()), CONFIG)
 
 
 def test_no_images_and_no_parameters_are_refused() -> None:
     model = small_classifier()
     nothing = ImagesInMemory(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="at least one training image"):
-        optimise(model, trainable(model), nothing, CLEAN, CONFIG)
+        optimize(model, trainable(model), nothing, CLEAN, CONFIG)
     with pytest.raises(InputError, match="at least one parameter"):
-        optimise(model, {}, labelled_images(), CLEAN, CONFIG)
+        optimize(model, {}, labeled_images(), CLEAN, CONFIG)
     with pytest.raises(InputError, match=r"'0\.weight' is none of them"):
-        optimise(model, {"0.weight": nn.Parameter(torch.zeros(1))}, labelled_images(), CLEAN, CONFIG)
+        optimize(model, {"0.weight": nn.Parameter(torch.zeros(1))}, labeled_images(), CLEAN, CONFIG)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -132,14 +132,14 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     model = small_classifier()
     config = dataclasses.replace(CONFIG, device="cuda")
     with pytest.raises(InputError, match=r"expected a GPU for the device 'cuda', but .*; use the device cpu"):
-        optimise(model, trainable(model), labelled_images(), CLEAN, config)
+        optimize(model, trainable(model), labeled_images(), CLEAN, config)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x"])
 def test_an_unknown_device_is_refused(device: str) -> None:
     model = small_classifier()
     with pytest.raises(InputError, match="expected the device to be cpu, cuda"):
-        optimise(model, trainable(model), labelled_images(), CLEAN, dataclasses.replace(CONFIG, device=device))
+        optimize(model, trainable(model), labeled_images(), CLEAN, dataclasses.replace(CONFIG, device=device))
 
 
 @pytest.mark.parametrize(

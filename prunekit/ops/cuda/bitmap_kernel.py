@@ -35,7 +35,7 @@ class BitmapKernel(SparseKernel):
         return bitmap_launch.best_launches(CondensedProblem.of(problem), gpu, count)
 
     def seconds(self, problem: ConvProblem, launch: BitmapLaunch, gpu: Gpu) -> float:  # noqa: D102
-        return bitmap_launch.modelled_seconds(CondensedProblem.of(problem), launch, gpu)
+        return bitmap_launch.modeled_seconds(CondensedProblem.of(problem), launch, gpu)
 
     def fill_cost(self, problem: ConvProblem, launch: BitmapLaunch) -> tuple[int, float]:  # noqa: D102
         here = CondensedProblem.of(problem)

@@ -119,14 +119,14 @@ def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None, l
     return np.maximum(launch.buffers * (inputs + run * launch.row_groups), sums)
 
 
-def modelled_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
-    """Return the modelled time of one convolution in float16, both kernels.
+def modeled_seconds(problem: CondensedProblem, launch: BitmapLaunch, gpu: Gpu) -> float:
+    """Return the modeled time of one convolution in float16, both kernels.
 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
     cores, shared memory, and a warp's copies and steps one after the other; the bytes of memory and of the
     second-level cache are a floor below it all. Of several cuts, a second launch and its bytes come on top.
     """
-    return float(_modelled_seconds(problem, launch, gpu))
+    return float(_modeled_seconds(problem, launch, gpu))
 
 
 def _tiles(problem: CondensedProblem, launch: Any) -> Any:
@@ -135,7 +135,7 @@ def _tiles(problem: CondensedProblem, launch: Any) -> Any:
     return problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
 
 
-def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+def _modeled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     """Compute it for one cut or for columns of them."""
     row_blocks = problem.groups * -(-problem.num_row_groups // launch.row_groups)
     blocks = _tiles(problem, launch) * row_blocks * launch.cuts
@@ -164,7 +164,7 @@ def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     issue = steps * (STEP_INSTRUCTIONS + units + products) + STEP_INSTRUCTIONS
     issue = issue + staged * instructions + copied * 12
     matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
-    # A load of values reads neighbours: a cycle for each 128 bytes that a step's values span.
+    # A load of values reads neighbors: a cycle for each 128 bytes that a step's values span.
     values = VALUE_LOADS * np.maximum(1.0, step_values / 64)
     shared = (steps + 1) * (STEP_LOADS - VALUE_LOADS + values) + steps * matrices
     shared = shared + staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
@@ -273,14 +273,14 @@ def _all_cuts(
 
 
 def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[BitmapLaunch, float] | None:
-    """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
+    """Return the cut of least modeled time and that time in seconds, or None where no block fits the device."""
     best = best_launches(problem, gpu, 1)
-    return (best[0], modelled_seconds(problem, best[0], gpu)) if best else None
+    return (best[0], modeled_seconds(problem, best[0], gpu)) if best else None
 
 
 @lru_cache(maxsize=4096)
 def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[BitmapLaunch, ...]:
-    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
     cuts = _cuts(problem)
-    seconds = _modelled_seconds(problem, BitmapLaunch.columns(cuts), gpu)
+    seconds = _modeled_seconds(problem, BitmapLaunch.columns(cuts), gpu)
     return tuple(BitmapLaunch(*cuts[place].tolist()) for place in least(seconds, count))

@@ -34,7 +34,7 @@ class CondensedKernel(SparseKernel):
         return condensed_launch.best_launches(CondensedProblem.of(problem), gpu, count)
 
     def seconds(self, problem: ConvProblem, launch: CondensedLaunch, gpu: Gpu) -> float:  # noqa: D102
-        return condensed_launch.modelled_seconds(CondensedProblem.of(problem), launch, gpu)
+        return condensed_launch.modeled_seconds(CondensedProblem.of(problem), launch, gpu)
 
     def fill_cost(self, problem: ConvProblem, launch: CondensedLaunch) -> tuple[int, float]:  # noqa: D102
         here = CondensedProblem.of(problem)

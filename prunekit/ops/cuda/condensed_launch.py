@@ -153,16 +153,16 @@ def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None) -
     return np.maximum(launch.buffers * (inputs + step_bytes * longest * launch.row_groups), sums)
 
 
-def modelled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
-    """Return the modelled time of one convolution in float16.
+def modeled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
+    """Return the modeled time of one convolution in float16.
 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
     cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
     """
-    return float(_modelled_seconds(problem, launch, gpu))
+    return float(_modeled_seconds(problem, launch, gpu))
 
 
-def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+def _modeled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     """Compute it for one cut or for columns of them."""
     p, q = problem.lines
     tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
@@ -268,14 +268,14 @@ def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
 
 
 def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[CondensedLaunch, float] | None:
-    """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
+    """Return the cut of least modeled time and that time in seconds, or None where no block fits the device."""
     best = best_launches(problem, gpu, 1)
-    return (best[0], modelled_seconds(problem, best[0], gpu)) if best else None
+    return (best[0], modeled_seconds(problem, best[0], gpu)) if best else None
 
 
 @lru_cache(maxsize=4096)
 def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[CondensedLaunch, ...]:
-    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
     cuts = _cuts(problem)
-    seconds = _modelled_seconds(problem, CondensedLaunch.columns(cuts), gpu)
+    seconds = _modeled_seconds(problem, CondensedLaunch.columns(cuts), gpu)
     return tuple(CondensedLaunch(*cuts[place].tolist()) for place in least(seconds, count))

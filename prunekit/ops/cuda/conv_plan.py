@@ -183,7 +183,7 @@ class ConvJob:
         return choice, None if choice.launch is None else plans[choice.kernel, choice.launch]
 
     def plans(self, gpu: Gpu, dtype: torch.dtype, device: torch.device, cuts: int) -> Iterator[ConvPlan]:
-        """Yield plans of the models' best cuts, so many of each kernel, those of least modelled time first."""
+        """Yield plans of the models' best cuts, so many of each kernel, those of least modeled time first."""
         return self._packed(gpu, self._best(gpu, dtype, cuts), device)
 
     def _best(self, gpu: Gpu, dtype: torch.dtype, count: int) -> list[tuple[SparseKernel, KernelLaunch]]:

@@ -35,7 +35,7 @@ def unpacked_output(
 
 
 def empty_output(x: Tensor, shape: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
-    """Return an uninitialised output of a filter of `shape` [K, C / groups, R, S] for x."""
+    """Return an uninitialized output of a filter of `shape` [K, C / groups, R, S] for x."""
     size = conv_output_size(x.shape, shape, stride, padding, dilation)
     return torch.empty(
         (x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=conv_memory_format(x)

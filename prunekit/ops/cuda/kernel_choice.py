@@ -39,7 +39,7 @@ _LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sparse kernel with a cut, and the modelled seconds of all that is done for it."""
+    """A sparse kernel with a cut, and the modeled seconds of all that is done for it."""
 
     kernel: SparseKernel
     launch: KernelLaunch
@@ -53,7 +53,7 @@ class KernelChoice:
     Attributes:
         kernel: "dense", or a name of `sparse_kernels`.
         launch: how that one is cut, None for "dense".
-        sparse_seconds: of the fastest sparse kernel, modelled or measured; inf where none can run.
+        sparse_seconds: of the fastest sparse kernel, modeled or measured; inf where none can run.
         dense_seconds: of the dense convolution, likewise.
         is_measured: on this device, now or in an earlier run; else it is the model's word.
         reason: why, in a phrase.
@@ -74,7 +74,7 @@ class KernelChoice:
     @classmethod
     def between(cls, times: KernelTimes, is_measured: bool) -> KernelChoice:
         """Choose the faster of the sparse kernel and the dense convolution; dense where they tie."""
-        word, dense = "measured" if is_measured else "modelled", times.dense_seconds
+        word, dense = "measured" if is_measured else "modeled", times.dense_seconds
         if times.kernel is None or times.launch is None:
             reason = "no block of a sparse kernel fits this output and device"
             return cls("dense", None, math.inf, dense, is_measured, reason)
@@ -92,7 +92,7 @@ def dense_seconds(
     allow_tf32: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Return the modelled time of the same convolution with all weights, as cuDNN may run it.
+    """Return the modeled time of the same convolution with all weights, as cuDNN may run it.
 
     Args:
         problem: its density has no part in it.
@@ -165,7 +165,7 @@ def candidates(
     direction: str = "inference",
     dense_problem: ConvProblem | None = None,
 ) -> list[Candidate]:
-    """Return the `count` best cuts of each kernel that runs the convolution, those of least modelled time first."""
+    """Return the `count` best cuts of each kernel that runs the convolution, those of least modeled time first."""
     here, found = rounded(problem), []
     for kernel in kernels_for(here, dtype, gpu):
         for launch in kernel.best_launches(here, gpu, count):

@@ -29,7 +29,7 @@ class RecordKernel(SparseKernel):
         return record_launch.best_launches(RecordProblem.of(problem), gpu, count)
 
     def seconds(self, problem: ConvProblem, launch: RecordLaunch, gpu: Gpu) -> float:  # noqa: D102
-        return record_launch.modelled_seconds(RecordProblem.of(problem), launch, gpu)
+        return record_launch.modeled_seconds(RecordProblem.of(problem), launch, gpu)
 
     def fill_cost(self, problem: ConvProblem, launch: RecordLaunch) -> tuple[int, float]:  # noqa: D102
         del launch

@@ -277,17 +277,17 @@ def _largest(*cycles: Any) -> Any:
     return reduce(np.maximum, cycles)
 
 
-def modelled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
-    """Return the modelled time of one convolution.
+def modeled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
+    """Return the modeled time of one convolution.
 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
     memory, the second-level cache, and one block's copies and a warp's records one after the other; the memory's bytes
     are a floor below it all.
     """
-    return float(_modelled_seconds(problem, launch.tile_h, launch, gpu))
+    return float(_modeled_seconds(problem, launch.tile_h, launch, gpu))
 
 
-def _modelled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
+def _modeled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
     """Compute it for one cut or for columns of them, all of this tile."""
     p, q = problem.size
     runs = -(-(-(-p // tile_h) * launch.lanes_w) // launch.lanes)
@@ -378,15 +378,15 @@ def _runs_of_lanes(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, in
 
 
 def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float] | None:
-    """Return the cut of least modelled time and that time in seconds, or None where no block fits the device."""
+    """Return the cut of least modeled time and that time in seconds, or None where no block fits the device."""
     best = best_launches(problem, gpu, 1)
-    return (best[0], modelled_seconds(problem, best[0], gpu)) if best else None
+    return (best[0], modeled_seconds(problem, best[0], gpu)) if best else None
 
 
 @lru_cache(maxsize=4096)
 def best_launches(problem: RecordProblem, gpu: Gpu, count: int) -> tuple[RecordLaunch, ...]:
-    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
     tables = {tile_h: _cuts(problem, tile_h) for tile_h in problem.tile_heights}
-    seconds = [_modelled_seconds(problem, h, RecordLaunch.columns(cuts), gpu) for h, cuts in tables.items()]
+    seconds = [_modeled_seconds(problem, h, RecordLaunch.columns(cuts), gpu) for h, cuts in tables.items()]
     cuts = np.concatenate(list(tables.values()))
     return tuple(RecordLaunch(*cuts[place].tolist()) for place in least(np.concatenate(seconds), count))

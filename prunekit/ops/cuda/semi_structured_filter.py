@@ -194,7 +194,7 @@ def cover_columns(condensed: CondensedFilter, chunk_channels: int, fragments: in
     Args:
         condensed: of `prunekit_kernels.condense`, float16 or bfloat16.
         chunk_channels: input channels that a block stages at once.
-        fragments: neighbouring groups of 16 rows that share their columns: 1, 2 or 4.
+        fragments: neighboring groups of 16 rows that share their columns: 1, 2 or 4.
     """
     k, c, r, s = condensed.shape
     header = SemiStructuredHeader(k, c, r, s, condensed.groups, chunk_channels, condensed.nnz, 0, 0, fragments)

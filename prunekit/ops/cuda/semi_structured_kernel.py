@@ -41,7 +41,7 @@ class SemiStructuredKernel(SparseKernel):
         return semi_structured_launch.best_launches(CondensedProblem.of(problem), gpu, count)
 
     def seconds(self, problem: ConvProblem, launch: SemiStructuredLaunch, gpu: Gpu) -> float:  # noqa: D102
-        return semi_structured_launch.modelled_seconds(CondensedProblem.of(problem), launch, gpu)
+        return semi_structured_launch.modeled_seconds(CondensedProblem.of(problem), launch, gpu)
 
     def fill_cost(self, problem: ConvProblem, launch: SemiStructuredLaunch) -> tuple[int, float]:  # noqa: D102
         here = CondensedProblem.of(problem)

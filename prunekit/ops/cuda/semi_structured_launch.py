@@ -162,16 +162,16 @@ def _plane_h(problem: CondensedProblem, launch: Any) -> Any:
     return (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (problem.kernel_size[0] - 1) + 1
 
 
-def modelled_seconds(problem: CondensedProblem, launch: SemiStructuredLaunch, gpu: Gpu) -> float:
-    """Return the modelled time of one convolution in float16; inf where the GPU cannot run it.
+def modeled_seconds(problem: CondensedProblem, launch: SemiStructuredLaunch, gpu: Gpu) -> float:
+    """Return the modeled time of one convolution in float16; inf where the GPU cannot run it.
 
     A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
     cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
     """
-    return float(_modelled_seconds(problem, launch, gpu))
+    return float(_modeled_seconds(problem, launch, gpu))
 
 
-def _modelled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
+def _modeled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
     """Compute it for one cut or for columns of them."""
     if gpu.capability < 80:
         return np.full(np.shape(launch.fragments), math.inf)
@@ -263,16 +263,16 @@ def _all_cuts(lines: tuple[int, int], group_rows: int, most_channels: int) -> np
 @lru_cache(maxsize=4096)
 def _best(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[tuple[SemiStructuredLaunch, float], ...]:
     cuts = _launches(problem)
-    seconds = _modelled_seconds(problem, SemiStructuredLaunch.columns(cuts), gpu)
+    seconds = _modeled_seconds(problem, SemiStructuredLaunch.columns(cuts), gpu)
     return tuple((SemiStructuredLaunch(*cuts[at].tolist()), float(seconds[at])) for at in least(seconds, count))
 
 
 def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[SemiStructuredLaunch, float] | None:
-    """Return the cut of least modelled time and that time in seconds, or None where the device runs none."""
+    """Return the cut of least modeled time and that time in seconds, or None where the device runs none."""
     best = _best(problem, gpu, 1)
     return best[0] if best else None
 
 
 def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[SemiStructuredLaunch, ...]:
-    """Return the `count` cuts of least modelled time, best first: what measuring on the device chooses among."""
+    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
     return tuple(launch for launch, _ in _best(problem, gpu, count))

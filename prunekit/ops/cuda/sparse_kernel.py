@@ -89,11 +89,11 @@ class SparseKernel(ABC):
 
     @abstractmethod
     def best_launches(self, problem: ConvProblem, gpu: Gpu, count: int) -> Sequence[Any]:
-        """Return the `count` cuts of least modelled time that fit the device, best first."""
+        """Return the `count` cuts of least modeled time that fit the device, best first."""
 
     @abstractmethod
     def seconds(self, problem: ConvProblem, launch: Any, gpu: Gpu) -> float:
-        """Return the modelled time of the kernel alone; inf where no block fits."""
+        """Return the modeled time of the kernel alone; inf where no block fits."""
 
     @abstractmethod
     def fill_cost(self, problem: ConvProblem, launch: Any) -> tuple[int, float]:

@@ -193,7 +193,7 @@ def _merged(call: Call) -> Tensor:
 
 
 def _batch_norm(call: Call) -> Tensor:
-    """Normalise both halves, and swap them in channels whose scale is negative: there a rise becomes a fall."""
+    """Normalize both halves, and swap them in channels whose scale is negative: there a rise becomes a fall."""
     halves: Tensor = call.out_of_place(call.args[0])
     unit = halves.new_ones(1, halves.shape[1], *[1] * (halves.ndim - 2))
     is_swapped = call.out_of_place(unit) < call.out_of_place(torch.zeros_like(unit))

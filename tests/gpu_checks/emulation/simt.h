@@ -6,7 +6,7 @@
 // barriers, lanes that meet for different things, a barrier that some threads have left behind, misaligned copies. What
 // the sanitizers add: AddressSanitizer sees shared and global memory as blocks of their exact size;
 // UndefinedBehaviorSanitizer sees misaligned vectors; ThreadSanitizer takes every fiber for a thread that only barriers
-// synchronise, and so sees each missing one.
+// synchronize, and so sees each missing one.
 //
 // An asynchronous copy happens as late as it may: when its thread waits for it. Shared memory starts as nan.
 #pragma once

@@ -1,4 +1,4 @@
-"""Optimised scores: their settings, sharing them among ratios, and that they find what matters."""
+"""Optimized scores: their settings, sharing them among ratios, and that they find what matters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint
-from prunekit.pipeline.steps import optimise_scores, prune_one_shot, prune_optimised, score
+from prunekit.pipeline.steps import optimize_scores, prune_one_shot, prune_optimized, score
 from prunekit.pipeline.store import StageStore
-from prunekit.pipeline.training_plan import make_training, score_choices, score_optimisation
+from prunekit.pipeline.training_plan import make_training, score_choices, score_optimization
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
-from prunekit.training.config import SCORE_OPTIMISATIONS
+from prunekit.training.config import SCORE_OPTIMIZATIONS
 from tests.support.pruning_nets import groups_of
 from tests.support.training_problems import tiny_task
 
@@ -32,13 +32,13 @@ GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
     [
         ({}, "sgd", 0.1),
         ({"score_optimizer": "adamw"}, "adamw", 0.003),
-        ({"score_optimizer": "adamw", "optimise_learning_rate": 0.02}, "adamw", 0.02),
+        ({"score_optimizer": "adamw", "optimize_learning_rate": 0.02}, "adamw", 0.02),
     ],
 )
 def test_each_optimizer_has_its_own_rate_unless_one_is_given(
     choices: dict[str, Any], optimizer: str, rate: float
 ) -> None:
-    knobs = score_optimisation(make_config(**GOOD, **choices, optimise_epochs=3))
+    knobs = score_optimization(make_config(**GOOD, **choices, optimize_epochs=3))
     assert (knobs.optimizer, knobs.learning_rate, knobs.epochs) == (optimizer, rate, 3)
     assert knobs.ema_decay is None  # an average of scores would rank as none of them did
 
@@ -50,7 +50,7 @@ def test_an_optimizer_that_is_not_there_is_named() -> None:
 
 @pytest.fixture
 def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Checkpoint, Training]:
-    """A short optimisation, where to do it, what it starts from and learns from."""
+    """A short optimization, where to do it, what it starts from and learns from."""
     choices = {"objective": "clean", "max_steps": 6, "augment": False, "score_optimizer": "adamw"}
     config = make_config(**{**shapes_config.model_dump(), **choices})
     dataset = CocoDataset.open(config.data, config.image_size)
@@ -65,11 +65,11 @@ def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
 ) -> None:
     config, bench, start, training = work
     groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
-    rule, knobs = MaskRule(60, structure, groups=groups), score_optimisation(config)
+    rule, knobs = MaskRule(60, structure, groups=groups), score_optimization(config)
     scores, digest = score(bench, start, score_choices(config, "scaled"), None)
-    alone, _ = prune_optimised(bench, start, scores, digest, rule, training, knobs)
-    trained, optimised, sha = optimise_scores(bench, start, scores, digest, rule, training, knobs)
-    assert prune_one_shot(bench, trained, optimised, sha, rule).sha256 == alone.sha256
+    alone, _ = prune_optimized(bench, start, scores, digest, rule, training, knobs)
+    trained, optimized, sha = optimize_scores(bench, start, scores, digest, rule, training, knobs)
+    assert prune_one_shot(bench, trained, optimized, sha, rule).sha256 == alone.sha256
     assert trained.masks is None
     for name, conv in prunable_layers(trained.model).items():
         assert torch.equal(conv.weight, prunable_layers(start.model)[name].weight)
@@ -77,7 +77,7 @@ def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
 
 def test_a_run_can_share_scores_among_its_ratios(shapes_config: RunConfig, tmp_path: Path) -> None:
     choices = {"objective": "clean", "max_steps": 4, "augment": False, "score_optimizer": "adamw", "attack": "none"}
-    choices |= {"pruning": "optimised", "finetune_epochs": 0, "train_data": shapes_config.data, "ratios": (0, 50, 80)}
+    choices |= {"pruning": "optimized", "finetune_epochs": 0, "train_data": shapes_config.data, "ratios": (0, 50, 80)}
     masks, churn, stages = {}, {}, {}
     for at in (None, 80):
         out = tmp_path / str(at)
@@ -86,10 +86,10 @@ def test_a_run_can_share_scores_among_its_ratios(shapes_config: RunConfig, tmp_p
         rows = {float(row["ratio"]): row for row in read_rows(folder.results)}
         churn[at] = {ratio: row["churn"] for ratio, row in rows.items()}
         for ratio in (50, 80):
-            file = out / "masks" / f"unstructured-scaled-optimised-ratio_{ratio}.safetensors"
+            file = out / "masks" / f"unstructured-scaled-optimized-ratio_{ratio}.safetensors"
             masks[at, ratio] = torch.cat([mask.flatten() for _, mask in sorted(load_file(file).items())])
     assert stages[None] == ["prune", "prune", "score"]  # nothing of the unpruned model
-    assert stages[80] == ["optimise", "prune", "prune", "score"]
+    assert stages[80] == ["optimize", "prune", "prune", "score"]
     assert not (masks[80, 80] & ~masks[80, 50]).any()
     assert (masks[80, 50] != masks[None, 50]).any()  # of 138,492 weights, 18,000 and more on two processors
     assert torch.equal(masks[80, 80], masks[None, 80])
@@ -105,9 +105,9 @@ def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
     scores, digest = score(bench, start, score_choices(config, "scaled"), None)
     before = rule(scores)
     moved = {}
-    for optimizer in SCORE_OPTIMISATIONS:
-        knobs = score_optimisation(make_config(**{**config.model_dump(), "score_optimizer": optimizer}))
-        pruned, churn = prune_optimised(bench, start, scores, digest, rule, training, knobs)
+    for optimizer in SCORE_OPTIMIZATIONS:
+        knobs = score_optimization(make_config(**{**config.model_dump(), "score_optimizer": optimizer}))
+        pruned, churn = prune_optimized(bench, start, scores, digest, rule, training, knobs)
         assert pruned.masks is not None
         kept = sum(int(mask.count_nonzero()) for mask in before.values())
         new = sum(int((pruned.masks[name] & ~mask).count_nonzero()) for name, mask in before.items())
@@ -116,7 +116,7 @@ def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
     assert moved["adamw"] > 10 * moved["sgd"] > 0
 
 
-def test_optimising_finds_the_weights_that_matter_where_magnitude_misleads() -> None:
+def test_optimizing_finds_the_weights_that_matter_where_magnitude_misleads() -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(8, 1, 1, bias=False)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_optimising_finds_the_weights_that_matter_where_magnitude_misleads() -> 
 
 
 @pytest.mark.parametrize("arguments", [{"structure": "filter"}, {"structure": "hybrid", "filter_ratio_percent": 50}])
-def test_optimising_finds_the_filters_that_matter_where_magnitude_misleads(arguments: dict[str, Any]) -> None:
+def test_optimizing_finds_the_filters_that_matter_where_magnitude_misleads(arguments: dict[str, Any]) -> None:
     torch.manual_seed(0)
     first, last = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(6, 1, 1, bias=False)
     model = nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU(), last)

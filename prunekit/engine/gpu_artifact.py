@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit import documents
 from prunekit.documents import Content
-from prunekit.engine.artefact import GPU_FORMAT, check_format, damage_told, graph_content, read_graph
+from prunekit.engine.artifact import GPU_FORMAT, check_format, damage_told, graph_content, read_graph
 from prunekit.engine.gpu_nodes import LayerKernel
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph
