@@ -85,6 +85,11 @@ class Call:
         generator = torch.Generator().manual_seed(seed)
         return self.with_tensors([_drawn(x, x, generator) for x in self.tensors])
 
+    def nudged(self, seed: int) -> Call:
+        """Return the call with each floating-point number moved up or down by about one unit in the last place."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.with_tensors([_nudged(x, generator) if x.is_floating_point() else x for x in self.tensors])
+
     def resized(self, seed: int) -> Iterator[Call]:
         """Yield random calls of a smaller and a larger size, not square.
 
@@ -97,6 +102,11 @@ class Call:
     def __str__(self) -> str:
         """Return the sizes of the tensors, such as 1×3×32×32."""
         return " and ".join("×".join(map(str, x.shape)) or "number" for x in self.tensors)
+
+
+def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(2, x.shape, generator=generator).to(x.device) * 2 - 1
+    return x * (1 + torch.finfo(x.dtype).eps * signs.to(x.dtype))
 
 
 def _are_parameters(model: nn.Module, arguments: Mapping[Any, Any]) -> bool:

@@ -134,6 +134,7 @@ def _cut_at(masked: nn.Module, flow: ChannelFlow, multiple_of: int, proof: Proof
     for trial, row in zip(proof.trials, found, strict=True):
         if not proof.is_equal(row):
             proof.blame_randomness(type(masked).__name__)
+            proof.blame_amplification(type(masked).__name__)
             raise_first_difference(wide, choice, proof, trial)
     return _Candidate(_cut_copy(masked, plan), choice, plan, tuple(found))
 
@@ -176,7 +177,7 @@ def _certify(
         multiple_of=chosen.plan.multiple_of,
         rounding_ms=dict(rounding_ms),
         kept_whole=tuple(chosen.choice.flow.kept_whole),
-        notes=proof.notes,
+        notes=proof.all_notes,
         own_dtype=() if proof.is_wide else chosen.rows,
         proof_dtype=proof.dtype,
     )

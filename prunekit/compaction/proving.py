@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,12 @@ from prunekit.structure import tensors_of
 
 #: Two ways to add up the same numbers in float64 differ by about 1e-15 of the largest.
 MAX_RELATIVE_DIFFERENCE = TOLERANCES[torch.float64]
+#: Some models amplify that: with random weights StarNet, which multiplies branches, by 10^8. Differences up to so many
+#: times what rounding the inputs otherwise makes of the original's own outputs are taken for rounding, ...
+_OF_OWN_ROUNDING = 10
+#: ... but none above this one: beyond it float64 proves nothing.
+_MOST_AMPLIFIED = 1e-6
+_NUDGES = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Proof:
         is_wide: Whether everything is computed in float64.
         is_random: Whether the original draws random numbers.
         notes: Sizes at which the model does not run, and whatever else limits the proof.
+        own_rounding: How far the original's outputs move where its inputs are rounded otherwise, once it was measured.
     """
 
     original: nn.Module
@@ -52,11 +59,26 @@ class Proof:
     is_wide: bool
     is_random: bool
     notes: tuple[str, ...]
+    own_rounding: list[float] = field(default_factory=list)
 
     @property
     def most(self) -> float:
         """The largest relative difference allowed."""
-        return MAX_RELATIVE_DIFFERENCE if self.is_wide else tolerance([trial.expected for trial in self.trials])
+        if not self.is_wide:
+            return tolerance([trial.expected for trial in self.trials])
+        amplified = [min(_OF_OWN_ROUNDING * moved, _MOST_AMPLIFIED) for moved in self.own_rounding]
+        return max([MAX_RELATIVE_DIFFERENCE, *amplified])
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what was taken for rounding where that is more than usual."""
+        if self.most == MAX_RELATIVE_DIFFERENCE or not self.is_wide:
+            return self.notes
+        note = (
+            f"the model amplifies rounding: inputs rounded otherwise move its outputs by {self.own_rounding[0]:.1e}, "
+            f"so differences up to {self.most:.1e} were taken for rounding"
+        )
+        return (*self.notes, note)
 
     @property
     def dtype(self) -> str:
@@ -80,6 +102,8 @@ class Proof:
             found = compare(trial.expected, self.run(model, trial.call))
         except WrongOutputError:
             found = None
+        if found is not None and not found.relative <= self.most and self.is_wide and not self.own_rounding:
+            self.own_rounding.append(self._measure_own_rounding())
         if found is not None and found.relative <= self.most:
             return Difference.of(trial.name, found)
         first, second = (partial(self.run, net, trial.call) for net in (self.original, model))
@@ -90,6 +114,16 @@ class Proof:
             return Difference.of(trial.name, found) if is_far else Difference(trial.name, math.inf, math.inf)  # type: ignore[arg-type]
         operators = ", ".join(name.split(".")[1] for name in shared.operators)
         return Difference.of(f"{trial.name} up to ties of {operators}", shared.comparison)
+
+    def _measure_own_rounding(self) -> float:
+        moved = [0.0]
+        for trial in self.trials:
+            for seed in range(_NUDGES):
+                try:
+                    moved.append(compare(trial.expected, self.run(self.original, trial.call.nudged(seed))).relative)
+                except WrongOutputError:  # it finds another number of objects, say
+                    continue
+        return max(value for value in moved if math.isfinite(value))
 
     def is_equal(self, row: Difference) -> bool:
         """Tell whether a difference is rounding."""
@@ -106,6 +140,15 @@ class Proof:
             raise InputError(
                 f"Expected a model that returns the same for the same input, but {model_name} is random (dropout that "
                 "is always on, or noise), and draws other numbers once channels are removed."
+            )
+
+    def blame_amplification(self, model_name: str) -> None:
+        """Raise InputError where the original amplifies float64's rounding so much that nothing is proved by it."""
+        moved = max(self.own_rounding, default=0.0)
+        if _OF_OWN_ROUNDING * moved > _MOST_AMPLIFIED:
+            raise InputError(
+                f"Expected a model whose outputs float64 determines, but those of {model_name} move by {moved:.1e} "
+                "where its inputs are rounded otherwise, so that a compacted model cannot be compared with it."
             )
 
 

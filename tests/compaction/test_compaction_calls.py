@@ -404,3 +404,27 @@ def test_a_detector_that_does_not_trace_names_its_backbone() -> None:
     model = Branching().eval()
     with untouched(model, X), pytest.raises(InputError, match=r"may trace alone: compact\(model\.backbone, \.\.\.\)"):
         compact(model, X)
+
+
+class Amplifying(nn.Module):
+    """Multiplies whatever rounding does by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.factor = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.factor * self.second(self.first(x)))
+
+
+def test_differences_of_models_that_amplify_rounding_are_judged_by_their_own() -> None:
+    masks = {"first": torch.arange(8)[:, None, None, None].expand(8, 3, 3, 3) % 2 == 0}
+    plain, amplified = (compact(Amplifying(factor).eval(), X, masks, latency_runs=0) for factor in (1.0, 1e7))
+    assert not any("amplifies" in note for note in plain.certificate.notes)
+    assert any("the model amplifies rounding" in note for note in amplified.certificate.notes)
+    assert amplified.certificate.removed == plain.certificate.removed == 4
+    worst = max(row.relative for row in amplified.certificate.float64)
+    assert 1e-10 < worst < 1e-6
+    with pytest.raises(InputError, match="whose outputs float64 determines, but those of Amplifying move by"):
+        compact(Amplifying(1e13).eval(), X, masks, latency_runs=0)
