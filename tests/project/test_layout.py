@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,15 @@ def test_kernels_cannot_shadow_the_package_of_that_name() -> None:
 def test_compiled_code_knows_nothing_of_the_python_package() -> None:
     for path in sorted((ROOT / "csrc").rglob("*.*")):
         assert "import prunekit" not in path.read_text()
+
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    named = re.findall(
+        r"`((?:prunekit|csrc|kernels|bench|tests|docs)/[\w/]+\.(?:py|cpp|h|cu|cuh|md))\b", page.read_text()
+    )
+    absent = [name for name in named if not (ROOT / name).exists() and name != "kernels/__init__.py"]
+    assert not absent
