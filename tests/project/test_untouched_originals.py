@@ -181,18 +181,19 @@ ATTACKS: dict[str, Case] = {
     ],
     "cross_entropy_per_image": lambda g: attacks.cross_entropy_per_image(g.labels)(g.x.flatten(1)),
     "margin_per_image": lambda g: attacks.margin_per_image(g.labels)(g.x.flatten(1)),
+    "softmax_divergence": lambda g: attacks.softmax_divergence(g.x.flatten(1), g.reference.flatten(1)),
     "attack_identity": lambda g: [attacks.attack_identity(attack) for attack in PRESETS.values()],
 }
-# Classes without work of their own, and names that stand for something listed above.
+# Classes without work of their own, functions of names alone, and names that stand for something listed above.
 DATA = {
     "ops": {"NativeStatus", "native"},
     "prune": {
         *("SCOPES", "SCORES", "STRUCTURES", "ChannelGroups", "Churn", "Comparison", "CompletenessError"),
-        *("LayerCost", "ModelCost", "Score"),
+        *("LayerCost", "ModelCost", "Score", "register_score"),
     },
     "attacks": {
         *("PRESETS", "Attack", "AttackLosses", "CarliniWagnerConfig", "GradientError", "LossPerImage"),
-        *("PgdConfig", "StrongConfig"),
+        *("PgdConfig", "StrongConfig", "attack_named", "register_attack"),
     },
 }
 GPU_OPS = {"bitmap_conv2d", "condensed_conv2d", "masked_conv2d_cuda", "record_conv2d", "semi_structured_conv2d"}
