@@ -1,6 +1,9 @@
 """prunekit's ops: one file each, with the slow reference beside the schema. Importing loads the compiled kernels."""
 
-from prunekit.ops import native
+from prunekit.ops import (
+    native,
+    packed_conv2d,  # noqa: F401  # registers its op, which saved programs may call
+)
 from prunekit.ops.cuda import bitmap_conv2d, condensed_conv2d, masked_conv2d_cuda, record_conv2d, semi_structured_conv2d
 from prunekit.ops.masked_conv2d import masked_conv2d
 from prunekit.ops.native import NativeStatus, native_status

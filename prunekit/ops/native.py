@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch  # noqa: F401  # brings the libraries that the extension is linked with
+
 _LOG = logging.getLogger("prunekit")
 _HOW_TO = "install a C++17 compiler and reinstall prunekit from source (pip install -e .)"
 

@@ -116,7 +116,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LOAD = """
-import importlib.util, sys, torch, prunekit
+import importlib.util, sys, torch, prunekit.ops
 path = sys.argv[1]
 spec = importlib.util.spec_from_file_location("prunekit._cuda", path)
 module = importlib.util.module_from_spec(spec)

@@ -14,6 +14,7 @@ import pytest
 import prunekit
 import prunekit.detection
 from prunekit.extras import EXTRAS
+from prunekit.ops.native import native_status
 from tests.support.rooms import LIBRARY
 
 PACKAGE = Path(prunekit.__file__).parent
@@ -67,6 +68,19 @@ def test_the_library_works_with_torch_numpy_and_safetensors_alone(tmp_path: Path
     result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "all done" in result.stdout
+
+
+@pytest.mark.parametrize("room", LIBRARY)
+def test_each_library_room_can_be_imported_first(room: str) -> None:
+    program = (
+        f"import prunekit.{room}, sys\n"
+        "loaded = sys.modules.get('prunekit.ops.native')\n"
+        "print(loaded.native_status().available if loaded else 'no kernels')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.strip() in ("no kernels", str(native_status().available))
 
 
 @pytest.mark.parametrize("room", LIBRARY)
