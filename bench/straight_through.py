@@ -18,7 +18,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-import prunekit.detection  # noqa: F401  # registers the detectors
 from prunekit.environment import describe_environment
 from prunekit.prune import STRUCTURES, MaskRule, StraightThrough, channel_groups, score_model
 from prunekit.task import ModelSpec, models

@@ -12,15 +12,11 @@ def main() -> None:
     try:
         check_extra("study", "prunekit's command line")
     except MissingExtraError as error:
-        sys.exit(_refused(error))
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
     from prunekit.cli import main as run
 
     run()
-
-
-def _refused(error: MissingExtraError) -> int:
-    print(f"Error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -205,6 +205,8 @@ class Family:
 _FAMILIES: dict[str, Family] = {}
 _TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
 _PLUGINS: set[str] = set()
+#: Modules that register prunekit's own families, imported when a family is first asked for.
+_OWN = ("prunekit.detection.task",)
 
 
 def register_task(name: str, make: Callable[[ModelSpec], Task]) -> None:
@@ -220,6 +222,7 @@ def register_model(name: str, build: Callable[..., nn.Module], task: str) -> Non
 
 def models() -> list[str]:
     """Return the names of all families that are registered now."""
+    _register_own()
     return [*_FAMILIES]
 
 
@@ -232,6 +235,7 @@ def family_of(name: str) -> Family:
     Raises:
         InputError: When there is none.
     """
+    _register_own()
     module, _, factory = name.partition(":")
     if not factory:
         return look_up(_FAMILIES, "the model", name)
@@ -243,6 +247,11 @@ def family_of(name: str) -> Family:
         raise InputError(f"Expected {factory!r} in {module} to be a factory of models with an attribute 'task'.")
     look_up(_TASKS, "the task", task)
     return Family(build, task)
+
+
+def _register_own() -> None:
+    for module in _OWN:
+        importlib.import_module(module)
 
 
 def task_of(spec: ModelSpec) -> Task:

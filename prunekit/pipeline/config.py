@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-import prunekit.detection.task  # noqa: F401  # registers the detectors
 from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.errors import InputError
 from prunekit.pipeline.scoring import REFERENCES
