@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from prunekit import task
+from prunekit.attacks import PRESETS
 from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.environment import thread_count
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
+from prunekit.prune import SCORES
 from prunekit.training.config import TrainConfig
 from prunekit.training.loop import train
 from tests.support.commands import Options
@@ -114,6 +119,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what `accelerate` runs as a whole graph, however slow a busy machine makes it look."""
     monkeypatch.setattr(importlib.import_module("prunekit.nn.candidates"), "_CLEARLY_FASTER", 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _names_as_shipped() -> Iterator[None]:
+    """Forget after each file what its tests registered, so that no test depends on which ones ran before it."""
+    task.models()  # registers prunekit's own
+    tables: list[Any] = [task._FAMILIES, task._TASKS, task._PLUGINS, SCORES, PRESETS]
+    before, modules = [table.copy() for table in tables], set(sys.modules)
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+    for name in set(sys.modules) - modules:
+        if name.startswith("tests.plugins."):
+            del sys.modules[name]  # registers again when it is loaded again
 
 
 @pytest.fixture
