@@ -12,8 +12,7 @@ from prunekit_kernels import condense
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.bitmap_conv2d import bitmap_conv2d_reference
-from prunekit.ops.cuda.bitmap_filter import (
+from prunekit.ops.cuda.bitmap.filter import (
     ALIGNMENT,
     RECORD_WORDS,
     BitmapHeader,
@@ -22,7 +21,8 @@ from prunekit.ops.cuda.bitmap_filter import (
     pack_bitmaps,
     unpack_bitmaps,
 )
-from prunekit.ops.cuda.fragment_filter import DTYPES, pack_fragments
+from prunekit.ops.cuda.bitmap.op import bitmap_conv2d_reference
+from prunekit.ops.cuda.condensed.filter import DTYPES, pack_fragments
 from tests.support.bitmap_problems import BitmapProblemCase, bitmap_problems
 from tests.support.conv_cases import random_cases
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, emulate
@@ -68,7 +68,7 @@ def test_a_step_takes_80_bytes_and_two_for_each_kept_weight() -> None:
 
 def test_the_reference_agrees_with_the_oracle() -> None:
     for case, expected in bitmap_problems(30, seed=62):
-        y = bitmap_conv2d_reference(*case.arguments())  # type: ignore[arg-type]
+        y = bitmap_conv2d_reference(*case.arguments())
         assert y.dtype == case.conv.x.dtype
         assert relative_difference(expected, y) <= TOLERANCE[y.dtype]
         assert torch.equal(y, torch.ops.prunekit.bitmap_conv2d(*case.arguments()))

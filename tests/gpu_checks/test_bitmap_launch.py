@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.ops.cuda.bitmap_filter import pack_bitmaps
-from prunekit.ops.cuda.bitmap_launch import (
+from prunekit.ops.cuda.bitmap.cost import (
     BitmapLaunch,
     adding_seconds,
     best_launches,
@@ -20,8 +19,9 @@ from prunekit.ops.cuda.bitmap_launch import (
     modeled_seconds,
     shared_bytes,
 )
-from prunekit.ops.cuda.condensed_launch import CondensedProblem
-from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.bitmap.filter import pack_bitmaps
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
+from prunekit.ops.cuda.devices import GPUS
 from tests.support import ROOT
 from tests.support.emulated_kernels import COMPILER
 
@@ -68,7 +68,7 @@ def test_memory_is_what_a_packed_filter_takes() -> None:
 
 
 PLAN = """
-#include "bitmap_launch.h"
+#include "bitmap/launch.h"
 #include <cstdio>
 int main(int, char** words) {
   prunekit::BitmapConv conv{};

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.bitmap_filter import unpack_bitmaps
+from prunekit.ops.cuda.bitmap.filter import unpack_bitmaps
 from tests.support.bitmap_problems import BitmapProblemCase, bitmap_problems
 from tests.support.emulated_kernels import COMPILER
 from tests.support.oracles import masked_conv2d_oracle
@@ -16,7 +16,7 @@ from tests.support.planted_bugs import all_caught
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, STAGE, LAUNCH = "bitmap_conv2d.cuh", "bitmap_stage.cuh", "bitmap_launch.h"
+KERNEL, STAGE, LAUNCH = "bitmap/conv2d.cuh", "bitmap/stage.cuh", "bitmap/launch.h"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,

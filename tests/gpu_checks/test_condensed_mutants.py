@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import pack_fragments, unpack_fragments
+from prunekit.ops.cuda.condensed.filter import pack_fragments, unpack_fragments
 from tests.support.condensed_problems import condensed_problems
 from tests.support.emulated_kernels import COMPILER, CondensedProblemCase, Convolution
 from tests.support.oracles import masked_conv2d_oracle
@@ -16,7 +16,7 @@ from tests.support.planted_bugs import all_caught
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, STAGE, LAUNCH = "condensed_conv2d.cuh", "condensed_stage.cuh", "condensed_launch.h"
+KERNEL, STAGE, LAUNCH = "condensed/conv2d.cuh", "condensed/stage.cuh", "condensed/launch.h"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,

@@ -11,7 +11,7 @@ from tests.support.record_problems import record_problems
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, LAUNCH, EPILOGUE = "record_conv2d.cuh", "record_launch.h", "epilogue.cuh"
+KERNEL, LAUNCH, EPILOGUE = "record/conv2d.cuh", "record/launch.h", "epilogue.cuh"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,

@@ -16,9 +16,9 @@ import prunekit
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import build_graph
-from prunekit.ops.cuda import masked_conv2d_cuda
-from prunekit.ops.cuda.fragment_filter import DTYPES
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda import dispatch
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.condensed.filter import DTYPES
 from prunekit.ops.native import cuda_status
 from tests.support.bitmap_problems import bitmap_problems
 from tests.support.condensed_problems import condensed_problems
@@ -151,8 +151,8 @@ def test_measuring_chooses_and_a_packed_convolution_can_be_captured(dtype: torch
     mask = torch.rand(weight.shape, device="cuda") < 0.02
     cache = KernelCache(None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_conv2d_cuda, "kernel_cache", lambda: cache)
-        choices = masked_conv2d_cuda.tune_masked_conv2d(x, weight, mask, (1, 1), (1, 1))
+        patch.setattr(dispatch, "kernel_cache", lambda: cache)
+        choices = dispatch.tune_masked_conv2d(x, weight, mask, (1, 1), (1, 1))
         assert set(choices) == {"forward", "input_grad"}
         assert all(choice.is_measured for choice in choices.values())
         y = prunekit.masked_conv2d(x, weight, mask, None, 1, 1)
@@ -191,7 +191,7 @@ def test_accelerated_models_agree_and_replay(
 @needs_kernels
 def test_a_saved_model_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = residual_net(64, 0.05).cuda().half(), torch.randn(1, 3, 64, 48, device="cuda").half()
-    device = masked_conv2d_cuda.device_of(x)
+    device = dispatch.device_of(x)
     assert device is not None
     with monkeypatch.context() as patch:
         choose_sparse(patch)

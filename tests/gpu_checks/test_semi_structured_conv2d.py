@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prunekit.ops.cuda.semi_structured_filter import unpack_semi_structured
+from prunekit.ops.cuda.semi_structured.filter import unpack_semi_structured
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from tests.support.semi_structured_problems import SemiStructuredCase, semi_structured_problems

@@ -20,8 +20,8 @@ from prunekit.engine.gpu_program import GpuModel, GpuProgram, _Captured, choose_
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.nn import AccelerationReport, MaskedConv2d
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, build_graph, check_gpu_arguments
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.devices import GPUS
 from prunekit.ops.native import CudaStatus
 from tests.support.emulated_dispatch import EmulatedGpu
 from tests.support.emulated_kernels import COMPILER

@@ -14,15 +14,10 @@ from torch import Tensor
 
 import prunekit
 from prunekit.errors import WrongOutputError
-from prunekit.ops.cuda import masked_conv2d_cuda as cuda
-from prunekit.ops.cuda.bitmap_launch import BitmapLaunch
-from prunekit.ops.cuda.condensed_kernel import CondensedKernel
-from prunekit.ops.cuda.condensed_launch import CondensedLaunch
-from prunekit.ops.cuda.conv_plan import ConvPlan, forward_job
-from prunekit.ops.cuda.conv_problem import ConvProblem
-from prunekit.ops.cuda.gpus import GPUS, Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache, KernelTimes
-from prunekit.ops.cuda.kernel_choice import (
+from prunekit.ops.cuda import dispatch as cuda
+from prunekit.ops.cuda.bitmap.cost import BitmapLaunch
+from prunekit.ops.cuda.cache import KernelCache, KernelTimes
+from prunekit.ops.cuda.choice import (
     candidates,
     choose_kernel,
     dense_seconds,
@@ -32,8 +27,13 @@ from prunekit.ops.cuda.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, best_launches
-from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.condensed.cost import CondensedLaunch
+from prunekit.ops.cuda.condensed.op import CondensedKernel
+from prunekit.ops.cuda.devices import GPUS, Gpu
+from prunekit.ops.cuda.plan import ConvPlan, forward_job
+from prunekit.ops.cuda.problem import ConvProblem
+from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.cuda.registry import SPARSE_KERNELS
 from tests.support.emulated_dispatch import EmulatedGpu, dispatched
 from tests.support.sparse_choices import HALF_KERNELS
 

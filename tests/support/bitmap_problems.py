@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.bitmap_filter import BitmapFilter, pack_bitmaps
-from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS
+from prunekit.ops.cuda.bitmap.filter import BitmapFilter, pack_bitmaps
+from prunekit.ops.cuda.condensed.filter import DTYPES, ROWS
 from tests.support.condensed_problems import draw_launch
 from tests.support.emulated_kernels import Convolution
 from tests.support.record_problems import random_convolutions

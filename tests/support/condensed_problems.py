@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS, pack_fragments
+from prunekit.ops.cuda.condensed.filter import DTYPES, ROWS, pack_fragments
 from tests.support.emulated_kernels import CondensedProblemCase
 from tests.support.record_problems import random_convolutions
 

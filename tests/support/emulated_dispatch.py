@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda import masked_conv2d_cuda as cuda
-from prunekit.ops.cuda.bitmap_filter import BitmapFilter, BitmapHeader
-from prunekit.ops.cuda.fragment_filter import FragmentFilter, FragmentHeader
-from prunekit.ops.cuda.gpus import GPUS, Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache
-from prunekit.ops.cuda.record_filter import RecordFilter, RecordHeader
-from prunekit.ops.cuda.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
+from prunekit.ops.cuda import dispatch as cuda
+from prunekit.ops.cuda.bitmap.filter import BitmapFilter, BitmapHeader
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.condensed.filter import FragmentFilter, FragmentHeader
+from prunekit.ops.cuda.devices import GPUS, Gpu
+from prunekit.ops.cuda.record.filter import RecordFilter, RecordHeader
+from prunekit.ops.cuda.semi_structured.filter import SemiStructuredFilter, SemiStructuredHeader
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.memory_format import conv_memory_format
 from tests.support.bitmap_problems import BitmapProblemCase

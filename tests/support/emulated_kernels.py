@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.cuda.epilogue import EPILOGUES
-from prunekit.ops.cuda.fragment_filter import FragmentFilter
-from prunekit.ops.cuda.record_filter import RecordFilter
+from prunekit.ops.cuda.condensed.filter import FragmentFilter
+from prunekit.ops.cuda.filter_op import EPILOGUES
+from prunekit.ops.cuda.record.filter import RecordFilter
 from tests.support import ROOT
 from tests.support.shared_folder import made_once, shared_folder
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.record_filter import pack_records, window_taps
-from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.record.filter import pack_records, window_taps
 from prunekit.ops.memory_format import conv_memory_format
 from tests.support.emulated_kernels import Convolution, RecordProblemCase
 from tests.support.oracles import masked_conv2d_oracle

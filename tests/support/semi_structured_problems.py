@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS
-from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, SemiStructuredFilter, pack_semi_structured
+from prunekit.ops.cuda.condensed.filter import DTYPES, ROWS
+from prunekit.ops.cuda.semi_structured.filter import FRAGMENTS, SemiStructuredFilter, pack_semi_structured
 from tests.support.condensed_problems import UNIT_PIXELS
 from tests.support.emulated_kernels import Convolution, _numbers
 from tests.support.record_problems import random_convolutions
 
-#: Units that a warp sums, by fragments (csrc/cuda/semi_structured_conv2d.h).
+#: Units that a warp sums, by fragments (csrc/cuda/semi_structured/launch.h).
 WARP_UNITS = {1: 8, 2: 4, 4: 8}
 
 

@@ -1,6 +1,6 @@
 // Runs the bitmap kernels on problems from a file: emulate INPUT OUTPUT SEED. tests/support/emulated_kernels.py writes
 // and reads.
-#include "bitmap_conv2d.cuh"
+#include "bitmap/conv2d.cuh"
 
 #include "problem_file.h"
 

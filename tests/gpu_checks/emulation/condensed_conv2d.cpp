@@ -1,6 +1,6 @@
 // Runs the tensor-core kernel on problems from a file: emulate INPUT OUTPUT SEED. tests/support/emulated_kernels.py
 // writes and reads.
-#include "condensed_conv2d.cuh"
+#include "condensed/conv2d.cuh"
 
 #include "condensed_problem.h"
 

@@ -1,7 +1,7 @@
 // Reads a problem of the tensor cores' kernels as tests/support/emulated_kernels.py writes it, and runs it.
 #pragma once
 
-#include "condensed_conv2d.cuh"
+#include "condensed/conv2d.cuh"
 
 #include "problem_file.h"
 

@@ -1,6 +1,6 @@
 // Runs the float32 kernel on problems from a file: emulate INPUT OUTPUT SEED. tests/support/emulated_kernels.py writes
 // and reads.
-#include "record_conv2d.cuh"
+#include "record/conv2d.cuh"
 
 #include "problem_file.h"
 

@@ -1,6 +1,6 @@
 // Runs the kernel on sparse tensor cores on problems from a file: emulate INPUT OUTPUT SEED.
 // tests/support/emulated_kernels.py writes and reads.
-#include "semi_structured_conv2d.cuh"
+#include "semi_structured/conv2d.cuh"
 
 #include "condensed_problem.h"
 

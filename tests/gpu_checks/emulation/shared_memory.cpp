@@ -1,9 +1,9 @@
 // Prints a block's shared memory in bytes, as the launchers compute it, for problems that come as lines of numbers.
 #include <cstdio>
 
-#include "condensed_launch.h"
-#include "record_launch.h"
-#include "semi_structured_conv2d.h"
+#include "condensed/launch.h"
+#include "record/launch.h"
+#include "semi_structured/launch.h"
 
 namespace {
 
