@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Set
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -36,6 +37,21 @@ def _load_cuda() -> tuple[ModuleType | None, str | None]:
 
 
 _CUDA, _CUDA_REASON = _load_cuda()
+
+
+def compare_cuda_signatures(expected: Set[str]) -> None:
+    """Leave the CUDA kernels out where the words of an op are others than the package's, or stand in another order.
+
+    Args:
+        expected: of `prunekit.ops.cuda.registry.signature`, each op's.
+    """
+    global _CUDA, _CUDA_REASON
+    if _CUDA is None:
+        return
+    differing = expected ^ set(_CUDA.signatures().splitlines() if hasattr(_CUDA, "signatures") else ())
+    if differing:
+        names = ", ".join(sorted({signature.split()[0] for signature in differing}))
+        _CUDA, _CUDA_REASON = None, f"they were compiled for other arguments of {names}: reinstall prunekit from source"
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,7 @@ int main(int, char** words) {
   prunekit::BitmapConv conv{};
   int64_t header[prunekit::BITMAP_HEADER_WORDS];
   for (int64_t& word : header) word = std::atoll(*++words);
-  for (int* word : {&conv.warp_units, &conv.tile_h, &conv.units_w, &conv.pixel_warps, &conv.block_row_groups,
-                    &conv.slices, &conv.buffers, &conv.cuts}) *word = std::atoi(*++words);
+  for (const auto& word : launch_words(conv)) *word.value = std::atoi(*++words);
   conv.n = conv.stride_h = conv.stride_w = conv.dilation_h = conv.dilation_w = conv.padding_h = conv.padding_w = 1;
   conv.h = conv.w = conv.p = conv.q = 13;
   const auto launch = prunekit::plan_bitmap_launch(conv, header);

@@ -24,19 +24,11 @@ namespace prunekit {
 constexpr int BITMAP_RECORD_WORDS = 20;
 constexpr int BITMAP_ALIGNMENT = 8;  // values: 16 bytes
 
-enum BitmapHeaderWord {
-  BITMAP_OUT_CHANNELS,
-  BITMAP_GROUP_CHANNELS,
-  BITMAP_KERNEL_H,  // at most 16
-  BITMAP_KERNEL_W,
-  BITMAP_GROUPS,
-  BITMAP_CHUNK_CHANNELS,
-  BITMAP_NNZ,
-  BITMAP_STEPS,
-  BITMAP_LONGEST,  // steps of the longest run
-  BITMAP_ALIGNED,  // values of all runs, in BITMAP_ALIGNMENTs
-  BITMAP_LONGEST_ALIGNED,  // of the run that has most
-  BITMAP_HEADER_WORDS,
-};
+// NUM_ALIGNED: values of all runs, in BITMAP_ALIGNMENTs; LONGEST_ALIGNED: of the run that has most. KERNEL_H is at most
+// 16.
+#define PRUNEKIT_BITMAP_WORDS(WORD) PRUNEKIT_FRAGMENT_WORDS(WORD) WORD(NUM_ALIGNED) WORD(LONGEST_ALIGNED)
+#define PRUNEKIT_BITMAP_WORD(word) BITMAP_##word,
+enum BitmapHeaderWord { PRUNEKIT_BITMAP_WORDS(PRUNEKIT_BITMAP_WORD) BITMAP_HEADER_WORDS };
+inline constexpr const char* BITMAP_HEADER[] = {PRUNEKIT_BITMAP_WORDS(PRUNEKIT_WORD_NAME)};
 
 }  // namespace prunekit

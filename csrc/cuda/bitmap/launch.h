@@ -19,6 +19,20 @@ struct BitmapConv : CondensedConv {
   int num_units;        // that all blocks of one cut sum, of rows that there are not as well
 };
 
+inline std::array<FilterTensor, 4> bitmap_tensors(BitmapConv& conv, const int64_t* header) {
+  const FragmentCounts count = FragmentCounts::of(header, CONDENSED_STEP);
+  return {
+      {{"starts", 2 * count.starts, &conv.starts},
+       {"records", header[BITMAP_NUM_STEPS] * BITMAP_RECORD_WORDS, &conv.records},
+       {"values", header[BITMAP_NUM_ALIGNED] * BITMAP_ALIGNMENT, nullptr, &conv.values},
+       {"rows", count.rows, &conv.rows}}};
+}
+
+inline std::array<LaunchWord, 8> launch_words(BitmapConv& conv) {
+  const auto [units, h, w, warps, groups, slices, buffers] = launch_words(static_cast<CondensedConv&>(conv));
+  return {{units, h, w, warps, groups, slices, buffers, {"cuts", &conv.cuts}}};
+}
+
 struct BitmapLaunch {
   unsigned grid_x, grid_y, threads;
   int64_t shared_bytes;
@@ -32,7 +46,6 @@ inline int64_t workspace_size(const BitmapConv& conv) {
 
 // Fill what follows from the header and the block's choice; the sizes, strides and choices of BitmapConv are set.
 inline BitmapLaunch plan_bitmap_launch(BitmapConv& conv, const int64_t* header) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t groups = header[BITMAP_GROUPS];
   conv.group_channels = header[BITMAP_GROUP_CHANNELS];
   conv.num_row_groups = ceil_div(header[BITMAP_OUT_CHANNELS] / groups, FRAGMENT_ROWS);

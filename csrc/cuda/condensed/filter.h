@@ -17,22 +17,17 @@
 
 #include <cstdint>
 
+#include "words.h"
+
 namespace prunekit {
 
 constexpr int FRAGMENT_ROWS = 16;
 constexpr int STEP_COLUMNS = 16;
 
-enum FragmentHeaderWord {
-  FRAGMENT_OUT_CHANNELS,
-  FRAGMENT_GROUP_CHANNELS,
-  FRAGMENT_KERNEL_H,
-  FRAGMENT_KERNEL_W,
-  FRAGMENT_GROUPS,
-  FRAGMENT_CHUNK_CHANNELS,
-  FRAGMENT_NNZ,
-  FRAGMENT_STEPS,
-  FRAGMENT_LONGEST,  // steps of the longest run
-  FRAGMENT_HEADER_WORDS,
-};
+// LONGEST: steps of the longest run.
+#define PRUNEKIT_FRAGMENT_WORDS(WORD) PRUNEKIT_FILTER_WORDS(WORD) WORD(NNZ) WORD(NUM_STEPS) WORD(LONGEST)
+#define PRUNEKIT_FRAGMENT_WORD(word) FRAGMENT_##word,
+enum FragmentHeaderWord { PRUNEKIT_FRAGMENT_WORDS(PRUNEKIT_FRAGMENT_WORD) FRAGMENT_HEADER_WORDS };
+inline constexpr const char* FRAGMENT_HEADER[] = {PRUNEKIT_FRAGMENT_WORDS(PRUNEKIT_WORD_NAME)};
 
 }  // namespace prunekit

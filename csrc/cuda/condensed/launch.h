@@ -1,6 +1,7 @@
 // From a convolution and its fragment filter to the kernel's arguments: checks and arithmetic, without CUDA.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -49,6 +50,41 @@ struct CondensedConv {
   int longest;  // steps of one run
 };
 
+// How many elements the tensors of a filter of such steps have.
+struct FragmentCounts {
+  int64_t starts, columns, fragments, metadata, rows;
+
+  static FragmentCounts of(const int64_t* header, const StepLayout& step) {
+    const int64_t group_rows = FRAGMENT_ROWS * step.fragments, steps = header[FRAGMENT_NUM_STEPS];
+    const int64_t row_groups =
+        header[FRAGMENT_GROUPS] * ceil_div(header[FRAGMENT_OUT_CHANNELS] / header[FRAGMENT_GROUPS], group_rows);
+    const int64_t runs = row_groups * ceil_div(header[FRAGMENT_GROUP_CHANNELS], header[FRAGMENT_CHUNK_CHANNELS]);
+    return {
+        runs + 1, steps * step.columns, steps * step.fragments * 32 * 8, steps * step.metadata * 4,
+        row_groups * group_rows};
+  }
+};
+
+inline std::array<FilterTensor, 4> condensed_tensors(CondensedConv& conv, const int64_t* header) {
+  const FragmentCounts count = FragmentCounts::of(header, CONDENSED_STEP);
+  return {
+      {{"starts", count.starts, &conv.starts},
+       {"columns", count.columns, &conv.columns},
+       {"fragments", count.fragments, nullptr, &conv.fragments},
+       {"rows", count.rows, &conv.rows}}};
+}
+
+inline std::array<LaunchWord, 7> launch_words(CondensedConv& conv) {
+  return {
+      {{"warp_units", &conv.warp_units},
+       {"tile_h", &conv.tile_h},
+       {"units_w", &conv.units_w},
+       {"pixel_warps", &conv.pixel_warps},
+       {"row_groups", &conv.block_row_groups},
+       {"slices", &conv.slices},
+       {"buffers", &conv.buffers}}};
+}
+
 // The kernel's width and stride that a line of inputs is read with at once (shifts 1, stride 0: any, tap by tap).
 struct InputWindow {
   int shifts, stride;
@@ -78,7 +114,6 @@ struct CondensedLaunch {
 // Fill what follows from the header and the block's choice; the sizes, strides and choices of CondensedConv are set.
 inline CondensedLaunch plan_condensed_launch(
     CondensedConv& conv, const int64_t* header, const StepLayout& step = CONDENSED_STEP) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t groups = header[FRAGMENT_GROUPS];
   conv.group_channels = header[FRAGMENT_GROUP_CHANNELS];
   conv.num_row_groups = ceil_div(header[FRAGMENT_OUT_CHANNELS] / groups, FRAGMENT_ROWS * step.fragments);

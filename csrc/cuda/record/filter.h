@@ -19,24 +19,18 @@
 
 #include <cstdint>
 
+#include "words.h"
+
 namespace prunekit {
 
 constexpr int RECORD_ROWS = 8;
 constexpr int WINDOW_CHANNELS = 2;
 
-enum RecordHeaderWord {
-  RECORD_OUT_CHANNELS,
-  RECORD_GROUP_CHANNELS,
-  RECORD_KERNEL_H,
-  RECORD_KERNEL_W,
-  RECORD_GROUPS,
-  RECORD_CHUNK_CHANNELS,
-  RECORD_SLICES,
-  RECORD_WINDOW_TAPS,
-  RECORD_NNZ,
-  RECORD_COUNT,
-  RECORD_LONGEST,  // records of the longest run
-  RECORD_HEADER_WORDS,
-};
+// LONGEST: records of the longest run.
+#define PRUNEKIT_RECORD_WORDS(WORD) \
+  PRUNEKIT_FILTER_WORDS(WORD) WORD(SLICES) WORD(WINDOW_TAPS) WORD(NNZ) WORD(NUM_RECORDS) WORD(LONGEST)
+#define PRUNEKIT_RECORD_WORD(word) RECORD_##word,
+enum RecordHeaderWord { PRUNEKIT_RECORD_WORDS(PRUNEKIT_RECORD_WORD) RECORD_HEADER_WORDS };
+inline constexpr const char* RECORD_HEADER[] = {PRUNEKIT_RECORD_WORDS(PRUNEKIT_WORD_NAME)};
 
 }  // namespace prunekit

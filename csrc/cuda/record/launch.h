@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <numeric>
@@ -70,6 +71,25 @@ struct RecordConv {
   int x_step_h, x_step_w, y_step_p, y_step_q;  // strides as 32 bits
 };
 
+inline std::array<FilterTensor, 3> record_tensors(RecordConv& conv, const int64_t* header) {
+  const int64_t segments = header[RECORD_GROUPS] *
+      ceil_div(header[RECORD_OUT_CHANNELS] / header[RECORD_GROUPS], RECORD_ROWS) *
+      ceil_div(header[RECORD_GROUP_CHANNELS], header[RECORD_CHUNK_CHANNELS]) * header[RECORD_SLICES];
+  return {
+      {{"starts", segments + 1, &conv.starts},
+       {"records", 2 * header[RECORD_NUM_RECORDS], &conv.records},
+       {"rows", header[RECORD_OUT_CHANNELS], &conv.rows}}};
+}
+
+inline std::array<LaunchWord, 5> launch_words(RecordConv& conv) {
+  return {
+      {{"tile_h", &conv.tile_h},
+       {"lanes", &conv.lanes},
+       {"lanes_w", &conv.lanes_w},
+       {"row_groups", &conv.block_row_groups},
+       {"buffers", &conv.buffers}}};
+}
+
 // The taps that one LOAD_WINDOW brings (a 3×3 kernel's, or those of WINDOW_CHANNELS channels of a 1×1 kernel), and the
 // stride that its kernel is compiled for (0: any; -1: none).
 struct RecordWindow {
@@ -121,7 +141,6 @@ struct RecordLaunch {
 // Fill what follows from the header, the kernel's size and the block's choice; RecordConv's own sizes are set.
 inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
   const int kernel_h = header[RECORD_KERNEL_H], kernel_w = header[RECORD_KERNEL_W];
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   conv.groups = header[RECORD_GROUPS];
   conv.group_channels = header[RECORD_GROUP_CHANNELS];
   conv.rows_per_group = header[RECORD_OUT_CHANNELS] / conv.groups;

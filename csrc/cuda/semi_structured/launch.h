@@ -11,6 +11,16 @@ namespace prunekit {
 
 constexpr StepLayout semi_structured_step(int fragments) { return {fragments, SPARSE_STEP_COLUMNS, 4 * fragments}; }
 
+inline std::array<FilterTensor, 5> semi_structured_tensors(CondensedConv& conv, const int64_t* header) {
+  const auto count = FragmentCounts::of(header, semi_structured_step(header[SEMI_STRUCTURED_FRAGMENTS]));
+  return {
+      {{"starts", count.starts, &conv.starts},
+       {"columns", count.columns, &conv.columns},
+       {"fragments", count.fragments, nullptr, &conv.fragments},
+       {"metadata", count.metadata, &conv.metadata},
+       {"rows", count.rows, &conv.rows}}};
+}
+
 // Units that a warp sums: registers allow two blocks of MAX_CONDENSED_WARPS with one or two fragments, one with four.
 constexpr int semi_structured_units(int fragments) { return fragments == 2 ? 4 : 8; }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
+from prunekit.ops import native
 from prunekit.ops.cuda.bitmap.op import BitmapKernel
 from prunekit.ops.cuda.condensed.op import CondensedKernel
 from prunekit.ops.cuda.devices import Gpu
@@ -16,6 +19,16 @@ from prunekit.ops.cuda.sparse_kernel import SparseKernel
 SPARSE_KERNELS: dict[str, SparseKernel] = {
     kernel.name: kernel for kernel in (RecordKernel(), CondensedKernel(), BitmapKernel(), SemiStructuredKernel())
 }
+
+
+def signature(kernel: SparseKernel) -> str:
+    """Return the names of the words of a kernel's op: of the filter's header, its tensors and the launch, in order."""
+    header = (field.name.upper() for field in fields(kernel.filter_type.HEADER))
+    words = "header", *header, "tensors", *kernel.filter_type.tensor_names(), "launch", *kernel.launch_type.word_names()
+    return " ".join((f"{kernel.name}_conv2d", *words))
+
+
+native.compare_cuda_signatures({signature(kernel) for kernel in SPARSE_KERNELS.values()})
 
 
 def has_sparse_kernel(dtype: torch.dtype, gpu: Gpu) -> bool:

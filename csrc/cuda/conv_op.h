@@ -1,18 +1,22 @@
-// What the ops on CUDA tensors have in common: the stream, the memory format, checks, and the epilogue's tensors.
+// The ops on CUDA tensors: their arguments, declared once for every kernel, checks, and the call of a kernel's launcher.
 #pragma once
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <array>
 #include <limits>
 #include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../check.h"
 #include "../conv_shape.h"
 #include "epilogue.h"
+#include "words.h"
 
 namespace prunekit {
 
@@ -134,5 +138,138 @@ void fill_conv(
                                          : AFTER_RESIDUAL;
   conv.negative_slope = static_cast<float>(negative_slope);
 }
+
+// What an op is told. `filter` has a tensor for each of the kernel's FilterTensors.
+struct ConvCall {
+  const Tensor& x;
+  const std::vector<int64_t>& header;
+  std::vector<const Tensor*> filter;
+  const std::optional<Tensor>&bias, &residual;
+  const std::vector<int64_t>&stride, &padding, &dilation;
+  const std::string& activation;
+  double negative_slope;
+  const std::vector<int64_t>& launch;
+};
+
+template <typename T>
+T* data_of(const Tensor& t) {
+  return static_cast<T*>(const_cast<void*>(t.const_data_ptr()));
+}
+
+// The header's words, sound for a kernel that has them in this order.
+template <typename Op>
+void check_header(const ConvOp& op, const std::vector<int64_t>& header) {
+  STD_TORCH_CHECK(
+      header.size() == std::size(Op::HEADER), op.name, " expects a filter's header of ", std::size(Op::HEADER),
+      " numbers");
+  constexpr const char* SIZES[] = {PRUNEKIT_FILTER_WORDS(PRUNEKIT_WORD_NAME)};
+  for (size_t word = 0; word < header.size(); ++word) {
+    const int64_t least = word < std::size(SIZES) ? 1 : 0;
+    STD_TORCH_CHECK(header[word] >= least && header[word] < (1 << 29), op.name, "'s filter's header is damaged");
+  }
+  STD_TORCH_CHECK(Op::is_sound(header.data()), op.name, "'s filter's header is damaged");
+}
+
+// A kernel is an Op: its Conv, NAME, DTYPES and HEADER, is_sound, tensors and launch.
+template <typename Op>
+Tensor run_conv(const ConvCall& call) {
+  using Element = std::remove_pointer_t<decltype(Op::Conv::y)>;
+  const ConvOp op{Op::NAME, Op::DTYPES};
+  const Tensor& x = call.x;
+  const bool is_half = sizeof(Element) == 2, is_bfloat16 = is_half && x.scalar_type() == ScalarType::BFloat16;
+  const ScalarType dtype = is_bfloat16 ? ScalarType::BFloat16 : is_half ? ScalarType::Half : ScalarType::Float;
+  op.check_on_device(x, x, "x", dtype);
+  check_header<Op>(op, call.header);
+  const auto& header = call.header;
+  const ConvShape shape =
+      op.read_shape(x, header[0], header[1], header[2], header[3], header[4], call.stride, call.padding, call.dilation);
+  typename Op::Conv conv{};
+  const auto tensors = Op::tensors(conv, header.data());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& part = *call.filter[i];
+    op.check_on_device(x, part, tensors[i].name, tensors[i].words ? ScalarType::Int : dtype);
+    STD_TORCH_CHECK(
+        part.is_contiguous() && part.numel() == tensors[i].elements, op.name,
+        "'s filter is damaged: its header asks for ", tensors[i].elements, " ", tensors[i].name, ", got ",
+        part.numel());
+    if (tensors[i].words) {
+      *tensors[i].words = data_of<int32_t>(part);
+    } else {
+      *tensors[i].halves = data_of<uint16_t>(part);
+    }
+  }
+  const auto words = launch_words(conv);
+  check_choices(call.activation, call.launch, words.size());
+  for (size_t i = 0; i < words.size(); ++i) {
+    *words[i].value = static_cast<int>(call.launch[i]);
+  }
+  const ConvOutput output = ConvOutput::of(op, x, shape, call.bias, call.residual);
+  if (output.y.numel() == 0) {
+    return output.y;
+  }
+  fill_conv(
+      conv, data_of<const Element>(x), data_of<Element>(output.y), x, output.y, shape, call.activation,
+      call.negative_slope);
+  conv.bias = output.has_bias ? data_of<const Element>(output.bias) : nullptr;
+  conv.residual = output.has_residual ? data_of<const Element>(output.residual) : nullptr;
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const std::string problem = Op::launch(conv, x, header.data(), is_bfloat16, current_stream(x.get_device_index()));
+  STD_TORCH_CHECK(problem.empty(), op.name, " did not run: ", problem);
+  return output.y;
+}
+
+// The op as torch's dispatcher calls it, with as many tensors as the filter has.
+template <typename Op, typename Tensors>
+struct BoxedConv;
+template <typename Op, size_t... I>
+struct BoxedConv<Op, std::index_sequence<I...>> {
+  template <size_t>
+  using Part = const Tensor&;
+
+  static Tensor run(
+      const Tensor& x, const std::vector<int64_t>& header, Part<I>... filter, const std::optional<Tensor>& bias,
+      const std::optional<Tensor>& residual, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+      const std::vector<int64_t>& dilation, const std::string& activation, double negative_slope,
+      const std::vector<int64_t>& launch) {
+    return run_conv<Op>(
+        {x, header, {&filter...}, bias, residual, stride, padding, dilation, activation, negative_slope, launch});
+  }
+};
+
+// The names of all ops' words, as `signature` of prunekit/ops/cuda/registry.py writes them.
+inline std::vector<std::string>& signatures() {
+  static std::vector<std::string> lines;
+  return lines;
+}
+
+template <typename Op>
+constexpr size_t NUM_TENSORS = std::tuple_size_v<decltype(Op::tensors(std::declval<typename Op::Conv&>(), nullptr))>;
+
+template <typename Op>
+bool sign() {
+  typename Op::Conv conv{};
+  std::vector<int64_t> ones(std::size(Op::HEADER), 1);
+  std::string line = std::string(Op::NAME) + " header";
+  for (const char* word : Op::HEADER) {
+    line += std::string(" ") + word;
+  }
+  line += " tensors";
+  for (const FilterTensor& tensor : Op::tensors(conv, ones.data())) {
+    line += std::string(" ") + tensor.name;
+  }
+  line += " launch";
+  for (const LaunchWord& word : launch_words(conv)) {
+    line += std::string(" ") + word.name;
+  }
+  signatures().push_back(line);
+  return true;
+}
+
+#define PRUNEKIT_CONV_OP(Op)                                                \
+  STABLE_TORCH_LIBRARY_IMPL(prunekit, CUDA, m) {                            \
+    using Boxed = BoxedConv<Op, std::make_index_sequence<NUM_TENSORS<Op>>>; \
+    m.impl(Op::NAME, TORCH_BOX(&Boxed::run));                               \
+  }                                                                         \
+  [[maybe_unused]] const bool is_signed = sign<Op>();
 
 }  // namespace prunekit
