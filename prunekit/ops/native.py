@@ -16,7 +16,10 @@ _HOW_TO = "install a C++17 compiler and reinstall prunekit from source (pip inst
 
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        return importlib.import_module("prunekit._native"), None
+        module = importlib.import_module("prunekit._native")
+        if not hasattr(module, "step_declarations"):
+            raise ImportError("it is of an older version of prunekit")
+        return module, None
     except ImportError as error:
         reason = f"the compiled extension does not load ({error})"
         _LOG.warning("prunekit: %s; running on torch's dense convolution: %s.", reason, _HOW_TO)
@@ -152,6 +155,12 @@ def vector_times(num_bytes: int) -> tuple[float, float]:
     """
     multiply_add_ns, rewrite_ns = _require().vector_times(num_bytes)
     return multiply_add_ns, rewrite_ns
+
+
+def step_declarations() -> list[tuple[int, str, str, int]]:
+    """Return what csrc/cpu/plan.h declares of steps: (kind or -1, name, text of the fields or names, words)."""
+    declared: list[tuple[int, str, str, int]] = _require().step_declarations()
+    return declared
 
 
 def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: int) -> object:
