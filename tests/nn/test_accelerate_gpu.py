@@ -278,7 +278,7 @@ def test_measuring_decides_and_is_kept(tmp_path: Path) -> None:
         assert all(row.implementation == "dense" for row in fast.report.rows)  # a tie
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
     measured = len(gpu.launches)
-    assert len(KernelCache(path)._times) == 4
+    assert len(KernelCache(path)._values) == 4
     accelerate_on_gpu(net, [x], net(x), 60.0, path, None, gpu.device(x))
     assert len(gpu.launches) == measured, "what is in the file is not measured again"
 
