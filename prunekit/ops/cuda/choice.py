@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.errors import WrongOutputError
+from prunekit.comparison import check_within
 from prunekit.ops.cuda.cache import KernelCache, KernelKey, KernelTimes
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
@@ -267,17 +267,11 @@ def measure_kernel(
         WrongOutputError: a cut's output differs from the dense one by more than its dtype's rounding explains.
     """
     with exact_float32():
-        y = dense()
-        expected, most = y.double(), MAX_RELATIVE_RMS[y.dtype]
-    scale = expected.square().mean().sqrt().clamp(min=1e-30)
+        expected = dense()
     best: tuple[float, str | None, KernelLaunch | None] = math.inf, None, None
     for kernel, launch, call in runs:
-        difference = float((call().double() - expected).square().mean().sqrt() / scale)
-        if not difference <= most:
-            raise WrongOutputError(
-                f"the {kernel} kernel with {launch} differs from the dense convolution by {difference:.3g} relative "
-                f"RMS; expected at most {most:g}."
-            )
+        what, most = f"the {kernel} kernel with {launch}", MAX_RELATIVE_RMS[expected.dtype]
+        check_within(expected, call(), what, most, "the dense convolution")
         best = min(best, (seconds_of(call), kernel, launch), key=lambda one: one[0])
     times = KernelTimes(best[1], best[2], best[0], seconds_of(dense))
     return times, KernelChoice.between(times, True)
