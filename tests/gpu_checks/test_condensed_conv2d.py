@@ -21,7 +21,7 @@ from prunekit.ops.cuda.condensed.filter import (
 from prunekit.ops.cuda.condensed.op import condensed_conv2d_reference
 from tests.support.condensed_problems import condensed_problems
 from tests.support.conv_cases import random_cases
-from tests.support.emulated_kernels import COMPILER, Build, CondensedProblemCase, EmulationError, compile_all, emulate
+from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, compile_all, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "100"))
@@ -121,7 +121,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
-        cases.append(CondensedProblemCase(plain, case.packed, case.launch))
+        cases.append(FilterCase("condensed", plain, case.packed, case.launch))
     for wanted, y in zip(expected, emulate(cases, Build(), seed=3), strict=True):
         assert relative_difference(wanted, y) <= TOLERANCE[y.dtype]
 

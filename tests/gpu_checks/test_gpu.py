@@ -23,7 +23,7 @@ from prunekit.ops.native import cuda_status
 from tests.support.bitmap_problems import bitmap_problems
 from tests.support.condensed_problems import condensed_problems
 from tests.support.conv_cases import ConvCase, random_cases
-from tests.support.emulated_kernels import RecordProblemCase
+from tests.support.emulated_kernels import FilterCase
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from tests.support.record_problems import record_problems
 from tests.support.residual_nets import residual_net
@@ -37,17 +37,16 @@ pytestmark = [
 needs_kernels = pytest.mark.skipif(not cuda_status().available, reason=f"no CUDA kernels: {cuda_status().reason}")
 
 
-def _on(case: RecordProblemCase, device: str) -> RecordProblemCase:
+def _on(case: FilterCase, device: str) -> FilterCase:
     def move(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(device)
 
     conv = case.conv
     conv = replace(conv, x=conv.x.to(device), bias=move(conv.bias), residual=move(conv.residual))
-    starts, records, rows = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
-    return replace(case, conv=conv, packed=replace(case.packed, starts=starts, records=records, rows=rows))
+    return replace(case, conv=conv, packed=case.packed.to(device))
 
 
-def _run(case: RecordProblemCase) -> Tensor:
+def _run(case: FilterCase) -> Tensor:
     y: Tensor = torch.ops.prunekit.record_conv2d(*case.arguments())
     return y
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from prunekit.ops.cuda.semi_structured import filter as semi_structured_filter
 from prunekit.ops.cuda.semi_structured import quad_order
 from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured, unpack_semi_structured
-from tests.support.emulated_kernels import COMPILER
+from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 from tests.support.planted_bugs import all_caught
-from tests.support.semi_structured_problems import SemiStructuredCase, semi_structured_problems
+from tests.support.semi_structured_problems import semi_structured_problems
 
 SPARSE, KERNEL, STAGE = "semi_structured/conv2d.cuh", "condensed/conv2d.cuh", "condensed/stage.cuh"
 MUTANTS = {
@@ -54,7 +54,7 @@ MUTANTS = {
 }
 
 
-def _problems() -> list[tuple[SemiStructuredCase, Tensor]]:
+def _problems() -> list[tuple[FilterCase, Tensor]]:
     """Random ones, more that add slices of several fragments, and some whose inputs hold inf."""
     drawn = list(semi_structured_problems(60, seed=95, max_size=8))
     sliced = [problem for problem in drawn[15:] if problem[0].launch[5] > 1 and problem[0].packed.header.fragments > 1]
