@@ -79,7 +79,9 @@ class BuildNative(build_ext):
     def _build_cuda(self, ext: Extension) -> None:
         try:
             toolkit = cuda.usable_toolkit()
+            major, minor = toolkit.version
             ext.define_macros.append(("PRUNEKIT_CUDA_ARCHITECTURES", f'"{" ".join(cuda.architectures())}"'))
+            ext.define_macros.append(("PRUNEKIT_CUDA_TOOLKIT", str(1000 * major + 10 * minor)))
             ext.extra_objects = cuda.compile_kernels(toolkit, Path(self.build_temp) / "cuda")
             ext.library_dirs.append(str(cuda.library_folder(toolkit)))
             super().build_extension(ext)
@@ -121,14 +123,9 @@ native = Extension(
 
 cuda_native = Extension(
     "prunekit._cuda",
-    sources=[
-        "csrc/cuda/binding.cpp",
-        "csrc/cuda/condensed_binding.cpp",
-        "csrc/cuda/bitmap_binding.cpp",
-        "csrc/cuda/semi_structured_binding.cpp",
-    ],
-    depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cuda").glob("*"), Path("setup.py")]],
-    include_dirs=include_paths(),
+    sources=["csrc/cuda/module.cpp", *(str(p) for p in sorted(Path("csrc/cuda").glob("*/binding.cpp")))],
+    depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cuda").rglob("*.*"), Path("setup.py")]],
+    include_dirs=["csrc/cuda", *include_paths()],
     library_dirs=library_paths(),
     libraries=["torch", "torch_cpu", "cudart_static", "dl", "rt", "pthread"],
     define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from bench.gpu_model import RATIOS, Layer, yolov3_layers
 from bench.time_limit import TimeLimit
-from prunekit.ops.cuda import kernel_choice
-from prunekit.ops.cuda.conv_plan import ConvJob, inference_job, input_grad_job
-from prunekit.ops.cuda.gpus import GPUS, Gpu, gpu_of
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda import choice as kernel_choice
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.devices import GPUS, Gpu, gpu_of
+from prunekit.ops.cuda.plan import ConvJob, inference_job, input_grad_job
 from prunekit.ops.masked_conv2d import dense_input_grad
 from prunekit.timing import cuda_seconds
 

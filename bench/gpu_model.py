@@ -2,8 +2,8 @@
 
     python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices | --break-even]
 
-Nothing is run on a GPU. The models (prunekit/ops/cuda/record_launch.py for float32, condensed_launch.py,
-bitmap_launch.py and semi_structured_launch.py for float16) count the compiled kernels' instructions, shared memory's
+Nothing is run on a GPU. The models (prunekit/ops/cuda/record/cost.py for float32, condensed_cost.py,
+bitmap_cost.py and semi_structured_cost.py for float16) count the compiled kernels' instructions, shared memory's
 cycles, assumed latencies and the bytes of memory; the dense side is the same convolutions as an implicit GEMM at 70 %
 of the dtype's peak, which is kind to it at batch 1. Each layer takes the fastest of its dtype's sparse kernels.
 docs/gpu.md lists the assumptions.
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from prunekit.detection.yolov3 import yolov3
 from prunekit.ops.conv_arguments import pair
-from prunekit.ops.cuda import kernel_choice
-from prunekit.ops.cuda.conv_plan import input_grad_problem
-from prunekit.ops.cuda.conv_problem import ConvProblem
-from prunekit.ops.cuda.gpus import GPUS, Gpu
-from prunekit.ops.cuda.sparse_kernels import kernels_for
+from prunekit.ops.cuda import choice as kernel_choice
+from prunekit.ops.cuda.devices import GPUS, Gpu
+from prunekit.ops.cuda.plan import input_grad_problem
+from prunekit.ops.cuda.problem import ConvProblem
+from prunekit.ops.cuda.registry import kernels_for
 from prunekit.ops.cuda.transposed_conv import TransposedConv
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

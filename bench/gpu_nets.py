@@ -31,8 +31,8 @@ from bench.time_limit import TimeLimit, run_process
 from prunekit.benchmark.problems import pruned_net, random_image
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
+from prunekit.ops.cuda.devices import GPUS
+from prunekit.ops.cuda.dispatch import CudaDevice
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.timing import time_in_turn
 

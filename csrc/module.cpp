@@ -128,6 +128,22 @@ PyObject* run_plan(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
+// step_declarations() → [(kind, name, fields, words)]
+PyObject* step_declarations(PyObject*, PyObject*) {
+  PyObject* found = PyList_New(0);
+  for (const prunekit::StepDeclaration& step : prunekit::step_declarations()) {
+    PyObject* entry = Py_BuildValue(
+        "(LssL)", static_cast<long long>(step.kind), step.name, step.fields, static_cast<long long>(step.words));
+    if (!found || !entry || PyList_Append(found, entry) < 0) {
+      Py_XDECREF(entry);
+      Py_XDECREF(found);
+      return nullptr;
+    }
+    Py_DECREF(entry);
+  }
+  return found;
+}
+
 PyObject* fma_peak_gflops(PyObject*, PyObject*) {
   double peak = 0;
   const auto measure = [&] { peak = prunekit::fma_peak_gflops(); };
@@ -159,6 +175,7 @@ PyObject* lane_layout(PyObject*, PyObject*) {
 
 PyMethodDef METHODS[] = {
     {"make_plan", make_plan, METH_VARARGS, "Check a plan's steps and return the plan."},
+    {"step_declarations", step_declarations, METH_NOARGS, "The words of each kind of step, as C++ declares them."},
     {"run_plan", run_plan, METH_VARARGS, "Run a plan on a batch of images."},
     {"fma_peak_gflops", fma_peak_gflops, METH_NOARGS,
      "10^9 float32 operations a second that torch's threads do in registers, multiply-adds counted as two."},

@@ -105,8 +105,17 @@ def check_equal(expected: object, actual: object, what: str, most: float | None 
     return found
 
 
-def check_within(expected: object, actual: object, what: str, allowed: float) -> Comparison:
+def check_within(
+    expected: object, actual: object, what: str, allowed: float, original: str = "the original"
+) -> Comparison:
     """Compare, and raise where two values differ by more than `allowed`; they may hold nothing to compare.
+
+    Args:
+        expected: the output of `original`.
+        actual: that of `what`.
+        what: for the message.
+        allowed: the largest relative RMS.
+        original: for the message.
 
     Raises:
         WrongOutputError: they differ.
@@ -114,11 +123,11 @@ def check_within(expected: object, actual: object, what: str, allowed: float) ->
     try:
         found = compare(expected, actual)
     except WrongOutputError as error:
-        raise WrongOutputError(f"{what} differs from the original: {error}") from error
+        raise WrongOutputError(f"{what} differs from {original}: {error}") from error
     if not found.relative_rms <= allowed:
         place = f" at {found.worst}" if found.worst else ""
         raise WrongOutputError(
-            f"{what} differs from the original by {found.relative_rms:.3g} relative RMS{place}; "
+            f"{what} differs from {original} by {found.relative_rms:.3g} relative RMS{place}; "
             f"expected at most {allowed:g}."
         )
     return found

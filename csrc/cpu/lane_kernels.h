@@ -11,7 +11,12 @@
 
 namespace prunekit {
 
-// In the order of prunekit/engine/activations.py; lane_activations.h has a functor for each.
+// An enumeration, and the text of its names: Python has their numbers from it (step_declarations of plan.h).
+#define PRUNEKIT_NAMED_ENUM(Name, ...) \
+  enum Name { __VA_ARGS__ };           \
+  constexpr const char* Name##Names = #__VA_ARGS__;
+
+// The names of prunekit/engine/activations.py; lane_activations.h has a functor for each.
 // clang-format off
 #define PRUNEKIT_ACTIVATIONS(X) \
   X(NONE) X(LEAKY_RELU) X(RELU) X(RELU6) X(SILU) X(HARDSWISH) X(SIGMOID) X(HARDSIGMOID) X(TANH) X(GELU) X(GELU_TANH) \
@@ -115,10 +120,10 @@ constexpr int64_t REMAP_SPARE = 64;
 using LaneConvKernel = void (*)(const LaneConvTile&);
 
 // How a convolution reads: neighboring output vectors one or two input vectors apart, offsets of 16 or 32 bits.
-enum LaneReading { STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32 };
+PRUNEKIT_NAMED_ENUM(LaneReading, STEP1_OFFSETS16, STEP1_OFFSETS32, STEP2_OFFSETS32)
 
 // The kept weights' type; sums are float32 in any case.
-enum LaneWeights { FLOAT32_WEIGHTS, BFLOAT16_WEIGHTS };
+PRUNEKIT_NAMED_ENUM(LaneWeights, FLOAT32_WEIGHTS, BFLOAT16_WEIGHTS)
 
 struct LaneKernels {
   int64_t lanes;

@@ -28,6 +28,11 @@ T read_words(const int64_t* words) {
   return fields;
 }
 
+template <typename T>
+constexpr StepDeclaration declared(int64_t kind, const char* name, const char* fields) {
+  return {kind, name, fields, sizeof(T) / sizeof(int64_t)};
+}
+
 // Denormals are flushed to zero while a plan runs, and the thread's setting is put back afterwards.
 class FlushDenormals {
  public:
@@ -96,6 +101,23 @@ class Schedule {
 };
 
 }  // namespace
+
+#define PRUNEKIT_NAME(name) #name ", "
+std::vector<StepDeclaration> step_declarations() {
+  return {
+      declared<ConvStep>(CONV, "conv", ConvStepFields),
+      declared<HaloStep>(HALO, "halo", HaloStepFields),
+      declared<RemapStep>(REMAP, "remap", RemapStepFields),
+      declared<ElementwiseStep>(ELEMENTWISE, "elementwise", ElementwiseStepFields),
+      declared<PoolStep>(POOL, "pool", PoolStepFields),
+      declared<MeanStep>(MEAN, "mean", MeanStepFields),
+      declared<ShiftStep>(SHIFT, "shift", ShiftStepFields),
+      declared<EpilogueWords>(-1, "EpilogueWords", EpilogueWordsFields),
+      {-1, "LaneActivation", PRUNEKIT_ACTIVATIONS(PRUNEKIT_NAME), 1},
+      {-1, "LaneReading", LaneReadingNames, 1},
+      {-1, "LaneWeights", LaneWeightsNames, 1},
+  };
+}
 
 Plan::Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int64_t num_inputs, int64_t num_outputs)
     : kernels_(lane_kernels()), arena_elements_(arena_elements), num_inputs_(num_inputs), num_outputs_(num_outputs) {

@@ -1,7 +1,8 @@
 // A plan: a whole network as a list of steps over one arena of lane buffers (lane_kernels.h tells the layout).
 //
 // The steps come from Python (prunekit/engine/) as rows of int64 words: the kind, then the fields of the step's struct
-// in order. Places in the arena are in elements; pointers lead to tensors that Python keeps alive.
+// in order. Python has the order from here: it reads the struct's own text (`step_declarations`), and knows the fields
+// by their names. Places in the arena are in elements; pointers lead to tensors that Python keeps alive.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +17,21 @@ constexpr int64_t IN_ARENA = -1;
 
 enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN, SHIFT };
 
-struct EpilogueWords {
+// A struct of words, and the text of its fields.
+#define PRUNEKIT_STEP(Name, ...) \
+  struct Name {                  \
+    __VA_ARGS__                  \
+  };                             \
+  inline constexpr const char* Name##Fields = #__VA_ARGS__;
+
+// clang-format off: what follows are structs
+PRUNEKIT_STEP(EpilogueWords,
   int64_t activation;
   double parameter;
-};
+)
 
 // y[k] = after(before(bias[k] + sum of value · x) + residual[k]), k over all groups' output channels.
-struct ConvStep {
+PRUNEKIT_STEP(ConvStep,
   int64_t x, x_channel;          // channel 0 at the first tap of output vector 0
   int64_t y, y_channel;
   int64_t vectors, tile_vectors;
@@ -41,14 +50,14 @@ struct ConvStep {
   // With a stride, tiles stay inside rows: output vectors a row, and input elements from row to row. Else 0.
   int64_t row_vectors, x_row;
   int64_t repeats;               // tiles that a row group does in one go, with one channel block
-};
+)
 
-struct HaloStep {
+PRUNEKIT_STEP(HaloStep,
   int64_t y, y_channel, channels, vectors, front, back;
-};
+)
 
 // y[plane][c][i][j] = rows[plane][i] < 0 or columns[plane][j] < 0 ? fill : x[c][rows[plane][i]][columns[plane][j]]
-struct RemapStep {
+PRUNEKIT_STEP(RemapStep,
   int64_t input;                 // which input of the plan, or IN_ARENA
   int64_t x, x_channel;
   int64_t x_vectors, x_pitch;    // of a plane in lanes, or 0: planar; elements from row to row
@@ -61,11 +70,11 @@ struct RemapStep {
   const int32_t* rows;           // [planes, num_rows]
   const int32_t* columns;        // [planes, y_pitch]
   double fill;
-};
+)
 
 // y[c] = activation(x[pick(c)] · scale + shift), or of x · scale + other, or of x · other. The scale is scale_factor times a
 // constant of each channel, or the pixel of a plane in the arena, or 1; the shift likewise, with 0.
-struct ElementwiseStep {
+PRUNEKIT_STEP(ElementwiseStep,
   int64_t x, x_channel, other, other_channel, y, y_channel, channels, vectors;  // other < 0: none
   int64_t is_product;
   const float* scale;            // [channels] or null
@@ -76,9 +85,9 @@ struct ElementwiseStep {
   EpilogueWords epilogue;
   const int32_t* mask;           // or null
   const int32_t* picks;          // [channels] the channels of x, or null: in order
-};
+)
 
-struct PoolStep {
+PRUNEKIT_STEP(PoolStep,
   int64_t x, x_channel, y, y_channel, channels, vectors;
   const int32_t* taps;
   int64_t num_taps, is_max;
@@ -86,20 +95,32 @@ struct PoolStep {
   const int32_t* mask;
   int64_t row_vectors, x_row;    // as in ConvStep; the stride is 2
   const float* scales;           // [vectors · lanes] of the sums, or null: `scale`
-};
+)
 
 // y[c] = scale · sum of x[c], a plane of one pixel.
-struct MeanStep {
+PRUNEKIT_STEP(MeanStep,
   int64_t x, x_channel, y, y_channel, channels, vectors;
   double scale;
-};
+)
 
 // Copies of x[c] as it looks from `shifts` vectors further on, one behind the other in y[c]; see LaneShifts.
-struct ShiftStep {
+PRUNEKIT_STEP(ShiftStep,
   int64_t x, x_channel, y, y_channel, channels, vectors, num_copies;
   const int32_t* shifts;         // [num_copies]
   const int32_t* masks;          // [num_copies, vectors · lanes]
+)
+
+// clang-format on
+
+// What Python reads: a kind of step, or -1 for a struct or enumeration of words, its name, the text of its fields or
+// names, and its size in words.
+struct StepDeclaration {
+  int64_t kind;
+  const char* name;
+  const char* fields;
+  int64_t words;
 };
+std::vector<StepDeclaration> step_declarations();
 
 struct Image {
   const float* data;

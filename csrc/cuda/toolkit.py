@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from record_programs import write_programs
+from record.programs import write_programs
 
 #: What wheels carry: every architecture from Turing to Hopper, and PTX for those that come after.
 ALL_ARCHITECTURES = ("75", "80", "86", "89", "90+PTX")
 NAMES = {"turing": "75", "ampere": "80;86", "ada": "89", "hopper": "90"}
-KERNELS = (
-    "csrc/cuda/record_conv2d.cu",
-    "csrc/cuda/condensed_conv2d.cu",
-    "csrc/cuda/bitmap_conv2d.cu",
-    "csrc/cuda/semi_structured_conv2d.cu",
-)
-FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+FOLDER = Path(__file__).parent
+KERNELS = tuple(f"csrc/cuda/{path.parent.name}/conv2d.cu" for path in sorted(FOLDER.glob("*/conv2d.cu")))
+FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{FOLDER}")
 
 
 class CudaBuildError(Exception):
@@ -152,7 +148,7 @@ def compile_kernels(toolkit: Toolkit, folder: Path) -> list[str]:
     if not jobs.isdigit() or int(jobs) < 1:
         raise CudaBuildError(f"MAX_JOBS: expected a number from 1, found {jobs!r}")
     for kernel in KERNELS:
-        target = folder / (Path(kernel).stem + "_cuda.o")
+        target = folder / f"{Path(kernel).parent.name}_cuda.o"
         flags = [*FLAGS, f"-I{folder}", *architecture_flags(architectures()), "--threads", jobs]
         command = [str(toolkit.nvcc), *flags, "-c", kernel]
         done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True, check=False)

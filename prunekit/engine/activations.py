@@ -64,8 +64,6 @@ ACTIVATIONS: dict[str, ActivationKind] = {
     "mish": ActivationKind(lambda x, _, in_place: F.mish(x, in_place), "aten.mish.default"),
     "elu": ActivationKind(F.elu, "aten.elu.default", "alpha", {"scale": 1, "input_scale": 1}),
 }
-#: The numbers that the kernels know them by.
-NUMBERS = {kind: number for number, kind in enumerate(ACTIVATIONS)}
 
 
 def activate(x: Tensor, activation: Activation, *, in_place: bool = False) -> Tensor:

@@ -14,10 +14,11 @@ from prunekit.engine.geometry import Size, is_direct, window_of
 from prunekit.engine.graph import Node
 from prunekit.engine.lanes import Indices, LaneLayout, Picks, Window
 from prunekit.engine.places import is_range
-from prunekit.engine.steps import StepList, bits, epilogue
+from prunekit.engine.step_words import bits
+from prunekit.engine.steps import StepList, Words, at, epilogue
 from prunekit.errors import InputError
 
-_NOTHING = (-1, 0)  # instead of a place in the arena and the elements from channel to channel
+_NOTHING = -1  # instead of a place in the arena
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class _Factor:
     pixel: _Operand | None = None
     factor: float = 1.0
 
-    def place(self) -> tuple[int, int]:
-        return _NOTHING if self.pixel is None else self.pixel.place()
+    def words(self, name: str) -> Words:
+        return {name: self.constant, f"{name}_factor": bits(self.factor), **_place(f"{name}_at", name, self.pixel)}
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class _Operand:
     is_pixel: bool = False
     is_single: bool = False
 
-    def place(self) -> tuple[int, int]:
-        return self.view.at(), 0 if self.is_single else self.view.buffer.channel
+
+def _place(name: str, prefix: str, operand: _Operand | None) -> Words:
+    """Return where an operand is: its place, and the elements from channel to channel."""
+    if operand is None:
+        return {name: _NOTHING, f"{prefix}_channel": 0}
+    return {name: operand.view.at(), f"{prefix}_channel": 0 if operand.is_single else operand.view.buffer.channel}
 
 
 class ChannelSteps(StepList):
@@ -68,12 +73,13 @@ class ChannelSteps(StepList):
         layout = y.buffer.layout
         mask = self.places.mask_of(layout) if is_masked else 0
 
-        def words() -> list[int]:
-            return [
-                *x.place(), *(other.place() if other else _NOTHING), *_Operand(y).place(), y.channels, layout.vectors,
-                int(is_product), scale.constant, shift.constant, *scale.place(), *shift.place(), bits(scale.factor),
-                bits(shift.factor), *epilogue(activation or Activation()), mask, picks,
-            ]  # fmt: skip
+        def words() -> Words:
+            return {
+                **_place("x", "x", x), **_place("other", "other", other), **at("y", y),
+                "channels": y.channels, "vectors": layout.vectors, "is_product": int(is_product),
+                **scale.words("scale"), **shift.words("shift"), **epilogue("epilogue", activation or Activation()),
+                "mask": mask, "picks": picks,
+            }  # fmt: skip
 
         read = [o.view.buffer for o in (x, other, scale.pixel, shift.pixel) if o is not None]
         self._add("elementwise", node, read, [y.buffer], words)
@@ -195,10 +201,11 @@ class ChannelSteps(StepList):
         scale, scales = (1.0, 0) if is_max else self._divisors(node, window, source, layout)
         self._add(
             "pool", node, [x.buffer], [y.buffer],
-            lambda: [
-                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, layout.vectors, pointer,
-                taps.numel(), int(is_max), bits(scale), mask, row_vectors, x_row, scales,
-            ],
+            lambda: {
+                **at("x", x), **at("y", y), "channels": y.channels, "vectors": layout.vectors, "taps": pointer,
+                "num_taps": taps.numel(), "is_max": int(is_max), "scale": bits(scale), "mask": mask,
+                "row_vectors": row_vectors, "x_row": x_row, "scales": scales,
+            },
         )  # fmt: skip
         self._halo(y)
 
@@ -225,9 +232,10 @@ class ChannelSteps(StepList):
         scale = 1.0 if node.attributes.get("is_sum") else 1 / (height * width)
         self._add(
             "mean", node, [x.buffer], [y.buffer],
-            lambda: [
-                x.at(), x.buffer.channel, y.at(), y.buffer.channel, y.channels, x.buffer.layout.vectors, bits(scale),
-            ],
+            lambda: {
+                **at("x", x), **at("y", y), "channels": y.channels, "vectors": x.buffer.layout.vectors,
+                "scale": bits(scale),
+            },
         )  # fmt: skip
         self._halo(y)
 

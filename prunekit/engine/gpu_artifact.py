@@ -20,11 +20,11 @@ from prunekit.engine.gpu_nodes import LayerKernel
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.engine.graph import Graph
 from prunekit.errors import InputError
-from prunekit.ops.cuda.gpus import Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache
-from prunekit.ops.cuda.kernel_choice import KernelChoice
-from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice, device_of, kernel_cache
-from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.choice import KernelChoice
+from prunekit.ops.cuda.devices import Gpu
+from prunekit.ops.cuda.dispatch import CudaDevice, device_of, kernel_cache
+from prunekit.ops.cuda.registry import SPARSE_KERNELS
 from prunekit.ops.native import cuda_status
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from prunekit.engine.activations import Activation, activate
 from prunekit.engine.graph import Node
-from prunekit.ops.cuda.conv_plan import ConvPlan, Ops
-from prunekit.ops.cuda.conv_problem import ConvProblem
-from prunekit.ops.cuda.kernel_choice import KernelChoice
-from prunekit.ops.cuda.sparse_kernel import PackedFilter
+from prunekit.ops.cuda.choice import KernelChoice
+from prunekit.ops.cuda.packed_filter import PackedFilter
+from prunekit.ops.cuda.plan import ConvPlan, Ops
+from prunekit.ops.cuda.problem import ConvProblem
 
 Values = Mapping[str, Any]
 #: Activations that the sparse kernels' epilogues compute.

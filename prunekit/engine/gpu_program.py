@@ -21,12 +21,13 @@ from prunekit.engine.graph import Graph, Node, constants_of
 from prunekit.engine.program import run_in_torch
 from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
-from prunekit.ops.cuda.conv_plan import ConvJob, ConvPlan, Ops, inference_job
-from prunekit.ops.cuda.gpus import Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache
-from prunekit.ops.cuda.kernel_choice import KernelChoice, dense_seconds
-from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice
-from prunekit.ops.cuda.sparse_kernel import PackedFilter, cuda_op
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.choice import KernelChoice, dense_seconds
+from prunekit.ops.cuda.devices import Gpu
+from prunekit.ops.cuda.dispatch import CudaDevice
+from prunekit.ops.cuda.packed_filter import PackedFilter
+from prunekit.ops.cuda.plan import ConvJob, ConvPlan, Ops, inference_job
+from prunekit.ops.cuda.sparse_kernel import cuda_op
 
 # Captured sizes that a model keeps; the one that was used longest ago goes first.
 _MAX_SIZES = 8

@@ -15,9 +15,11 @@ from prunekit.engine.geometry import Layouts, Size, is_direct, is_shifted, windo
 from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.lanes import Indices, Window
 from prunekit.engine.places import Places
-from prunekit.engine.steps import KINDS, STEP_WORDS, all_pixels, epilogue
+from prunekit.engine.step_words import number_of, pack_step
+from prunekit.engine.steps import Words, all_pixels, at, epilogue
 
-_STEP1, _STEP1_WIDE, _STEP2 = range(3)  # csrc/cpu/lane_kernels.h's LaneReading
+#: csrc/cpu/lane_kernels.h's LaneReading.
+_STEP1, _STEP1_WIDE, _STEP2 = "STEP1_OFFSETS16", "STEP1_OFFSETS32", "STEP2_OFFSETS32"
 
 
 @dataclass
@@ -27,7 +29,7 @@ class SegmentPlan:
     Attributes:
         words: int64 [steps, 32].
         labels: Per step the node it belongs to, or None.
-        kinds: Per step one of `steps.KINDS`.
+        kinds: Per step one of `step_kinds`.
         arena_elements: Size of the arena.
         keep_alive: Whatever the words point to.
         output_sizes: [C, H, W] of each output.
@@ -81,10 +83,7 @@ class _Planner(ChannelSteps):
             getattr(self, f"_plan_{node.op}")(node)
             self._unpack(node.name)
         place(self.places.buffers, [(*step.reads, *step.writes) for step in self.steps])
-        rows = []
-        for step in self.steps:
-            words = [KINDS.index(step.kind), *step.words()]
-            rows.append(words + [0] * (STEP_WORDS - len(words)))
+        rows = [pack_step(step.kind, step.words()) for step in self.steps]
         arena = max((b.offset + b.elements for b in self.places.buffers), default=0)
         return SegmentPlan(
             np.array(rows, np.int64).tobytes(),
@@ -101,7 +100,7 @@ class _Planner(ChannelSteps):
         a, graph = node.attributes, self.places.graph
         weight, y = graph.weights[a["weight"]], self.places.views[node.name]
         layout = y.buffer.layout
-        reading: int | None = None
+        reading: str | None = None
         row_vectors, x_row = 0, 0
         start: Callable[[], int]
         window = window_on(node, graph, self.places.sizes[node.inputs[0]])
@@ -140,15 +139,19 @@ class _Planner(ChannelSteps):
         residual = self.places.views[node.inputs[1]] if len(node.inputs) > 1 else None
         mask = self.places.mask_of(layout)
 
-        def words() -> list[int]:
-            rest = [residual.at(), residual.buffer.channel] if residual else [-1, 0]
-            return [
-                start(), read.channel, y.at(), y.buffer.channel, layout.vectors, choice.tile_vectors,
-                packed.index.data_ptr(), packed.index.numel(), packed.offsets.data_ptr(), reading,
-                packed.values.data_ptr(), packed.values.numel(), int(packed.is_narrow), bias, *rest,
-                *epilogue(a["before"]), *epilogue(a["after"]), mask, choice.row_parts,
-                row_vectors, x_row, choice.repeats,
-            ]  # fmt: skip
+        weights = number_of("LaneWeights", "BFLOAT16_WEIGHTS" if packed.is_narrow else "FLOAT32_WEIGHTS")
+        read_as = number_of("LaneReading", reading)
+
+        def words() -> Words:
+            return {
+                "x": start(), "x_channel": read.channel, **at("y", y), "vectors": layout.vectors,
+                "tile_vectors": choice.tile_vectors, "index": packed.index.data_ptr(),
+                "index_words": packed.index.numel(), "offsets": packed.offsets.data_ptr(), "reading": read_as,
+                "values": packed.values.data_ptr(), "num_values": packed.values.numel(), "weights": weights,
+                "bias": bias, **(at("residual", residual) if residual else {"residual": -1, "residual_channel": 0}),
+                **epilogue("before", a["before"]), **epilogue("after", a["after"]), "mask": mask,
+                "row_parts": choice.row_parts, "row_vectors": row_vectors, "x_row": x_row, "repeats": choice.repeats,
+            }  # fmt: skip
 
         self._add("conv", node, [read, *([residual.buffer] if residual else [])], [y.buffer], words)
         self._halo(y)
@@ -168,9 +171,9 @@ class _Planner(ChannelSteps):
         )
         target = View(copies, 0, x.channels)
 
-        def words() -> list[int]:
-            places = [x.at(), x.buffer.channel, target.at(), copies.channel]
-            return [*places, x.channels, vectors, len(columns), shifts, mask]
+        def words() -> Words:
+            sizes = {"channels": x.channels, "vectors": vectors, "num_copies": len(columns)}
+            return {**at("x", x), **at("y", target), **sizes, "shifts": shifts, "masks": mask}
 
         self._add("shift", node, [x.buffer], [copies], words)
         return copies, np.arange(len(columns)) * vectors

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from prunekit.engine.activations import NUMBERS, Activation
+from prunekit.engine.activations import Activation
 from prunekit.engine.arena import Buffer, View
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.geometry import window_on
 from prunekit.engine.graph import Node
 from prunekit.engine.lanes import LaneLayout, Phases, Picks, PlanarLayout
 from prunekit.engine.places import Places
+from prunekit.engine.step_words import bits, number_of
 from prunekit.errors import InputError
 
-STEP_WORDS = 32
-#: Kinds of steps, in the order of csrc/cpu/plan.h's StepKind.
-KINDS = ("conv", "halo", "remap", "elementwise", "pool", "mean", "shift")
-_IN_ARENA = -1
+_IN_ARENA = -1  # csrc/cpu/plan.h
+
+#: A step's words by name: the fields of its struct in csrc/cpu/plan.h.
+Words = dict[str, int]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class StepRecord:
 
     kind: str
     node: Node | None
-    words: Callable[[], list[int]]
+    words: Callable[[], Words]
     reads: list[Buffer]
     writes: list[Buffer]
 
@@ -46,7 +46,7 @@ class StepList:
 
     def _add(
         self, kind: str, node: Node | None, reads: Sequence[Buffer], writes: Sequence[Buffer],
-        words: Callable[[], list[int]],
+        words: Callable[[], Words],
     ) -> None:  # fmt: skip
         self.steps.append(StepRecord(kind, node, words, list(reads), list(writes)))
 
@@ -55,7 +55,10 @@ class StepList:
         if buffer.front or buffer.back:
             self._add(
                 "halo", None, [buffer], [buffer],
-                lambda: [view.at(), buffer.channel, view.channels, buffer.layout.vectors, buffer.front, buffer.back],
+                lambda: {
+                    **at("y", view), "channels": view.channels, "vectors": buffer.layout.vectors,
+                    "front": buffer.front, "back": buffer.back,
+                },
             )  # fmt: skip
 
     def _remap(
@@ -71,24 +74,31 @@ class StepList:
         channels, height, width = self.places.sizes[name]
         read = None if source is not None else self.places.views[name]
         x = PlanarLayout(height, width) if read is None else read.buffer.layout
-        tables = [
+        rows, columns = (
             self.places.table_of((key, table.tobytes()), table)
             for key, table in (("r", picks.rows), ("c", picks.columns))
-        ]
+        )
         planes, num_rows = picks.rows.shape
 
-        def words() -> list[int]:
-            place = [source, 0, height * width] if read is None else [_IN_ARENA, read.at(), read.buffer.channel]
+        def words() -> Words:
+            if source is None and read is not None:
+                place = {"input": _IN_ARENA, **at("x", read)}
+            else:
+                place = {"input": source or 0, "x": 0, "x_channel": height * width}
             if isinstance(target, View):
                 y = target.buffer.layout
-                written = [_IN_ARENA, target.at(), target.buffer.channel, y.vectors, y.pitch, back]
+                written = {"output": _IN_ARENA, **at("y", target), "y_vectors": y.vectors, "y_pitch": y.pitch}
                 length, plane = y.vectors * self.places.lanes + back, (y.vectors + back) * self.places.lanes
             else:
-                length = num_rows * picks.columns.shape[1]
-                written, plane = [target, 0, length, 0, picks.columns.shape[1], 0], length
-            return [
-                *place, x.vectors, x.pitch, *written, channels, planes, plane, num_rows, length, *tables, bits(fill),
-            ]  # fmt: skip
+                length = plane = num_rows * picks.columns.shape[1]
+                written = {"output": target, "y": 0, "y_channel": length, "y_vectors": 0}
+                written["y_pitch"] = picks.columns.shape[1]
+            return {
+                **place, "x_vectors": x.vectors, "x_pitch": x.pitch,
+                **written, "y_back": back if isinstance(target, View) else 0,
+                "channels": channels, "planes": planes, "plane": plane, "num_rows": num_rows, "length": length,
+                "rows": rows, "columns": columns, "fill": bits(fill),
+            }  # fmt: skip
 
         reads, writes = [read.buffer] if read else [], [target.buffer] if isinstance(target, View) else []
         self._add("remap", node, reads, writes, words)
@@ -117,11 +127,12 @@ def all_pixels(layout: LaneLayout) -> Picks:
     return Picks.within(layout.rows(), np.arange(layout.pitch), layout.height, layout.width)
 
 
-def bits(value: float) -> int:
-    """Return a float64's bits as an int64."""
-    return int(struct.unpack("q", struct.pack("d", value))[0])
+def at(name: str, view: View) -> Words:
+    """Return where a view is: its place, and the elements from channel to channel."""
+    return {name: view.at(), f"{name}_channel": view.buffer.channel}
 
 
-def epilogue(activation: Activation) -> list[int]:
+def epilogue(name: str, activation: Activation) -> Words:
     """Return the words of an activation."""
-    return [NUMBERS[activation.kind], bits(activation.negative_slope)]
+    number = number_of("LaneActivation", activation.kind)
+    return {f"{name}.activation": number, f"{name}.parameter": bits(activation.negative_slope)}

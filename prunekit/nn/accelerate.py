@@ -28,7 +28,7 @@ from prunekit.nn.parts import check_names
 from prunekit.nn.reference import NotComparable, reference_of
 from prunekit.nn.unwrapping import unwrap, unwrap_submodules
 from prunekit.nn.whole_graph import on_tensors
-from prunekit.ops.cuda.kernel_choice import exact_float32
+from prunekit.ops.cuda.choice import exact_float32
 from prunekit.structure import flatten
 
 

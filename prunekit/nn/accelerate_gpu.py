@@ -22,10 +22,10 @@ from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.reference import float32_copy, widened, without_autocast
-from prunekit.ops.cuda.gpus import Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache
-from prunekit.ops.cuda.kernel_choice import exact_float32, floor_seconds
-from prunekit.ops.cuda.masked_conv2d_cuda import CudaDevice, device_of
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.choice import exact_float32, floor_seconds
+from prunekit.ops.cuda.devices import Gpu
+from prunekit.ops.cuda.dispatch import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
 from prunekit.structure import map_tensors
 from prunekit.timing import Timing, time_in_turn

@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunekit.comparison import MAX_RELATIVE_RMS, relative_rms
-from prunekit.errors import WrongOutputError
+from prunekit.comparison import MAX_RELATIVE_RMS, check_within
 from prunekit.nn.acceleration_report import LayerReport
 from prunekit.nn.fusion import negative_slope
 from prunekit.nn.masked_conv2d import MaskedConv2d
@@ -55,12 +54,7 @@ def tune_layer(
         return row("dense", None, None, reason), None
     candidates = {f"packed, {rows} row{'s'[: rows > 1]}": _packed(conv, activation, rows) for rows in ROW_CHOICES}
     for candidate, module in candidates.items():
-        difference = relative_rms(expected, module(x))
-        if not difference <= MAX_RELATIVE_RMS:
-            raise WrongOutputError(
-                f"layer {name} ({candidate}) differs from dense by {difference:.3g} relative RMS; "
-                f"expected at most {MAX_RELATIVE_RMS:g}."
-            )
+        check_within(expected, module(x), f"layer {name} ({candidate})", MAX_RELATIVE_RMS, "dense")
     calls: dict[str, Callable[[], object]] = {"dense": dense}
     calls |= {candidate: partial(module, x) for candidate, module in candidates.items()}
     times = {k: t.median_ms for k, t in time_in_turn(calls, _number_of_runs(dense), warm_up=1).items()}

@@ -4,18 +4,8 @@ from prunekit.ops import (
     native,
     packed_conv2d,  # noqa: F401  # registers its op, which saved programs may call
 )
-from prunekit.ops.cuda import bitmap_conv2d, condensed_conv2d, masked_conv2d_cuda, record_conv2d, semi_structured_conv2d
+from prunekit.ops.cuda import dispatch  # noqa: F401  # registers the ops of GPUs
 from prunekit.ops.masked_conv2d import masked_conv2d
 from prunekit.ops.native import NativeStatus, native_status
 
-__all__ = [
-    "NativeStatus",
-    "bitmap_conv2d",
-    "condensed_conv2d",
-    "masked_conv2d",
-    "masked_conv2d_cuda",
-    "native",
-    "native_status",
-    "record_conv2d",
-    "semi_structured_conv2d",
-]
+__all__ = ["NativeStatus", "masked_conv2d", "native", "native_status"]

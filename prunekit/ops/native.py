@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Set
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -15,7 +16,10 @@ _HOW_TO = "install a C++17 compiler and reinstall prunekit from source (pip inst
 
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        return importlib.import_module("prunekit._native"), None
+        module = importlib.import_module("prunekit._native")
+        if not hasattr(module, "step_declarations"):
+            raise ImportError("it is of an older version of prunekit")
+        return module, None
     except ImportError as error:
         reason = f"the compiled extension does not load ({error})"
         _LOG.warning("prunekit: %s; running on torch's dense convolution: %s.", reason, _HOW_TO)
@@ -36,6 +40,21 @@ def _load_cuda() -> tuple[ModuleType | None, str | None]:
 
 
 _CUDA, _CUDA_REASON = _load_cuda()
+
+
+def compare_cuda_signatures(expected: Set[str]) -> None:
+    """Leave the CUDA kernels out where the words of an op are others than the package's, or stand in another order.
+
+    Args:
+        expected: of `prunekit.ops.cuda.registry.signature`, each op's.
+    """
+    global _CUDA, _CUDA_REASON
+    if _CUDA is None:
+        return
+    differing = expected ^ set(_CUDA.signatures().splitlines() if hasattr(_CUDA, "signatures") else ())
+    if differing:
+        names = ", ".join(sorted({signature.split()[0] for signature in differing}))
+        _CUDA, _CUDA_REASON = None, f"they were compiled for other arguments of {names}: reinstall prunekit from source"
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,12 @@ def vector_times(num_bytes: int) -> tuple[float, float]:
     """
     multiply_add_ns, rewrite_ns = _require().vector_times(num_bytes)
     return multiply_add_ns, rewrite_ns
+
+
+def step_declarations() -> list[tuple[int, str, str, int]]:
+    """Return what csrc/cpu/plan.h declares of steps: (kind or -1, name, text of the fields or names, words)."""
+    declared: list[tuple[int, str, str, int]] = _require().step_declarations()
+    return declared
 
 
 def make_plan(words: bytes, arena_elements: int, num_inputs: int, num_outputs: int) -> object:

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from bench import gpu, gpu_model, gpu_nets
-from prunekit.ops.cuda import condensed_launch
-from prunekit.ops.cuda.condensed_launch import CondensedProblem
-from prunekit.ops.cuda.fragment_filter import pack_fragments
-from prunekit.ops.cuda.gpus import GPUS, gpu_of
-from prunekit.ops.cuda.record_filter import pack_records
-from prunekit.ops.cuda.record_launch import (
+from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
+from prunekit.ops.cuda.condensed.filter import pack_fragments
+from prunekit.ops.cuda.devices import GPUS, gpu_of
+from prunekit.ops.cuda.record.cost import (
     RecordProblem,
     best_launches,
     choose_launch,
@@ -24,6 +23,7 @@ from prunekit.ops.cuda.record_launch import (
     modeled_seconds,
     shared_bytes,
 )
+from prunekit.ops.cuda.record.filter import pack_records
 
 TURING = GPUS["rtx-2070-super"]
 
@@ -73,13 +73,13 @@ def test_the_float16_model_is_above_its_floors_and_falls_with_the_weights() -> N
         before = float("inf")
         for density in (0.5, 0.1, 0.01):
             problem = CondensedProblem(256, 128, (3, 3), 1, density, 1, (52, 52), padding=(1, 1))
-            chosen = condensed_launch.choose_launch(problem, device)
+            chosen = condensed_cost.choose_launch(problem, device)
             assert chosen is not None
             launch, seconds = chosen
             multiply_adds = 256 * 128 * 9 * problem.kept_columns * 52 * 52
             floor = 2 * multiply_adds / (device.tensor_peak_gflops * 1e9)
-            assert max(floor, condensed_launch.memory_seconds(problem, launch, device)) < seconds < before
-            assert condensed_launch.shared_bytes(problem, launch) <= device.shared_bytes
+            assert max(floor, condensed_cost.memory_seconds(problem, launch, device)) < seconds < before
+            assert condensed_cost.shared_bytes(problem, launch) <= device.shared_bytes
             before = seconds
 
 
@@ -111,10 +111,10 @@ def test_searching_all_cuts_at_once_finds_what_trying_each_finds() -> None:
         times = [modeled_seconds(problem, cut, device) for cut in launches(problem, device.shared_bytes)]
         assert modeled_seconds(problem, best_launches(problem, device, 1)[0], device) == min(times)
         halves = CondensedProblem.of(problem)
-        cuts = list(condensed_launch.launches(halves, device.shared_bytes))
-        times = [condensed_launch.modeled_seconds(halves, cut, device) for cut in cuts]
-        chosen = condensed_launch.best_launches(halves, device, 3)
-        assert [condensed_launch.modeled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
+        cuts = list(condensed_cost.launches(halves, device.shared_bytes))
+        times = [condensed_cost.modeled_seconds(halves, cut, device) for cut in cuts]
+        chosen = condensed_cost.best_launches(halves, device, 3)
+        assert [condensed_cost.modeled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
         assert len(cuts) == len(set(cuts)) > 50
 
 

@@ -23,7 +23,7 @@ from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.planning import plan_segment
 from prunekit.ops import native
 from prunekit.ops.native import native_status
-from tests.support.conv_variants import activated, instruction_set
+from tests.support.conv_variants import activated, column_of, instruction_set
 from tests.support.engine_layers import SqueezeExcite, shuffle
 from tests.support.engine_nets import randomize
 from tests.support.oracles import relative_difference
@@ -219,13 +219,13 @@ def test_the_taps_that_count_are_those_that_see_a_pixel(
     assert set(window.trimmed(size, 1).live_rows) == (seeing or {0})
 
 
-#: Fields of a step that lead elsewhere when they are damaged: of csrc/cpu/plan.h's structs, counted from the kind.
-_FIELDS: dict[str, tuple[int, ...]] = {
-    "elementwise": (1, 5, 7, 8, 12, 18),
-    "pool": (1, 3, 5, 6),
-    "mean": (1, 3, 5, 6),
-    "shift": (1, 3, 5, 6, 7),
-    "halo": (1, 3, 4, 5, 6),
+#: Fields of a step that lead elsewhere when they are damaged: of csrc/cpu/plan.h's structs.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "elementwise": ("x", "y", "channels", "vectors", "scale_at", "epilogue.activation"),
+    "pool": ("x", "y", "channels", "vectors"),
+    "mean": ("x", "y", "channels", "vectors"),
+    "shift": ("x", "y", "channels", "vectors", "num_copies"),
+    "halo": ("y", "channels", "vectors", "front", "back"),
 }
 
 
@@ -248,7 +248,7 @@ def test_steps_of_channels_that_leave_the_arena_are_refused(kind: str) -> None:
     for field in _FIELDS[kind]:
         for value in (2**40, -16):
             damaged = words.copy()
-            damaged[plan.kinds.index(kind), field] = value
-            if (field, value) != (12, -16):  # no scale
+            damaged[plan.kinds.index(kind), column_of(kind, field)] = value
+            if (field, value) != ("scale_at", -16):  # no scale
                 with pytest.raises(RuntimeError, match="a plan's step is damaged"):
                     native.make_plan(damaged.tobytes(), plan.arena_elements, 1, 1)

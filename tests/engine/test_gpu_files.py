@@ -19,8 +19,8 @@ from prunekit.engine.gpu_artifact import load_gpu_model
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers, is_channels_last
 from prunekit.errors import InputError
 from prunekit.nn.accelerate_gpu import build_graph
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.devices import GPUS
 from prunekit.ops.native import CudaStatus
 from tests.support.emulated_dispatch import EmulatedGpu
 from tests.support.oracles import TOLERANCE

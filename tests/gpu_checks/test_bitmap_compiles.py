@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunekit.ops.cuda.bitmap_launch import STEP_INSTRUCTIONS, STEP_LOADS
+from prunekit.ops.cuda.bitmap.cost import STEP_INSTRUCTIONS, STEP_LOADS
 from tests.support.cuda_compiler import ARCHITECTURES, disassemble, disassembler, nvcc
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_is_decoded_and_multiplied_in_as_many_instructions_as_the_model_says(architecture: str) -> None:
     """For two units four matrices and two products; one count of bits, and eight loads of values."""
-    for name, function in disassemble(architecture, "bitmap_conv2d").items():
+    for name, function in disassemble(architecture, "bitmap").items():
         kernel, _, numbers = name.rstrip(">").partition("<")
         if kernel != "bitmap_conv2d":
             continue

@@ -12,8 +12,7 @@ from prunekit_kernels import condense
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.bitmap_conv2d import bitmap_conv2d_reference
-from prunekit.ops.cuda.bitmap_filter import (
+from prunekit.ops.cuda.bitmap.filter import (
     ALIGNMENT,
     RECORD_WORDS,
     BitmapHeader,
@@ -22,10 +21,11 @@ from prunekit.ops.cuda.bitmap_filter import (
     pack_bitmaps,
     unpack_bitmaps,
 )
-from prunekit.ops.cuda.fragment_filter import DTYPES, pack_fragments
-from tests.support.bitmap_problems import BitmapProblemCase, bitmap_problems
+from prunekit.ops.cuda.bitmap.op import bitmap_conv2d_reference
+from prunekit.ops.cuda.condensed.filter import DTYPES, pack_fragments
+from tests.support.bitmap_problems import bitmap_problems
 from tests.support.conv_cases import random_cases
-from tests.support.emulated_kernels import COMPILER, Build, EmulationError, emulate
+from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "60"))
@@ -68,7 +68,7 @@ def test_a_step_takes_80_bytes_and_two_for_each_kept_weight() -> None:
 
 def test_the_reference_agrees_with_the_oracle() -> None:
     for case, expected in bitmap_problems(30, seed=62):
-        y = bitmap_conv2d_reference(*case.arguments())  # type: ignore[arg-type]
+        y = bitmap_conv2d_reference(*case.arguments())
         assert y.dtype == case.conv.x.dtype
         assert relative_difference(expected, y) <= TOLERANCE[y.dtype]
         assert torch.equal(y, torch.ops.prunekit.bitmap_conv2d(*case.arguments()))
@@ -127,7 +127,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
-        cases.append(BitmapProblemCase(plain, case.packed, case.launch))
+        cases.append(FilterCase("bitmap", plain, case.packed, case.launch))
     for wanted, y in zip(expected, emulate(cases, Build(), seed=3), strict=True):
         assert relative_difference(wanted, y) <= TOLERANCE[y.dtype]
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.ops.cuda.bitmap_filter import pack_bitmaps
-from prunekit.ops.cuda.bitmap_launch import (
+from prunekit.ops.cuda.bitmap.cost import (
     BitmapLaunch,
     adding_seconds,
     best_launches,
@@ -20,8 +19,9 @@ from prunekit.ops.cuda.bitmap_launch import (
     modeled_seconds,
     shared_bytes,
 )
-from prunekit.ops.cuda.condensed_launch import CondensedProblem
-from prunekit.ops.cuda.gpus import GPUS
+from prunekit.ops.cuda.bitmap.filter import pack_bitmaps
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
+from prunekit.ops.cuda.devices import GPUS
 from tests.support import ROOT
 from tests.support.emulated_kernels import COMPILER
 
@@ -68,14 +68,13 @@ def test_memory_is_what_a_packed_filter_takes() -> None:
 
 
 PLAN = """
-#include "bitmap_launch.h"
+#include "bitmap/launch.h"
 #include <cstdio>
 int main(int, char** words) {
   prunekit::BitmapConv conv{};
   int64_t header[prunekit::BITMAP_HEADER_WORDS];
   for (int64_t& word : header) word = std::atoll(*++words);
-  for (int* word : {&conv.warp_units, &conv.tile_h, &conv.units_w, &conv.pixel_warps, &conv.block_row_groups,
-                    &conv.slices, &conv.buffers, &conv.cuts}) *word = std::atoi(*++words);
+  for (const auto& word : launch_words(conv)) *word.value = std::atoi(*++words);
   conv.n = conv.stride_h = conv.stride_w = conv.dilation_h = conv.dilation_w = conv.padding_h = conv.padding_w = 1;
   conv.h = conv.w = conv.p = conv.q = 13;
   const auto launch = prunekit::plan_bitmap_launch(conv, header);

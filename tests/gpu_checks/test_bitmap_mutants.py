@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.bitmap_filter import unpack_bitmaps
-from tests.support.bitmap_problems import BitmapProblemCase, bitmap_problems
-from tests.support.emulated_kernels import COMPILER
+from prunekit.ops.cuda.bitmap.filter import unpack_bitmaps
+from tests.support.bitmap_problems import bitmap_problems
+from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 from tests.support.planted_bugs import all_caught
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, STAGE, LAUNCH = "bitmap_conv2d.cuh", "bitmap_stage.cuh", "bitmap_launch.h"
+KERNEL, STAGE, LAUNCH = "bitmap/conv2d.cuh", "bitmap/stage.cuh", "bitmap/launch.h"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,
@@ -61,7 +61,7 @@ MUTANTS = {
 
 
 @pytest.fixture(scope="module")
-def problems() -> list[tuple[BitmapProblemCase, Tensor]]:
+def problems() -> list[tuple[FilterCase, Tensor]]:
     """Random ones, some of them with several row groups in a block, and some whose inputs hold inf."""
     problems = list(bitmap_problems(14, seed=72, max_size=8))
     drawn = bitmap_problems(100, seed=73, max_size=6)
@@ -78,7 +78,7 @@ def problems() -> list[tuple[BitmapProblemCase, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def caught(problems: list[tuple[BitmapProblemCase, Tensor]]) -> dict[str, bool]:
+def caught(problems: list[tuple[FilterCase, Tensor]]) -> dict[str, bool]:
     return all_caught(MUTANTS, problems)
 
 

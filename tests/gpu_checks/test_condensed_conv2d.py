@@ -10,8 +10,7 @@ import torch
 from prunekit_kernels import condense
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.condensed_conv2d import condensed_conv2d_reference
-from prunekit.ops.cuda.fragment_filter import (
+from prunekit.ops.cuda.condensed.filter import (
     DTYPES,
     FragmentFilter,
     FragmentHeader,
@@ -19,9 +18,10 @@ from prunekit.ops.cuda.fragment_filter import (
     pack_fragments,
     unpack_fragments,
 )
+from prunekit.ops.cuda.condensed.op import condensed_conv2d_reference
 from tests.support.condensed_problems import condensed_problems
 from tests.support.conv_cases import random_cases
-from tests.support.emulated_kernels import COMPILER, Build, CondensedProblemCase, EmulationError, compile_all, emulate
+from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, compile_all, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "100"))
@@ -85,7 +85,7 @@ def test_eight_columns_in_a_row_lie_in_different_banks() -> None:
 
 def test_the_reference_agrees_with_the_oracle() -> None:
     for case, expected in condensed_problems(60, seed=52):
-        y = condensed_conv2d_reference(*case.arguments())  # type: ignore[arg-type]
+        y = condensed_conv2d_reference(*case.arguments())
         assert y.dtype == case.conv.x.dtype
         assert relative_difference(expected, y) <= TOLERANCE[y.dtype]
         assert torch.equal(y, torch.ops.prunekit.condensed_conv2d(*case.arguments()))
@@ -121,7 +121,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
-        cases.append(CondensedProblemCase(plain, case.packed, case.launch))
+        cases.append(FilterCase("condensed", plain, case.packed, case.launch))
     for wanted, y in zip(expected, emulate(cases, Build(), seed=3), strict=True):
         assert relative_difference(wanted, y) <= TOLERANCE[y.dtype]
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import pack_fragments, unpack_fragments
+from prunekit.ops.cuda.condensed.filter import pack_fragments, unpack_fragments
 from tests.support.condensed_problems import condensed_problems
-from tests.support.emulated_kernels import COMPILER, CondensedProblemCase, Convolution
+from tests.support.emulated_kernels import COMPILER, Convolution, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 from tests.support.planted_bugs import all_caught
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, STAGE, LAUNCH = "condensed_conv2d.cuh", "condensed_stage.cuh", "condensed_launch.h"
+KERNEL, STAGE, LAUNCH = "condensed/conv2d.cuh", "condensed/stage.cuh", "condensed/launch.h"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,
@@ -117,14 +117,14 @@ MUTANTS = {
 
 
 @pytest.fixture(scope="module")
-def problems() -> list[tuple[CondensedProblemCase, Tensor]]:
+def problems() -> list[tuple[FilterCase, Tensor]]:
     """Random ones, and some whose inputs hold inf: the last in the upper half of a word."""
     problems = list(condensed_problems(24, seed=71, max_size=10))
     specials = [case for case, expected in problems[:8] if expected.numel() and case.packed.header.nnz]
     weight = torch.randn(16, 4, 1, 1).half()
     packed = pack_fragments(weight, torch.rand(weight.shape) < 0.5, 1, 4)
     one_line = Convolution(torch.randn(1, 4, 1, 16).half(), None, None, (1, 1), (0, 0), (1, 1), "none", 0.0)
-    specials.append(CondensedProblemCase(one_line, packed, [4, 1, 2, 1, 1, 1, 1]))
+    specials.append(FilterCase("condensed", one_line, packed, [4, 1, 2, 1, 1, 1, 1]))
     for case in specials:
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
         torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2 | 1] = torch.inf
@@ -136,7 +136,7 @@ def problems() -> list[tuple[CondensedProblemCase, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def caught(problems: list[tuple[CondensedProblemCase, Tensor]]) -> dict[str, bool]:
+def caught(problems: list[tuple[FilterCase, Tensor]]) -> dict[str, bool]:
     return all_caught(MUTANTS, problems)
 
 

@@ -12,9 +12,9 @@ import toolkit
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from prunekit.ops.cuda.fragment_filter import pack_fragments
-from prunekit.ops.cuda.record_filter import pack_records
-from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured
+from prunekit.ops.cuda.condensed.filter import pack_fragments
+from prunekit.ops.cuda.record.filter import pack_records
+from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured
 from tests.support import ROOT
 from tests.support.cuda_compiler import nvcc
 
@@ -123,6 +123,8 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.architectures() == "75", module.architectures()
 assert module.toolkit_version() > 11000
+from prunekit.ops.cuda.registry import SPARSE_KERNELS, signature
+assert sorted(module.signatures().splitlines()) == sorted(map(signature, SPARSE_KERNELS.values())), module.signatures()
 for name in ("record_conv2d", "condensed_conv2d", "bitmap_conv2d", "semi_structured_conv2d"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::" + name, "CUDA")
 has_native = torch._C._dispatch_has_kernel_for_dispatch_key("prunekit::packed_conv2d", "CPU")
@@ -140,10 +142,10 @@ def test_the_extension_builds_against_this_torch_and_loads(built: Path) -> None:
 
 
 LAUNCH = """
-#include "bitmap_conv2d.h"
-#include "condensed_conv2d.h"
-#include "record_conv2d.h"
-#include "semi_structured_conv2d.h"
+#include "bitmap/launch.h"
+#include "condensed/launch.h"
+#include "record/launch.h"
+#include "semi_structured/launch.h"
 #include <cstdio>
 template <typename Conv> Conv smallest() {
   Conv conv{};
@@ -181,7 +183,7 @@ def test_a_launch_without_a_driver_says_so(built: Path, tmp_path: Path) -> None:
     source.write_text(LAUNCH)
     kit = toolkit.find_toolkit()
     assert kit is not None
-    kernels = [str(built / "temp" / "cuda" / f"{Path(kernel).stem}_cuda.o") for kernel in toolkit.KERNELS]
+    kernels = [str(built / "temp" / "cuda" / f"{Path(kernel).parent.name}_cuda.o") for kernel in toolkit.KERNELS]
     libraries = [f"-L{toolkit.library_folder(kit)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     command = ["g++", "-std=c++17", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), *kernels, *libraries]
     subprocess.run([*command, "-o", str(program)], check=True)

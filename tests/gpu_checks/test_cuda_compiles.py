@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.ops.cuda.condensed_launch import STEP_INSTRUCTIONS
-from prunekit.ops.cuda.record_filter import RecordHeader, pack_records
-from prunekit.ops.cuda.record_launch import COPY_BATCH, LATENCIES, RECORD_COSTS, RECORD_LATENCY, TILE_W
+from prunekit.ops.cuda.condensed.cost import STEP_INSTRUCTIONS
+from prunekit.ops.cuda.record.cost import COPY_BATCH, LATENCIES, RECORD_COSTS, RECORD_LATENCY, TILE_W
+from prunekit.ops.cuda.record.filter import RecordHeader, pack_records
 from tests.support.cuda_compiler import ARCHITECTURES, compile_for, disassemble, disassembler, nvcc
 from tests.support.sass import cycles_of_round, read_functions
 
@@ -99,7 +99,7 @@ def test_the_cost_model_waits_as_long_as_the_compiled_instructions(architecture:
 
 @needs_disassembler
 def test_a_batch_of_the_tile_is_under_way_before_it_is_stored() -> None:
-    """Before 8.0 each batch is one wait, as prunekit/ops/cuda/record_launch.py has it."""
+    """Before 8.0 each batch is one wait, as prunekit/ops/cuda/record/cost.py has it."""
     for name, function in disassemble("75").items():
         if name.startswith("record_conv2d"):
             copies = [i.base for i in function.instructions if i.base in ("LDG", "STS")]
@@ -151,6 +151,6 @@ def test_the_condensed_kernels_multiply_on_tensor_cores(architecture: str) -> No
         products = units if int(architecture) >= 80 else 2 * units
         assert loop["HMMA"] == steps * products, name
         assert loop["LDS"] == 2 * steps, name
-        # The model's: condensed_launch.py. On 9.0 a loop may hold one NOP more, which it does not count.
+        # The model's (condensed/cost.py). On 9.0 a loop may hold one NOP more, which it does not count.
         rest = loop.total() - loop["HMMA"] - loop["LDSM"] - min(loop["NOP"], int(architecture) >= 90)
         assert rest <= steps * (STEP_INSTRUCTIONS + units // 2), (name, loop)

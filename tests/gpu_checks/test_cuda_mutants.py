@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from tests.support.emulated_kernels import COMPILER, RecordProblemCase
+from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.planted_bugs import all_caught
 from tests.support.record_problems import record_problems
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, LAUNCH, EPILOGUE = "record_conv2d.cuh", "record_launch.h", "epilogue.cuh"
+KERNEL, LAUNCH, EPILOGUE = "record/conv2d.cuh", "record/launch.h", "epilogue.cuh"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,
@@ -143,12 +143,12 @@ MUTANTS = {
 
 
 @pytest.fixture(scope="module")
-def problems() -> list[tuple[RecordProblemCase, Tensor]]:
+def problems() -> list[tuple[FilterCase, Tensor]]:
     return list(record_problems(40, seed=50, max_size=16))
 
 
 @pytest.fixture(scope="module")
-def caught(problems: list[tuple[RecordProblemCase, Tensor]]) -> dict[str, bool]:
+def caught(problems: list[tuple[FilterCase, Tensor]]) -> dict[str, bool]:
     return all_caught(MUTANTS, problems)
 
 

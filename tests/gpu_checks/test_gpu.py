@@ -16,14 +16,14 @@ import prunekit
 from prunekit.engine.gpu_program import GpuModel, GpuProgram, choose_layers
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import build_graph
-from prunekit.ops.cuda import masked_conv2d_cuda
-from prunekit.ops.cuda.fragment_filter import DTYPES
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda import dispatch
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.condensed.filter import DTYPES
 from prunekit.ops.native import cuda_status
 from tests.support.bitmap_problems import bitmap_problems
 from tests.support.condensed_problems import condensed_problems
 from tests.support.conv_cases import ConvCase, random_cases
-from tests.support.emulated_kernels import RecordProblemCase
+from tests.support.emulated_kernels import FilterCase
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from tests.support.record_problems import record_problems
 from tests.support.residual_nets import residual_net
@@ -37,17 +37,16 @@ pytestmark = [
 needs_kernels = pytest.mark.skipif(not cuda_status().available, reason=f"no CUDA kernels: {cuda_status().reason}")
 
 
-def _on(case: RecordProblemCase, device: str) -> RecordProblemCase:
+def _on(case: FilterCase, device: str) -> FilterCase:
     def move(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(device)
 
     conv = case.conv
     conv = replace(conv, x=conv.x.to(device), bias=move(conv.bias), residual=move(conv.residual))
-    starts, records, rows = (t.to(device) for t in (case.packed.starts, case.packed.records, case.packed.rows))
-    return replace(case, conv=conv, packed=replace(case.packed, starts=starts, records=records, rows=rows))
+    return replace(case, conv=conv, packed=case.packed.to(device))
 
 
-def _run(case: RecordProblemCase) -> Tensor:
+def _run(case: FilterCase) -> Tensor:
     y: Tensor = torch.ops.prunekit.record_conv2d(*case.arguments())
     return y
 
@@ -151,8 +150,8 @@ def test_measuring_chooses_and_a_packed_convolution_can_be_captured(dtype: torch
     mask = torch.rand(weight.shape, device="cuda") < 0.02
     cache = KernelCache(None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_conv2d_cuda, "kernel_cache", lambda: cache)
-        choices = masked_conv2d_cuda.tune_masked_conv2d(x, weight, mask, (1, 1), (1, 1))
+        patch.setattr(dispatch, "kernel_cache", lambda: cache)
+        choices = dispatch.tune_masked_conv2d(x, weight, mask, (1, 1), (1, 1))
         assert set(choices) == {"forward", "input_grad"}
         assert all(choice.is_measured for choice in choices.values())
         y = prunekit.masked_conv2d(x, weight, mask, None, 1, 1)
@@ -191,7 +190,7 @@ def test_accelerated_models_agree_and_replay(
 @needs_kernels
 def test_a_saved_model_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = residual_net(64, 0.05).cuda().half(), torch.randn(1, 3, 64, 48, device="cuda").half()
-    device = masked_conv2d_cuda.device_of(x)
+    device = dispatch.device_of(x)
     assert device is not None
     with monkeypatch.context() as patch:
         choose_sparse(patch)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.record_conv2d import record_conv2d_reference
-from prunekit.ops.cuda.record_filter import RecordHeader, pack_records, unpack_records, window_taps
+from prunekit.ops.cuda.record.filter import RecordHeader, pack_records, unpack_records, window_taps
+from prunekit.ops.cuda.record.op import record_conv2d_reference
 from tests.support.conv_cases import random_cases
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, compile_all, emulate
 from tests.support.oracles import TOLERANCE, relative_difference
@@ -52,7 +52,7 @@ def test_slices_share_a_run_evenly_and_full_rows_come_first() -> None:
 
 def test_the_reference_agrees_with_the_oracle() -> None:
     for case, expected in record_problems(60, seed=4):
-        y = record_conv2d_reference(*case.arguments())  # type: ignore[arg-type]
+        y = record_conv2d_reference(*case.arguments())
         assert relative_difference(expected, y) <= TOLERANCE[torch.float32]
         assert torch.equal(y, torch.ops.prunekit.record_conv2d(*case.arguments()))
 

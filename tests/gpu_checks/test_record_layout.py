@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.record_launch import TILE_W, RecordLaunch, RecordProblem, best_launches, tile_layout
+from prunekit.ops.cuda.devices import GPUS
+from prunekit.ops.cuda.record.cost import TILE_W, RecordLaunch, RecordProblem, best_launches, tile_layout
 
 _BANKS, _LANES = 32, 16  # 16 lanes load 8 bytes each at a time
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 import torch
-from record_programs import PROGRAMS, TILE_W, Program
+from record.programs import PROGRAMS, TILE_W, Program
 
-from prunekit.ops.cuda.record_filter import ROWS, pack_records
-from prunekit.ops.cuda.record_launch import RECORD_COSTS
+from prunekit.ops.cuda.record.cost import RECORD_COSTS
+from prunekit.ops.cuda.record.filter import ROWS, pack_records
 from tests.support.ptx_interpreter import PtxError, run_ptx
 
 Edit = Callable[[str], str]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from prunekit.ops.cuda.semi_structured_launch import STEP_INSTRUCTIONS
+from prunekit.ops.cuda.semi_structured.cost import STEP_INSTRUCTIONS
 from tests.support.cuda_compiler import ARCHITECTURES, disassemble, disassembler, nvcc
 from tests.support.semi_structured_problems import WARP_UNITS
 
@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_step_is_a_load_a_unit_and_sparse_products(architecture: str) -> None:
     """32 columns: loads of each fragment's weights, of taps, and of two fragments' metadata; four matrices a unit."""
-    for name, function in disassemble(architecture, "semi_structured_conv2d").items():
+    for name, function in disassemble(architecture, "semi_structured").items():
         kernel, _, numbers = name.rstrip(">").partition("<")
         if kernel != "semi_structured_conv2d":
             continue
@@ -36,6 +36,6 @@ def test_a_step_is_a_load_a_unit_and_sparse_products(architecture: str) -> None:
         assert loop["HMMA"] == steps * fragments * units, name
         loads = 1 + fragments + math.ceil(fragments / 2)
         assert loop["LDS"] == steps * loads, name
-        # The model's: prunekit/ops/cuda/semi_structured_launch.py.
+        # The model's: prunekit/ops/cuda/semi_structured/cost.py.
         rest = loop.total() - loop["HMMA"] - loop["LDSM"] - loop["LDS"]
         assert rest <= steps * (STEP_INSTRUCTIONS + units), (name, loop)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prunekit.ops.cuda.semi_structured_filter import unpack_semi_structured
-from tests.support.emulated_kernels import COMPILER, Build, EmulationError, emulate
+from prunekit.ops.cuda.semi_structured.filter import unpack_semi_structured
+from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
-from tests.support.semi_structured_problems import SemiStructuredCase, semi_structured_problems
+from tests.support.semi_structured_problems import semi_structured_problems
 
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "100"))
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
@@ -39,7 +39,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
-        cases.append(SemiStructuredCase(plain, case.packed, case.launch))
+        cases.append(FilterCase("semi_structured", plain, case.packed, case.launch))
     for wanted, y in zip(expected, emulate(cases, Build(), seed=3), strict=True):
         assert relative_difference(wanted, y) <= TOLERANCE[y.dtype]
 

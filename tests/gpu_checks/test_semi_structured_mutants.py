@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda import quad_order, semi_structured_filter
-from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured, unpack_semi_structured
-from tests.support.emulated_kernels import COMPILER
+from prunekit.ops.cuda.semi_structured import filter as semi_structured_filter
+from prunekit.ops.cuda.semi_structured import quad_order
+from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured, unpack_semi_structured
+from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 from tests.support.planted_bugs import all_caught
-from tests.support.semi_structured_problems import SemiStructuredCase, semi_structured_problems
+from tests.support.semi_structured_problems import semi_structured_problems
 
-SPARSE, KERNEL, STAGE = "semi_structured_conv2d.cuh", "condensed_conv2d.cuh", "condensed_stage.cuh"
+SPARSE, KERNEL, STAGE = "semi_structured/conv2d.cuh", "condensed/conv2d.cuh", "condensed/stage.cuh"
 MUTANTS = {
     "halves of the metadata swapped": (SPARSE, "lane / 4 * 2 + lane % 2 +", "lane / 4 * 2 + 1 - lane % 2 +", ""),
     "the second fragment takes the first one's metadata": (SPARSE, "lane % 4 / 2 * WORDS", "0 * WORDS", ""),
@@ -53,7 +54,7 @@ MUTANTS = {
 }
 
 
-def _problems() -> list[tuple[SemiStructuredCase, Tensor]]:
+def _problems() -> list[tuple[FilterCase, Tensor]]:
     """Random ones, more that add slices of several fragments, and some whose inputs hold inf."""
     drawn = list(semi_structured_problems(60, seed=95, max_size=8))
     sliced = [problem for problem in drawn[15:] if problem[0].launch[5] > 1 and problem[0].packed.header.fragments > 1]
@@ -80,7 +81,7 @@ def test_a_planted_bug_is_caught(name: str, caught: dict[str, bool]) -> None:
     assert caught[name]
 
 
-#: Of prunekit/ops/cuda/quad_order.py: a text and its replacement.
+#: Of prunekit/ops/cuda/semi_structured/quad_order.py: a text and its replacement.
 PACKING = {
     "what finds no place is lost": ("self.kept[run, slot] = behind", "self.kept[run, slot] = 0"),
     "a quad takes three of a row": ("self.twice[run] |= self.once[run] & rows", "pass"),

@@ -20,8 +20,8 @@ from prunekit.engine.gpu_program import GpuModel, GpuProgram, _Captured, choose_
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.nn import AccelerationReport, MaskedConv2d
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, build_graph, check_gpu_arguments
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.kernel_cache import KernelCache
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.devices import GPUS
 from prunekit.ops.native import CudaStatus
 from tests.support.emulated_dispatch import EmulatedGpu
 from tests.support.emulated_kernels import COMPILER
@@ -278,7 +278,7 @@ def test_measuring_decides_and_is_kept(tmp_path: Path) -> None:
         assert all(row.implementation == "dense" for row in fast.report.rows)  # a tie
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
     measured = len(gpu.launches)
-    assert len(KernelCache(path)._times) == 4
+    assert len(KernelCache(path)._values) == 4
     accelerate_on_gpu(net, [x], net(x), 60.0, path, None, gpu.device(x))
     assert len(gpu.launches) == measured, "what is in the file is not measured again"
 

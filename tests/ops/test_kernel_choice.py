@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,10 @@ from torch import Tensor
 
 import prunekit
 from prunekit.errors import WrongOutputError
-from prunekit.ops.cuda import masked_conv2d_cuda as cuda
-from prunekit.ops.cuda.bitmap_launch import BitmapLaunch
-from prunekit.ops.cuda.condensed_kernel import CondensedKernel
-from prunekit.ops.cuda.condensed_launch import CondensedLaunch
-from prunekit.ops.cuda.conv_plan import ConvPlan, forward_job
-from prunekit.ops.cuda.conv_problem import ConvProblem
-from prunekit.ops.cuda.gpus import GPUS, Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache, KernelTimes
-from prunekit.ops.cuda.kernel_choice import (
+from prunekit.ops.cuda import dispatch as cuda
+from prunekit.ops.cuda.bitmap.cost import BitmapLaunch
+from prunekit.ops.cuda.cache import KernelCache, KernelTimes
+from prunekit.ops.cuda.choice import (
     candidates,
     choose_kernel,
     dense_seconds,
@@ -32,8 +27,13 @@ from prunekit.ops.cuda.kernel_choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, best_launches
-from prunekit.ops.cuda.sparse_kernels import SPARSE_KERNELS
+from prunekit.ops.cuda.condensed.cost import CondensedLaunch
+from prunekit.ops.cuda.condensed.op import CondensedKernel
+from prunekit.ops.cuda.devices import GPUS, Gpu
+from prunekit.ops.cuda.plan import ConvPlan, forward_job
+from prunekit.ops.cuda.problem import ConvProblem
+from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.cuda.registry import SPARSE_KERNELS
 from tests.support.emulated_dispatch import EmulatedGpu, dispatched
 from tests.support.sparse_choices import HALF_KERNELS
 
@@ -237,48 +237,9 @@ def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytes
         assert all(choice.is_measured and choice.kernel == "dense" for choice in choices.values())  # a tie
     again = KernelCache(path)
     assert again.note is None
-    assert len(json.loads(path.read_text())["kernels"]) == 2
+    assert len(json.loads(path.read_text())["measurements"]) == 2
     with dispatched(gpu, monkeypatch, again):
         before = len(gpu.launches)
         for _ in range(2):
             prunekit.masked_conv2d(x, weight, mask, None, 2, 1)
         assert len(gpu.launches) == before
-
-
-def test_a_damaged_or_stale_file_is_ignored_with_a_note(tmp_path: Path) -> None:
-    path = tmp_path / "kernels.json"
-    gpu = GPUS["a100"]
-    (launch,) = best_launches(LAYER, gpu, 1)
-    key = key_of(LAYER, FLOAT, gpu, False, "inference")
-    good = KernelCache(path)
-    good.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
-    good.save()
-    assert KernelCache(path).get(key) == KernelTimes("record", launch, 1e-5, 2e-5)
-    document = json.loads(path.read_text())
-    words = list(asdict(launch).values())
-    for text in (
-        "",
-        "{",
-        "[]",
-        json.dumps({**document, "version": 0}),
-        json.dumps({**document, "kernels": {"k": ["record", words[:6], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": ["record", [0, *words[1:]], 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": ["record", words, -1.0, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": ["record", words, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": ["another", words, 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": ["condensed", words, 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": {"k": [None, words, 1e-5, 1e-5]}}),
-        json.dumps({**document, "kernels": [1]}),
-    ):
-        path.write_text(text)
-        cache = KernelCache(path)
-        assert cache.note is not None
-        assert "was ignored" in cache.note
-        assert cache.get(key) is None
-        cache.put(key, KernelTimes("record", launch, 1e-5, 2e-5))
-        cache.save()
-        assert KernelCache(path).note is None
-    unwritable = KernelCache(tmp_path / "kernels.json" / "below")
-    unwritable.put(key, KernelTimes(None, None, 1e-5, 2e-5))
-    unwritable.save()
-    assert "could not be written" in str(unwritable.note)

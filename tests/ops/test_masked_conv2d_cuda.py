@@ -9,14 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunekit
 from prunekit.nn import MaskedConv2d
-from prunekit.ops.cuda import masked_conv2d_cuda as cuda
-from prunekit.ops.cuda.bitmap_filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
-from prunekit.ops.cuda.conv_plan import input_grad_job
-from prunekit.ops.cuda.fragment_filter import fragment_packer, pack_fragments
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.record_launch import RecordProblem
-from prunekit.ops.cuda.semi_structured_filter import pack_semi_structured, semi_structured_packer
-from prunekit.ops.cuda.sparse_kernel import PackedFilter
+from prunekit.ops.cuda import dispatch as cuda
+from prunekit.ops.cuda.bitmap.filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
+from prunekit.ops.cuda.condensed.filter import fragment_packer, pack_fragments
+from prunekit.ops.cuda.devices import GPUS
+from prunekit.ops.cuda.packed_filter import PackedFilter
+from prunekit.ops.cuda.plan import input_grad_job
+from prunekit.ops.cuda.record.cost import RecordProblem
+from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured, semi_structured_packer
 from prunekit.ops.cuda.transposed_conv import TransposedConv
 from prunekit.ops.masked_conv2d import is_finite
 from tests.support.conv_cases import ConvCase, random_cases

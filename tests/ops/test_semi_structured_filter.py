@@ -10,9 +10,8 @@ from prunekit_kernels import condense
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.fragment_filter import DTYPES
-from prunekit.ops.cuda.semi_structured_conv2d import semi_structured_conv2d_reference
-from prunekit.ops.cuda.semi_structured_filter import (
+from prunekit.ops.cuda.condensed.filter import DTYPES
+from prunekit.ops.cuda.semi_structured.filter import (
     FRAGMENTS,
     SemiStructuredFilter,
     SemiStructuredHeader,
@@ -20,6 +19,7 @@ from prunekit.ops.cuda.semi_structured_filter import (
     pack_semi_structured,
     unpack_semi_structured,
 )
+from prunekit.ops.cuda.semi_structured.op import semi_structured_conv2d_reference
 from tests.support.conv_cases import random_cases
 from tests.support.semi_structured_problems import semi_structured_problems
 
@@ -89,7 +89,7 @@ def test_the_reference_agrees_with_the_oracle() -> None:
     from tests.support.oracles import TOLERANCE, relative_difference
 
     for case, expected in semi_structured_problems(30, seed=82):
-        y = semi_structured_conv2d_reference(*case.arguments())  # type: ignore[arg-type]
+        y = semi_structured_conv2d_reference(*case.arguments())
         assert y.dtype == case.conv.x.dtype
         assert relative_difference(expected, y) <= TOLERANCE[y.dtype]
         assert torch.equal(y, torch.ops.prunekit.semi_structured_conv2d(*case.arguments()))

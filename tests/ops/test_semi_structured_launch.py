@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from prunekit.ops.cuda import condensed_launch
-from prunekit.ops.cuda.condensed_launch import CondensedProblem
-from prunekit.ops.cuda.gpus import GPUS
-from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, pack_semi_structured
-from prunekit.ops.cuda.semi_structured_launch import (
+from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
+from prunekit.ops.cuda.devices import GPUS
+from prunekit.ops.cuda.semi_structured.cost import (
     RESIDENT_WARPS,
     best_launches,
     choose_launch,
@@ -20,6 +19,7 @@ from prunekit.ops.cuda.semi_structured_launch import (
     modeled_seconds,
     shared_bytes,
 )
+from prunekit.ops.cuda.semi_structured.filter import FRAGMENTS, pack_semi_structured
 
 SPARSE = [gpu for gpu in GPUS.values() if gpu.capability >= 80]
 
@@ -73,7 +73,7 @@ def test_sparse_products_gain_over_dense_ones_where_products_decide() -> None:
     """An RTX 4090 multiplies slowly beside its shared memory, so half the products are worth having."""
     problem = CondensedProblem(512, 256, (3, 3), 1, 0.1, 16, (26, 26), padding=(1, 1))
     sparse = choose_launch(problem, GPUS["rtx-4090"])
-    dense = condensed_launch.choose_launch(problem, GPUS["rtx-4090"])
+    dense = condensed_cost.choose_launch(problem, GPUS["rtx-4090"])
     assert sparse is not None
     assert dense is not None
     assert 1.2 < dense[1] / sparse[1] < 2.2

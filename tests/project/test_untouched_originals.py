@@ -196,7 +196,6 @@ DATA = {
         *("PgdConfig", "StrongConfig", "attack_named", "register_attack"),
     },
 }
-GPU_OPS = {"bitmap_conv2d", "condensed_conv2d", "masked_conv2d_cuda", "record_conv2d", "semi_structured_conv2d"}
 
 
 def _scored(given: Given, name: str) -> list[Tensor]:
@@ -209,7 +208,7 @@ def _walk(step: attacks.LinfStep | attacks.L2Step, given: Given) -> Tensor:
 
 
 def test_every_public_function_is_here() -> None:
-    assert set(ops.__all__) == {*OPS, *DATA["ops"], *GPU_OPS}
+    assert set(ops.__all__) == {*OPS, *DATA["ops"]}
     assert set(pruning.__all__) <= {*PRUNE, *IN_PLACE, *FILES, *DATA["prune"]}
     assert set(attacks.__all__) <= {*ATTACKS, *DATA["attacks"]}
 

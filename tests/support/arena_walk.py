@@ -25,7 +25,8 @@ from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.places import Places
 from prunekit.engine.planning import _Planner
 from prunekit.engine.program import _borders, _by_level, run_in_torch
-from prunekit.engine.steps import STEP_WORDS, StepRecord
+from prunekit.engine.step_words import STEP_WORDS
+from prunekit.engine.steps import StepRecord
 from prunekit.ops import native
 
 _CACHE_LINE = 64

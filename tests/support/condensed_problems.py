@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS, pack_fragments
-from tests.support.emulated_kernels import CondensedProblemCase
+from prunekit.ops.cuda.condensed.filter import DTYPES, ROWS, pack_fragments
+from tests.support.emulated_kernels import FilterCase
 from tests.support.record_problems import random_convolutions
 
 UNIT_PIXELS = 8
@@ -17,7 +17,7 @@ UNIT_PIXELS = 8
 
 def condensed_problems(
     count: int, seed: int, max_size: int = 18, dtypes: Sequence[torch.dtype] = DTYPES
-) -> Iterator[tuple[CondensedProblemCase, Tensor]]:
+) -> Iterator[tuple[FilterCase, Tensor]]:
     """Yield `count` problems with what a float64 loop makes of them."""
     for drawn, draw in random_convolutions(count, seed, max_size, dtypes):
         channels = drawn.weight.shape[1]
@@ -29,7 +29,7 @@ def condensed_problems(
         is_sliced = launch[5] > 1
         chunk_channels = channels if is_sliced else draw.choice((1, 2, 5, 8, 16, 32, channels))
         packed = pack_fragments(drawn.weight, drawn.mask, drawn.groups, chunk_channels)
-        yield CondensedProblemCase(drawn.conv, packed, launch), drawn.expected
+        yield FilterCase("condensed", drawn.conv, packed, launch), drawn.expected
 
 
 def draw_launch(p: int, q: int, num_row_groups: int, draw: random.Random) -> list[int]:

@@ -18,6 +18,7 @@ from prunekit.engine.filters import ConvChoice
 from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.planning import SegmentPlan, plan_segment
 from prunekit.engine.program import Segment
+from prunekit.engine.step_words import step_kinds
 from prunekit.ops import native
 from prunekit.ops.native import native_status
 from tests.support.oracles import masked_conv2d_oracle
@@ -99,15 +100,20 @@ class EngineConv:
         return [values[name] for name in names]
 
     def reading(self) -> int:
-        """Return how the plan's convolution reads (LaneReading): word 10 after a step's kind (csrc/cpu/plan.h)."""
+        """Return how the plan's convolution reads (LaneReading of csrc/cpu/lane_kernels.h)."""
         plan = self.plan([ConvChoice(1, 1, 1)])
         steps = np.frombuffer(plan.words, np.int64).reshape(len(plan.kinds), -1)
-        return int(steps[plan.kinds.index("conv"), 10])
+        return int(steps[plan.kinds.index("conv"), column_of("conv", "reading")])
 
     def with_poison(self, value: float, generator: torch.Generator) -> EngineConv:
         """Put `value` into some pixels."""
         is_hit = torch.rand(self.x.shape, generator=generator) < 0.05
         return replace(self, x=torch.where(is_hit, value, self.x))
+
+
+def column_of(kind: str, name: str) -> int:
+    """Return which word of a step's row has this name (csrc/cpu/plan.h)."""
+    return 1 + step_kinds()[kind].names.index(name)
 
 
 def activated(y: Tensor, activation: Activation) -> Tensor:

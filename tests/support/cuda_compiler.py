@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import toolkit
-from record_programs import write_programs
+from record.programs import write_programs
 
 from tests.support import ROOT
 from tests.support.sass import Function, read_functions
@@ -60,7 +60,7 @@ def _compile(architecture: str, kernel: str, folder: Path) -> None:
 @cache
 def _cubin(architecture: str, kernel: str) -> tuple[Path, str]:
     """A kernel file's machine code, and what the compiler said."""
-    folder = made_once(f"{Path(kernel).stem}_sm_{architecture}", partial(_compile, architecture, kernel))
+    folder = made_once(f"{Path(kernel).parent.name}_sm_{architecture}", partial(_compile, architecture, kernel))
     return folder / "cubin", (folder / "said").read_text()
 
 
@@ -98,8 +98,8 @@ def _disassemble(architecture: str, kernel: str) -> dict[str, Function]:
     return {short_name(name): function for name, function in read_functions(done.stdout).items()}
 
 
-def disassemble(architecture: str, stem: str = "") -> dict[str, Function]:
-    """The machine code of each kernel, or of those in the one file csrc/cuda/<stem>.cu."""
-    kernels = [kernel for kernel in toolkit.KERNELS if stem in ("", Path(kernel).stem)]
-    assert kernels, stem
+def disassemble(architecture: str, folder: str = "") -> dict[str, Function]:
+    """The machine code of each kernel, or of those in csrc/cuda/<folder>."""
+    kernels = [kernel for kernel in toolkit.KERNELS if folder in ("", Path(kernel).parent.name)]
+    assert kernels, folder
     return {name: function for kernel in kernels for name, function in _disassemble(architecture, kernel).items()}

@@ -12,26 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda import masked_conv2d_cuda as cuda
-from prunekit.ops.cuda.bitmap_filter import BitmapFilter, BitmapHeader
-from prunekit.ops.cuda.fragment_filter import FragmentFilter, FragmentHeader
-from prunekit.ops.cuda.gpus import GPUS, Gpu
-from prunekit.ops.cuda.kernel_cache import KernelCache
-from prunekit.ops.cuda.record_filter import RecordFilter, RecordHeader
-from prunekit.ops.cuda.semi_structured_filter import SemiStructuredFilter, SemiStructuredHeader
+from prunekit.ops.cuda import dispatch as cuda
+from prunekit.ops.cuda.cache import KernelCache
+from prunekit.ops.cuda.devices import GPUS, Gpu
+from prunekit.ops.cuda.registry import SPARSE_KERNELS
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.memory_format import conv_memory_format
-from tests.support.bitmap_problems import BitmapProblemCase
-from tests.support.emulated_kernels import Build, CondensedProblemCase, Convolution, RecordProblemCase, emulate
-from tests.support.semi_structured_problems import SemiStructuredCase
-
-#: By kernel: what runs it, its filter and that one's header, and the architecture that is emulated.
-_EMULATED: dict[str, tuple[Any, Any, Any, int]] = {
-    "record": (RecordProblemCase, RecordFilter, RecordHeader, 750),
-    "condensed": (CondensedProblemCase, FragmentFilter, FragmentHeader, 800),
-    "bitmap": (BitmapProblemCase, BitmapFilter, BitmapHeader, 800),
-    "semi_structured": (SemiStructuredCase, SemiStructuredFilter, SemiStructuredHeader, 800),
-}
+from tests.support.emulated_kernels import Build, Convolution, FilterCase, emulate
 
 
 def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) -> Tensor:
@@ -42,9 +29,8 @@ def emulated_conv2d(kernel: str, x: Tensor, header: list[int], *arguments: Any) 
         residual = residual.contiguous(memory_format=conv_memory_format(x))
     geometry = tuple(stride), tuple(padding), tuple(dilation)
     conv = Convolution(x.detach(), bias, residual, *geometry, activation, slope, is_channels_last)
-    make_case, make_filter, header_type, architecture = _EMULATED[kernel]
-    case = make_case(conv, make_filter(header_type.read(header), *filter), launch)
-    return emulate([case], Build(architecture))[0]
+    case = FilterCase(kernel, conv, SPARSE_KERNELS[kernel].filter_type.read(header, *filter), launch)
+    return emulate([case], Build(750 if kernel == "record" else 800))[0]
 
 
 @dataclass

@@ -12,16 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.ops.conv_arguments import conv_output_size
-from prunekit.ops.cuda.epilogue import EPILOGUES
-from prunekit.ops.cuda.fragment_filter import FragmentFilter
-from prunekit.ops.cuda.record_filter import RecordFilter
+from prunekit.ops.cuda.filter_op import EPILOGUES
 from tests.support import ROOT
 from tests.support.shared_folder import made_once, shared_folder
 
@@ -95,7 +93,8 @@ def compile_all(source: str) -> None:
 class Case(Protocol):
     """One problem, as tests/gpu_checks/emulation/<source>.cpp reads it."""
 
-    source: ClassVar[str]
+    @property
+    def source(self) -> str: ...
 
     def output(self) -> Tensor: ...
 
@@ -144,56 +143,38 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class RecordProblemCase:
-    """Everything that one run of the float32 kernel reads."""
+class FilterCase:
+    """Everything that one run of a kernel reads.
 
-    source: ClassVar[str] = "record_conv2d"
+    Attributes:
+        kernel: its name.
+        conv: the convolution.
+        packed: the kernel's filter.
+        launch: the words of its cut.
+    """
+
+    kernel: str
     conv: Convolution
-    packed: RecordFilter
+    packed: Any
     launch: Sequence[int]
+
+    @property
+    def source(self) -> str:
+        return f"{self.kernel}_conv2d"
 
     def output(self) -> Tensor:
         return self.conv.output(self.packed.header.shape)
 
     def arguments(self) -> tuple[object, ...]:
         """The op's arguments, for the reference."""
-        packed = self.packed
-        filter = packed.header.words(), packed.starts, packed.records, packed.rows
-        return self.conv.x, *filter, *self.conv.arguments(), list(self.launch)
+        return self.conv.x, *self.packed.arguments(), *self.conv.arguments(), list(self.launch)
 
     def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
-        packed = self.packed
-        words = [*self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
-        header = [np.array(numbers, np.int64) for numbers in (words, packed.header.words())]
-        filter = [packed.starts.numpy(), packed.records.numpy().ravel(), packed.rows.numpy()]
+        is_bfloat16 = [] if y.dtype == torch.float32 else [int(y.dtype == torch.bfloat16)]
+        words = [*is_bfloat16, *self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
+        header = [np.array(numbers, np.int64) for numbers in (words, self.packed.header.words())]
+        filter = [_numbers(tensor.ravel()) for tensor in self.packed.tensors()]
         return [header[0], self.conv.slope(), header[1], *filter, *self.conv.tensors(y)]
-
-
-@dataclass(frozen=True)
-class CondensedProblemCase:
-    """Everything that one run of the tensor-core kernel reads."""
-
-    source: ClassVar[str] = "condensed_conv2d"
-    conv: Convolution
-    packed: FragmentFilter
-    launch: Sequence[int]
-
-    def output(self) -> Tensor:
-        return self.conv.output(self.packed.header.shape)
-
-    def arguments(self) -> tuple[object, ...]:
-        """The op's arguments, for the reference."""
-        packed = self.packed
-        filter = packed.header.words(), packed.starts, packed.columns, packed.fragments, packed.rows
-        return self.conv.x, *filter, *self.conv.arguments(), list(self.launch)
-
-    def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
-        packed = self.packed
-        is_bfloat16 = int(y.dtype == torch.bfloat16)
-        words = [is_bfloat16, *self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
-        header = [np.array(numbers, np.int64) for numbers in (words, packed.header.words())]
-        filter = [packed.starts, packed.columns.ravel(), packed.fragments.ravel(), packed.rows]
-        return [header[0], self.conv.slope(), header[1], *map(_numbers, filter), *self.conv.tensors(y)]
 
 
 class EmulationError(Exception):

@@ -1,4 +1,4 @@
-"""Runs straight PTX of one thread, as far as csrc/cuda/record_programs.py needs it: what a GPU's compiler is given."""
+"""Runs straight PTX of one thread, as far as csrc/cuda/record/programs.py needs it: what a GPU's compiler is given."""
 
 from __future__ import annotations
 

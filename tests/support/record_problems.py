@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.record_filter import pack_records, window_taps
-from prunekit.ops.cuda.record_launch import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.record.filter import pack_records, window_taps
 from prunekit.ops.memory_format import conv_memory_format
-from tests.support.emulated_kernels import Convolution, RecordProblemCase
+from tests.support.emulated_kernels import Convolution, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 
 DENSITIES = (0.0, 0.005, 0.05, 0.1, 0.3, 0.6, 1.0)
@@ -82,7 +82,7 @@ def _finished(y: Tensor, residual: Tensor | None, activation: str, slope: float)
     return leaky(y) if activation == "leaky_relu_last" else y
 
 
-def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[RecordProblemCase, Tensor]]:
+def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple[FilterCase, Tensor]]:
     """Yield `count` problems with what a float64 loop makes of them."""
     for drawn, draw in random_convolutions(count, seed, max_size):
         conv, weight = drawn.conv, drawn.weight
@@ -92,7 +92,7 @@ def record_problems(count: int, seed: int, max_size: int = 26) -> Iterator[tuple
         launch = _draw_launch(RecordProblem(k, c, (r, s), drawn.groups, density, *geometry), draw)
         taps = window_taps((r, s), conv.stride, conv.dilation)
         packed = pack_records(weight, drawn.mask, drawn.groups, taps, launch.chunk_channels, launch.slices)
-        yield RecordProblemCase(conv, packed, launch.words()), drawn.expected
+        yield FilterCase("record", conv, packed, launch.words()), drawn.expected
 
 
 def _size(y: Tensor) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 FOUNDATION = [
-    "errors", "extras", "lazy", "registry", "text_table", "files", "file_kinds", "documents", "timing", "structure",
-    "comparison", "discontinuous", "processor", "dry_run", "kept_images", "task_data",
+    "errors", "extras", "lazy", "registry", "text_table", "files", "measurements", "file_kinds", "documents", "timing",
+    "structure", "comparison", "discontinuous", "processor", "dry_run", "kept_images", "task_data",
 ]  # fmt: skip
 #: With the foundation, all that torch, numpy and safetensors are enough for.
 LIBRARY = [*FOUNDATION, "ops", "engine", "nn", "prune", "attacks", "compaction", "task"]

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.fragment_filter import DTYPES, ROWS
-from prunekit.ops.cuda.semi_structured_filter import FRAGMENTS, SemiStructuredFilter, pack_semi_structured
+from prunekit.ops.cuda.condensed.filter import DTYPES, ROWS
+from prunekit.ops.cuda.semi_structured.filter import FRAGMENTS, pack_semi_structured
 from tests.support.condensed_problems import UNIT_PIXELS
-from tests.support.emulated_kernels import Convolution, _numbers
+from tests.support.emulated_kernels import FilterCase
 from tests.support.record_problems import random_convolutions
 
-#: Units that a warp sums, by fragments (csrc/cuda/semi_structured_conv2d.h).
+#: Units that a warp sums, by fragments (csrc/cuda/semi_structured/launch.h).
 WARP_UNITS = {1: 8, 2: 4, 4: 8}
-
-
-@dataclass(frozen=True)
-class SemiStructuredCase:
-    """Everything that one run of the kernel reads."""
-
-    source: ClassVar[str] = "semi_structured_conv2d"
-    conv: Convolution
-    packed: SemiStructuredFilter
-    launch: Sequence[int]
-
-    def output(self) -> Tensor:
-        return self.conv.output(self.packed.header.shape)
-
-    def arguments(self) -> tuple[object, ...]:
-        """The op's arguments, for the reference."""
-        packed = self.packed
-        tensors = packed.starts, packed.columns, packed.fragments, packed.metadata, packed.rows
-        return self.conv.x, packed.header.words(), *tensors, *self.conv.arguments(), list(self.launch)
-
-    def parts(self, y: Tensor) -> list[np.ndarray[Any, Any]]:
-        packed = self.packed
-        is_bfloat16 = int(y.dtype == torch.bfloat16)
-        words = [is_bfloat16, *self.conv.sizes(y), *self.launch, *self.conv.x.stride(), *y.stride()]
-        header = [np.array(numbers, np.int64) for numbers in (words, packed.header.words())]
-        filter = [t.ravel() for t in (packed.starts, packed.columns, packed.fragments, packed.metadata, packed.rows)]
-        return [header[0], self.conv.slope(), header[1], *map(_numbers, filter), *self.conv.tensors(y)]
 
 
 def semi_structured_problems(
     count: int, seed: int, max_size: int = 14, dtypes: Sequence[torch.dtype] = DTYPES
-) -> Iterator[tuple[SemiStructuredCase, Tensor]]:
+) -> Iterator[tuple[FilterCase, Tensor]]:
     """Yield `count` problems with what a float64 loop makes of them."""
     for drawn, draw in random_convolutions(count, seed, max_size, dtypes, most_channels=150):
         channels = drawn.weight.shape[1]
@@ -62,7 +32,7 @@ def semi_structured_problems(
         # Slices share a run's steps: long runs, so that each has some.
         chunk_channels = channels if launch[5] > 1 else draw.choice((1, 2, 5, 8, 16, 32, channels))
         packed = pack_semi_structured(drawn.weight, drawn.mask, drawn.groups, chunk_channels, fragments)
-        yield SemiStructuredCase(drawn.conv, packed, launch), drawn.expected
+        yield FilterCase("semi_structured", drawn.conv, packed, launch), drawn.expected
 
 
 def draw_launch(p: int, q: int, num_row_groups: int, fragments: int, draw: random.Random) -> list[int]:

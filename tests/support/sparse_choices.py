@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from prunekit.ops.cuda.condensed_launch import CondensedLaunch
-from prunekit.ops.cuda.conv_plan import ConvJob
-from prunekit.ops.cuda.conv_problem import KernelLaunch
-from prunekit.ops.cuda.gpus import Gpu
-from prunekit.ops.cuda.kernel_choice import KernelChoice, rounded
-from prunekit.ops.cuda.sparse_kernels import kernels_for
+from prunekit.ops.cuda.choice import KernelChoice, rounded
+from prunekit.ops.cuda.condensed.cost import CondensedLaunch
+from prunekit.ops.cuda.devices import Gpu
+from prunekit.ops.cuda.plan import ConvJob
+from prunekit.ops.cuda.problem import KernelLaunch
+from prunekit.ops.cuda.registry import kernels_for
 
 #: Those that take float16.
 HALF_KERNELS = {"condensed", "bitmap", "semi_structured"}

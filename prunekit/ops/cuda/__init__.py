@@ -1,5 +1,6 @@
-"""What runs masked convolution on NVIDIA GPUs: packed filters, their ops with slow references, models, and the choice.
+"""What runs masked convolution on NVIDIA GPUs: a folder a kernel, and what chooses among them.
 
-A kernel has four files: `*_filter` packs, `*_launch` cuts the work and models its time, `*_conv2d` is the op and its
-reference, and `*_kernel` shows it to the dispatch. The kernels themselves are in csrc/cuda.
+A kernel's `filter` packs, `cost` cuts the work and models its time, and `op` is the op with its slow reference and what
+the dispatch knows of it; `registry` lists the kernels. They are compiled from the folders of the same names in
+csrc/cuda.
 """

@@ -2,7 +2,7 @@
 
     kernel.takes(problem, torch.float16, gpu)
     for launch in kernel.best_launches(problem, gpu, 6): kernel.seconds(problem, launch, gpu)
-    pattern = kernel.packer(mask, problem, None)(launch).to(device)         # the mask's places, once
+    pattern = kernel.packer(mask, problem, None)(*launch.packed()).to(device)     # the mask's places, once
     y = op(x, *pattern.fill(weight).arguments(), bias, residual, …)         # the weights, at every call
 
 Several kernels may take one dtype: by the model or by measuring, the fastest one runs.
@@ -12,50 +12,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.conv_problem import ConvProblem, KernelLaunch
-from prunekit.ops.cuda.filter_header import FilterHeader
-from prunekit.ops.cuda.gpus import Gpu
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from prunekit.ops.cuda.devices import Gpu
+from prunekit.ops.cuda.packed_filter import FilterPattern, PackedFilter
+from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
 
 
-class PackedFilter(Protocol):
-    """A filter with its weights."""
+class CostModel(Protocol):
+    """What a kernel's `cost` module offers; problems are of the kernel's own class."""
 
-    @property
-    def header(self) -> FilterHeader:
-        """What launches need to know."""
+    def best_launches(self, problem: Any, gpu: Gpu, count: int) -> Sequence[Any]:
+        """Return the `count` cuts of least modeled time that fit the device, best first."""
         ...
 
-    def arguments(self) -> tuple[object, ...]:
-        """Return the op's arguments between x and the bias: the header's words, then the tensors."""
-        ...
-
-    def weight(self) -> Tensor:
-        """Return the weight [K, C / groups, R, S], with zeros where dropped; for files, so slow."""
-        ...
-
-
-class FilterPattern(Protocol):
-    """A filter without its weights: what the mask alone decides."""
-
-    @property
-    def header(self) -> FilterHeader:
-        """What launches need to know."""
-        ...
-
-    def fill(self, weight: Tensor) -> PackedFilter:
-        """Gather `weight`, of the mask's shape and on the pattern's device, into its places; waits for nothing."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """Return the pattern with its tensors on `device`."""
+    def modeled_seconds(self, problem: Any, launch: Any, gpu: Gpu) -> float:
+        """Return the modeled time of the kernel alone; inf where no block fits."""
         ...
 
 
@@ -68,13 +43,19 @@ class SparseKernel(ABC):
     Attributes:
         name: for reports, the cache and the op.
         architectures: by dtype the least compute capability, for example 80.
+        cost: its model of time.
+        problem_type: of the model's convolutions.
         launch_type: of its cuts, which are integers only.
+        filter_type: of its packed filters.
         largest_launch_number: no number of a cut is larger, which a damaged file may claim.
     """
 
     name: ClassVar[str]
     architectures: ClassVar[Mapping[torch.dtype, int]]
+    cost: ClassVar[CostModel]
+    problem_type: ClassVar[type[ConvProblem]]
     launch_type: ClassVar[type[KernelLaunch]]
+    filter_type: ClassVar[type[PackedFilter]]
     largest_launch_number: ClassVar[int] = 4096
 
     def takes(self, problem: ConvProblem, dtype: torch.dtype, gpu: Gpu) -> bool:
@@ -87,13 +68,13 @@ class SparseKernel(ABC):
         del problem
         return True
 
-    @abstractmethod
     def best_launches(self, problem: ConvProblem, gpu: Gpu, count: int) -> Sequence[Any]:
         """Return the `count` cuts of least modeled time that fit the device, best first."""
+        return self.cost.best_launches(self.problem_type.of(problem), gpu, count)
 
-    @abstractmethod
     def seconds(self, problem: ConvProblem, launch: Any, gpu: Gpu) -> float:
         """Return the modeled time of the kernel alone; inf where no block fits."""
+        return self.cost.modeled_seconds(self.problem_type.of(problem), launch, gpu)
 
     @abstractmethod
     def fill_cost(self, problem: ConvProblem, launch: Any) -> tuple[int, float]:
@@ -111,12 +92,8 @@ class SparseKernel(ABC):
         """
 
     @abstractmethod
-    def pattern_key(self, launch: Any) -> tuple[int, ...]:
-        """Return what of a cut is packed into the filter: cuts of equal keys share a pattern."""
-
-    @abstractmethod
-    def packer(self, mask: Tensor, problem: ConvProblem, sources: Tensor | None) -> Callable[[Any], FilterPattern]:
-        """Return what packs a mask for a cut, on the CPU; what its cuts have in common is done once.
+    def packer(self, mask: Tensor, problem: ConvProblem, sources: Tensor | None) -> Callable[..., FilterPattern]:
+        """Return what packs a mask, on the CPU, for the numbers of `KernelLaunch.packed`; common work is done once.
 
         Args:
             mask: bool [K, C / groups, R, S] on the CPU, True = kept.

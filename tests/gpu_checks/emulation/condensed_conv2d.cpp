@@ -1,8 +1,8 @@
 // Runs the tensor-core kernel on problems from a file: emulate INPUT OUTPUT SEED. tests/support/emulated_kernels.py
 // writes and reads.
-#include "condensed_conv2d.cuh"
+#include "condensed/conv2d.cuh"
 
-#include "condensed_problem.h"
+#include "conv_problem.h"
 
 namespace {
 
@@ -18,7 +18,7 @@ void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, 
 }
 
 void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
-  run_condensed_problem(words, seed, output, false, run);
+  run_conv_problem<prunekit::CondensedConv>(words, seed, output, prunekit::condensed_tensors, run);
 }
 
 }  // namespace

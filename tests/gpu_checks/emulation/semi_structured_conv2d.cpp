@@ -1,8 +1,8 @@
 // Runs the kernel on sparse tensor cores on problems from a file: emulate INPUT OUTPUT SEED.
 // tests/support/emulated_kernels.py writes and reads.
-#include "semi_structured_conv2d.cuh"
+#include "semi_structured/conv2d.cuh"
 
-#include "condensed_problem.h"
+#include "conv_problem.h"
 
 namespace {
 
@@ -19,7 +19,7 @@ void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, 
 }
 
 void run_problem(const int64_t* words, unsigned seed, std::FILE* output) {
-  run_condensed_problem(words, seed, output, true, run);
+  run_conv_problem<prunekit::CondensedConv>(words, seed, output, prunekit::semi_structured_tensors, run);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // Prints a block's shared memory in bytes, as the launchers compute it, for problems that come as lines of numbers.
 #include <cstdio>
 
-#include "condensed_launch.h"
-#include "record_launch.h"
-#include "semi_structured_conv2d.h"
+#include "condensed/launch.h"
+#include "record/launch.h"
+#include "semi_structured/launch.h"
 
 namespace {
 
@@ -27,8 +27,10 @@ void fill(Conv& conv, const Numbers& n) {
 int64_t condensed(const Numbers& n, const int (&cut)[8]) {
   CondensedConv conv{};
   fill(conv, n);
-  conv.warp_units = cut[0], conv.tile_h = cut[1], conv.units_w = cut[2], conv.pixel_warps = cut[3];
-  conv.block_row_groups = cut[4], conv.slices = cut[5], conv.buffers = cut[6];
+  const int* number = cut;
+  for (const LaunchWord& word : launch_words(conv)) {
+    *word.value = *number++;
+  }
   int64_t header[SEMI_STRUCTURED_HEADER_WORDS] = {};
   header[FRAGMENT_OUT_CHANNELS] = n.k, header[FRAGMENT_GROUP_CHANNELS] = n.c, header[FRAGMENT_GROUPS] = n.groups;
   header[FRAGMENT_KERNEL_H] = n.r, header[FRAGMENT_KERNEL_W] = n.s;
@@ -42,8 +44,10 @@ int64_t condensed(const Numbers& n, const int (&cut)[8]) {
 int64_t record(const Numbers& n, const int (&cut)[8]) {
   RecordConv conv{};
   fill(conv, n);
-  conv.tile_h = cut[0], conv.lanes = cut[1], conv.lanes_w = cut[2], conv.block_row_groups = cut[3];
-  conv.buffers = cut[4];
+  const int* number = cut;
+  for (const LaunchWord& word : launch_words(conv)) {
+    *word.value = *number++;
+  }
   int64_t header[RECORD_HEADER_WORDS] = {};
   header[RECORD_OUT_CHANNELS] = n.k, header[RECORD_GROUP_CHANNELS] = n.c, header[RECORD_GROUPS] = n.groups;
   header[RECORD_KERNEL_H] = n.r, header[RECORD_KERNEL_W] = n.s, header[RECORD_CHUNK_CHANNELS] = n.chunk_channels;

@@ -1,4 +1,4 @@
-// What csrc/cuda/record_programs.py writes in PTX, as plain loops: one record after the other, one tap after the other.
+// What csrc/cuda/record/programs.py writes in PTX, as plain loops: one record after the other, one tap after the other.
 // tests/gpu_checks/test_record_programs.py compares the PTX with the same.
 #pragma once
 

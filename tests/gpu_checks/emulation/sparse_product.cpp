@@ -1,6 +1,8 @@
 // One product of sparse tensor cores from a file: emulate INPUT OUTPUT SEED.
 // tests/gpu_checks/test_sparse_product.py writes and reads.
-#include "condensed_problem.h"
+#include "condensed/conv2d.cuh"
+
+#include "problem_file.h"
 
 namespace {
 

@@ -1,0 +1,28 @@
+// semi_structured_conv2d on CUDA tensors, through torch's stable ABI: compiled without CUDA's headers, and against any torch.
+#include "conv_op.h"
+#include "semi_structured/launch.h"
+
+namespace prunekit {
+namespace {
+
+struct SemiStructuredOp {
+  using Conv = CondensedConv;
+  static constexpr const char* NAME = "semi_structured_conv2d";
+  static constexpr const char* DTYPES =
+      "starts, columns, metadata and rows int32, all else of x's dtype, float16 or bfloat16";
+  static constexpr const auto& HEADER = SEMI_STRUCTURED_HEADER;
+
+  static bool is_sound(const int64_t* header) {
+    const int64_t fragments = header[SEMI_STRUCTURED_FRAGMENTS];
+    return fragments == 1 || fragments == 2 || fragments == 4;
+  }
+  static auto tensors(Conv& conv, const int64_t* header) { return semi_structured_tensors(conv, header); }
+  static std::string launch(Conv& conv, const Tensor& x, const int64_t* header, bool is_bfloat16, void* stream) {
+    return launch_semi_structured_conv2d(conv, is_bfloat16, header, stream);
+  }
+};
+
+PRUNEKIT_CONV_OP(SemiStructuredOp)
+
+}  // namespace
+}  // namespace prunekit
