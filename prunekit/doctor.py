@@ -17,7 +17,7 @@ from prunekit.nn import native_status
 from prunekit.ops.native import cuda_status
 from prunekit.processor import processor
 
-REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "matplotlib", "jinja2")
+REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "pyyaml", "matplotlib", "jinja2")
 # Distribution → what it adds, and the extra that brings it.
 OPTIONAL = {
     "triton": "GPU kernels: pip install 'prunekit[triton]'",
