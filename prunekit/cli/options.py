@@ -15,7 +15,14 @@ from pydantic.fields import FieldInfo
 
 from prunekit.cli.ending import user_errors
 from prunekit.config import read_settings
-from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices, TrainingOption, training_options
+from prunekit.pipeline.config import (
+    MachineChoices,
+    SharedChoices,
+    TrainingChoices,
+    TrainingOption,
+    over_file,
+    training_options,
+)
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.training.config import TrainConfig
 
@@ -40,7 +47,8 @@ def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None
     def make(command: Command) -> Callable[..., None]:
         @wraps(command)
         def with_options(*, context: typer.Context, verbose: bool, config: Any, **choices: Any) -> None:
-            command((config or {}) | {name: choices[name] for name in choices if _is_typed(context, name)}, verbose)
+            typed = {name: value for name, value in choices.items() if _is_typed(context, name)}
+            command(over_file(config or {}, typed), verbose)
 
         parameters = [*_settings(config), *_of_trainings(config)]
         parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)

@@ -18,6 +18,7 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
 from prunekit.pipeline.store import flat
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
@@ -133,6 +134,10 @@ def _require_known_model(name: str) -> None:
 class TrainingChoices(SharedChoices):
     """What the stages that train have in common; each of them is a field that holds a `TrainConfig`."""
 
+    recipe: str | None = Field(
+        None,
+        description=f"start from the settings of a published method, which other options change: {', '.join(RECIPES)}",
+    )
     objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
     train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
 
@@ -203,23 +208,37 @@ def _description(option: str, setting: str, sections: tuple[str, ...]) -> str:
 
 
 def _with_trainings(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration is built from: each training in full, from its default, its section and options."""
+    """Return what a configuration is built from, each training in full: defaults, recipe, sections, then options."""
     options = training_options(kind)
-    values = {name: value for name, value in given.items() if name not in options}
+    recipe = _recipe(kind, given)
+    values = {name: value for name, value in {**recipe, **given}.items() if name not in options}
     typed = {name: _typed(name, given[name]) for name in options if given.get(name) is not None}
     shared = {name: values.get(name, kind.model_fields[name].default) for name in _SAID_ONCE}
     for section in {section for option in options.values() for section in option.sections}:
-        found = _settings(values.get(section, {}))
+        found = _settings(given.get(section, {}))
         if not isinstance(found, Mapping):
             continue  # what it is instead will be said
         if said_twice := sorted(found.keys() & _SAID_ONCE):
             raise ValueError(f"{_option(said_twice[0])} is the same for all trainings: expected none in {section}")
         of_options = {options[name].setting: typed[name] for name in typed if section in options[name].sections}
         settings = _settings(kind.model_fields[section].default)
-        for layer in (found, of_options):
+        for layer in (_settings(recipe.get(section, {})), found, of_options):
             settings |= (_of_optimizer(settings, layer) if section == "optimize" else {}) | dict(layer)
         values[section] = settings | shared
     return values
+
+
+def _recipe(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the recipe that was asked for says about settings of this kind of configuration."""
+    name = given.get("recipe")
+    if name is None or "recipe" not in kind.model_fields:
+        return {}
+    if name not in list(RECIPES):
+        raise ValueError(f"--recipe: must be one of {', '.join(RECIPES)}, got {name!r}")
+    settings = {setting: value for setting, value in RECIPES[name].settings.items() if setting in kind.model_fields}
+    if given.get("scores_file") is not None:
+        settings.pop("scores", None)  # those of the file are asked for
+    return settings
 
 
 def _settings(training: Any) -> Any:
@@ -254,7 +273,7 @@ def split_names(value: Any) -> Any:
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every", "plugin",
+    "checkpoint_every", "plugin", "recipe",
 }  # fmt: skip
 
 
@@ -353,6 +372,13 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
         """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""
         settings = flat(self.model_dump(mode="json"))
         return {name: value for name, value in settings.items() if name.split(".")[-1] not in _NO_PART_OF_THE_IDENTITY}
+
+
+def over_file(file: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file with options over them; a recipe among these takes the place of what it sets."""
+    recipe = RECIPES.get(options.get("recipe", ""))
+    kept = {name: value for name, value in file.items() if recipe is None or name not in recipe.settings}
+    return {**kept, **options}
 
 
 def make_config(**choices: Any) -> RunConfig:
