@@ -38,7 +38,7 @@ from prunekit.pipeline import Progress, RunConfig, SilentProgress
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint, requested_spec
 from prunekit.pipeline.results import data_digest
 from prunekit.pipeline.steps import finetune, make_training, pretrain, prune_one_shot, prune_optimized, score
-from prunekit.pipeline.store import StageStore
+from prunekit.pipeline.store import WorkStore
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
 from prunekit.task import task_of
 
@@ -149,7 +149,7 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     training = make_training(config.objective, config.train_attack, train_dataset, digest, progress)
     task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
     given = open_checkpoint(config.weights, task)
-    bench = Bench(StageStore(demo.out / "stages"), progress)
+    bench = Bench(WorkStore(demo.out / "stages"), progress)
     robust = pretrain(bench, given, training, config.pretrain)
     groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
     return Start(config, dataset, training, bench, given, robust, groups)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prunekit.errors import InputError
 from prunekit.files import write_text
@@ -31,6 +31,15 @@ class Config(BaseModel):
 
     # pydantic builds configurations inside of others without this method, and so knows where in the whole they are.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(
+                f"must be neither true nor false, got {value}"
+            )  # which YAML also calls yes, on, no and off
+        return value
 
     def updated(self: Self, **settings: Any) -> Self:
         """Return a copy with other values of these settings, checked like any configuration."""

@@ -79,7 +79,8 @@ class SharedChoices(MachineChoices):
     @classmethod
     def _complete(cls, given: Any) -> Any:
         """Import plugins before the names that they add are checked; build the trainings from what was given."""
-        for module in split_names(given.get("plugin", ())):
+        plugins = split_names(given.get("plugin", ()))
+        for module in plugins if isinstance(plugins, (list, tuple)) else ():
             load_plugin(module)
         return _with_trainings(cls, given)
 
@@ -255,7 +256,7 @@ def _typed(option: str, value: Any) -> Any:
 def _of_optimizer(settings: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what comes with another optimizer of scores: its own rate and weight decay."""
     name = layer.get("optimizer")
-    if name not in SCORE_OPTIMIZATIONS or name == settings["optimizer"]:
+    if name not in list(SCORE_OPTIMIZATIONS) or name == settings["optimizer"]:
         return {}
     return SCORE_OPTIMIZATIONS[name].model_dump(include={"learning_rate", "weight_decay"})
 

@@ -33,7 +33,7 @@ from prunekit.pipeline.results import (
     postprocessing_columns,
     size_columns,
 )
-from prunekit.pipeline.store import StageFolder, Store, command_store
+from prunekit.pipeline.store import StageFolder, WorkStore, command_store
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
@@ -72,7 +72,7 @@ class _Work:
     artifact: Checkpoint
     source: Checkpoint | None
     dataset: Data
-    store: Store
+    store: WorkStore
     progress: Progress
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]

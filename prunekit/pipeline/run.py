@@ -20,7 +20,7 @@ from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.results import Inputs, data_digest, open_data
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
 from prunekit.pipeline.steps import make_training, pretrain
-from prunekit.pipeline.store import StageStore
+from prunekit.pipeline.store import WorkStore
 from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
 from prunekit.progress import Progress, SilentProgress
@@ -76,7 +76,7 @@ def _prepare(
     progress: Progress,
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
-    bench = Bench(StageStore(folder.root / "stages"), progress)
+    bench = Bench(WorkStore(folder.root / "stages"), progress)
     start = given
     if config.pretrain.epochs > 0 and training is not None:
         start = pretrain(bench, given, training, config.pretrain)

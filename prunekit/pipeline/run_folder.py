@@ -27,10 +27,9 @@ from prunekit.config import CONFIG, read_settings, write_settings
 from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.files import write_text
-from prunekit.pipeline.claimed_folder import check_folder, claimed
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.results import Inputs, RatioResult, results_csv
-from prunekit.pipeline.store import digest, flat, sha256
+from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, sha256
 from prunekit.pipeline.variants import Unit
 from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
@@ -114,13 +113,10 @@ class OpenRun(RunFolder):
 
     def finished(self, unit: Unit) -> RatioResult | None:
         """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""
+        columns = finished_work(self.unit(unit), self._key, "row", self.root)
         try:
-            done = json.loads(self.unit(unit).read_text())
-            is_ours = done["key"] == self._key and all(
-                sha256(self.root / name) == expected for name, expected in done["files"].items()
-            )
-            row = RatioResult.from_columns(done["row"]) if is_ours else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            row = None if columns is None else RatioResult.from_columns(columns)
+        except (ValueError, TypeError):  # of another version
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
         return row and replace(row, **asdict(unit.variant))

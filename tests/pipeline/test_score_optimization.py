@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint
 from prunekit.pipeline.steps import make_training, optimize_scores, prune_one_shot, prune_optimized, score
-from prunekit.pipeline.store import StageStore
+from prunekit.pipeline.store import WorkStore
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
 from prunekit.training.config import SCORE_OPTIMIZATIONS
 from tests.support.pruning_nets import groups_of
@@ -55,7 +55,7 @@ def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Ch
     dataset = CocoDataset.open(config.data, config.image_size)
     start = open_checkpoint(config.weights, tiny_task(dataset.num_classes, config.width))
     training = make_training(config.objective, config.train_attack, dataset, "0", SilentProgress())
-    return config, Bench(StageStore(tmp_path), SilentProgress()), start, training
+    return config, Bench(WorkStore(tmp_path), SilentProgress()), start, training
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "filter"])

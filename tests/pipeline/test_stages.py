@@ -15,7 +15,7 @@ from prunekit.pipeline import SilentProgress
 from prunekit.pipeline import steps as stages
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.pipeline.store import STATE, StageStore
+from prunekit.pipeline.store import STATE, WorkStore
 from prunekit.prune import MaskRule, sparsity
 from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 from prunekit.training.data import ImagesInMemory
@@ -40,7 +40,7 @@ class Listening(SilentProgress):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(StageStore(tmp_path), Listening())
+    return Bench(WorkStore(tmp_path), Listening())
 
 
 def _start(num_classes: int = 2) -> Checkpoint:
@@ -105,12 +105,12 @@ def _of_other_settings(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [_garbage, _of_other_settings])
 def test_a_spoilt_state_is_not_trusted(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    expected = stages.pretrain(Bench(StageStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
+    expected = stages.pretrain(Bench(WorkStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
     (name,) = [path.name for path in (tmp_path / "a").iterdir()]
     (tmp_path / "b" / name).mkdir(parents=True)
     spoil(tmp_path / "b" / name / STATE)
     progress = Listening()
-    found = stages.pretrain(Bench(StageStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
+    found = stages.pretrain(Bench(WorkStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
     assert found.sha256 == expected.sha256
     assert len(progress.messages) == 1
     assert progress.messages[0].endswith("starting this stage over")
@@ -141,7 +141,7 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
         ("clean", _training()),
         ("pgd-at", _training("pgd-at", attack=PgdConfig(0.0, step_size=0.02, steps=2))),
     ):
-        bench = Bench(StageStore(tmp_path / name), SilentProgress())
+        bench = Bench(WorkStore(tmp_path / name), SilentProgress())
         stages.pretrain(bench, _start(), training, TrainConfig(epochs=1, max_steps=1, batch_size=3))
         (log,) = (tmp_path / name).glob("*/losses.csv")
         losses[name] = float(log.read_text().splitlines()[1].split(",")[3])
