@@ -25,7 +25,7 @@ OPTIONAL = {
     "onnxruntime": "a peer in benchmarks: pip install 'prunekit[peers]'",
     "openvino": "a peer in benchmarks: pip install 'prunekit[peers]'",
 }
-_MODULE_OF = {"pillow": "PIL"}  # where the distribution's name is not the module's
+_MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml"}  # where the distribution's name is not the module's
 
 
 @dataclass(frozen=True)
