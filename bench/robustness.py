@@ -37,9 +37,8 @@ from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint, requested_spec
 from prunekit.pipeline.results import data_digest
-from prunekit.pipeline.steps import finetune, pretrain, prune_one_shot, prune_optimized, score
-from prunekit.pipeline.store import StageStore
-from prunekit.pipeline.training_plan import finetuning, make_training, pretraining, score_choices, score_optimization
+from prunekit.pipeline.steps import finetune, make_training, pretrain, prune_one_shot, prune_optimized, score
+from prunekit.pipeline.store import WorkStore
 from prunekit.prune import STRUCTURES, ChannelGroups, MaskRule, channel_groups, count_costs
 from prunekit.task import task_of
 
@@ -146,11 +145,12 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     assert config.train_data is not None
     dataset, train_dataset = (CocoDataset.open(path, config.image_size) for path in (config.data, config.train_data))
     dataset.kept = KeptImages()
-    training = make_training(config, train_dataset, data_digest(train_dataset, progress), progress)
+    digest = data_digest(train_dataset, progress)
+    training = make_training(config.objective, config.train_attack, train_dataset, digest, progress)
     task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
     given = open_checkpoint(config.weights, task)
-    bench = Bench(StageStore(demo.out / "stages"), progress)
-    robust = pretrain(bench, given, training, pretraining(config))
+    bench = Bench(WorkStore(demo.out / "stages"), progress)
+    robust = pretrain(bench, given, training, config.pretrain)
     groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
     return Start(config, dataset, training, bench, given, robust, groups)
 
@@ -161,15 +161,15 @@ def measure_seed(
     """Evaluate one seed's detector after every step of every variant."""
     evaluate_step(start, Step("as given"), start.given, None, rows)
     evaluate_step(start, Step("pre-trained"), start.robust, None, rows)
-    short = start.config.finetune_epochs
+    short = start.config.finetune.epochs
     for cell in cells:
         for pruning in ("one-shot", "optimized"):
             pruned, churn = prune(start, cell, pruning)
             where = Step("pruned", cell.structure, cell.ratio, pruning)
             evaluate_step(start, where, pruned, churn, rows)
-            more = (short + start.config.optimize_epochs,) if equal_passes and pruning == "one-shot" else ()
+            more = (short + start.config.optimize.epochs,) if equal_passes and pruning == "one-shot" else ()
             for epochs in (short, *more, *longer):
-                knobs = replace(finetuning(start.config), epochs=epochs)
+                knobs = start.config.finetune.updated(epochs=epochs)
                 groups = start.groups if pruned.drops_filters else None
                 tuned = finetune(start.bench, pruned, start.training, knobs, groups)
                 evaluate_step(start, replace(where, step="fine-tuned", finetune_epochs=epochs), tuned, churn, rows)
@@ -178,12 +178,11 @@ def measure_seed(
 def prune(start: Start, cell: Cell, pruning: str) -> tuple[Checkpoint, float]:
     """Return the pre-trained detector, pruned, and the churn of its masks."""
     rule = MaskRule(cell.ratio, cell.structure, groups=start.groups)
-    choices = score_choices(start.config, start.config.scores[0])
-    scores, scores_sha256 = score(start.bench, start.robust, choices, start.training)
+    config = start.config
+    scores, scores_sha256 = score(start.bench, start.robust, config.scores[0], config, start.training)
     if pruning == "one-shot":
         return prune_one_shot(start.bench, start.robust, scores, scores_sha256, rule), 0.0
-    knobs = score_optimization(start.config)
-    return prune_optimized(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
+    return prune_optimized(start.bench, start.robust, scores, scores_sha256, rule, start.training, config.optimize)
 
 
 def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float | None, rows: Rows) -> None:

@@ -25,7 +25,7 @@ from prunekit.detection import (
 from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
-from prunekit.pipeline.claimed_folder import check_folder
+from prunekit.pipeline.store import check_folder
 from prunekit.report import write_report
 from prunekit.training.config import TrainConfig
 from prunekit.training.loop import train

@@ -17,7 +17,7 @@ from prunekit.nn import native_status
 from prunekit.ops.native import cuda_status
 from prunekit.processor import processor
 
-REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "matplotlib", "jinja2")
+REQUIRED = ("torch", "numpy", "pillow", "pycocotools", "safetensors", "pydantic", "pyyaml", "matplotlib", "jinja2")
 # Distribution → what it adds, and the extra that brings it.
 OPTIONAL = {
     "triton": "GPU kernels: pip install 'prunekit[triton]'",
@@ -25,7 +25,7 @@ OPTIONAL = {
     "onnxruntime": "a peer in benchmarks: pip install 'prunekit[peers]'",
     "openvino": "a peer in benchmarks: pip install 'prunekit[peers]'",
 }
-_MODULE_OF = {"pillow": "PIL"}  # where the distribution's name is not the module's
+_MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml"}  # where the distribution's name is not the module's
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,16 @@ EPS_L2 = 3.0
 PAPER = PgdConfig(EPS, step_size=0.02, steps=5)
 STANDARD = PgdConfig(EPS, step_size=0.01, steps=20, random_start=True)
 
+# What HYDRA trains and validates with (Sehwag et al. 2020).
+HYDRA = PgdConfig(8 / 255, step_size=2 / 255, steps=10, random_start=True)
+
 PRESETS: dict[str, Attack] = {
     "fgsm": fgsm(EPS),
     # What the report used.
     "paper": PAPER,
     # The same ball, searched more thoroughly.
     "standard": STANDARD,
+    "hydra": HYDRA,
     "strong": StrongConfig(EPS),
     "cw": CarliniWagnerConfig(),
     "fgsm-l2": fgsm(EPS_L2, norm="l2"),

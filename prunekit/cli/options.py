@@ -1,4 +1,4 @@
-"""A command's options from the fields of a configuration: what one means and what it is by default is said there."""
+"""A command's options from the settings of a configuration: what one means and what it is by default is said there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from prunekit.pipeline.config import MachineChoices, ScoringChoices, SharedChoices, TrainingChoices
+from prunekit.cli.ending import user_errors
+from prunekit.config import read_settings
+from prunekit.pipeline.config import (
+    MachineChoices,
+    SharedChoices,
+    TrainingChoices,
+    TrainingOption,
+    over_file,
+    training_options,
+)
+from prunekit.pipeline.scoring import ScoreConfig
+from prunekit.training.config import TrainConfig
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -21,26 +32,29 @@ _NAMES = {
     "optimize_scores": ("--optimize-scores/--one-shot",),
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
-_PANELS = {"Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoringChoices}
+_PANELS = {"Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig}
 
 Command = Callable[[dict[str, Any], bool], None]
 
 
 def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None]]:
-    """Make a function of (choices by field, verbose) a command with an option for each of the configuration's fields.
+    """Make a function of (choices by name, verbose) a command with an option for each of the configuration's settings.
 
-    The function checks the choices itself: what is wrong with them is one sentence, like any other bad input.
+    The choices are those of --config's file, and over them what was typed. The function checks them itself: what is
+    wrong with them is one sentence, like any other bad input.
     """
 
     def make(command: Command) -> Callable[..., None]:
         @wraps(command)
-        def with_options(*, verbose: bool, **choices: Any) -> None:
-            command(choices, verbose)
+        def with_options(*, context: typer.Context, verbose: bool, config: Any, **choices: Any) -> None:
+            typed = {name: value for name, value in choices.items() if _is_typed(context, name)}
+            command(over_file(config or {}, typed), verbose)
 
-        parameters = [_parameter(config, name) for name in _most_particular_first(config)]
+        parameters = [*_settings(config), *_of_trainings(config)]
         parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)
-        shown = typer.Option("--verbose", "-v", help="Show tracebacks of errors.")
-        parameters.append(_keyword("verbose", Annotated[bool, shown], False))
+        parameters.append(_keyword("config", Annotated[Path | None, _CONFIG], None))
+        parameters.append(_keyword("verbose", Annotated[bool, _VERBOSE], False))
+        parameters.append(_keyword("context", typer.Context, inspect.Parameter.empty))
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_options
@@ -48,16 +62,68 @@ def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None
     return make
 
 
-def _parameter(config: type[SharedChoices], name: str) -> inspect.Parameter:
-    field = config.model_fields[name]
+def _read(context: typer.Context, path: Path | None) -> dict[str, Any] | None:
+    """Return the settings of --config's file; an option that must be given need not be typed if it is in there."""
+    if path is None:
+        return None
+    with user_errors(verbose=False):
+        settings = read_settings(path)
+    context.default_map = {name: settings[name] for name in ("model", "weights", "data", "out") if name in settings}
+    return settings
+
+
+_CONFIG = typer.Option(
+    help="read settings from a YAML file, such as the config.yaml of an earlier --out; options given here win",
+    callback=_read,
+    is_eager=True,
+)
+_VERBOSE = typer.Option("--verbose", "-v", help="Show tracebacks of errors.")
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _settings(config: type[SharedChoices]) -> list[inspect.Parameter]:
+    fields = {name: config.model_fields[name] for name in config.names()}
+    return [
+        _parameter(config, name, field, str(field.description), _panel(name))
+        for name, field in fields.items()
+        if not isinstance(field.default, TrainConfig)
+    ]
+
+
+def _of_trainings(config: type[SharedChoices]) -> list[inspect.Parameter]:
+    return [
+        _parameter(config, name, _field(config, option), option.description, "Training")
+        for name, option in training_options(config).items()
+    ]
+
+
+def _field(config: type[SharedChoices], option: TrainingOption) -> FieldInfo:
+    """Return a training's setting as if it were the configuration's."""
+    field = TrainConfig.model_fields[option.setting]
+    default = getattr(config.model_fields[option.sections[0]].default, option.setting)
+    if option.setting == "augmentation":
+        return FieldInfo(annotation=bool, default=True)
+    return FieldInfo(annotation=field.annotation, default=default)
+
+
+def _parameter(
+    config: type[SharedChoices], name: str, field: FieldInfo, description: str, panel: str | None
+) -> inspect.Parameter:
     kind = _kind(field)
     names = _NAMES.get(name, (f"--{name.replace('_', '-')}",) if kind is bool else ())
     if name == "train_batch_size" and "batch_size" in config.model_fields:
         names = ()
-    panel = next((title for title, part in _PANELS.items() if name in inspect.get_annotations(part)), None)
-    option = typer.Option(*names, help=field.description, rich_help_panel=panel)
+    option = typer.Option(*names, help=description, rich_help_panel=panel, show_default="(default: " not in description)
     default = inspect.Parameter.empty if field.is_required() else _as_typed(field.default)
     return _keyword(name, Annotated[kind, option], default)
+
+
+def _panel(name: str) -> str | None:
+    return next((title for title, part in _PANELS.items() if name in inspect.get_annotations(part)), None)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -79,9 +145,3 @@ def _as_typed(default: Any) -> Any:
     if not isinstance(default, tuple) or not default:
         return default
     return ",".join(value if isinstance(value, str) else f"{value:g}" for value in default)
-
-
-def _most_particular_first(config: type[SharedChoices]) -> list[str]:
-    """Return the fields' names: the configuration's own, then those that it shares."""
-    declared = [name for part in config.__mro__ for name in inspect.get_annotations(part)]
-    return [name for name in dict.fromkeys(declared) if name in config.model_fields]

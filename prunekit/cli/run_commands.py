@@ -12,7 +12,7 @@ from prunekit.cli.ending import EXIT_FAILURE, error_console, out_console, user_e
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
-from prunekit.pipeline import RunConfig, make_config, parse_ratios, read_rows, run
+from prunekit.pipeline import RunConfig, make_config, read_rows, run
 from prunekit.report import write_report
 
 RUN_EXAMPLES = """
@@ -33,7 +33,7 @@ Run the same command again to resume an interrupted run.
 def run_command(choices: dict[str, Any], verbose: bool) -> None:
     """Prune a detector at each ratio, evaluate it clean and attacked, accelerate and time it, and write a report."""
     with user_errors(verbose):
-        config = make_config(**(choices | {"ratios": parse_ratios(choices["ratios"])}))
+        config = make_config(**choices)
         with ConsoleProgress(error_console) as progress:
             folder = run(config, progress)
             report = write_report(folder)

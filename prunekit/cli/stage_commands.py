@@ -9,7 +9,6 @@ from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, checks_table, evaluation_table
 from prunekit.pipeline.command_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
 from prunekit.pipeline.commands import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
-from prunekit.pipeline.config import checked
 from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
 
 _AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
@@ -73,28 +72,28 @@ Examples:
 def train_command(choices: dict[str, Any], verbose: bool) -> None:
     """Train a detector, adversarially by default, from weights or from scratch; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
-        _tell(train_stage(checked(TrainStage, **choices), progress))
+        _tell(train_stage(TrainStage(**choices), progress))
 
 
 @takes(ScoreStage)
 def score_command(choices: dict[str, Any], verbose: bool) -> None:
     """Score every weight of a detector; writes OUT/scores.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
-        _tell(score_stage(checked(ScoreStage, **choices), progress))
+        _tell(score_stage(ScoreStage(**choices), progress))
 
 
 @takes(PruneStage)
 def prune_command(choices: dict[str, Any], verbose: bool) -> None:
     """Prune the weights or filters with the lowest scores; writes OUT/model.safetensors, masks included."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
-        _tell(prune_stage(checked(PruneStage, **choices), progress))
+        _tell(prune_stage(PruneStage(**choices), progress))
 
 
 @takes(FinetuneStage)
 def finetune_command(choices: dict[str, Any], verbose: bool) -> None:
     """Fine-tune a pruned detector with its masks fixed; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
-        _tell(finetune_stage(checked(FinetuneStage, **choices), progress))
+        _tell(finetune_stage(FinetuneStage(**choices), progress))
 
 
 @takes(EvaluateStage)
@@ -102,7 +101,7 @@ def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
     """Evaluate a detector clean and under attack; writes OUT/evaluation.json, and detections as CSV and JSON."""
     with user_errors(verbose):
         with ConsoleProgress(error_console) as progress:
-            outcome = evaluate_stage(checked(EvaluateStage, **choices), progress)
+            outcome = evaluate_stage(EvaluateStage(**choices), progress)
         _show(outcome)
         if outcome.checks is not None:
             outcome.checks.require()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.attacks import PRESETS, Attack
+from prunekit.config import BatchConfig
 from prunekit.errors import InputError
 from prunekit.progress import Progress
-from prunekit.task import Data, Figures, Options, Predictions, Task
+from prunekit.task import Data, Figures, Predictions, Task
 from prunekit.training.data import device_of, load_batches
 
 CLEAN = "none"
@@ -21,15 +23,14 @@ CLEAN = "none"
 ImageSeen = Callable[[int, Tensor], None]
 
 
-class EvaluationChoices(Options, Protocol):
-    """The fields of a configuration that evaluation reads; see `RunConfig`."""
+class EvaluationConfig(BatchConfig):
+    """How detections are made and timed."""
 
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def workers(self) -> int: ...  # noqa: D102
+    workers: int = Field(0, ge=0, description="worker processes that load images (0: load in the main process)")
+    score_threshold: float = Field(0.001, ge=0, lt=1, description="keep detections with a score above this")
+    iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
+    max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
+    latency_runs: int = Field(30, ge=3, description="timed runs of each model")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def evaluate(
     model: nn.Module,
     task: Task,
     dataset: Data,
-    config: EvaluationChoices,
+    config: EvaluationConfig,
     attack: Attack | None,
     progress: Progress,
     description: str = "evaluating",
@@ -171,7 +172,7 @@ def evaluate_case(
     model: nn.Module,
     task: Task,
     dataset: Data,
-    config: EvaluationChoices,
+    config: EvaluationConfig,
     progress: Progress,
     clean: Predictions,
     source: nn.Module | None = None,
@@ -199,7 +200,7 @@ def evaluate_cases(
     model: nn.Module,
     task: Task,
     dataset: Data,
-    config: EvaluationChoices,
+    config: EvaluationConfig,
     attacks: Sequence[str],
     progress: Progress,
     source: nn.Module | None = None,

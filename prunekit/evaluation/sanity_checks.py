@@ -17,7 +17,7 @@ from prunekit.attacks.gradient import loss_at, slope_at
 from prunekit.attacks.presets import STANDARD
 from prunekit.attacks.steps import STEPS
 from prunekit.evaluation import sanity_rules as rules
-from prunekit.evaluation.evaluate import Evaluation, EvaluationChoices, evaluate
+from prunekit.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
 from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.progress import Progress
 from prunekit.task import Data, Figure, Task
@@ -45,7 +45,7 @@ def check_evaluation(
     model: nn.Module,
     task: Task,
     dataset: Data,
-    config: EvaluationChoices,
+    config: EvaluationConfig,
     progress: Progress,
     attack: PgdConfig = STANDARD,
     source: nn.Module | None = None,
@@ -85,7 +85,7 @@ def _attack_in_all_ways(
     model: nn.Module,
     task: Task,
     dataset: Data,
-    config: EvaluationChoices,
+    config: EvaluationConfig,
     progress: Progress,
     attack: PgdConfig,
     source: nn.Module,
@@ -153,7 +153,7 @@ def _check_mode(model: nn.Module) -> Check:
     return Check("eval mode", not training, sentence, {"layers_in_training_mode": len(training)})
 
 
-def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: EvaluationChoices, attack: PgdConfig) -> Check:
+def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: EvaluationConfig, attack: PgdConfig) -> Check:
     """A loss must be higher a little up its gradient than a little down: both sides, because minima are curved."""
     move = STEPS[attack.norm](SMALL_STEP * attack.eps, step_size=SMALL_STEP * attack.eps)
     try:
@@ -169,7 +169,7 @@ def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: Evaluat
 
 
 def _rises(
-    model: nn.Module, task: Task, dataset: Data, config: EvaluationChoices, move: LinfStep | L2Step
+    model: nn.Module, task: Task, dataset: Data, config: EvaluationConfig, move: LinfStep | L2Step
 ) -> Iterator[Tensor]:
     """Yield, batch by batch, each image's loss one step up its gradient less that one step down, [N]."""
     precise = copy.deepcopy(model).double()  # the differences are near float32's rounding

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.documents import read_described, read_description, save_described
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.store import Store, sha256
+from prunekit.pipeline.store import WorkStore, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
 from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
@@ -191,7 +191,7 @@ class Training:
 class Bench:
     """Where stages work and who follows them."""
 
-    store: Store
+    store: WorkStore
     progress: Progress
 
 

@@ -8,9 +8,13 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
-from prunekit.pipeline.config import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
+from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.config import SharedChoices, TrainingChoices, split_names
+from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.task import models
+from prunekit.training.augment import STANDARD_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 
 _WEIGHTS = "darknet .weights file, or .safetensors file written by prunekit"
 _DATA = "folder in COCO layout, or annotation JSON file"
@@ -30,29 +34,26 @@ class DetectorChoices(SharedChoices):
     )
 
 
-class _Epochs(TrainingChoices):
-    epochs: int = Field(20, ge=1, description="number of epochs")
+_OF_WEIGHTS = TrainConfig(epochs=20, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION)
 
 
-class _TrainingOfWeights(_Epochs):
-    learning_rate: float = Field(1e-2, gt=0, description="peak learning rate")
-
-
-class TrainStage(DetectorChoices, _TrainingOfWeights):
+class TrainStage(DetectorChoices, TrainingChoices):
     """Train every parameter, from given weights or from scratch."""
 
     weights: Path | None = Field(None, description=f"initial weights: {_WEIGHTS} (default: train from scratch)")
     data: Path = Field(description=f"training data: {_DATA}")
+    pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights")
 
 
-class FinetuneStage(DetectorChoices, _TrainingOfWeights):
+class FinetuneStage(DetectorChoices, TrainingChoices):
     """Train a pruned detector with its masks held."""
 
     weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
     data: Path = Field(description=f"training data: {_DATA}")
+    finetune: TrainConfig = Field(_OF_WEIGHTS, description="training of the weights that were kept")
 
 
-class ScoreStage(DetectorChoices, ScoringChoices):
+class ScoreStage(DetectorChoices, ScoreConfig):
     """Score every weight."""
 
     weights: Path = Field(description=_WEIGHTS)
@@ -63,7 +64,7 @@ class ScoreStage(DetectorChoices, ScoringChoices):
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
 
 
-class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
+class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
     weights: Path = Field(description=_WEIGHTS)
@@ -82,11 +83,8 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
     data: Path | None = Field(
         None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
     )
-    score_optimizer: str = Field(
-        "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
-    )
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
+    optimize: TrainConfig = Field(
+        SCORE_OPTIMIZATION.updated(augmentation=STANDARD_AUGMENTATION), description="optimization of the scores"
     )
 
     @field_validator("ratio")
@@ -105,7 +103,7 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
         return self
 
 
-class EvaluateStage(DetectorChoices, EvaluatingChoices):
+class EvaluateStage(DetectorChoices, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
     weights: Path = Field(description=_WEIGHTS)

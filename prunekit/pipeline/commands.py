@@ -13,27 +13,28 @@ from pathlib import Path
 
 import torch
 
+from prunekit.config import CONFIG, write_settings
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, requested_spec, spec_of
 from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.config import ScoringChoices, wrong_image_size
+from prunekit.pipeline.config import TrainingChoices, wrong_image_size
 from prunekit.pipeline.results import data_digest, open_data
-from prunekit.pipeline.steps import LOG, SCORES_FILE, finetune, pretrain, prune_one_shot, prune_optimized, score
-from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
-from prunekit.pipeline.training_plan import (
-    images_to_learn_from,
+from prunekit.pipeline.steps import (
+    LOG,
+    SCORES_FILE,
+    finetune,
     make_training,
-    preset,
-    score_choices,
-    training_of_scores,
-    training_of_weights,
+    pretrain,
+    prune_one_shot,
+    prune_optimized,
+    score,
 )
+from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
 from prunekit.task import Data, Task, task_of
 from prunekit.training.config import require_device
-from prunekit.training.objectives import ObjectiveConfig
 from prunekit.training.state import tensors_digest
 
 
@@ -65,8 +66,8 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
         data_sha256 = data_digest(dataset, progress)
         with _bench(config, "pretrain", progress) as bench:
             before = _stamp(config.out)
-            training = make_training(config, dataset, data_sha256, progress)
-            pretrain(bench, start, training, training_of_weights(config, config.epochs, config.learning_rate))
+            training = _training(config, dataset, data_sha256, progress)
+            pretrain(bench, start, training, config.pretrain)
             return _outcome(config.out, before, MODEL, *_exports(config.out))
 
 
@@ -83,9 +84,8 @@ def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> S
         data_sha256 = data_digest(dataset, progress)
         with _bench(config, "finetune", progress) as bench:
             before = _stamp(config.out)
-            training = make_training(config, dataset, data_sha256, progress)
-            knobs = training_of_weights(config, config.epochs, config.learning_rate)
-            tuned = finetune(bench, start, training, knobs, groups)
+            training = _training(config, dataset, data_sha256, progress)
+            tuned = finetune(bench, start, training, config.finetune, groups)
             return _outcome(config.out, before, MODEL, summary=_density(tuned))
 
 
@@ -96,10 +96,10 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
         task = task_for(config, config.weights)
         dataset = open_data(config, task, config.data, progress) if config.data is not None else None
         start = opened(config.weights, task, dataset)
-        training = _scoring_images(config, config.scores, config.train_attack, dataset, progress)
+        training = _scoring_images(config.scores, config.train_attack, dataset, progress)
         with _bench(config, "score", progress) as bench:
             before = _stamp(config.out)
-            score(bench, start, score_choices(config, config.scores), training)
+            score(bench, start, config.scores, config, training)
             return _outcome(config.out, before, SCORES_FILE)
 
 
@@ -117,16 +117,15 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
         training = None
         if config.optimize_scores:
             assert dataset is not None  # the configuration has made sure
-            training = make_training(config, dataset, data_digest(dataset, progress), progress)
+            training = _training(config, dataset, data_digest(dataset, progress), progress)
         elif given is None:
-            training = _scoring_images(config, name, config.train_attack, dataset, progress)
+            training = _scoring_images(name, config.train_attack, dataset, progress)
         rule = _rule(config, start)
         with _bench(config, "prune", progress) as bench:
             before = _stamp(config.out)
-            scores, scores_sha256 = given or score(bench, start, score_choices(config, name), training)
+            scores, scores_sha256 = given or score(bench, start, name, config, training)
             if config.optimize_scores and training is not None:
-                knobs = training_of_scores(config, config.score_optimizer, config.epochs, config.learning_rate)
-                pruned, churn = prune_optimized(bench, start, scores, scores_sha256, rule, training, knobs)
+                pruned, churn = prune_optimized(bench, start, scores, scores_sha256, rule, training, config.optimize)
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
             pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)
             return _outcome(config.out, before, MODEL, summary=_density(pruned))
@@ -192,20 +191,27 @@ def _exports(out: Path) -> list[str]:
 @contextmanager
 def _bench(config: DetectorChoices, stage: str, progress: Progress) -> Iterator[Bench]:
     with command_store(config.out, stage) as store:
+        keep_config(config)
         yield Bench(store, progress)
 
 
-def _scoring_images(
-    config: ScoringChoices, name: str, train_attack: str, dataset: Data | None, progress: Progress
-) -> Training | None:
+def keep_config(config: DetectorChoices) -> None:
+    """Write down what a folder was made with; it stays what it was first."""
+    if not (config.out / CONFIG).is_file():
+        write_settings(config.out / CONFIG, config)
+
+
+def _training(config: TrainingChoices, dataset: Data, sha256: str, progress: Progress) -> Training:
+    return make_training(config.objective, config.train_attack, dataset, sha256, progress)
+
+
+def _scoring_images(name: str, train_attack: str, dataset: Data | None, progress: Progress) -> Training | None:
     """Return the images that scores look at, if they do, with the attack of DeepLIFT's reference "clean"."""
     if not score_named(name).needs_batches:
         return None
     if dataset is None:
         raise InputError(f"--data: scores {name!r} look at images: add --data.")
-    data_sha256 = data_digest(dataset, progress)
-    images = images_to_learn_from(dataset, progress)
-    return Training(images, data_sha256, "clean", ObjectiveConfig(attack=preset(train_attack)))
+    return make_training("clean", train_attack, dataset, data_digest(dataset, progress), progress)
 
 
 def _rule(config: PruneStage, start: Checkpoint) -> MaskRule:

@@ -1,24 +1,32 @@
 """What a run is asked to do: every choice, its default and its meaning, checked before any work.
 
-Choices that several commands share are described once, in the classes that `RunConfig` is made of.
+Choices that several commands share are described once, in the classes that `RunConfig` is made of. Trainings are
+configurations of their own inside of it; options such as --finetune-epochs and --train-batch-size set their settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from prunekit.attacks import PRESETS, PgdConfig
+from prunekit.config import Config
 from prunekit.errors import InputError
-from prunekit.pipeline.scoring import REFERENCES
+from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.recipes import RECIPES
+from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
+from prunekit.pipeline.store import flat
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
-from prunekit.training.config import SCORE_OPTIMIZATIONS
+from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.training.config import SCORE_OPTIMIZATION, SCORE_OPTIMIZATIONS, TrainConfig
 from prunekit.training.objectives import OBJECTIVES
 
 PRUNINGS = ("one-shot", "optimized")
@@ -36,17 +44,14 @@ KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "attack": lambda: [*PRESETS, "none"],
     "scope": lambda: SCOPES,
     "objective": lambda: OBJECTIVES,
-    "score_optimizer": lambda: SCORE_OPTIMIZATIONS,
     "train_attack": _adversarial_training,
     "reference": lambda: REFERENCES,
     "rule": lambda: RULES,
 }
 
 
-class MachineChoices(BaseModel):
+class MachineChoices(Config):
     """Where the work is done."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field("cpu", description="device for training and evaluation: cpu or cuda")
     threads: int | None = Field(None, ge=1, description="number of torch threads (default: torch's choice)")
@@ -54,14 +59,6 @@ class MachineChoices(BaseModel):
     plugin: tuple[str, ...] = Field(
         (), description="module of yours, package.module, that registers models, tasks, attacks or scores (repeatable)"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _import_plugins(cls, choices: Any) -> Any:
-        """Import plugins before the names that they add are checked."""
-        for module in split_names(choices.get("plugin", ())):
-            load_plugin(module)
-        return choices
 
     @field_validator("plugin", mode="before")
     @classmethod
@@ -77,6 +74,25 @@ class SharedChoices(MachineChoices):
     grayscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Import plugins before the names that they add are checked; build the trainings from what was given."""
+        plugins = split_names(given.get("plugin", ()))
+        for module in plugins if isinstance(plugins, (list, tuple)) else ():
+            load_plugin(module)
+        return _with_trainings(cls, given)
+
+    @classmethod
+    def name_of(cls, where: Sequence[int | str], given: Mapping[str, Any]) -> str:
+        """Return what messages call a setting: the option that set it, or its path in a file."""
+        options = training_options(cls)
+        for name in options.keys() & given.keys():
+            if where[:2] in options[name].paths:
+                return _option(name)
+        is_own = len(where) == 1 or isinstance((*where, "", "")[1], int)
+        return _option(str(where[0])) if is_own else super().name_of(where, given)
 
     @field_validator("model", check_fields=False)
     @classmethod
@@ -117,43 +133,136 @@ def _require_known_model(name: str) -> None:
 
 
 class TrainingChoices(SharedChoices):
-    """How the stages that train do it."""
+    """What the stages that train have in common; each of them is a field that holds a `TrainConfig`."""
 
+    recipe: str | None = Field(
+        None,
+        description=f"start from the settings of a published method, which other options change: {', '.join(RECIPES)}",
+    )
     objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
     train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
-    max_steps: int | None = Field(None, ge=1, description="stop each training after N steps")
-    train_batch_size: int = Field(16, ge=1, description="training batch size")
-    batch_norm: Literal["live", "frozen-statistics", "frozen"] = Field(
-        "live", description="batch normalization during training: live, frozen-statistics or frozen"
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
-    )
-    augment: bool = Field(True, description="augment training images: random flips, scaling, shifts and colors")
-    checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
+
+    @field_serializer("pretrain", "optimize", "finetune", check_fields=False)
+    def _without_what_all_share(self, training: TrainConfig, info: Any) -> dict[str, Any]:
+        return training.model_dump(mode=info.mode, exclude=_SAID_ONCE)
 
 
-class BatchChoices(SharedChoices):
-    """How many images are looked at together where nothing trains."""
+class OptionalTraining(TrainConfig):
+    """A training that is left out at 0 epochs."""
 
-    batch_size: int = Field(8, ge=1, description="batch size for scoring, evaluation and attacks")
-
-
-class ScoringChoices(BatchChoices):
-    """How scores that look at images do it."""
-
-    score_images: int = Field(256, ge=1, description="number of training images for taylor and deeplift scores")
-    reference: str = Field("zeros", description=f"reference input for DeepLIFT: {', '.join(REFERENCES)}")
-    rule: str = Field("rescale", description=f"DeepLIFT rule for activations: {', '.join(RULES)}")
+    epochs: int = Field(ge=0, description="number of epochs; 0 leaves the training out")
 
 
-class EvaluatingChoices(BatchChoices):
-    """How detections are made and timed."""
+# These settings of every training are those of the run.
+_SAID_ONCE = {"seed", "workers", "device"}
 
-    score_threshold: float = Field(0.001, ge=0, lt=1, description="keep detections with a score above this")
-    iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
-    max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
-    latency_runs: int = Field(30, ge=3, description="timed runs of each model")
+
+@dataclass(frozen=True)
+class TrainingOption:
+    """An option for one setting of one or more trainings.
+
+    Attributes:
+        setting: The field of `TrainConfig`; `sections` are the trainings.
+        description: The option's help.
+    """
+
+    setting: str
+    sections: tuple[str, ...]
+    description: str
+
+    @property
+    def paths(self) -> list[tuple[str, str]]:
+        """Where the setting is in a configuration."""
+        return [(section, self.setting) for section in self.sections]
+
+
+# Options for settings of all trainings at once; TrainConfig describes them.
+_OF_ALL = {"max_steps": "max_steps", "train_batch_size": "batch_size", "batch_norm": "batch_norm",
+           "precision": "precision", "augment": "augmentation", "checkpoint_every": "checkpoint_every"}  # fmt: skip
+_DESCRIPTIONS = {
+    "augment": "augment training images: random flips, scaling, shifts and colors",
+    "pretrain_epochs": "epochs of robust pre-training (0: the weights are already trained)",
+    "optimize_epochs": "epochs of score optimization",
+    "finetune_epochs": "epochs of fine-tuning after pruning",
+    "pretrain_learning_rate": "peak learning rate of pre-training",
+    "optimize_learning_rate": "peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)",
+    "finetune_learning_rate": "peak learning rate of fine-tuning",
+    "score_optimizer": "optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer",
+}
+
+
+@cache
+def training_options(kind: type[Config]) -> dict[str, TrainingOption]:
+    """Return the options of a configuration's trainings; where there is one only, they are not called after it."""
+    sections = tuple(name for name in ("pretrain", "optimize", "finetune") if name in kind.model_fields)
+    settings = {name: (setting, sections) for name, setting in _OF_ALL.items() if sections}
+    for section in sections:
+        prefix = f"{section}_" if len(sections) > 1 else ""
+        settings |= {f"{prefix}{setting}": (setting, (section,)) for setting in ("epochs", "learning_rate")}
+    settings |= {"score_optimizer": ("optimizer", ("optimize",))} if "optimize" in sections else {}
+    return {name: TrainingOption(*found, _description(name, *found)) for name, found in settings.items()}
+
+
+def _description(option: str, setting: str, sections: tuple[str, ...]) -> str:
+    by_section = _DESCRIPTIONS.get(f"{sections[0]}_{setting}", "") if sections == ("optimize",) else ""
+    return _DESCRIPTIONS.get(option) or by_section or str(TrainConfig.model_fields[setting].description)
+
+
+def _with_trainings(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration is built from, each training in full: defaults, recipe, sections, then options."""
+    options = training_options(kind)
+    recipe = _recipe(kind, given)
+    values = {name: value for name, value in {**recipe, **given}.items() if name not in options}
+    typed = {name: _typed(name, given[name]) for name in options if given.get(name) is not None}
+    shared = {name: values.get(name, kind.model_fields[name].default) for name in _SAID_ONCE}
+    for section in {section for option in options.values() for section in option.sections}:
+        found = _settings(given.get(section, {}))
+        if not isinstance(found, Mapping):
+            continue  # what it is instead will be said
+        if said_twice := sorted(found.keys() & _SAID_ONCE):
+            raise ValueError(f"{_option(said_twice[0])} is the same for all trainings: expected none in {section}")
+        of_options = {options[name].setting: typed[name] for name in typed if section in options[name].sections}
+        settings = _settings(kind.model_fields[section].default)
+        for layer in (_settings(recipe.get(section, {})), found, of_options):
+            settings |= (_of_optimizer(settings, layer) if section == "optimize" else {}) | dict(layer)
+        values[section] = settings | shared
+    return values
+
+
+def _recipe(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the recipe that was asked for says about settings of this kind of configuration."""
+    name = given.get("recipe")
+    if name is None or "recipe" not in kind.model_fields:
+        return {}
+    if name not in list(RECIPES):
+        raise ValueError(f"--recipe: must be one of {', '.join(RECIPES)}, got {name!r}")
+    settings = {setting: value for setting, value in RECIPES[name].settings.items() if setting in kind.model_fields}
+    if given.get("scores_file") is not None:
+        settings.pop("scores", None)  # those of the file are asked for
+    return settings
+
+
+def _settings(training: Any) -> Any:
+    """Return a training's settings, without those of the whole run; what is no configuration as it is."""
+    return training.model_dump(exclude=_SAID_ONCE) if isinstance(training, TrainConfig) else training
+
+
+def _typed(option: str, value: Any) -> Any:
+    if option != "augment":
+        return value
+    return STANDARD_AUGMENTATION if value else NO_AUGMENTATION
+
+
+def _of_optimizer(settings: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what comes with another optimizer of scores: its own rate and weight decay."""
+    name = layer.get("optimizer")
+    if name not in list(SCORE_OPTIMIZATIONS) or name == settings["optimizer"]:
+        return {}
+    return SCORE_OPTIMIZATIONS[name].model_dump(include={"learning_rate", "weight_decay"})
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def split_names(value: Any) -> Any:
@@ -161,36 +270,15 @@ def split_names(value: Any) -> Any:
     return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
 
 
-Choices = TypeVar("Choices", bound=SharedChoices)
-
-
-def checked(kind: type[Choices], **choices: Any) -> Choices:
-    """Build a configuration; whatever is wrong becomes an InputError of one sentence."""
-    try:
-        return kind(**choices)
-    except ValidationError as error:
-        raise InputError(_first_problem(error)) from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    field = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "these options do not go together"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"] and message.startswith("--"):  # it names the option itself
-        return f"{message.rstrip('.')}."
-    found = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-    return f"{field}: {message[0].lower()}{message[1:]}{found}."
-
-
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every", "plugin",
+    "checkpoint_every", "plugin", "recipe",
 }  # fmt: skip
 
 
-class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
+class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=f"architecture: {', '.join(models())}")
@@ -216,14 +304,16 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     train_data: Path | None = Field(
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
-    pretrain_epochs: int = Field(
-        0, ge=0, description="epochs of robust pre-training (0: the weights are already trained)"
+    pretrain: OptionalTraining = Field(
+        OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION),
+        description="robust pre-training",
     )
-    optimize_epochs: int = Field(20, ge=1, description="epochs of score optimization")
-    finetune_epochs: int = Field(20, ge=0, description="epochs of fine-tuning after pruning")
-    pretrain_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of pre-training")
-    score_optimizer: str = Field(
-        "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
+    optimize: TrainConfig = Field(
+        SCORE_OPTIMIZATION.updated(augmentation=STANDARD_AUGMENTATION), description="optimization of the scores"
+    )
+    finetune: OptionalTraining = Field(
+        OptionalTraining(epochs=20, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION),
+        description="fine-tuning after pruning",
     )
     share_scores_at: float | None = Field(
         None,
@@ -231,12 +321,13 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
         lt=100,
         description="optimize scores once, at this ratio, and use them for all ratios (default: once per ratio)",
     )
-    optimize_learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of score optimization (default: 0.1 for sgd, 0.003 for adamw)"
-    )
-    finetune_learning_rate: float = Field(1e-2, gt=0, description="peak learning rate of fine-tuning")
     attack: str = Field("paper", description=f"white-box attack: {', '.join(PRESETS)}, or none")
     transfer: bool = Field(False, description="also evaluate under the attack generated on the unpruned model")
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        return parse_ratios(value) if isinstance(value, str) else value
 
     @field_validator("ratios")
     @classmethod
@@ -256,7 +347,7 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
         if self.train_data is None:
             learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
             learns += ["optimized pruning"] if "optimized" in self.pruning else []
-            learns += ["pre-training"] if self.pretrain_epochs else []
+            learns += ["pre-training"] if self.pretrain.epochs else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
         return self
@@ -275,17 +366,25 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     @property
     def units(self) -> tuple[Unit, ...]:
         """Every variant at every ratio, variant by variant; first the weights as given, if they are pre-trained."""
-        before = (Unit(AS_GIVEN, 0),) if self.pretrain_epochs > 0 else ()
+        before = (Unit(AS_GIVEN, 0),) if self.pretrain.epochs > 0 else ()
         return (*before, *(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios))
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that every finished ratio of a run folder must share."""
-        return self.model_dump(mode="json", exclude=_NO_PART_OF_THE_IDENTITY)
+        """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""
+        settings = flat(self.model_dump(mode="json"))
+        return {name: value for name, value in settings.items() if name.split(".")[-1] not in _NO_PART_OF_THE_IDENTITY}
+
+
+def over_file(file: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file with options over them; a recipe among these takes the place of what it sets."""
+    recipe = RECIPES.get(options.get("recipe", ""))
+    kept = {name: value for name, value in file.items() if recipe is None or name not in recipe.settings}
+    return {**kept, **options}
 
 
 def make_config(**choices: Any) -> RunConfig:
-    """Build a RunConfig; whatever is wrong becomes an InputError of one sentence."""
-    return checked(RunConfig, **choices)
+    """Build a RunConfig from options or from its fields; whatever is wrong becomes an InputError of one sentence."""
+    return RunConfig(**choices)
 
 
 def parse_ratios(text: str) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.files import write_text
 from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
-from prunekit.pipeline.commands import opened, prepared, read_groups, task_for
+from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
 from prunekit.pipeline.results import (
     compaction_columns,
     data_digest,
@@ -33,7 +33,7 @@ from prunekit.pipeline.results import (
     postprocessing_columns,
     size_columns,
 )
-from prunekit.pipeline.store import StageFolder, Store, command_store
+from prunekit.pipeline.store import StageFolder, WorkStore, command_store
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
@@ -72,7 +72,7 @@ class _Work:
     artifact: Checkpoint
     source: Checkpoint | None
     dataset: Data
-    store: Store
+    store: WorkStore
     progress: Progress
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
@@ -96,6 +96,7 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         identity = {name: getattr(config, name) for name in names}
         inputs = {"model": artifact.sha256, "data": data_digest(dataset, progress)}
         with command_store(config.out, "evaluate") as store:
+            keep_config(config)
             store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
             return _evaluate(_Work(config, artifact, source, dataset, store, progress, identity, inputs))
 

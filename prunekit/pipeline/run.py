@@ -19,9 +19,8 @@ from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.results import Inputs, data_digest, open_data
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.steps import pretrain
-from prunekit.pipeline.store import StageStore
-from prunekit.pipeline.training_plan import make_training, pretraining
+from prunekit.pipeline.steps import make_training, pretrain
+from prunekit.pipeline.store import WorkStore
 from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
 from prunekit.progress import Progress, SilentProgress
@@ -58,7 +57,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             folder.log(f"{len(config.units)} units: {', '.join(variant.name for variant in config.variants)}")
             training = None
             if train_dataset is not None:
-                training = make_training(config, train_dataset, inputs.train_data_sha256, progress)
+                training = make_training(
+                    config.objective, config.train_attack, train_dataset, inputs.train_data_sha256, progress
+                )
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
@@ -75,10 +76,10 @@ def _prepare(
     progress: Progress,
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
-    bench = Bench(StageStore(folder.root / "stages"), progress)
+    bench = Bench(WorkStore(folder.root / "stages"), progress)
     start = given
-    if config.pretrain_epochs > 0 and training is not None:
-        start = pretrain(bench, given, training, pretraining(config))
+    if config.pretrain.epochs > 0 and training is not None:
+        start = pretrain(bench, given, training, config.pretrain)
     groups: ChannelGroups | None = None
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))

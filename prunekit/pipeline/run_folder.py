@@ -2,7 +2,7 @@
 
 Layout, all files written under a temporary name and renamed:
 
-    config.json inputs.json environment.json    what was asked, of what, on what
+    config.yaml inputs.json environment.json    what was asked, of what, on what
     stages/                                     models, scores and masks, each found by what it was made of
     units/                                      a finished unit each: its key and its row
     results.csv                                 the finished rows
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.attacks import PRESETS, attack_identity
+from prunekit.config import CONFIG, read_settings, write_settings
 from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.files import write_text
-from prunekit.pipeline.claimed_folder import check_folder, claimed
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.results import Inputs, RatioResult, results_csv
-from prunekit.pipeline.store import digest, sha256
+from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, sha256
 from prunekit.pipeline.variants import Unit
 from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
@@ -67,11 +67,15 @@ class RunFolder:
         return self.root / "detections" / f"{stem}{'_attacked' if attacked else ''}"
 
     def task(self) -> Task:
-        """The task of the run's models, from config.json."""
-        config = self.read_json("config.json")
+        """The task of the run's models, from config.yaml."""
+        config = self.config()
         for module in config.get("plugin", ()):
             load_plugin(module)
         return task_of(ModelSpec(config["model"]))
+
+    def config(self) -> dict[str, Any]:
+        """Read what was asked."""
+        return read_settings(self.root / CONFIG)
 
     def example(self, image_id: int, stem: str | None = None) -> Path:
         """An example image as the network sees it: clean, or attacked through the model of a unit."""
@@ -109,13 +113,10 @@ class OpenRun(RunFolder):
 
     def finished(self, unit: Unit) -> RatioResult | None:
         """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""
+        columns = finished_work(self.unit(unit), self._key, "row", self.root)
         try:
-            done = json.loads(self.unit(unit).read_text())
-            is_ours = done["key"] == self._key and all(
-                sha256(self.root / name) == expected for name, expected in done["files"].items()
-            )
-            row = RatioResult.from_columns(done["row"]) if is_ours else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            row = None if columns is None else RatioResult.from_columns(columns)
+        except (ValueError, TypeError):  # of another version
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
         return row and replace(row, **asdict(unit.variant))
@@ -149,9 +150,9 @@ def check_out(config: RunConfig) -> None:
     Ratios and variants may differ: each pair is a unit of its own, so a run can be given more of them later.
     """
     root = config.out
-    if not check_folder(root, "config.json", "a run's"):
+    if not check_folder(root, CONFIG, "a run's"):
         return
-    earlier = RunFolder(root).read_json("config.json")
+    earlier = flat(RunFolder(root).config())
     for field, value in config.identity().items():
         if field not in earlier or earlier[field] != value:
             found = repr(earlier[field]) if field in earlier else "no such field"
@@ -173,7 +174,7 @@ def open_run(config: RunConfig, inputs: Inputs) -> Iterator[OpenRun]:
     with claimed(config.out):
         if (config.out / "inputs.json").is_file():
             _check_inputs(folder, inputs)
-        folder.write_json("config.json", config.model_dump(mode="json"))
+        write_settings(config.out / CONFIG, config)
         folder.write_json("inputs.json", asdict(inputs))
         yield folder
 

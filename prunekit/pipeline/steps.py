@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import attack_identity
+from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
-from prunekit.pipeline.scoring import ScoreChoices, make_scores
+from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
+from prunekit.progress import Progress
 from prunekit.prune import (
     ChannelGroups,
     FrozenMasks,
@@ -39,15 +40,27 @@ from prunekit.prune import (
     save_scores,
     score_named,
 )
-from prunekit.task import Task
+from prunekit.task import Data, Task
 from prunekit.training.config import TrainConfig
+from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, optimize
-from prunekit.training.objectives import make_objective
+from prunekit.training.objectives import ObjectiveConfig, make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
 
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
+# Larger data sets are read from disk in every epoch.
+MAX_BYTES_IN_MEMORY = 2**30
+
+
+def make_training(objective: str, train_attack: str, dataset: Data, sha256: str, progress: Progress) -> Training:
+    """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset."""
+    num_bytes = len(dataset) * 3 * dataset.image_size**2
+    data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
+    attack = attack_named(train_attack)
+    assert isinstance(attack, PgdConfig)  # configurations have made sure
+    return Training(data, sha256, objective, ObjectiveConfig(attack=attack))
 
 
 def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
@@ -65,23 +78,23 @@ def finetune(
 
 
 def score(
-    bench: Bench, start: Checkpoint, choices: ScoreChoices, training: Training | None
+    bench: Bench, start: Checkpoint, name: str, config: ScoreConfig, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
-    needs_images = score_named(choices.name).needs_batches
+    needs_images = score_named(name).needs_batches
     if needs_images and training is None:
-        raise InputError(f"Scores {choices.name!r} look at training images, but none are given: add --train-data.")
-    identity = dict(vars(choices)) if needs_images else {"name": choices.name, "seed": choices.seed}
-    if choices.reference == "clean" and needs_images and training:
+        raise InputError(f"Scores {name!r} look at training images, but none are given: add --train-data.")
+    settings = tuple(ScoreConfig.model_fields) if needs_images else ("seed",)
+    identity: dict[str, Any] = {"name": name, **{setting: getattr(config, setting) for setting in settings}}
+    if config.reference == "clean" and needs_images and training:
         identity["attack"] = attack_identity(training.objective_config.attack)
     inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
     folder = bench.store.open("score", identity, inputs)
     if folder.result() is None:
         data = training.data if training else None
         attack = training.objective_config.attack if training else None
-        save_scores(
-            folder.file(SCORES_FILE), make_scores(start.model, start.task, choices, data, attack, bench.progress)
-        )
+        scores = make_scores(start.model, start.task, name, config, data, attack, bench.progress)
+        save_scores(folder.file(SCORES_FILE), scores)
         folder.finish({}, SCORES_FILE)
     return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
 

@@ -13,18 +13,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.files import write_text
-from prunekit.pipeline.claimed_folder import check_folder, claimed
 
 DONE = "done.json"
+#: The file in which a training stage keeps what it needs to go on.
+STATE = "state.safetensors"
+CLAIM = "stage.json"
+LOCK = ".lock"
+# What prunekit.files.atomic_path, and safetensors beneath it, leave behind when a process is killed while it writes.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?|\.tmp[0-9A-Za-z]{6}")
 _KEY_DIGITS = 12
 
 
@@ -48,14 +56,7 @@ class StageFolder:
 
     def result(self) -> dict[str, Any] | None:
         """Return the finished stage's result after verifying every file, or None when it must be done (again)."""
-        try:
-            done = json.loads(self.file(DONE).read_text())
-            is_whole = done["key"] == self.key and all(
-                sha256(self.file(name)) == expected for name, expected in done["files"].items()
-            )
-            return dict(done["result"]) if is_whole else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half a file, or another one
-            return None
+        return finished_work(self.file(DONE), self.key, "result")
 
     def output(self, name: str) -> str:
         """Return the SHA-256 of a finished stage's file, to hand to the next stage as input."""
@@ -70,12 +71,18 @@ class StageFolder:
         self.file(STATE).unlink(missing_ok=True)
 
 
-#: The file in which a training stage keeps what it needs to go on.
-STATE = "state.safetensors"
+@dataclass(frozen=True)
+class WorkStore:
+    """Gives every piece of work its folder.
 
+    Attributes:
+        root: Where the folders are.
+        stage: In a run, "": each piece has a folder that is found by its key. In a command's folder, the stage that
+            works in the root itself; any other has a folder of its name inside, and both are claimed for good.
+    """
 
-class Store(Protocol):
-    """Gives every piece of work its folder."""
+    root: Path
+    stage: str = ""
 
     def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
         """Return the folder of this very work, made if it is new.
@@ -84,23 +91,37 @@ class Store(Protocol):
             stage: Its name, such as "finetune".
             config: JSON-able choices that the result depends on, and no others.
             inputs: Name → SHA-256 of everything that goes in.
+
+        Raises:
+            InputError: When it was claimed for other work.
         """
-        ...
-
-
-@dataclass(frozen=True)
-class StageStore:
-    """The folder in which stages find each other's work: one folder a piece of work, found by its key."""
-
-    root: Path
-
-    def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
-        """Return the folder of this very work, made if it is new; see `Store`."""
         description = describe(stage, config, inputs)
         key = digest([description])
-        folder = StageFolder(self.root / f"{stage}-{key[:_KEY_DIGITS]}", key, description)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        return folder
+        if self.stage:
+            path = self.root if stage == self.stage else self.root / stage
+            _claim(path, description, self.root)
+        else:
+            path = self.root / f"{stage}-{key[:_KEY_DIGITS]}"
+            path.mkdir(parents=True, exist_ok=True)
+        return StageFolder(path, key, description)
+
+
+def finished_work(path: Path, key: str, result: str, root: Path | None = None) -> dict[str, Any] | None:
+    """Return the result of finished work; None unless it is the key's, and each of its files as it was then.
+
+    Args:
+        path: The JSON file.
+        key: What identifies the work.
+        result: What the file calls the result.
+        root: What the names of its files are relative to, if not the folder of `path`.
+    """
+    try:
+        done = json.loads(path.read_text())
+        files = {(root or path.parent) / name: expected for name, expected in done["files"].items()}
+        is_whole = done["key"] == key and all(sha256(file) == expected for file, expected in files.items())
+        return dict(done[result]) if is_whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half a file, or another one
+        return None
 
 
 def describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -119,40 +140,40 @@ def sha256(path: Path) -> str:
     return hasher.hexdigest()
 
 
-CLAIM = "stage.json"
+def check_folder(root: Path, marker: str, what: str) -> bool:
+    """Return whether `root` holds what the file `marker` stands for; raise InputError if it holds anything else.
+
+    Args:
+        root: The folder that --out names.
+        marker: The file that is written first.
+        what: Whose folder is expected, as in "a run's".
+    """
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--out: expected a folder, but {root} is a file.")
+    if not any(not path.name.startswith(".") for path in root.glob("*")):
+        return False
+    if not (root / marker).is_file():
+        raise InputError(f"--out: expected a new folder or {what}, but {root} holds other files; choose another.")
+    return True
 
 
-@dataclass(frozen=True)
-class CommandStore:
-    """Gives the command's own stage the folder itself, and any other a folder of its name inside."""
+@contextmanager
+def claimed(root: Path) -> Iterator[None]:
+    """Make the folder if it is new, and work in it alone; the system releases it when the process ends, however.
 
-    root: Path
-    stage: str
-
-    def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
-        """Return the folder of this very work; see `Store`.
-
-        Raises:
-            InputError: When it was claimed for other work.
-        """
-        path = self.root if stage == self.stage else self.root / stage
-        description = describe(stage, config, inputs)
-        earlier = _read_claim(path) if (path / CLAIM).is_file() else _first_claim(stage)
-        if earlier == _first_claim(stage):
-            _write_claim(path, description)
-        else:
-            self._require_same(earlier, description)
-        return StageFolder(path, digest([description]), description)
-
-    def _require_same(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        before, after = flat(earlier), flat(now)
-        for field in sorted(before.keys() | after.keys()):
-            if before.get(field) != after.get(field):
-                raise InputError(
-                    f"--out: {self.root} holds the results of other choices ({field}: "
-                    f"{_show(before.get(field))} there, {_show(after.get(field))} now); "
-                    f"choose another folder, such as --out {self.root}-2."
-                )
+    Raises:
+        InputError: When another process works in it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = FileLock(root / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"--out: another process is working in {root}; choose another folder.") from None
+    with claim:
+        for path in root.rglob(".*"):
+            if path.is_file() and _LEFTOVER.fullmatch(path.name):
+                path.unlink()
+        yield
 
 
 def check_command_folder(root: Path, stage: str) -> None:
@@ -167,14 +188,14 @@ def check_command_folder(root: Path, stage: str) -> None:
 
 
 @contextmanager
-def command_store(root: Path, stage: str) -> Iterator[CommandStore]:
+def command_store(root: Path, stage: str) -> Iterator[WorkStore]:
     """Open the folder, new or interrupted, for this process alone."""
     check_command_folder(root, stage)
     with claimed(root):
         if not (root / CLAIM).is_file():
             # What is needed beforehand is written first; a process killed meanwhile must find its folder again.
             _write_claim(root, _first_claim(stage))
-        yield CommandStore(root, stage)
+        yield WorkStore(root, stage)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,6 +204,23 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found
+
+
+def _claim(path: Path, description: Mapping[str, Any], root: Path) -> None:
+    """Make a folder this work's for good, or raise InputError that names the first thing that differs."""
+    first = _first_claim(description["stage"])
+    earlier = _read_claim(path) if (path / CLAIM).is_file() else first
+    if earlier == first:
+        _write_claim(path, description)
+        return
+    before, after = flat(earlier), flat(description)
+    for field in sorted(before.keys() | after.keys()):
+        if before.get(field) != after.get(field):
+            raise InputError(
+                f"--out: {root} holds the results of other choices ({field}: "
+                f"{_show(before.get(field))} there, {_show(after.get(field))} now); "
+                f"choose another folder, such as --out {root}-2."
+            )
 
 
 def _first_claim(stage: str) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from prunekit.pipeline.results import (
 )
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
-from prunekit.pipeline.training_plan import finetuning, score_choices, score_optimization
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
 from prunekit.progress import Progress
@@ -116,18 +115,16 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
         return unpruned(job.given if variant == AS_GIVEN else job.start), None
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
-    scores, scores_sha256 = score(job.bench, job.start, score_choices(config, variant.scores), training)
+    scores, scores_sha256 = score(job.bench, job.start, variant.scores, config, training)
     churn = None
     if variant.pruning == "one-shot" or training is None:
         pruned = prune_one_shot(job.bench, job.start, scores, scores_sha256, rule)
     elif config.share_scores_at is not None:
         pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
-        pruned, churn = prune_optimized(
-            job.bench, job.start, scores, scores_sha256, rule, training, score_optimization(config)
-        )
-    if training is not None and config.finetune_epochs > 0:
-        pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
+        pruned, churn = prune_optimized(job.bench, job.start, scores, scores_sha256, rule, training, config.optimize)
+    if training is not None and config.finetune.epochs > 0:
+        pruned = finetune(job.bench, pruned, training, config.finetune, job.groups if rule.cuts_filters else None)
     return pruned, churn
 
 
@@ -136,8 +133,9 @@ def _prune_by_shared_scores(
 ) -> tuple[Checkpoint, float]:
     """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
     shared = replace(rule, ratio_percent=ratio)
-    knobs = score_optimization(job.config)
-    start, optimized, sha = optimize_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
+    start, optimized, sha = optimize_scores(
+        job.bench, job.start, scores, scores_sha256, shared, training, job.config.optimize
+    )
     pruned = prune_one_shot(job.bench, start, optimized, sha, rule)
     assert pruned.masks is not None
     scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}

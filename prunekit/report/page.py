@@ -29,7 +29,7 @@ def write_report(folder: RunFolder) -> Path:
     Raises:
         InputError: When the folder holds no results.
     """
-    rows, task = read_rows(folder.results), folder.task()
+    rows, task, config = read_rows(folder.results), folder.task(), folder.config()
     shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots", task.figures)
     loader = Environment(
@@ -47,10 +47,10 @@ def write_report(folder: RunFolder) -> Path:
         shown=shown,
         figures=task.figures,
         steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms")],
-        accuracy=task.describe(folder.read_json("config.json")),
-        trained=bool(folder.read_json("config.json")["train_data"]),
+        accuracy=task.describe(config),
+        trainings=_trainings(config),
         galleries=_galleries(folder, task, shown, is_attacked=rows[0]["attack"] != "none"),
-        config=folder.read_json("config.json"),
+        config=config,
         environment=folder.read_json("environment.json"),
         machines=sorted({(row["processor"], row["instruction_set"], row["threads"]) for row in rows}),
     )
@@ -61,6 +61,21 @@ def write_report(folder: RunFolder) -> Path:
 def data_uri(image: bytes, kind: str) -> str:
     """Return an image file's bytes as a URI that needs no other file; `kind` is png or jpeg."""
     return f"data:image/{kind};base64," + base64.b64encode(image).decode()
+
+
+def _trainings(config: Mapping[str, Any]) -> list[str]:
+    """Return how long each training of a run took at most; nothing where it had nothing to learn from."""
+    stages = {"pretrain": "pre-training", "optimize": "optimized scores", "finetune": "fine-tuning"}
+    if not config["train_data"]:
+        return []
+    if "optimized" not in config["pruning"]:
+        del stages["optimize"]
+    return [_training(name, config[stage]) for stage, name in stages.items() if config[stage]["epochs"]]
+
+
+def _training(name: str, settings: Mapping[str, Any]) -> str:
+    end = f", ended after {settings['max_steps']} steps" if settings["max_steps"] else ""
+    return f"{settings['epochs']} epochs of {name} (batch normalization {settings['batch_norm']}{end})"
 
 
 def _table(rows: Sequence[Row]) -> list[tuple[str, Row]]:

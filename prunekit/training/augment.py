@@ -7,15 +7,15 @@ place and an affine one from color to color. Everything random comes from the ge
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from prunekit.config import Config
 from prunekit.detection import Target
-from prunekit.errors import InputError
 
 # What scale and shift leave of an object stays a target while it shows this share of its area and so many pixels.
 MIN_VISIBLE = 0.2
@@ -24,35 +24,17 @@ MIN_SIDE = 2.0
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How strongly training images vary; 0 switches a change off.
+class AugmentConfig(Config):
+    """How strongly training images vary; 0 switches a change off."""
 
-    Attributes:
-        flip: Share of the images that are mirrored, left to right.
-        scale: Sides are multiplied by a factor from 1 - scale to 1 + scale, about the center.
-        translate: Images move by up to this share of their side, along both axes.
-        hue: Colors turn by up to this share of the color circle, either way.
-        saturation: Distance from gray is multiplied by 1 - saturation to 1 + saturation.
-        brightness: Values are multiplied by 1 - brightness to 1 + brightness.
-        contrast: Distance from the image's mean gray is multiplied by 1 - contrast to 1 + contrast.
-        fill: Value of the pixels that scale and shift uncover; the letterbox's by default.
-    """
-
-    flip: float = 0.5
-    scale: float = 0.0
-    translate: float = 0.0
-    hue: float = 0.0
-    saturation: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    fill: float = 0.5
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1 or (field.name == "scale" and value == 1):
-                raise InputError(f"expected an augmentation's {field.name} from 0 to 1, but got {value}")
+    flip: float = Field(0.5, ge=0, le=1, description="share of the images that are mirrored, left to right")
+    scale: float = Field(0.0, ge=0, lt=1, description="sides times 1 - scale to 1 + scale, about the center")
+    translate: float = Field(0.0, ge=0, le=1, description="shift by up to this share of the side, along both axes")
+    hue: float = Field(0.0, ge=0, le=1, description="turn colors by up to this share of the color circle, either way")
+    saturation: float = Field(0.0, ge=0, le=1, description="distance from gray times 1 - saturation to 1 + saturation")
+    brightness: float = Field(0.0, ge=0, le=1, description="values times 1 - brightness to 1 + brightness")
+    contrast: float = Field(0.0, ge=0, le=1, description="distance from mean gray times 1 - contrast to 1 + contrast")
+    fill: float = Field(0.5, ge=0, le=1, description="value of pixels that scale and shift uncover (0.5: letterbox)")
 
     @property
     def moves(self) -> bool:

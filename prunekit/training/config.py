@@ -1,17 +1,18 @@
-"""The knobs of training and the settings that stages start from."""
+"""The settings of training, and those that stages start from."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 
+from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.training.augment import FLIPS, AugmentConfig
 
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
 BatchNormMode = Literal["live", "frozen-statistics", "frozen"]
 Precision = Literal["float32", "bfloat16"]
@@ -20,88 +21,54 @@ Precision = Literal["float32", "bfloat16"]
 _NO_PART_OF_THE_IDENTITY = {"checkpoint_every", "workers", "device"}
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(name, repr(value), value in choices, f"one of {', '.join(choices)}")
+def _multiple_of_32(size: int) -> int:
+    if size < 32 or size % 32:
+        raise ValueError(f"expected sides in multiples of 32, got {size}")
+    return size
 
 
-def _require(name: str, value: object, is_good: bool, wanted: str) -> None:
-    if not is_good:
-        raise InputError(f"expected {name} to be {wanted}, but got {value}")
+class TrainConfig(Config):
+    """The settings of training, the same for every stage.
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The knobs of training, the same for every stage.
-
-    Attributes:
-        epochs: Passes over the data. An objective that replays batches makes as many steps, on fewer batches.
-        max_steps: Ends training, schedule included, after so many steps instead.
-        batch_size: Images a step.
-        optimizer: "adamw" or "sgd".
-        learning_rate: The peak.
-        momentum: SGD's, or AdamW's first beta.
-        weight_decay: On parameters of two dimensions and more, such as filters and scores; biases and normalization
-            have no reason to be small. AdamW's is decoupled, SGD's part of the gradient.
-        schedule: "cosine" takes the rate down to zero, "constant" keeps it.
-        warmup: Share of the steps in which the rate rises linearly.
-        max_grad_norm: Gradients are clipped to this length; None leaves them as they are.
-        ema_decay: Averaged weights forget at this rate a step, and faster in the beginning (`ema_decay_at`); None keeps
-            no average.
-        batch_norm: "live" normalizes by the batch and updates the running statistics; "frozen-statistics" normalizes
-            by the running ones, which stay, while scale and shift train if the stage trains them; "frozen" keeps
-            these as well.
-        precision: Of the networks' passes; "bfloat16" through torch.autocast. Losses and weights are float32.
-        augmentation: How images vary.
-        sizes: Each batch is resized to one of these sides in pixels, multiples of 32; empty leaves the data's size.
-        seed: Of everything random.
-        checkpoint_every: Steps between saved states.
-        workers: Processes that read and letterbox images beside the training step.
-        device: "cpu", "cuda" or "cuda:1".
+    An objective that replays batches makes as many steps in its epochs, on fewer batches. `momentum` is SGD's, or
+    AdamW's first beta. Weight decay acts on parameters of two dimensions and more, such as filters and scores; biases
+    and normalization have no reason to be small. AdamW's is decoupled, SGD's part of the gradient. `batch_norm` "live"
+    normalizes by the batch and updates the running statistics; "frozen-statistics" normalizes by the running ones,
+    which stay, while scale and shift train if the stage trains them; "frozen" keeps these as well. Losses and weights
+    are float32 whatever the `precision` of the networks' passes.
     """
 
-    epochs: int
-    max_steps: int | None = None
-    batch_size: int = 16
-    optimizer: OptimizerName = "adamw"
-    learning_rate: float = 1.2e-2
-    momentum: float = 0.9
-    weight_decay: float = 0.02
-    schedule: Schedule = "cosine"
-    warmup: float = 0.08
-    max_grad_norm: float | None = 10.0
-    ema_decay: float | None = 0.99
-    batch_norm: BatchNormMode = "live"
-    precision: Precision = "float32"
-    augmentation: AugmentConfig = FLIPS
-    sizes: tuple[int, ...] = ()
-    seed: int = 0
-    checkpoint_every: int = 200
-    workers: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        _require_choice("optimizer", self.optimizer, get_args(OptimizerName))
-        _require_choice("schedule", self.schedule, get_args(Schedule))
-        _require_choice("batch_norm", self.batch_norm, get_args(BatchNormMode))
-        _require_choice("precision", self.precision, get_args(Precision))
-        for name in (
-            "epochs",
-            "batch_size",
-            "checkpoint_every",
-            *(["max_steps"] if self.max_steps is not None else []),
-        ):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "weight_decay", "workers"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "at least 0")
-        for name in ("momentum", *(["ema_decay"] if self.ema_decay is not None else [])):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        _require("warmup", self.warmup, 0 <= self.warmup <= 1, "from 0 to 1")
-        _require("max_grad_norm", self.max_grad_norm, self.max_grad_norm is None or self.max_grad_norm > 0, "above 0")
-        _require("sizes", self.sizes, all(size >= 32 and size % 32 == 0 for size in self.sizes), "in multiples of 32")
+    epochs: int = Field(ge=1, description="number of epochs")
+    max_steps: int | None = Field(None, ge=1, description="stop each training after N steps")
+    batch_size: int = Field(16, ge=1, description="training batch size")
+    optimizer: OptimizerName = Field("adamw", description="sgd or adamw")
+    learning_rate: float = Field(1.2e-2, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, first beta of adamw")
+    weight_decay: float = Field(0.02, ge=0, description="weight decay of filters and scores")
+    schedule: Schedule = Field("cosine", description="cosine takes the rate down to zero, constant keeps it")
+    warmup: float = Field(0.08, ge=0, le=1, description="share of the steps in which the rate rises linearly")
+    max_grad_norm: float | None = Field(10.0, gt=0, description="gradients are clipped to this length")
+    ema_decay: float | None = Field(
+        0.99, ge=0, lt=1, description="decay of the weights' average a step, less in the beginning; null keeps none"
+    )
+    batch_norm: BatchNormMode = Field(
+        "live", description="batch normalization during training: live, frozen-statistics or frozen"
+    )
+    precision: Precision = Field(
+        "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
+    )
+    augmentation: AugmentConfig = Field(FLIPS, description="how training images vary")
+    sizes: tuple[Annotated[int, AfterValidator(_multiple_of_32)], ...] = Field(
+        (), description="resize each batch to one of these sides in pixels, multiples of 32 (none: the data's size)"
+    )
+    seed: int = Field(0, description="random seed")
+    checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
+    workers: int = Field(0, ge=0, description="worker processes that load images (0: load in the main process)")
+    device: str = Field("cpu", description="device for training: cpu, cuda or cuda:1")
 
     def identity(self) -> dict[str, Any]:
         """Return, ready for JSON, what the result depends on."""
-        return {name: value for name, value in asdict(self).items() if name not in _NO_PART_OF_THE_IDENTITY}
+        return self.model_dump(mode="json", exclude=_NO_PART_OF_THE_IDENTITY)
 
     def ema_decay_at(self, step: int) -> float:
         """Return the share of the average that the update after `step` steps, counted from 1, leaves.
@@ -136,7 +103,7 @@ FINE_TUNING = TrainConfig(epochs=100, learning_rate=0.01, **_HYDRA)
 # changed. Adam's steps are of one size everywhere: a score's way is at most rate times steps, with the cosine half.
 SCORE_OPTIMIZATIONS = {
     "sgd": SCORE_OPTIMIZATION,
-    "adamw": replace(SCORE_OPTIMIZATION, optimizer="adamw", learning_rate=3e-3, weight_decay=0.0),
+    "adamw": SCORE_OPTIMIZATION.updated(optimizer="adamw", learning_rate=3e-3, weight_decay=0.0),
 }
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prunekit.pipeline import RunConfig, read_rows
 from prunekit.pipeline.checkpoint import open_checkpoint
 from prunekit.prune import sparsity
-from tests.support.commands import Options, invoke, succeed, tree
+from tests.support.commands import Options, invoke, results, succeed, tree
 from tests.support.stage_commands import COMMANDS, SIZE
 from tests.support.training_problems import tiny_task
 
@@ -120,9 +120,9 @@ def test_pruning_interrupted_while_scores_are_made_goes_on(
         patch.setattr("prunekit.pipeline.scoring.deeplift_scores", Mock(side_effect=KeyboardInterrupt))
         assert invoke("prune", chosen).exit_code == 130
     other = invoke("prune", chosen | {"score-images": 2})
-    assert (other.exit_code, "config.images: 256 there, 2 now" in other.stderr) == (2, True)
+    assert (other.exit_code, "config.score_images: 256 there, 2 now" in other.stderr) == (2, True)
     succeed("prune", chosen)
-    assert tree(Path(chosen["out"])) == tree(tmp_path / "undisturbed")
+    assert results(Path(chosen["out"])) == results(tmp_path / "undisturbed")
 
 
 def test_deeplifts_choices_change_the_scores(options: dict[str, Options], tmp_path: Path) -> None:

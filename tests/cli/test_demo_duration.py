@@ -32,7 +32,7 @@ def test_the_estimate_counts_what_the_run_does(config: DemoConfig) -> None:
     models = {unit.stem for unit in job.units}
     pruned = [unit for unit in job.units if unit.ratio > 0]
     optimized = sum(unit.variant.pruning == "optimized" for unit in pruned)
-    epochs = job.pretrain_epochs + optimized * job.optimize_epochs + len(pruned) * job.finetune_epochs
+    epochs = job.pretrain.epochs + optimized * job.optimize.epochs + len(pruned) * job.finetune.epochs
     assert config.minutes(Pace(clean_epoch=0, robust_epoch=0, unit=1)) == len(models)
     assert config.minutes(Pace(clean_epoch=0, robust_epoch=1, unit=0)) == epochs
     assert config.minutes(Pace(clean_epoch=1, robust_epoch=0, unit=0)) == config.epochs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prunekit.pipeline import read_rows
-from tests.support.commands import Options, start, succeed, tree, wait_for_lines
+from tests.support.commands import Options, results, start, succeed, wait_for_lines
 from tests.support.run_columns import AP_COLUMNS
 
 # How often each command is killed; the more, the more moments are met.
@@ -50,7 +50,7 @@ def _options(command: str, inputs: dict[str, Path]) -> Options:
 
 
 def _results(command: str, out: Path) -> object:
-    files = tree(out)
+    files = results(out)
     if command != "run":
         return files
     # Timings are measurements; masks, models, logs and figures are results.
@@ -111,5 +111,5 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(command: str, inputs: dict[s
     succeed(command, options | {"out": out})
     succeed(command, options | {"out": tmp_path / "undisturbed"})
     assert (out / "losses.csv").read_text().startswith(first_rows)
-    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert results(out) == results(tmp_path / "undisturbed")
     assert not (out / "state.safetensors").exists()

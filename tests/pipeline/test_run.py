@@ -20,7 +20,7 @@ import torch
 from prunekit.detection import MODELS, load_darknet_weights
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
-from prunekit.pipeline.claimed_folder import LOCK
+from prunekit.pipeline.store import LOCK
 from prunekit.prune import load_masks, sparsity
 from tests.support.run_columns import AP_COLUMNS, COLUMNS
 

@@ -14,9 +14,8 @@ from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint
-from prunekit.pipeline.steps import optimize_scores, prune_one_shot, prune_optimized, score
-from prunekit.pipeline.store import StageStore
-from prunekit.pipeline.training_plan import make_training, score_choices, score_optimization
+from prunekit.pipeline.steps import make_training, optimize_scores, prune_one_shot, prune_optimized, score
+from prunekit.pipeline.store import WorkStore
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
 from prunekit.training.config import SCORE_OPTIMIZATIONS
 from tests.support.pruning_nets import groups_of
@@ -38,7 +37,7 @@ GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
 def test_each_optimizer_has_its_own_rate_unless_one_is_given(
     choices: dict[str, Any], optimizer: str, rate: float
 ) -> None:
-    knobs = score_optimization(make_config(**GOOD, **choices, optimize_epochs=3))
+    knobs = make_config(**GOOD, **choices, optimize_epochs=3).optimize
     assert (knobs.optimizer, knobs.learning_rate, knobs.epochs) == (optimizer, rate, 3)
     assert knobs.ema_decay is None  # an average of scores would rank as none of them did
 
@@ -55,8 +54,8 @@ def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Ch
     config = make_config(**{**shapes_config.model_dump(), **choices})
     dataset = CocoDataset.open(config.data, config.image_size)
     start = open_checkpoint(config.weights, tiny_task(dataset.num_classes, config.width))
-    training = make_training(config, dataset, "0", SilentProgress())
-    return config, Bench(StageStore(tmp_path), SilentProgress()), start, training
+    training = make_training(config.objective, config.train_attack, dataset, "0", SilentProgress())
+    return config, Bench(WorkStore(tmp_path), SilentProgress()), start, training
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "filter"])
@@ -65,8 +64,8 @@ def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
 ) -> None:
     config, bench, start, training = work
     groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
-    rule, knobs = MaskRule(60, structure, groups=groups), score_optimization(config)
-    scores, digest = score(bench, start, score_choices(config, "scaled"), None)
+    rule, knobs = MaskRule(60, structure, groups=groups), config.optimize
+    scores, digest = score(bench, start, "scaled", config, None)
     alone, _ = prune_optimized(bench, start, scores, digest, rule, training, knobs)
     trained, optimized, sha = optimize_scores(bench, start, scores, digest, rule, training, knobs)
     assert prune_one_shot(bench, trained, optimized, sha, rule).sha256 == alone.sha256
@@ -102,11 +101,11 @@ def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
 ) -> None:
     config, bench, start, training = work
     rule = MaskRule(80)
-    scores, digest = score(bench, start, score_choices(config, "scaled"), None)
+    scores, digest = score(bench, start, "scaled", config, None)
     before = rule(scores)
     moved = {}
     for optimizer in SCORE_OPTIMIZATIONS:
-        knobs = score_optimization(make_config(**{**config.model_dump(), "score_optimizer": optimizer}))
+        knobs = make_config(**{**config.model_dump(), "score_optimizer": optimizer}).optimize
         pruned, churn = prune_optimized(bench, start, scores, digest, rule, training, knobs)
         assert pruned.masks is not None
         kept = sum(int(mask.count_nonzero()) for mask in before.values())

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from prunekit.errors import InputError
-from prunekit.pipeline.claimed_folder import LOCK, check_folder, claimed
 from prunekit.pipeline.store import (
     CLAIM,
     DONE,
+    LOCK,
     STATE,
-    CommandStore,
     StageFolder,
-    StageStore,
+    WorkStore,
+    check_folder,
+    claimed,
     command_store,
     flat,
     sha256,
@@ -36,10 +37,10 @@ def _finished(folder: StageFolder) -> StageFolder:
 
 
 def test_a_stage_is_finished_when_it_says_so_and_drops_what_it_kept_for_resuming(tmp_path: Path) -> None:
-    folder = StageStore(tmp_path).open("prune", CONFIG, INPUTS)
+    folder = WorkStore(tmp_path).open("prune", CONFIG, INPUTS)
     assert folder.result() is None
     _finished(folder)
-    again = StageStore(tmp_path).open("prune", CONFIG, INPUTS)
+    again = WorkStore(tmp_path).open("prune", CONFIG, INPUTS)
     assert again == folder
     assert again.result() == {"churn": 0.25}
     assert again.output("masks") == hashlib.sha256(b"masks").hexdigest()
@@ -59,27 +60,27 @@ def test_a_stage_is_finished_when_it_says_so_and_drops_what_it_kept_for_resuming
 def test_other_work_has_another_folder(
     tmp_path: Path, stage: str, config: dict[str, Any], inputs: dict[str, str]
 ) -> None:
-    folder = _finished(StageStore(tmp_path).open("prune", CONFIG, INPUTS))
-    other = StageStore(tmp_path).open(stage, config, inputs)
+    folder = _finished(WorkStore(tmp_path).open("prune", CONFIG, INPUTS))
+    other = WorkStore(tmp_path).open(stage, config, inputs)
     assert other.path != folder.path
     assert other.result() is None
 
 
 def test_another_version_of_torch_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = StageStore(tmp_path).open("prune", CONFIG, INPUTS)
+    folder = WorkStore(tmp_path).open("prune", CONFIG, INPUTS)
     monkeypatch.setattr("prunekit.pipeline.store.installed_version", lambda package: f"99 of {package}")
-    assert StageStore(tmp_path).open("prune", CONFIG, INPUTS).path != folder.path
+    assert WorkStore(tmp_path).open("prune", CONFIG, INPUTS).path != folder.path
 
 
 def test_the_order_of_choices_and_the_kind_of_sequence_do_not_matter(tmp_path: Path) -> None:
-    folder = StageStore(tmp_path).open("prune", CONFIG, INPUTS)
+    folder = WorkStore(tmp_path).open("prune", CONFIG, INPUTS)
     turned = {"layers": ["a", "b"], "ratio": 50.0}
-    assert StageStore(tmp_path).open("prune", turned, INPUTS) == folder
+    assert WorkStore(tmp_path).open("prune", turned, INPUTS) == folder
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "null", "{}", '{"key": 1, "files": [], "result": {}}'])
 def test_half_a_record_or_a_foreign_one_is_no_result(tmp_path: Path, content: str | None) -> None:
-    folder = _finished(StageStore(tmp_path).open("prune", CONFIG, INPUTS))
+    folder = _finished(WorkStore(tmp_path).open("prune", CONFIG, INPUTS))
     if content is None:
         folder.file(DONE).unlink()
     else:
@@ -89,14 +90,14 @@ def test_half_a_record_or_a_foreign_one_is_no_result(tmp_path: Path, content: st
 
 @pytest.mark.parametrize("change", [{"files": []}, {"files": {"masks": 3}}, {"result": 3}, {"key": "another"}])
 def test_a_record_that_was_changed_is_no_result(tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = _finished(StageStore(tmp_path).open("prune", CONFIG, INPUTS))
+    folder = _finished(WorkStore(tmp_path).open("prune", CONFIG, INPUTS))
     folder.file(DONE).write_text(json.dumps(json.loads(folder.file(DONE).read_text()) | change))
     assert folder.result() is None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"Masks", b"masks "])
 def test_a_result_whose_file_was_changed_or_removed_is_none(tmp_path: Path, content: bytes | None) -> None:
-    folder = _finished(StageStore(tmp_path).open("prune", CONFIG, INPUTS))
+    folder = _finished(WorkStore(tmp_path).open("prune", CONFIG, INPUTS))
     if content is None:
         folder.file("masks").unlink()
     else:
@@ -144,7 +145,7 @@ def test_a_command_killed_before_its_own_stage_began_finds_its_folder_again(tmp_
 def test_a_commands_folder_stays_with_its_work(
     tmp_path: Path, config: dict[str, Any], inputs: dict[str, str], words: str
 ) -> None:
-    store = CommandStore(tmp_path, "prune")
+    store = WorkStore(tmp_path, "prune")
     store.open("prune", CONFIG, INPUTS)
     with pytest.raises(InputError, match=words) as caught:
         store.open("prune", config, inputs)

@@ -14,8 +14,8 @@ from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress
 from prunekit.pipeline import steps as stages
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
-from prunekit.pipeline.scoring import ScoreChoices
-from prunekit.pipeline.store import STATE, StageStore
+from prunekit.pipeline.scoring import ScoreConfig
+from prunekit.pipeline.store import STATE, WorkStore
 from prunekit.prune import MaskRule, sparsity
 from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 from prunekit.training.data import ImagesInMemory
@@ -40,7 +40,7 @@ class Listening(SilentProgress):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(StageStore(tmp_path), Listening())
+    return Bench(WorkStore(tmp_path), Listening())
 
 
 def _start(num_classes: int = 2) -> Checkpoint:
@@ -54,8 +54,8 @@ def _training(objective: str = "clean", data: ImagesInMemory | None = None, **kn
 
 def _all_stages(bench: Bench, training: Training, scores: str = "taylor", num_classes: int = 2) -> Checkpoint:
     trained = stages.pretrain(bench, _start(num_classes), training, CONFIG)
-    found, sha256 = stages.score(bench, trained, ScoreChoices(scores, images=4, batch_size=2), training)
-    config = TrainConfig(**{**vars(SCORE_OPTIMIZATION), **HYDRA})
+    found, sha256 = stages.score(bench, trained, scores, ScoreConfig(score_images=4, batch_size=2), training)
+    config = SCORE_OPTIMIZATION.updated(**HYDRA)
     pruned, churn = stages.prune_optimized(bench, trained, found, sha256, MaskRule(50), training, config)
     assert 0 <= churn <= 1
     return stages.finetune(bench, pruned, training, CONFIG)
@@ -81,7 +81,7 @@ def test_stages_do_not_touch_what_they_are_given(bench: Bench) -> None:
     trained = stages.pretrain(bench, start, _training(), CONFIG)
     assert tensors_digest(start.model.state_dict()) == before
     middle = tensors_digest(trained.model.state_dict())
-    scores, sha256 = stages.score(bench, trained, ScoreChoices("scaled"), None)
+    scores, sha256 = stages.score(bench, trained, "scaled", ScoreConfig(), None)
     stages.finetune(bench, stages.prune_one_shot(bench, trained, scores, sha256, MaskRule(50)), _training(), CONFIG)
     assert tensors_digest(trained.model.state_dict()) == middle != before
 
@@ -105,12 +105,12 @@ def _of_other_settings(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [_garbage, _of_other_settings])
 def test_a_spoilt_state_is_not_trusted(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    expected = stages.pretrain(Bench(StageStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
+    expected = stages.pretrain(Bench(WorkStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
     (name,) = [path.name for path in (tmp_path / "a").iterdir()]
     (tmp_path / "b" / name).mkdir(parents=True)
     spoil(tmp_path / "b" / name / STATE)
     progress = Listening()
-    found = stages.pretrain(Bench(StageStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
+    found = stages.pretrain(Bench(WorkStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
     assert found.sha256 == expected.sha256
     assert len(progress.messages) == 1
     assert progress.messages[0].endswith("starting this stage over")
@@ -141,7 +141,7 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
         ("clean", _training()),
         ("pgd-at", _training("pgd-at", attack=PgdConfig(0.0, step_size=0.02, steps=2))),
     ):
-        bench = Bench(StageStore(tmp_path / name), SilentProgress())
+        bench = Bench(WorkStore(tmp_path / name), SilentProgress())
         stages.pretrain(bench, _start(), training, TrainConfig(epochs=1, max_steps=1, batch_size=3))
         (log,) = (tmp_path / name).glob("*/losses.csv")
         losses[name] = float(log.read_text().splitlines()[1].split(",")[3])
@@ -151,8 +151,8 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [0, 99])
 def test_ratios_0_and_99(bench: Bench, ratio: float) -> None:
     start, training = _start(), _training()
-    scores, sha256 = stages.score(bench, start, ScoreChoices("scaled"), None)
-    config = TrainConfig(**{**vars(SCORE_OPTIMIZATION), **HYDRA})
+    scores, sha256 = stages.score(bench, start, "scaled", ScoreConfig(), None)
+    config = SCORE_OPTIMIZATION.updated(**HYDRA)
     one_shot = stages.prune_one_shot(bench, start, scores, sha256, MaskRule(ratio))
     optimized, churn = stages.prune_optimized(bench, start, scores, sha256, MaskRule(ratio), training, config)
     for pruned in (one_shot, optimized):
@@ -169,4 +169,4 @@ def test_finetuning_needs_masks_and_looking_scores_need_images(bench: Bench) -> 
     with pytest.raises(InputError, match="prune it first"):
         stages.finetune(bench, _start(), _training(), CONFIG)
     with pytest.raises(InputError, match="'taylor' look at training images"):
-        stages.score(bench, _start(), ScoreChoices("taylor"), None)
+        stages.score(bench, _start(), "taylor", ScoreConfig(), None)

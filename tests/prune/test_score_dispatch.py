@@ -10,7 +10,7 @@ import torch
 from prunekit.detection import MODELS, DetectionTask
 from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress
-from prunekit.pipeline.scoring import IMAGE_SCORES, REFERENCES, ScoreChoices, make_scores
+from prunekit.pipeline.scoring import IMAGE_SCORES, REFERENCES, ScoreConfig, make_scores
 from prunekit.prune import SCORES, Score, score_model, score_named
 
 MODEL = MODELS["yolov3-tiny"](num_classes=2, width=0.125).eval()
@@ -39,7 +39,7 @@ def test_every_score_that_looks_at_images_is_in_the_table_and_no_other() -> None
 @pytest.mark.parametrize("name", ["mine", "", "Taylor", "deep_lift"])
 def test_an_unknown_score_is_an_error_that_lists_the_known_ones(name: str) -> None:
     for call in (
-        lambda: make_scores(MODEL, TASK, ScoreChoices(name), None, None, SilentProgress()),
+        lambda: make_scores(MODEL, TASK, name, ScoreConfig(), None, None, SilentProgress()),
         lambda: score_model(MODEL, name),
         lambda: score_named(name),
     ):
@@ -51,14 +51,14 @@ def test_a_score_of_ones_own_that_looks_at_images_does_not_become_deeplift(monke
     monkeypatch.setitem(SCORES, "fisher", Score("squared gradients"))
     data = OneImage()
     with pytest.raises(InputError, match="from images to be one of taylor, deeplift, got 'fisher'"):
-        make_scores(MODEL, TASK, ScoreChoices("fisher"), data, None, SilentProgress())  # type: ignore[arg-type]
+        make_scores(MODEL, TASK, "fisher", ScoreConfig(), data, None, SilentProgress())  # type: ignore[arg-type]
     assert data.looks == 0
     expected = {"0": torch.ones(1)}
-    monkeypatch.setitem(IMAGE_SCORES, "fisher", lambda model, task, batches, choices, attack: expected)
-    assert make_scores(MODEL, TASK, ScoreChoices("fisher"), data, None, SilentProgress()) is expected  # type: ignore[arg-type]
+    monkeypatch.setitem(IMAGE_SCORES, "fisher", lambda model, task, batches, config, attack: expected)
+    assert make_scores(MODEL, TASK, "fisher", ScoreConfig(), data, None, SilentProgress()) is expected  # type: ignore[arg-type]
 
 
 def test_an_unknown_reference_does_not_become_zeros() -> None:
-    choices = ScoreChoices("deeplift", reference="median")
+    config = ScoreConfig(reference="median")
     with pytest.raises(InputError, match=f"one of {', '.join(REFERENCES)}, got 'median'"):
-        make_scores(MODEL, TASK, choices, OneImage(), None, SilentProgress())  # type: ignore[arg-type]
+        make_scores(MODEL, TASK, "deeplift", config, OneImage(), None, SilentProgress())  # type: ignore[arg-type]

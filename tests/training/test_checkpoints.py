@@ -34,14 +34,14 @@ from tests.support.training_problems import (
 )
 
 ADAMW = TrainConfig(epochs=3, batch_size=4, augmentation=STANDARD_AUGMENTATION, checkpoint_every=1, ema_decay=0.9)
-DETECTION = dataclasses.replace(ADAMW, sizes=(32, 64))
-SGD = dataclasses.replace(ADAMW, optimizer="sgd", learning_rate=0.02, weight_decay=1e-3)
+DETECTION = ADAMW.updated(sizes=(32, 64))
+SGD = ADAMW.updated(optimizer="sgd", learning_rate=0.02, weight_decay=1e-3)
 SETTINGS = {
     "adamw with average": ADAMW,
-    "sgd without average": dataclasses.replace(SGD, ema_decay=None),
-    "sgd without momentum": dataclasses.replace(SGD, momentum=0.0),
-    "adamw in bfloat16": dataclasses.replace(ADAMW, precision="bfloat16"),
-    "sgd with frozen batch norm": dataclasses.replace(SGD, batch_norm="frozen"),
+    "sgd without average": SGD.updated(ema_decay=None),
+    "sgd without momentum": SGD.updated(momentum=0.0),
+    "adamw in bfloat16": ADAMW.updated(precision="bfloat16"),
+    "sgd with frozen batch norm": SGD.updated(batch_norm="frozen"),
 }
 
 
@@ -107,7 +107,7 @@ def test_a_state_that_is_changed_ends_elsewhere(tmp_path: Path) -> None:
 
 
 def test_resuming_needs_every_average(tmp_path: Path) -> None:
-    config = dataclasses.replace(ADAMW, max_steps=1)
+    config = ADAMW.updated(max_steps=1)
     state = _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config)
     without = dataclasses.replace(state, averages={})
     with pytest.raises(InputError, match=r"expected the state of this model, but it lacks '0\.weight'"):
@@ -115,7 +115,7 @@ def test_resuming_needs_every_average(tmp_path: Path) -> None:
 
 
 def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
-    config = dataclasses.replace(ADAMW, max_steps=1)
+    config = ADAMW.updated(max_steps=1)
     one, two = small_detector(1), small_detector(2)
     state = _run(one, rectangles(num_classes=1), Clean(DetectionTask.of(one)), config)
     before = {name: value.clone() for name, value in two.state_dict().items()}
@@ -126,7 +126,7 @@ def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
         _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config, state=state)
 
 
-CHECKPOINT_CONFIG = dataclasses.replace(ADAMW, max_steps=2)
+CHECKPOINT_CONFIG = ADAMW.updated(max_steps=2)
 
 
 @pytest.fixture
@@ -136,10 +136,10 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_workers_device_and_intervals_may_change_but_nothing_else(checkpoint: Path) -> None:
-    other = dataclasses.replace(CHECKPOINT_CONFIG, workers=3, device="cuda", checkpoint_every=77)
+    other = CHECKPOINT_CONFIG.updated(workers=3, device="cuda", checkpoint_every=77)
     assert load_checkpoint(checkpoint, other).step == 2
     with pytest.raises(InputError, match=r"to be of learning_rate 0\.5, but it is of 0\.012"):
-        load_checkpoint(checkpoint, dataclasses.replace(CHECKPOINT_CONFIG, learning_rate=0.5))
+        load_checkpoint(checkpoint, CHECKPOINT_CONFIG.updated(learning_rate=0.5))
 
 
 def test_every_damage_is_noticed(checkpoint: Path) -> None:
@@ -185,7 +185,7 @@ sys.path.insert(0, sys.argv[3])
 from tests.training.test_checkpoints import run_in_folder
 run_in_folder(Path(sys.argv[1]), kill_at=int(sys.argv[2]))
 """
-KILLED_CONFIG = dataclasses.replace(ADAMW, checkpoint_every=3)
+KILLED_CONFIG = ADAMW.updated(checkpoint_every=3)
 
 
 def run_in_folder(folder: Path, kill_at: int | None = None) -> TrainState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TypeVar
@@ -42,7 +41,7 @@ from tests.support.training_problems import (
 
 T = TypeVar("T")
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, augmentation=NO_AUGMENTATION)
-SGD = dataclasses.replace(SCORE_OPTIMIZATION, epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
+SGD = SCORE_OPTIMIZATION.updated(epochs=3, batch_size=4, augmentation=NO_AUGMENTATION, learning_rate=0.05)
 CLEAN = Clean(ClassifierLosses())
 
 
@@ -55,9 +54,7 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
 
 def test_a_plain_sgd_step_is_the_textbook_one() -> None:
     model, data = linear_classifier(), ImagesInMemory(torch.rand(4, 1, 1, 61), torch.tensor([0, 1, 1, 0]))
-    config = dataclasses.replace(
-        SGD, max_steps=3, learning_rate=0.5, momentum=0.9, weight_decay=0.1, schedule="constant"
-    )
+    config = SGD.updated(max_steps=3, learning_rate=0.5, momentum=0.9, weight_decay=0.1, schedule="constant")
     weight, bias = torch.zeros(2, 61, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     images = data.images.flatten(1).double() - 0.5
@@ -78,7 +75,7 @@ def test_a_plain_sgd_step_is_the_textbook_one() -> None:
 
 def test_gradients_are_clipped_to_the_given_length() -> None:
     model, data = linear_classifier(), ImagesInMemory(torch.rand(4, 1, 1, 61), torch.tensor([0, 1, 1, 0]))
-    config = dataclasses.replace(SGD, max_steps=1, learning_rate=1.0, weight_decay=0.0, max_grad_norm=1e-3)
+    config = SGD.updated(max_steps=1, learning_rate=1.0, weight_decay=0.0, max_grad_norm=1e-3)
     log = Recorder()
     optimize(model, trainable(model), data, CLEAN, config, log=log)
     moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -113,7 +110,7 @@ def test_batch_normalization_trains_as_configured(
 ) -> None:
     model = small_classifier()
     before = snapshot(model)
-    config = dataclasses.replace(CONFIG, batch_norm=mode)  # type: ignore[arg-type]
+    config = CONFIG.updated(batch_norm=mode)
     optimize(model, trainable(model), labeled_images(), make_objective(objective, ClassifierLosses()), config)
     norms = {name for name in changed(before, model) if name.startswith(("1.", "5."))}
     assert norms == {f"{norm}.{name}" for norm in (1, 5) for name in norm_tensors_that_change}
@@ -121,7 +118,7 @@ def test_batch_normalization_trains_as_configured(
 
 def test_the_average_follows_the_weights_at_its_rate_and_faster_in_the_beginning() -> None:
     model = small_classifier()
-    config = dataclasses.replace(CONFIG, ema_decay=0.3)  # from the third step on
+    config = CONFIG.updated(ema_decay=0.3)  # from the third step on
     seen = [snapshot(model)]
     state = optimize(
         model, trainable(model), labeled_images(), CLEAN, config, after_step=[lambda _: seen.append(snapshot(model))]
@@ -149,7 +146,7 @@ def test_hooks_run_after_each_update_and_before_it_is_saved_and_logged() -> None
 
     saved: list[TrainState] = []
     log = Recorder()
-    config = dataclasses.replace(CONFIG, checkpoint_every=4)
+    config = CONFIG.updated(checkpoint_every=4)
     optimize(
         model,
         trainable(model),
@@ -177,7 +174,7 @@ def test_free_adversarial_training_replays_each_batch_and_makes_as_many_steps() 
 
     model = small_classifier()
     log = Recorder()
-    config = dataclasses.replace(CONFIG, epochs=8)
+    config = CONFIG.updated(epochs=8)
     optimize(model, trainable(model), labeled_images(8), Watched(ClassifierLosses()), config, log=log)
     assert len(seen) == 16
     assert [torch.equal(a, b) for a, b in pairwise(seen)] == [step % 4 != 3 for step in range(15)]
@@ -199,7 +196,7 @@ def test_workers_do_not_change_the_batches(shapes_data: object) -> None:
     config = TrainConfig(epochs=1, batch_size=3, sizes=(32, 64))
 
     def batches(workers: int) -> Iterator[tuple[Tensor, list[Target]]]:
-        return training_batches(data, dataclasses.replace(config, workers=workers), first=1)
+        return training_batches(data, config.updated(workers=workers), first=1)
 
     for (x, targets), (expected, expected_targets), _ in zip(batches(2), batches(0), range(4), strict=False):
         assert torch.equal(x, expected)
@@ -226,7 +223,7 @@ def test_bfloat16_comes_close_to_float32() -> None:
         model = small_classifier()
         model[3] = nn.Identity()
         log = Recorder()
-        config = dataclasses.replace(CONFIG, epochs=10, precision=precision)
+        config = CONFIG.updated(epochs=10, precision=precision)
         optimize(model, trainable(model), labeled_images(), CLEAN, config, log=log)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         losses[precision] = torch.tensor([row["loss"] for row in log.rows])

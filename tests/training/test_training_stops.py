@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 from collections.abc import Iterator
@@ -52,7 +51,7 @@ class Raises(Objective):
 def test_a_loss_that_is_not_finite_ends_training_with_a_sentence() -> None:
     model = small_classifier()
     saved: list[TrainState] = []
-    config = dataclasses.replace(CONFIG, checkpoint_every=2)
+    config = CONFIG.updated(checkpoint_every=2)
     Raises.calls = 0
     log = Recorder()
     with pytest.raises(TrainingDivergedError, match="step 6: the loss is nan") as caught:
@@ -73,8 +72,8 @@ def test_a_loss_that_is_not_finite_ends_training_with_a_sentence() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_training_that_explodes_says_so_whatever_the_objective(objective: str) -> None:
     model = small_classifier()
-    config = dataclasses.replace(
-        SCORE_OPTIMIZATION, epochs=40, batch_size=4, learning_rate=1e30, weight_decay=0.5, augmentation=NO_AUGMENTATION
+    config = SCORE_OPTIMIZATION.updated(
+        epochs=40, batch_size=4, learning_rate=1e30, weight_decay=0.5, augmentation=NO_AUGMENTATION
     )
     with pytest.raises(TrainingDivergedError, match="last finite loss was"):
         optimize(model, trainable(model), labeled_images(), make_objective(objective, ClassifierLosses()), config)
@@ -130,7 +129,7 @@ def test_no_images_and_no_parameters_are_refused() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     model = small_classifier()
-    config = dataclasses.replace(CONFIG, device="cuda")
+    config = CONFIG.updated(device="cuda")
     with pytest.raises(InputError, match=r"expected a GPU for the device 'cuda', but .*; use the device cpu"):
         optimize(model, trainable(model), labeled_images(), CLEAN, config)
 
@@ -139,7 +138,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 def test_an_unknown_device_is_refused(device: str) -> None:
     model = small_classifier()
     with pytest.raises(InputError, match="expected the device to be cpu, cuda"):
-        optimize(model, trainable(model), labeled_images(), CLEAN, dataclasses.replace(CONFIG, device=device))
+        optimize(model, trainable(model), labeled_images(), CLEAN, CONFIG.updated(device=device))
 
 
 @pytest.mark.parametrize(
@@ -160,5 +159,5 @@ def test_an_unknown_device_is_refused(device: str) -> None:
     ],
 )
 def test_impossible_knobs_are_refused_by_name(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"expected {next(iter(wrong))} to be"):
-        dataclasses.replace(CONFIG, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "):
+        CONFIG.updated(**wrong)
