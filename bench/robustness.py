@@ -150,8 +150,8 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
     given = open_checkpoint(config.weights, task)
     bench = Bench(StageStore(demo.out / "stages"), progress)
-    robust = pretrain(bench, given, training, pretraining(config))
-    groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    robust = pretrain(bench, given, training, pretraining(config, given.task))
+    groups = channel_groups(robust.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     return Start(config, dataset, training, bench, given, robust, groups)
 
 
@@ -169,7 +169,7 @@ def measure_seed(
             evaluate_step(start, where, pruned, churn, rows)
             more = (short + start.config.optimize_epochs,) if equal_passes and pruning == "one-shot" else ()
             for epochs in (short, *more, *longer):
-                knobs = replace(finetuning(start.config), epochs=epochs)
+                knobs = replace(finetuning(start.config, start.robust.task), epochs=epochs)
                 groups = start.groups if pruned.drops_filters else None
                 tuned = finetune(start.bench, pruned, start.training, knobs, groups)
                 evaluate_step(start, replace(where, step="fine-tuned", finetune_epochs=epochs), tuned, churn, rows)
@@ -182,7 +182,7 @@ def prune(start: Start, cell: Cell, pruning: str) -> tuple[Checkpoint, float]:
     scores, scores_sha256 = score(start.bench, start.robust, choices, start.training)
     if pruning == "one-shot":
         return prune_one_shot(start.bench, start.robust, scores, scores_sha256, rule), 0.0
-    knobs = score_optimization(start.config)
+    knobs = score_optimization(start.config, start.robust.task)
     return prune_optimized(start.bench, start.robust, scores, scores_sha256, rule, start.training, knobs)
 
 
@@ -201,7 +201,7 @@ def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float |
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
     row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}
     if artifact.masks is not None:
-        x = torch.zeros(1, 3, config.image_size, config.image_size)
+        x = torch.zeros_like(start.dataset[0].image[None])
         groups = start.groups if artifact.drops_filters else None
         costs = count_costs(artifact.model, x, artifact.masks, groups)
         kept = sum(layer.kept_weights for layer in costs.layers)

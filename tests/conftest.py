@@ -56,6 +56,7 @@ SLOW = (
     "test_bitmap_compiles.py",
     "test_carlini_wagner.py",
     "test_checkpoints.py",
+    "test_classifier_commands.py",
     "test_cli_stages.py",
     "test_compaction_calls.py",
     "test_compaction_choosing.py",

@@ -8,25 +8,31 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
-from prunekit.pipeline.config import EvaluatingChoices, ScoringChoices, SharedChoices, TrainingChoices, split_names
+from prunekit.pipeline.config import (
+    DATA,
+    WEIGHTS,
+    EvaluatingChoices,
+    ScoringChoices,
+    SharedChoices,
+    TrainingChoices,
+    split_names,
+)
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.task import models
-
-_WEIGHTS = "darknet .weights file, or .safetensors file written by prunekit"
-_DATA = "folder in COCO layout, or annotation JSON file"
 
 
 class DetectorChoices(SharedChoices):
     """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
 
     model: str | None = Field(
-        None, description=f"detector architecture: {', '.join(models())} (default: from .safetensors weights)"
+        None, description=f"architecture: {', '.join(models())} (default: from .safetensors weights)"
     )
     width: float | None = Field(
         None,
         gt=0,
         le=4,
-        description="width multiplier: channels relative to darknet's (default: from .safetensors weights, else 1)",
+        description="width multiplier: channels relative to the published network's (default: from .safetensors "
+        "weights, else 1)",
     )
 
 
@@ -41,23 +47,23 @@ class _TrainingOfWeights(_Epochs):
 class TrainStage(DetectorChoices, _TrainingOfWeights):
     """Train every parameter, from given weights or from scratch."""
 
-    weights: Path | None = Field(None, description=f"initial weights: {_WEIGHTS} (default: train from scratch)")
-    data: Path = Field(description=f"training data: {_DATA}")
+    weights: Path | None = Field(None, description=f"initial weights: {WEIGHTS} (default: train from scratch)")
+    data: Path = Field(description=f"training data: {DATA}")
 
 
 class FinetuneStage(DetectorChoices, _TrainingOfWeights):
     """Train a pruned detector with its masks held."""
 
-    weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
-    data: Path = Field(description=f"training data: {_DATA}")
+    weights: Path = Field(description="pruned model: model.safetensors of prunekit prune or finetune")
+    data: Path = Field(description=f"training data: {DATA}")
 
 
 class ScoreStage(DetectorChoices, ScoringChoices):
     """Score every weight."""
 
-    weights: Path = Field(description=_WEIGHTS)
+    weights: Path = Field(description=WEIGHTS)
     data: Path | None = Field(
-        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {_DATA}"
+        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {DATA}"
     )
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
@@ -66,7 +72,7 @@ class ScoreStage(DetectorChoices, ScoringChoices):
 class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
-    weights: Path = Field(description=_WEIGHTS)
+    weights: Path = Field(description=WEIGHTS)
     ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
     structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
@@ -79,9 +85,7 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
         None, description="scores.safetensors written by prunekit score, instead of --scores"
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
-    data: Path | None = Field(
-        None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
-    )
+    data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
     score_optimizer: str = Field(
         "sgd", description="optimizer of the scores: sgd as in HYDRA, for thousands of steps; adamw for fewer"
     )
@@ -108,17 +112,17 @@ class PruneStage(DetectorChoices, ScoringChoices, _Epochs):
 class EvaluateStage(DetectorChoices, EvaluatingChoices):
     """Evaluate a detector clean and under attacks."""
 
-    weights: Path = Field(description=_WEIGHTS)
-    data: Path = Field(description=_DATA)
+    weights: Path = Field(description=WEIGHTS)
+    data: Path = Field(description=DATA)
     attack: tuple[str, ...] = Field(
         ("paper",), description=f"attacks, one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
     )
     transfer_from: Path | None = Field(
         None,
-        description="weights of another detector, such as the unpruned one, on which transferred attacks are generated",
+        description="weights of another model, such as the unpruned one, on which transferred attacks are generated",
     )
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
-    latency: bool = Field(False, description="accelerate the detector and time it against the dense one")
+    latency: bool = Field(False, description="accelerate the model and time it against the dense one")
 
     @field_validator("attack", mode="before")
     @classmethod

@@ -57,7 +57,7 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "pretrain"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress)
+        dataset = open_data(config, task, config.data, progress, learn=True)
         task = task.for_data(dataset)
         start = _scratch(config, task) if config.weights is None else open_checkpoint(config.weights, task)
         if start.masks is not None:
@@ -66,7 +66,9 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
         with _bench(config, "pretrain", progress) as bench:
             before = _stamp(config.out)
             training = make_training(config, dataset, data_sha256, progress)
-            pretrain(bench, start, training, training_of_weights(config, config.epochs, config.learning_rate))
+            pretrain(
+                bench, start, training, training_of_weights(config, start.task, config.epochs, config.learning_rate)
+            )
             return _outcome(config.out, before, MODEL, *_exports(config.out))
 
 
@@ -75,16 +77,16 @@ def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> S
     progress = progress or SilentProgress()
     with prepared(config, "finetune"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress)
+        dataset = open_data(config, task, config.data, progress, learn=True)
         start = opened(config.weights, task, dataset)
         if start.masks is None:
-            raise InputError(f"--weights: expected a pruned detector, but {config.weights} has no masks: prune it.")
+            raise InputError(f"--weights: expected a pruned model, but {config.weights} has no masks: prune it.")
         groups = read_groups(config, start) if start.drops_filters else None
         data_sha256 = data_digest(dataset, progress)
         with _bench(config, "finetune", progress) as bench:
             before = _stamp(config.out)
             training = make_training(config, dataset, data_sha256, progress)
-            knobs = training_of_weights(config, config.epochs, config.learning_rate)
+            knobs = training_of_weights(config, start.task, config.epochs, config.learning_rate)
             tuned = finetune(bench, start, training, knobs, groups)
             return _outcome(config.out, before, MODEL, summary=_density(tuned))
 
@@ -94,7 +96,7 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "score"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
         training = _scoring_images(config, config.scores, config.train_attack, dataset, progress)
         with _bench(config, "score", progress) as bench:
@@ -108,7 +110,7 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "prune"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
         given = None
         if config.scores_file is not None:
@@ -125,7 +127,9 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
             before = _stamp(config.out)
             scores, scores_sha256 = given or score(bench, start, score_choices(config, name), training)
             if config.optimize_scores and training is not None:
-                knobs = training_of_scores(config, config.score_optimizer, config.epochs, config.learning_rate)
+                knobs = training_of_scores(
+                    config, start.task, config.score_optimizer, config.epochs, config.learning_rate
+                )
                 pruned, churn = prune_optimized(bench, start, scores, scores_sha256, rule, training, knobs)
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
             pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)
@@ -147,12 +151,12 @@ def task_for(config: DetectorChoices, weights: Path | None) -> Task:
     Raises:
         InputError: When they do not say it, or the model does not take such images.
     """
-    found = spec_of(weights) if weights is not None else None
+    found = spec_of(weights, config.model) if weights is not None else None
     name = config.model or (found.name if found else None)
     if name is None and weights is None:
-        raise InputError("--model: training from scratch needs to know which detector: add --model, or --weights.")
+        raise InputError("--model: training from scratch needs to know which model: add --model, or --weights.")
     if name is None:
-        raise InputError(f"--model: {weights} does not say which detector it holds: add --model.")
+        raise InputError(f"--model: {weights} does not say which model it holds: add --model.")
     task = task_of(requested_spec(name, config.width, found))
     if wrong := wrong_image_size(config.image_size, task):
         raise InputError(f"{wrong}.")
@@ -165,14 +169,15 @@ def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
     Raises:
         InputError: When they contradict each other, or do not say enough.
     """
-    if dataset is None and spec_of(weights) is None:
+    if dataset is None and spec_of(weights, task.spec.name) is None:
         raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
     return open_checkpoint(weights, task if dataset is None else task.for_data(dataset))
 
 
 def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
     """Read which channels of a model go together."""
-    return channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    size = config.image_size or start.task.image_size
+    return channel_groups(start.model, torch.zeros(1, 3, size, size))
 
 
 def _scratch(config: TrainStage, task: Task) -> Checkpoint:

@@ -73,7 +73,13 @@ class SharedChoices(MachineChoices):
     """What every command is told: where the results go, and how images enter."""
 
     out: Path = Field(description="output folder")
-    image_size: int = Field(416, ge=1, le=4096, description="side of the input in pixels; for YOLO a multiple of 32")
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="side of the input in pixels; for YOLO a multiple of 32 (default: 416 for YOLO; for classifiers "
+        "the size that all images share, else 224)",
+    )
     grayscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
@@ -102,10 +108,10 @@ class SharedChoices(MachineChoices):
         return self
 
 
-def wrong_image_size(size: int, task: Task) -> str:
-    """Return what is wrong with a size for a task, or ""."""
+def wrong_image_size(size: int | None, task: Task) -> str:
+    """Return what is wrong with a size for a task, or ""; None leaves it to the task."""
     multiple = task.input_multiple
-    return f"--image-size: expected a multiple of {multiple}, got {size}" if size % multiple else ""
+    return f"--image-size: expected a multiple of {multiple}, got {size}" if (size or 0) % multiple else ""
 
 
 def _require_known_model(name: str) -> None:
@@ -129,7 +135,9 @@ class TrainingChoices(SharedChoices):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
     )
-    augment: bool = Field(True, description="augment training images: random flips, scaling, shifts and colors")
+    augment: bool = Field(
+        True, description="augment training images: random flips and shifts, for detectors scaling and colors too"
+    )
     checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
 
 
@@ -160,6 +168,16 @@ def split_names(value: Any) -> Any:
     """Turn "a, b" into ("a", "b"), each name once; leave what is no text as it is."""
     return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
 
+
+#: What options on files take.
+WEIGHTS = (
+    ".safetensors file written by prunekit, darknet .weights file of a detector, or a classifier's state dict "
+    "(.pt, .pth, .safetensors)"
+)
+DATA = (
+    "for detectors a folder in COCO layout or an annotation JSON file; for classifiers a folder with one for each "
+    "class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
+)
 
 Choices = TypeVar("Choices", bound=SharedChoices)
 
@@ -194,10 +212,10 @@ class RunConfig(TrainingChoices, ScoringChoices, EvaluatingChoices):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=f"architecture: {', '.join(models())}")
-    weights: Path = Field(description="darknet .weights file, or .safetensors file written by prunekit")
-    data: Path = Field(description="evaluation data: folder in COCO layout, or annotation JSON file")
+    weights: Path = Field(description=WEIGHTS)
+    data: Path = Field(description=f"evaluation data: {DATA}")
     out: Path = Field(description="run folder; an interrupted run in it is resumed")
-    width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to darknet's")
+    width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to the published network's")
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
     )

@@ -10,8 +10,8 @@ from prunekit.pipeline.checkpoint import Training
 from prunekit.pipeline.config import RunConfig, ScoringChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreChoices
 from prunekit.progress import Progress
-from prunekit.task import Data
-from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.task import Data, Task
+from prunekit.training.augment import NO_AUGMENTATION, AugmentConfig
 from prunekit.training.config import SCORE_OPTIMIZATIONS, TrainConfig
 from prunekit.training.data import ImagesOnDisk, TrainingData, read_into_memory
 from prunekit.training.objectives import ObjectiveConfig
@@ -39,40 +39,42 @@ def preset(name: str) -> PgdConfig:
     return attack
 
 
-def pretraining(config: RunConfig) -> TrainConfig:
+def pretraining(config: RunConfig, task: Task) -> TrainConfig:
     """Return the knobs of robust pre-training."""
-    return training_of_weights(config, max(1, config.pretrain_epochs), config.pretrain_learning_rate)
+    return training_of_weights(config, task, max(1, config.pretrain_epochs), config.pretrain_learning_rate)
 
 
-def finetuning(config: RunConfig) -> TrainConfig:
+def finetuning(config: RunConfig, task: Task) -> TrainConfig:
     """Return the knobs of fine-tuning."""
-    return training_of_weights(config, max(1, config.finetune_epochs), config.finetune_learning_rate)
+    return training_of_weights(config, task, max(1, config.finetune_epochs), config.finetune_learning_rate)
 
 
-def score_optimization(config: RunConfig) -> TrainConfig:
+def score_optimization(config: RunConfig, task: Task) -> TrainConfig:
     """Return the knobs of optimizing scores."""
-    return training_of_scores(config, config.score_optimizer, config.optimize_epochs, config.optimize_learning_rate)
+    rate = config.optimize_learning_rate
+    return training_of_scores(config, task, config.score_optimizer, config.optimize_epochs, rate)
 
 
-def training_of_weights(config: TrainingChoices, epochs: int, learning_rate: float) -> TrainConfig:
+def training_of_weights(config: TrainingChoices, task: Task, epochs: int, learning_rate: float) -> TrainConfig:
     """Return the knobs for training weights so long at this peak."""
-    return TrainConfig(epochs=epochs, learning_rate=learning_rate, **_shared(config))
+    return TrainConfig(epochs=epochs, learning_rate=learning_rate, **_shared(config, task))
 
 
 def training_of_scores(
-    config: TrainingChoices, optimizer: str, epochs: int, learning_rate: float | None
+    config: TrainingChoices, task: Task, optimizer: str, epochs: int, learning_rate: float | None
 ) -> TrainConfig:
     """Return the knobs for scores, with the configuration's batches.
 
     Args:
         config: Batches, seed and the like.
+        task: How images vary.
         optimizer: A key of `SCORE_OPTIMIZATIONS`.
         epochs: Passes over the data.
         learning_rate: The peak; None takes the optimizer's.
     """
     knobs = SCORE_OPTIMIZATIONS[optimizer]
     peak = knobs.learning_rate if learning_rate is None else learning_rate
-    return replace(knobs, epochs=epochs, learning_rate=peak, **_shared(config))
+    return replace(knobs, epochs=epochs, learning_rate=peak, **_shared(config, task))
 
 
 def score_choices(config: ScoringChoices, name: str) -> ScoreChoices:
@@ -80,13 +82,13 @@ def score_choices(config: ScoringChoices, name: str) -> ScoreChoices:
     return ScoreChoices(name, config.score_images, config.batch_size, config.reference, config.rule, config.seed)
 
 
-def _shared(config: TrainingChoices) -> dict[str, Any]:
+def _shared(config: TrainingChoices, task: Task) -> dict[str, Any]:
     return {
         "max_steps": config.max_steps,
         "batch_size": config.train_batch_size,
         "batch_norm": config.batch_norm,
         "precision": config.precision,
-        "augmentation": STANDARD_AUGMENTATION if config.augment else NO_AUGMENTATION,
+        "augmentation": AugmentConfig(**task.augmentation) if config.augment else NO_AUGMENTATION,
         "seed": config.seed,
         "checkpoint_every": config.checkpoint_every,
         "workers": config.workers,

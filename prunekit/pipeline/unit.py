@@ -86,7 +86,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     files += [folder.compacted(unit)] if compaction is not None else []
     latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
-    x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
+    x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
     row = RatioResult(
         ratio=unit.ratio,
@@ -100,7 +100,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
         layers=len(acceleration.rows),
         images=len(job.dataset),
-        image_size=job.config.image_size,
+        image_size=job.dataset.image_size,
         attack=job.config.attack,
         threads=torch.get_num_threads(),
         instruction_set=native_status().instruction_set,
@@ -124,10 +124,12 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
         pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
         pruned, churn = prune_optimized(
-            job.bench, job.start, scores, scores_sha256, rule, training, score_optimization(config)
+            job.bench, job.start, scores, scores_sha256, rule, training, score_optimization(config, job.start.task)
         )
     if training is not None and config.finetune_epochs > 0:
-        pruned = finetune(job.bench, pruned, training, finetuning(config), job.groups if rule.cuts_filters else None)
+        pruned = finetune(
+            job.bench, pruned, training, finetuning(config, job.start.task), job.groups if rule.cuts_filters else None
+        )
     return pruned, churn
 
 
@@ -136,7 +138,7 @@ def _prune_by_shared_scores(
 ) -> tuple[Checkpoint, float]:
     """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
     shared = replace(rule, ratio_percent=ratio)
-    knobs = score_optimization(job.config)
+    knobs = score_optimization(job.config, job.start.task)
     start, optimized, sha = optimize_scores(job.bench, job.start, scores, scores_sha256, shared, training, knobs)
     pruned = prune_one_shot(job.bench, start, optimized, sha, rule)
     assert pruned.masks is not None

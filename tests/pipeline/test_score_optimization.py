@@ -38,7 +38,7 @@ GOOD = {"model": "yolov3-tiny", "weights": "w", "data": "d", "out": "o"}
 def test_each_optimizer_has_its_own_rate_unless_one_is_given(
     choices: dict[str, Any], optimizer: str, rate: float
 ) -> None:
-    knobs = score_optimization(make_config(**GOOD, **choices, optimize_epochs=3))
+    knobs = score_optimization(make_config(**GOOD, **choices, optimize_epochs=3), tiny_task(2, 1.0))
     assert (knobs.optimizer, knobs.learning_rate, knobs.epochs) == (optimizer, rate, 3)
     assert knobs.ema_decay is None  # an average of scores would rank as none of them did
 
@@ -64,8 +64,8 @@ def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
     work: tuple[RunConfig, Bench, Checkpoint, Training], structure: str
 ) -> None:
     config, bench, start, training = work
-    groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
-    rule, knobs = MaskRule(60, structure, groups=groups), score_optimization(config)
+    groups = channel_groups(start.model, torch.zeros(1, 3, 96, 96))
+    rule, knobs = MaskRule(60, structure, groups=groups), score_optimization(config, start.task)
     scores, digest = score(bench, start, score_choices(config, "scaled"), None)
     alone, _ = prune_optimized(bench, start, scores, digest, rule, training, knobs)
     trained, optimized, sha = optimize_scores(bench, start, scores, digest, rule, training, knobs)
@@ -106,7 +106,7 @@ def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
     before = rule(scores)
     moved = {}
     for optimizer in SCORE_OPTIMIZATIONS:
-        knobs = score_optimization(make_config(**{**config.model_dump(), "score_optimizer": optimizer}))
+        knobs = score_optimization(make_config(**{**config.model_dump(), "score_optimizer": optimizer}), start.task)
         pruned, churn = prune_optimized(bench, start, scores, digest, rule, training, knobs)
         assert pruned.masks is not None
         kept = sum(int(mask.count_nonzero()) for mask in before.values())
