@@ -80,6 +80,7 @@ SLOW = (
     "test_kernel_choice.py",
     "test_masked_conv2d_cuda.py",
     "test_masked_conv2d_transforms.py",
+    "test_models.py",
     "test_plots.py",
     "test_readme.py",
     "test_robustness_bench.py",
