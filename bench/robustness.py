@@ -151,7 +151,7 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     given = open_checkpoint(config.weights, task)
     bench = Bench(WorkStore(demo.out / "stages"), progress)
     robust = pretrain(bench, given, training, config.pretrain)
-    groups = channel_groups(robust.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    groups = channel_groups(robust.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     return Start(config, dataset, training, bench, given, robust, groups)
 
 
@@ -200,7 +200,7 @@ def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float |
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
     row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}
     if artifact.masks is not None:
-        x = torch.zeros(1, 3, config.image_size, config.image_size)
+        x = torch.zeros_like(start.dataset[0].image[None])
         groups = start.groups if artifact.drops_filters else None
         costs = count_costs(artifact.model, x, artifact.masks, groups)
         kept = sum(layer.kept_weights for layer in costs.layers)

@@ -6,7 +6,7 @@ from prunekit.errors import InputError
 from prunekit.lazy import lazy
 
 if TYPE_CHECKING:
-    from prunekit import attacks, compaction, detection, nn, ops, prune
+    from prunekit import attacks, classification, compaction, detection, nn, ops, prune
     from prunekit.compaction.compact import compact
     from prunekit.compaction.optimizers import carry_optimizer
     from prunekit.compaction.saving import load, save
@@ -20,6 +20,7 @@ __all__ = [
     "accelerate",
     "attacks",
     "carry_optimizer",
+    "classification",
     "compact",
     "compaction",
     "detection",
@@ -38,5 +39,5 @@ __getattr__, __dir__ = lazy(
         "prunekit.nn": ["accelerate"],
         "prunekit.ops": ["masked_conv2d"],
     },
-    rooms=["attacks", "compaction", "detection", "nn", "ops", "prune"],
+    rooms=["attacks", "classification", "compaction", "detection", "nn", "ops", "prune"],
 )

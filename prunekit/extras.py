@@ -6,7 +6,7 @@ import importlib.util
 
 #: By the name of an extra in pyproject.toml: the modules that it brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "study": ("PIL", "pycocotools", "pydantic", "typer", "rich", "matplotlib", "jinja2", "filelock", "yaml"),
+    "study": ("PIL", "pycocotools", "pydantic", "typer", "rich", "matplotlib", "jinja2", "filelock", "yaml", "scipy"),
     "peers": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "triton": ("triton",),
     "captum": ("captum",),

@@ -127,12 +127,26 @@ class Task(Losses, Protocol):
         ...
 
     @property
+    def image_size(self) -> int:
+        """The side of usual images in pixels, where neither options nor data say one."""
+        ...
+
+    @property
+    def augmentation(self) -> Mapping[str, Any]:
+        """How training images vary: values of `prunekit.training.augment.AugmentConfig`'s fields, by name."""
+        ...
+
+    @property
     def figures(self) -> Sequence[Figure]:
         """The metrics that tables and plots show, the main one first."""
         ...
 
-    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> Data:
-        """Open a data set; InputError in one sentence for anything that keeps it from being used."""
+    def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> Data:
+        """Open a data set, at a size of the task's or the data's own if none is given.
+
+        Raises:
+            InputError: In one sentence, for anything that keeps it from being used.
+        """
         ...
 
     def for_data(self, data: Any) -> Task:
@@ -185,6 +199,10 @@ class Task(Losses, Protocol):
         """Say in one line how accuracy is measured under a configuration."""
         ...
 
+    def reads(self, path: Path) -> bool:
+        """Return whether a file is one for `load_weights`, of whatever kind: a trainer's checkpoint, say."""
+        ...
+
     def load_weights(self, model: nn.Module, path: Path) -> None:
         """Read weights from a file that prunekit did not write; InputError if there is no such format."""
         ...
@@ -206,7 +224,7 @@ _FAMILIES: dict[str, Family] = {}
 _TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
 _PLUGINS: set[str] = set()
 #: Modules that register prunekit's own families, imported when a family is first asked for.
-_OWN = ("prunekit.detection.task",)
+_OWN = ("prunekit.detection.task", "prunekit.classification.task")
 
 
 def register_task(name: str, make: Callable[[ModelSpec], Task]) -> None:

@@ -103,6 +103,15 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class HasTrainingPart(Protocol):
+    """A data set that has images to learn from beside those to evaluate on."""
+
+    def training(self) -> Any:
+        """Return the data to learn from, of the same size and classes."""
+        ...
+
+
+@runtime_checkable
 class KeepsImages(Protocol):
     """A data set that can keep decoded images; `KeptImages` says why, and what that costs."""
 

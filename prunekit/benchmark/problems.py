@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunekit.benchmark.classifiers import mobilenetv2, resnet50, vgg16
+from prunekit.classification import mobilenetv2, resnet50, vgg16
 from prunekit.detection import MODELS
 from prunekit.prune import masks_from_scores, prunable_layers
 
@@ -33,9 +33,9 @@ class Net:
 
 NETS: dict[str, Net] = {
     **{name: Net(build, 416) for name, build in MODELS.items()},
-    "resnet50": Net(resnet50, 224),
+    "resnet50": Net(partial(resnet50, normalized=False), 224),
     "vgg16": Net(vgg16, 224),
-    "mobilenetv2": Net(mobilenetv2, 224),
+    "mobilenetv2": Net(partial(mobilenetv2, normalized=False), 224),
 }
 
 

@@ -13,7 +13,7 @@ from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.task import load_plugin, models
+from prunekit.task import Task, load_plugin, models
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -51,8 +51,9 @@ def compact_command(
     num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
     width: Annotated[float | None, typer.Option(help="width multiplier of a darknet file")] = None,
     image_size: Annotated[
-        int, typer.Option(help="image size for measuring, in pixels; the result runs at any size")
-    ] = 416,
+        int | None,
+        typer.Option(help="image size for measuring, in pixels; the result runs at any size (default: the model's)"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="module of yours that registers the model")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
@@ -65,8 +66,9 @@ def compact_command(
         with thread_count(threads), ConsoleProgress(error_console) as progress:
             spec = requested_spec(model, width).updated(num_classes=num_classes) if model is not None else None
             detector = find_checkpoint(source, unit, spec)
+            x = example_image(_size(image_size, detector.task))
             for _ in progress.track(range(1), "compacting", 1):
-                result = compact(detector.model, example_image(image_size), multiple_of=multiple_of)
+                result = compact(detector.model, x, multiple_of=multiple_of)
             save(result, out)
             written = [out]
             if export_to is not None:
@@ -78,12 +80,19 @@ def compact_command(
             out_console.print(f"Written: {file}", highlight=False, soft_wrap=True)
 
 
+def _size(image_size: int | None, task: Task) -> int:
+    size = task.image_size if image_size is None else image_size
+    if size % task.input_multiple:
+        raise InputError(f"--image-size: expected a multiple of {task.input_multiple}, found {size}.")
+    return size
+
+
 def _check(
     out: Path,
     multiple_of: int | None,
     export_to: str | None,
     model: str | None,
-    image_size: int,
+    image_size: int | None,
     threads: int | None,
 ) -> None:
     if out.is_dir():
@@ -94,7 +103,7 @@ def _check(
         raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, found {export_to!r}.")
     if model is not None and model not in models():
         raise InputError(f"--model: expected one of {', '.join(models())}, found {model!r}.")
-    if not 32 <= image_size <= _LARGEST_SIZE or image_size % 32:
-        raise InputError(f"--image-size: expected a multiple of 32 up to {_LARGEST_SIZE}, found {image_size}.")
+    if image_size is not None and not 1 <= image_size <= _LARGEST_SIZE:
+        raise InputError(f"--image-size: expected a number of pixels up to {_LARGEST_SIZE}, found {image_size}.")
     if threads is not None and not 1 <= threads <= 1024:
         raise InputError(f"--threads: expected a whole number from 1 to 1024, found {threads}.")

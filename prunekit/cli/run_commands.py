@@ -31,7 +31,7 @@ Run the same command again to resume an interrupted run.
 
 @takes(RunConfig)
 def run_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Prune a detector at each ratio, evaluate it clean and attacked, accelerate and time it, and write a report."""
+    """Prune a model at each ratio, evaluate it clean and attacked, accelerate and time it, and write a report."""
     with user_errors(verbose):
         config = make_config(**choices)
         with ConsoleProgress(error_console) as progress:

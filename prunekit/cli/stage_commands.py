@@ -22,6 +22,8 @@ Examples:
 
   prunekit train --weights runs/robust/model.safetensors --data train/ --objective trades --out runs/trades
 
+  prunekit train --model resnet20 --data cifar10/ --train-batch-size 128 --out runs/classifier
+
 {_AGAIN}
 """
 
@@ -70,14 +72,14 @@ Examples:
 
 @takes(TrainStage)
 def train_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Train a detector, adversarially by default, from weights or from scratch; writes OUT/model.safetensors."""
+    """Train a model, adversarially by default, from weights or from scratch; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(train_stage(TrainStage(**choices), progress))
 
 
 @takes(ScoreStage)
 def score_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Score every weight of a detector; writes OUT/scores.safetensors."""
+    """Score every weight of a model; writes OUT/scores.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(score_stage(ScoreStage(**choices), progress))
 
@@ -91,14 +93,14 @@ def prune_command(choices: dict[str, Any], verbose: bool) -> None:
 
 @takes(FinetuneStage)
 def finetune_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Fine-tune a pruned detector with its masks fixed; writes OUT/model.safetensors."""
+    """Fine-tune a pruned model with its masks fixed; writes OUT/model.safetensors."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(finetune_stage(FinetuneStage(**choices), progress))
 
 
 @takes(EvaluateStage)
 def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Evaluate a detector clean and under attack; writes OUT/evaluation.json, and detections as CSV and JSON."""
+    """Evaluate a model clean and under attack; writes OUT/evaluation.json, and what was found as CSV or JSON."""
     with user_errors(verbose):
         with ConsoleProgress(error_console) as progress:
             outcome = evaluate_stage(EvaluateStage(**choices), progress)

@@ -26,6 +26,7 @@ from prunekit.errors import InputError
 from prunekit.kept_images import KeptImages
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
+USUAL_SIZE = 416  # pixels, as in darknet's configurations
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class CocoDataset(Dataset[Sample]):
         self,
         annotations: CocoAnnotations,
         image_folder: Path,
-        image_size: int = 416,
+        image_size: int = USUAL_SIZE,
         grayscale: bool = False,
         fill: float = 0.5,
         interpolation: Interpolation = "bilinear",
@@ -95,7 +96,7 @@ class CocoDataset(Dataset[Sample]):
     def open(
         cls,
         path: str | Path,
-        image_size: int = 416,
+        image_size: int | None = None,
         grayscale: bool = False,
         limit: int | None = None,
         on_bad_image: OnBadImage = "error",
@@ -106,7 +107,7 @@ class CocoDataset(Dataset[Sample]):
 
         Args:
             path: an annotation JSON, or a folder with one under annotations/ and the images beside it.
-            image_size: side of the letterboxed images in pixels, a multiple of 32.
+            image_size: side of the letterboxed images in pixels, a multiple of 32; 416 if not given.
             grayscale: replace colors by Rec. 601 gray values.
             limit: use the first `limit` images only.
             on_bad_image: whether a missing, damaged or wrongly sized image is an error or is skipped; to skip
@@ -129,7 +130,8 @@ class CocoDataset(Dataset[Sample]):
             raise InputError(_nothing_usable(annotation_file, content.skipped + bad_annotations))
         skipped = [*content.skipped, *bad_annotations, *bad_images]
         annotations = CocoAnnotations(list(records.values()), content.categories, skipped)
-        return cls(annotations, image_folder, image_size, grayscale, fill, interpolation)
+        size = USUAL_SIZE if image_size is None else image_size
+        return cls(annotations, image_folder, size, grayscale, fill, interpolation)
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:

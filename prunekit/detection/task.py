@@ -18,7 +18,7 @@ from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import evaluate_detections
 from prunekit.detection.boxes import Detections, decode, nms
-from prunekit.detection.coco import SIZE_STEP, Batch, CocoDataset
+from prunekit.detection.coco import SIZE_STEP, USUAL_SIZE, Batch, CocoDataset
 from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
 from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
 from prunekit.detection.divergence import detection_divergence
@@ -28,10 +28,20 @@ from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.detection.target import Target
 from prunekit.detection.yolov3 import MODELS, Anchors, Detector
 from prunekit.errors import InputError
+from prunekit.file_kinds import kind_of_file
 from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task
 
 SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
 DARKNET_WEIGHTS = "model.weights"
+# Close to what the common PyTorch trainers of YOLOv3 use, without mosaics.
+AUGMENTATION: dict[str, Any] = {
+    "scale": 0.3,
+    "translate": 0.1,
+    "hue": 0.015,
+    "saturation": 0.5,
+    "brightness": 0.3,
+    "contrast": 0.2,
+}
 _PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 Found = Mapping[int, Detections]
@@ -62,11 +72,13 @@ class DetectionTask:
         spec: What builds the detector.
         figures: AP50 first in plots, as in the report on robust pruning.
         input_multiple: The coarsest stride.
+        image_size: Darknet's.
     """
 
     spec: ModelSpec
     figures: tuple[Figure, ...] = (Figure("ap", "AP"), Figure("ap50", "AP50"))
     input_multiple: int = SIZE_STEP
+    image_size: int = USUAL_SIZE
 
     def __post_init__(self) -> None:
         classes = self.spec.arguments.get("num_classes", 1)
@@ -89,7 +101,12 @@ class DetectionTask:
         with torch.device("meta"), torch.random.fork_rng([]):
             return Heads.of(self.spec.build())
 
-    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> CocoDataset:
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """Return `AUGMENTATION`."""
+        return dict(AUGMENTATION)
+
+    def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> CocoDataset:
         """Open a data set in COCO's layout."""
         return CocoDataset.open(path, image_size, grayscale, limit)
 
@@ -206,6 +223,10 @@ class DetectionTask:
             f"COCO average precision by pycocotools, unrounded, at scores above {config['score_threshold']} and NMS "
             f"overlap {config['iou_threshold']}, at most {config['max_detections']} detections an image"
         )
+
+    def reads(self, path: Path) -> bool:
+        """Return whether a file may be darknet's, whose bytes say nothing."""
+        return path.suffix != ".safetensors" and kind_of_file(path) is None
 
     def load_weights(self, model: nn.Module, path: Path) -> None:
         """Read darknet's weights; the order of other families' layers is not known to be theirs."""

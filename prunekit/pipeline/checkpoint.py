@@ -83,8 +83,9 @@ def open_checkpoint(path: Path, task: Task) -> Checkpoint:
         InputError: When the file is missing, damaged, of another model, or holds weights that are not finite; the
             sentence says which.
     """
-    require_weights(path)
-    if not _is_described(path):
+    reads = path.is_file() and task.reads(path)
+    require_weights(path, reads)
+    if reads or not _is_described(path):
         model = task.spec.build().eval()
         task.load_weights(model, path)
         return Checkpoint(model, task, sha256(path), path=path)
@@ -104,14 +105,19 @@ def open_checkpoint(path: Path, task: Task) -> Checkpoint:
     return Checkpoint(model, task, sha256(path), masks or None, bool(description.get("drops_filters")), path)
 
 
-def spec_of(path: Path) -> ModelSpec | None:
+def spec_of(path: Path, name: str | None = None) -> ModelSpec | None:
     """Return what a safetensors file says about its model; None for another weights file, which says nothing.
+
+    Args:
+        path: The file.
+        name: The family that it is wanted for, whose task may read further kinds of files.
 
     Raises:
         InputError: When there is no file, one of another kind, or a .safetensors file that prunekit did not write.
     """
-    require_weights(path)
-    if not _is_described(path):
+    reads = name is not None and path.is_file() and task_of(ModelSpec(name)).reads(path)
+    require_weights(path, reads)
+    if reads or not _is_described(path):
         return None
     described = read_description(path, FORMAT, _WHAT)
     found = ModelSpec(
@@ -153,12 +159,17 @@ def require_same_spec(task: Task, data: Data) -> None:
             )
 
 
-def require_weights(path: Path) -> None:
-    """Raise InputError unless there is a file, and one that may hold weights: not a trainer's checkpoint, say."""
+def require_weights(path: Path, reads: bool = False) -> None:
+    """Raise InputError unless there is a file that may hold weights: a trainer's checkpoint only if a task reads it.
+
+    Args:
+        path: The file.
+        reads: Whether a task reads the file, whatever it is.
+    """
     if not path.is_file():
         raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
     kind = kind_of_file(path)
-    if kind is not None and not is_safetensors(path):
+    if kind is not None and not is_safetensors(path) and not reads:
         raise InputError(
             f"--weights: expected a darknet .weights file or a .safetensors one that prunekit saved, "
             f"but {path} is {kind}."
@@ -216,9 +227,9 @@ def find_checkpoint(source: Path, unit: str | None = None, spec: ModelSpec | Non
                 f"Expected {source} to be a run folder or a stage's, but it has neither units/ nor {MODEL}."
             )
         source = source / MODEL
-    found = spec_of(source)
+    found = spec_of(source, spec.name if spec is not None else None)
     if found is None and spec is None:
-        raise InputError(f"--model: {source} does not say which detector it holds: add --model.")
+        raise InputError(f"--model: {source} does not say which model it holds: add --model.")
     if found is not None and spec is not None and spec.name != found.name:
         raise InputError(f"--model: {source} holds a {found.name}, not a {spec.name}.")
     wanted = found or spec

@@ -9,56 +9,53 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.pipeline.config import SharedChoices, TrainingChoices, split_names
+from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, split_names
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.task import models
-from prunekit.training.augment import STANDARD_AUGMENTATION
 from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
-
-_WEIGHTS = "darknet .weights file, or .safetensors file written by prunekit"
-_DATA = "folder in COCO layout, or annotation JSON file"
 
 
 class DetectorChoices(SharedChoices):
     """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
 
     model: str | None = Field(
-        None, description=f"detector architecture: {', '.join(models())} (default: from .safetensors weights)"
+        None, description=f"architecture: {', '.join(models())} (default: from .safetensors weights)"
     )
     width: float | None = Field(
         None,
         gt=0,
         le=4,
-        description="width multiplier: channels relative to darknet's (default: from .safetensors weights, else 1)",
+        description="width multiplier: channels relative to the published network's (default: from .safetensors "
+        "weights, else 1)",
     )
 
 
-_OF_WEIGHTS = TrainConfig(epochs=20, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION)
+_OF_WEIGHTS = TrainConfig(epochs=20, learning_rate=1e-2, augmentation=None)
 
 
 class TrainStage(DetectorChoices, TrainingChoices):
     """Train every parameter, from given weights or from scratch."""
 
-    weights: Path | None = Field(None, description=f"initial weights: {_WEIGHTS} (default: train from scratch)")
-    data: Path = Field(description=f"training data: {_DATA}")
+    weights: Path | None = Field(None, description=f"initial weights: {WEIGHTS} (default: train from scratch)")
+    data: Path = Field(description=f"training data: {DATA}")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights")
 
 
 class FinetuneStage(DetectorChoices, TrainingChoices):
     """Train a pruned detector with its masks held."""
 
-    weights: Path = Field(description="pruned detector: model.safetensors of prunekit prune or finetune")
-    data: Path = Field(description=f"training data: {_DATA}")
+    weights: Path = Field(description="pruned model: model.safetensors of prunekit prune or finetune")
+    data: Path = Field(description=f"training data: {DATA}")
     finetune: TrainConfig = Field(_OF_WEIGHTS, description="training of the weights that were kept")
 
 
 class ScoreStage(DetectorChoices, ScoreConfig):
     """Score every weight."""
 
-    weights: Path = Field(description=_WEIGHTS)
+    weights: Path = Field(description=WEIGHTS)
     data: Path | None = Field(
-        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {_DATA}"
+        None, description=f"images for taylor and deeplift scores, and the classes of a .weights file: {DATA}"
     )
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
@@ -67,7 +64,7 @@ class ScoreStage(DetectorChoices, ScoreConfig):
 class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
-    weights: Path = Field(description=_WEIGHTS)
+    weights: Path = Field(description=WEIGHTS)
     ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
     structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
@@ -80,11 +77,9 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
         None, description="scores.safetensors written by prunekit score, instead of --scores"
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
-    data: Path | None = Field(
-        None, description=f"training data for scores, and the classes of a .weights file: {_DATA}"
-    )
+    data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
     optimize: TrainConfig = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=STANDARD_AUGMENTATION), description="optimization of the scores"
+        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
 
     @field_validator("ratio")
@@ -106,17 +101,17 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
 class EvaluateStage(DetectorChoices, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
-    weights: Path = Field(description=_WEIGHTS)
-    data: Path = Field(description=_DATA)
+    weights: Path = Field(description=WEIGHTS)
+    data: Path = Field(description=DATA)
     attack: tuple[str, ...] = Field(
         ("paper",), description=f"attacks, one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
     )
     transfer_from: Path | None = Field(
         None,
-        description="weights of another detector, such as the unpruned one, on which transferred attacks are generated",
+        description="weights of another model, such as the unpruned one, on which transferred attacks are generated",
     )
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
-    latency: bool = Field(False, description="accelerate the detector and time it against the dense one")
+    latency: bool = Field(False, description="accelerate the model and time it against the dense one")
 
     @field_validator("attack", mode="before")
     @classmethod

@@ -58,7 +58,7 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "pretrain"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress)
+        dataset = open_data(config, task, config.data, progress, learn=True)
         task = task.for_data(dataset)
         start = _scratch(config, task) if config.weights is None else open_checkpoint(config.weights, task)
         if start.masks is not None:
@@ -76,10 +76,10 @@ def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> S
     progress = progress or SilentProgress()
     with prepared(config, "finetune"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress)
+        dataset = open_data(config, task, config.data, progress, learn=True)
         start = opened(config.weights, task, dataset)
         if start.masks is None:
-            raise InputError(f"--weights: expected a pruned detector, but {config.weights} has no masks: prune it.")
+            raise InputError(f"--weights: expected a pruned model, but {config.weights} has no masks: prune it.")
         groups = read_groups(config, start) if start.drops_filters else None
         data_sha256 = data_digest(dataset, progress)
         with _bench(config, "finetune", progress) as bench:
@@ -94,7 +94,7 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "score"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
         training = _scoring_images(config.scores, config.train_attack, dataset, progress)
         with _bench(config, "score", progress) as bench:
@@ -108,7 +108,7 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
     progress = progress or SilentProgress()
     with prepared(config, "prune"):
         task = task_for(config, config.weights)
-        dataset = open_data(config, task, config.data, progress) if config.data is not None else None
+        dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
         given = None
         if config.scores_file is not None:
@@ -146,12 +146,12 @@ def task_for(config: DetectorChoices, weights: Path | None) -> Task:
     Raises:
         InputError: When they do not say it, or the model does not take such images.
     """
-    found = spec_of(weights) if weights is not None else None
+    found = spec_of(weights, config.model) if weights is not None else None
     name = config.model or (found.name if found else None)
     if name is None and weights is None:
-        raise InputError("--model: training from scratch needs to know which detector: add --model, or --weights.")
+        raise InputError("--model: training from scratch needs to know which model: add --model, or --weights.")
     if name is None:
-        raise InputError(f"--model: {weights} does not say which detector it holds: add --model.")
+        raise InputError(f"--model: {weights} does not say which model it holds: add --model.")
     task = task_of(requested_spec(name, config.width, found))
     if wrong := wrong_image_size(config.image_size, task):
         raise InputError(f"{wrong}.")
@@ -164,14 +164,15 @@ def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
     Raises:
         InputError: When they contradict each other, or do not say enough.
     """
-    if dataset is None and spec_of(weights) is None:
+    if dataset is None and spec_of(weights, task.spec.name) is None:
         raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
     return open_checkpoint(weights, task if dataset is None else task.for_data(dataset))
 
 
 def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
     """Read which channels of a model go together."""
-    return channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    size = config.image_size or start.task.image_size
+    return channel_groups(start.model, torch.zeros(1, 3, size, size))
 
 
 def _scratch(config: TrainStage, task: Task) -> Checkpoint:

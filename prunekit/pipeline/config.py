@@ -25,7 +25,7 @@ from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
-from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.training.augment import NO_AUGMENTATION
 from prunekit.training.config import SCORE_OPTIMIZATION, SCORE_OPTIMIZATIONS, TrainConfig
 from prunekit.training.objectives import OBJECTIVES
 
@@ -70,7 +70,13 @@ class SharedChoices(MachineChoices):
     """What every command is told: where the results go, and how images enter."""
 
     out: Path = Field(description="output folder")
-    image_size: int = Field(416, ge=1, le=4096, description="side of the input in pixels; for YOLO a multiple of 32")
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="side of the input in pixels; for YOLO a multiple of 32 (default: 416 for YOLO; for classifiers "
+        "the size that all images share, else 224)",
+    )
     grayscale: bool = Field(False, description="convert images to grayscale (Rec. 601)")
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
@@ -118,10 +124,10 @@ class SharedChoices(MachineChoices):
         return self
 
 
-def wrong_image_size(size: int, task: Task) -> str:
-    """Return what is wrong with a size for a task, or ""."""
+def wrong_image_size(size: int | None, task: Task) -> str:
+    """Return what is wrong with a size for a task, or ""; None leaves it to the task."""
     multiple = task.input_multiple
-    return f"--image-size: expected a multiple of {multiple}, got {size}" if size % multiple else ""
+    return f"--image-size: expected a multiple of {multiple}, got {size}" if (size or 0) % multiple else ""
 
 
 def _require_known_model(name: str) -> None:
@@ -180,7 +186,7 @@ class TrainingOption:
 _OF_ALL = {"max_steps": "max_steps", "train_batch_size": "batch_size", "batch_norm": "batch_norm",
            "precision": "precision", "augment": "augmentation", "checkpoint_every": "checkpoint_every"}  # fmt: skip
 _DESCRIPTIONS = {
-    "augment": "augment training images: random flips, scaling, shifts and colors",
+    "augment": "augment training images: random flips and shifts, for detectors scaling and colors too",
     "pretrain_epochs": "epochs of robust pre-training (0: the weights are already trained)",
     "optimize_epochs": "epochs of score optimization",
     "finetune_epochs": "epochs of fine-tuning after pruning",
@@ -250,7 +256,7 @@ def _settings(training: Any) -> Any:
 def _typed(option: str, value: Any) -> Any:
     if option != "augment":
         return value
-    return STANDARD_AUGMENTATION if value else NO_AUGMENTATION
+    return None if value else NO_AUGMENTATION  # None: what the task says
 
 
 def _of_optimizer(settings: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,6 +276,16 @@ def split_names(value: Any) -> Any:
     return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
 
 
+#: What options on files take.
+WEIGHTS = (
+    ".safetensors file written by prunekit, darknet .weights file of a detector, or a classifier's state dict "
+    "(.pt, .pth, .safetensors)"
+)
+DATA = (
+    "for detectors a folder in COCO layout or an annotation JSON file; for classifiers a folder with one for each "
+    "class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
+)
+
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
@@ -282,10 +298,10 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=f"architecture: {', '.join(models())}")
-    weights: Path = Field(description="darknet .weights file, or .safetensors file written by prunekit")
-    data: Path = Field(description="evaluation data: folder in COCO layout, or annotation JSON file")
+    weights: Path = Field(description=WEIGHTS)
+    data: Path = Field(description=f"evaluation data: {DATA}")
     out: Path = Field(description="run folder; an interrupted run in it is resumed")
-    width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to darknet's")
+    width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to the published network's")
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
     )
@@ -305,14 +321,14 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
     pretrain: OptionalTraining = Field(
-        OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION),
+        OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=None),
         description="robust pre-training",
     )
     optimize: TrainConfig = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=STANDARD_AUGMENTATION), description="optimization of the scores"
+        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
     finetune: OptionalTraining = Field(
-        OptionalTraining(epochs=20, learning_rate=1e-2, augmentation=STANDARD_AUGMENTATION),
+        OptionalTraining(epochs=20, learning_rate=1e-2, augmentation=None),
         description="fine-tuning after pruning",
     )
     share_scores_at: float | None = Field(

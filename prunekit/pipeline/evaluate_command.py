@@ -210,5 +210,5 @@ def _source(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> Check
     """Open the model that attacks are transferred from; a file that does not say which holds one like the evaluated."""
     if config.transfer_from is None:
         return None
-    spec = spec_of(config.transfer_from) or artifact.task.spec
+    spec = spec_of(config.transfer_from, artifact.task.spec.name) or artifact.task.spec
     return open_checkpoint(config.transfer_from, task_of(spec).for_data(dataset))

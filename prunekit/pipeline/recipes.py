@@ -24,8 +24,8 @@ class Recipe:
     settings: Mapping[str, Any]
 
 
-# RandomCrop(32, padding=4) and a flip: shifts by an eighth of the side, with black where nothing was.
-_CROPS = {"batch_size": 128, "augmentation": AugmentConfig(translate=0.125, fill=0.0)}
+# RandomCrop(32, padding=4) and a flip.
+_CROPS = {"batch_size": 128, "augmentation": AugmentConfig(crop=4, fill=0.0)}
 
 RECIPES: dict[str, Recipe] = {
     "hydra": Recipe(

@@ -21,7 +21,7 @@ from prunekit.pipeline.config import SharedChoices
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
 from prunekit.task import Data, Figures, Task
-from prunekit.task_data import KeepsImages
+from prunekit.task_data import HasTrainingPart, KeepsImages
 from prunekit.timing import Timing
 
 
@@ -146,7 +146,9 @@ class Inputs:
     train_data_sha256: str = ""
 
 
-def open_data(config: SharedChoices, task: Task, path: Path, progress: Progress, keep: bool = False) -> Data:
+def open_data(
+    config: SharedChoices, task: Task, path: Path, progress: Progress, keep: bool = False, learn: bool = False
+) -> Data:
     """Open a data set as the configuration wants its images, and say what was left out.
 
     Args:
@@ -155,8 +157,11 @@ def open_data(config: SharedChoices, task: Task, path: Path, progress: Progress,
         path: What the task reads.
         progress: Told of every kind of entry that was skipped.
         keep: Keep decoded images, up to `KEPT_BYTES`, for a data set that is passed over many times and can do that.
+        learn: Open what to learn from, where the data set has such a part, instead of what evaluates.
     """
     dataset = task.open_data(path, config.image_size, config.grayscale, config.limit)
+    if learn and isinstance(dataset, HasTrainingPart):
+        dataset = dataset.training()
     for note in dataset.notes():
         progress.message(note)
     if keep and isinstance(dataset, KeepsImages):

@@ -12,7 +12,6 @@ from prunekit.pipeline.checkpoint import (
     open_checkpoint,
     requested_spec,
     require_same_spec,
-    require_weights,
     spec_of,
 )
 from prunekit.pipeline.config import RunConfig
@@ -82,7 +81,7 @@ def _prepare(
         start = pretrain(bench, given, training, config.pretrain)
     groups: ChannelGroups | None = None
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
-        groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
+        groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     return Job(config, dataset, given, start, training, bench, groups, save_clean_examples(folder, dataset))
 
 
@@ -103,13 +102,12 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
-    require_weights(config.weights)
-    task = task_of(requested_spec(config.model, config.width, spec_of(config.weights)))
+    task = task_of(requested_spec(config.model, config.width, spec_of(config.weights, config.model)))
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None
     if config.train_data is not None:
-        train_dataset = open_data(config, task, config.train_data, progress)
+        train_dataset = open_data(config, task, config.train_data, progress, learn=True)
         require_same_spec(task, train_dataset)
     return dataset, train_dataset, open_checkpoint(config.weights, task)
 

@@ -41,6 +41,7 @@ from prunekit.prune import (
     score_named,
 )
 from prunekit.task import Data, Task
+from prunekit.training.augment import AugmentConfig
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.log import TrainingLog
@@ -134,6 +135,7 @@ def prune_optimized(
     Returns:
         The pruned detector, and the churn: the fraction of kept weights that the first masks had dropped.
     """
+    config = _suited(config, start.task)
     folder = bench.store.open(
         "prune",
         rule_identity(rule) | {"optimize": _identity(training, config)},
@@ -164,6 +166,7 @@ def optimize_scores(
     Returns:
         The detector with its normalizations trained and nothing dropped, the optimized scores, their file's SHA-256.
     """
+    config = _suited(config, start.task)
     folder = bench.store.open(
         "optimize",
         rule_identity(rule) | _identity(training, config),
@@ -216,6 +219,7 @@ def _train(
     config: TrainConfig,
     groups: ChannelGroups | None = None,
 ) -> Checkpoint:
+    config = _suited(config, start.task)
     folder = bench.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
     if folder.result() is None:
         model = copy.deepcopy(start.model)
@@ -284,6 +288,11 @@ def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     knobs: dict[str, Any] = {name: repr(value) for name, value in vars(training.objective_config).items()}
     knobs["attack"] = attack_identity(training.objective_config.attack)
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
+
+
+def _suited(config: TrainConfig, task: Task) -> TrainConfig:
+    """Return settings that say how images vary: as suits the task where they leave it open."""
+    return config if config.augmentation else config.updated(augmentation=AugmentConfig(**task.augmentation))
 
 
 def _reopen(folder: StageFolder, start: Checkpoint) -> Checkpoint:

@@ -85,7 +85,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     files += [folder.compacted(unit)] if compaction is not None else []
     latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
-    x = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
+    x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
     row = RatioResult(
         ratio=unit.ratio,
@@ -99,7 +99,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
         layers=len(acceleration.rows),
         images=len(job.dataset),
-        image_size=job.config.image_size,
+        image_size=job.dataset.image_size,
         attack=job.config.attack,
         threads=torch.get_num_threads(),
         instruction_set=native_status().instruction_set,

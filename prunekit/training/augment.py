@@ -1,4 +1,4 @@
-"""Augmentation for detection training: flips, scale and shift, colors; the boxes follow the pixels.
+"""Augmentation for training: flips, scale and shift, colors; boxes follow the pixels.
 
 All images of a batch are changed at once, each in its own way, by two small maps an image: an affine one from place to
 place and an affine one from color to color. Everything random comes from the generator that is handed in.
@@ -30,6 +30,7 @@ class AugmentConfig(Config):
     flip: float = Field(0.5, ge=0, le=1, description="share of the images that are mirrored, left to right")
     scale: float = Field(0.0, ge=0, lt=1, description="sides times 1 - scale to 1 + scale, about the center")
     translate: float = Field(0.0, ge=0, le=1, description="shift by up to this share of the side, along both axes")
+    crop: int = Field(0, ge=0, description="shift by up to N whole pixels, along both axes: a crop of the padded image")
     hue: float = Field(0.0, ge=0, le=1, description="turn colors by up to this share of the color circle, either way")
     saturation: float = Field(0.0, ge=0, le=1, description="distance from gray times 1 - saturation to 1 + saturation")
     brightness: float = Field(0.0, ge=0, le=1, description="values times 1 - brightness to 1 + brightness")
@@ -39,7 +40,7 @@ class AugmentConfig(Config):
     @property
     def moves(self) -> bool:
         """Whether pixels move by other than a flip."""
-        return self.scale > 0 or self.translate > 0
+        return self.scale > 0 or self.translate > 0 or self.crop > 0
 
     @property
     def recolors(self) -> bool:
@@ -49,8 +50,6 @@ class AugmentConfig(Config):
 
 NO_AUGMENTATION = AugmentConfig(flip=0.0)
 FLIPS = AugmentConfig()
-# Close to what the common PyTorch trainers of YOLOv3 use, without mosaics.
-STANDARD_AUGMENTATION = AugmentConfig(scale=0.3, translate=0.1, hue=0.015, saturation=0.5, brightness=0.3, contrast=0.2)
 
 
 def augment(x: Tensor, targets: Any, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Any]:
@@ -65,7 +64,7 @@ def augment(x: Tensor, targets: Any, config: AugmentConfig, generator: torch.Gen
     Returns:
         The new images, in [0, 1], and their targets: boxes clipped to the image, without tiny leftovers.
     """
-    places = _draw_places(len(x), config, generator)
+    places = _draw_places(len(x), x.shape[-1], config, generator)
     if config.recolors:
         x = _recolor(x, config, generator)
     if config.moves:
@@ -89,7 +88,7 @@ def resize(x: Tensor, targets: Any, size: int) -> tuple[Tensor, Any]:
     return x, [Target(target.boxes * scale, target.labels) for target in targets]
 
 
-def _draw_places(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _draw_places(count: int, size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Return where each image goes, [N, 2, 3]: place in the new image = A · (place in the old, 1).
 
     Places run from -1 to 1 over an image, which makes the center the fixed point of flips and scaling.
@@ -97,6 +96,8 @@ def _draw_places(count: int, config: AugmentConfig, generator: torch.Generator) 
     flip = 1 - 2 * (torch.rand(count, generator=generator) < config.flip).float()
     scale = 1 + config.scale * _symmetric(count, generator)
     shift = 2 * config.translate * torch.stack([_symmetric(count, generator), _symmetric(count, generator)], dim=1)
+    if config.crop:  # whole pixels, so that nothing is blurred
+        shift += torch.randint(-config.crop, config.crop + 1, (count, 2), generator=generator) * (2 / size)
     places = torch.zeros(count, 2, 3)
     places[:, 0, 0], places[:, 1, 1] = flip * scale, scale
     places[:, :, 2] = shift

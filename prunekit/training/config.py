@@ -57,7 +57,9 @@ class TrainConfig(Config):
     precision: Precision = Field(
         "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
     )
-    augmentation: AugmentConfig = Field(FLIPS, description="how training images vary")
+    augmentation: AugmentConfig | None = Field(
+        FLIPS, description="how training images vary; null takes what the model's task says"
+    )
     sizes: tuple[Annotated[int, AfterValidator(_multiple_of_32)], ...] = Field(
         (), description="resize each batch to one of these sides in pixels, multiples of 32 (none: the data's size)"
     )

@@ -131,6 +131,7 @@ def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Gene
     x = x.to(config.device)
     if x.dtype == torch.uint8:
         x = x.float() / 255
+    assert config.augmentation is not None  # what leaves it to the task has been completed
     x, targets = augment(x, targets, config.augmentation, generator)
     if config.sizes:
         size = config.sizes[int(torch.randint(len(config.sizes), (1,), generator=generator))]

@@ -16,7 +16,7 @@ from prunekit.pipeline.command_config import FinetuneStage, PruneStage, TrainSta
 from prunekit.pipeline.config import training_options
 from prunekit.pipeline.results import Inputs
 from prunekit.pipeline.run_folder import OpenRun
-from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION
+from prunekit.training.augment import NO_AUGMENTATION
 from prunekit.training.config import SCORE_OPTIMIZATIONS
 from tests.support import ROOT
 
@@ -89,7 +89,7 @@ def test_options_set_the_settings_of_trainings() -> None:
         assert training.augmentation == NO_AUGMENTATION
         assert training.batch_norm == "frozen-statistics"
         assert training.checkpoint_every == 7
-    assert make_config(**GOOD).finetune.augmentation == STANDARD_AUGMENTATION
+    assert make_config(**GOOD).finetune.augmentation is None  # the task's
 
 
 def test_what_all_trainings_share_follows_the_run() -> None:

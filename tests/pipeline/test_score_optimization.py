@@ -63,7 +63,7 @@ def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
     work: tuple[RunConfig, Bench, Checkpoint, Training], structure: str
 ) -> None:
     config, bench, start, training = work
-    groups = channel_groups(start.model, torch.zeros(1, 3, config.image_size, config.image_size))
+    groups = channel_groups(start.model, torch.zeros(1, 3, 96, 96))
     rule, knobs = MaskRule(60, structure, groups=groups), config.optimize
     scores, digest = score(bench, start, "scaled", config, None)
     alone, _ = prune_optimized(bench, start, scores, digest, rule, training, knobs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,18 @@ class ToyTask:
 
     spec: ModelSpec
     input_multiple: int = 1
+    image_size: int = 32
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
     figures: tuple[Figure, ...] = (Figure("accuracy", "accuracy"),)
 
-    def open_data(self, path: Path, image_size: int, grayscale: bool, limit: int | None) -> ToyData:
+    def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> ToyData:
         """Open a folder of folders."""
         files = sorted(path.glob("*/*.png"))[:limit]
         if not files:
             raise InputError(f"Expected images in a folder for each class in {path}, found none.")
-        return ToyData(files, sorted({file.parent.name for file in path.glob("*/*.png")}), image_size)
+        return ToyData(
+            files, sorted({file.parent.name for file in path.glob("*/*.png")}), image_size or self.image_size
+        )
 
     def for_data(self, data: ToyData) -> ToyTask:
         """Return the task with the number of classes."""
@@ -213,6 +217,10 @@ class ToyTask:
     def describe(self, config: Mapping[str, Any]) -> str:
         """Say what accuracy is."""
         return "share of images whose likeliest class is the right one"
+
+    def reads(self, path: Path) -> bool:
+        """There is no other format."""
+        return False
 
     def load_weights(self, model: nn.Module, path: Path) -> None:
         """There is no other format."""

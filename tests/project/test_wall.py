@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import prunekit
+import prunekit.classification
 import prunekit.detection
 from prunekit.extras import EXTRAS
 from prunekit.ops.native import native_status
@@ -90,7 +91,7 @@ def test_a_library_room_imports_nobody_else_s_packages(room: str) -> None:
     assert found <= {"prunekit"} | ALLOWED | OPTIONAL | set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("package", ["prunekit", "prunekit.detection"])
+@pytest.mark.parametrize("package", ["prunekit", "prunekit.detection", "prunekit.classification"])
 def test_what_is_imported_lazily_is_what_type_checkers_see(package: str) -> None:
     module = importlib.import_module(package)
     tree = ast.parse(Path(str(module.__file__)).read_text())

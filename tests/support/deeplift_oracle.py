@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import erf, expit  # type: ignore[import-untyped]
+from scipy.special import erf, expit
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -11,8 +11,17 @@ import pytest
 
 from tests.support import ROOT
 
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 COCO128 = ROOT.parent / "shared" / "data" / "coco128"
 TINY_WEIGHTS_SHA256 = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
+
+
+def cifar10() -> Path:
+    """CIFAR-10 as JPEG in folders train/ and test/, 1000 and 200 a class: PRUNEKIT_CIFAR10, or beside coco128."""
+    path = Path(os.environ.get("PRUNEKIT_CIFAR10", CIFAR10))
+    if not path.is_dir():
+        pytest.skip("needs folders of CIFAR-10's images in ../shared/data or PRUNEKIT_CIFAR10")
+    return path
 
 
 def coco128() -> Path:

@@ -10,8 +10,8 @@ FOUNDATION = [
 LIBRARY = [*FOUNDATION, "ops", "engine", "nn", "prune", "attacks", "compaction", "task"]
 #: Beyond the wall.
 STUDY = [
-    "environment", "progress", "config", "detection", "training", "evaluation", "pipeline", "report", "console",
-    "benchmark", "doctor", "demo", "cli",
+    "environment", "progress", "config", "detection", "classification", "training", "evaluation", "pipeline",
+    "report", "console", "benchmark", "doctor", "demo", "cli",
 ]  # fmt: skip
 ROOMS = [*LIBRARY, *STUDY]
 #: Modules of the study that a library room may name: detectors, which a compacted model's file says it holds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from prunekit.detection import Target
+from prunekit.detection.task import AUGMENTATION
 from prunekit.errors import InputError
-from prunekit.training.augment import NO_AUGMENTATION, STANDARD_AUGMENTATION, AugmentConfig, augment, resize
+from prunekit.training.augment import NO_AUGMENTATION, AugmentConfig, augment, resize
 
 SIZE = 64
 FILL = 0.25
@@ -59,6 +61,22 @@ def test_scale_and_shift_move_the_boxes_with_the_pixels() -> None:
     assert float(expected.std(dim=0).min()) > 1
 
 
+def test_a_crop_moves_whole_pixels_and_the_boxes_with_them() -> None:
+    boxes = torch.tensor([[10.0, 12.0, 20.0, 26.0]]).repeat(200, 1)
+    config = AugmentConfig(flip=0, crop=4, fill=0)
+    x = torch.rand(200, 3, 32, 32, generator=_generator(1))
+    moved, targets = augment(x, _one_each(boxes), config, _generator())
+    seen = set()
+    for before, after, target in zip(x, moved, targets, strict=True):
+        right, down = (round(float(value)) for value in (target.boxes - boxes[:1])[0, :2])
+        padded = torch.nn.functional.pad(before, (4, 4, 4, 4))
+        assert_close(after, padded[:, 4 - down : 36 - down, 4 - right : 36 - right], atol=1e-5, rtol=0)
+        seen |= {(0, right), (1, down)}
+    assert seen == {(axis, shift) for axis in (0, 1) for shift in range(-4, 5)}
+    with pytest.raises(InputError, match="crop of at least 0 pixels, but got -1"):
+        AugmentConfig(crop=-1)
+
+
 def test_what_scale_and_shift_uncover_is_filled() -> None:
     config = AugmentConfig(flip=0, scale=0.5, fill=FILL)
     x, _ = augment(torch.ones(8, 3, SIZE, SIZE), torch.zeros(8), NO_AUGMENTATION, _generator())
@@ -90,7 +108,13 @@ def test_boxes_are_clipped_and_leftovers_dropped_by_share_and_by_side() -> None:
 
 def test_the_color_maps_of_no_change_are_the_identity() -> None:
     x = torch.rand(4, 3, 5, 5, generator=_generator(1))
-    for strength in ({"hue": 1e-9}, {"saturation": 1e-9}, {"brightness": 1e-9}, {"contrast": 1e-9}):
+    strengths: tuple[dict[str, Any], ...] = (
+        {"hue": 1e-9},
+        {"saturation": 1e-9},
+        {"brightness": 1e-9},
+        {"contrast": 1e-9},
+    )
+    for strength in strengths:
         same, _ = augment(x, torch.zeros(4), AugmentConfig(flip=0, **strength), _generator())
         assert_close(same, x, atol=1e-3, rtol=0)
 
@@ -116,7 +140,8 @@ def test_gray_images_stay_gray_under_hue_and_saturation() -> None:
 @pytest.mark.parametrize(("name", "strength"), [("brightness", 0.3), ("contrast", 0.3), ("saturation", 0.5)])
 def test_each_color_change_does_its_own_thing(name: str, strength: float) -> None:
     x = torch.rand(16, 3, 8, 8, generator=_generator(5)) * 0.2 + 0.4
-    y, _ = augment(x, torch.zeros(16), AugmentConfig(flip=0, **{name: strength}), _generator())
+    changed: dict[str, Any] = {"flip": 0, name: strength}
+    y, _ = augment(x, torch.zeros(16), AugmentConfig(**changed), _generator())
     measure: dict[str, Callable[[Tensor], Tensor]] = {
         "brightness": lambda images: images.mean(dim=(1, 2, 3)),
         "contrast": lambda images: images.std(dim=(1, 2, 3)),
@@ -136,7 +161,7 @@ def test_the_generator_alone_decides() -> None:
 
     def augmented(seed: int) -> tuple[Tensor, Tensor]:
         torch.rand(seed + 1)  # moves the global generator
-        y, targets = augment(x, _one_each(boxes), STANDARD_AUGMENTATION, _generator(seed))
+        y, targets = augment(x, _one_each(boxes), AugmentConfig(**AUGMENTATION), _generator(seed))
         return y, torch.cat([target.boxes for target in targets])
 
     first, again, other = augmented(1), augmented(1), augmented(2)
@@ -156,7 +181,7 @@ def test_switched_off_it_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"scale": 1.0}, {"hue": -0.1}, {"fill": float("nan")}])
-def test_impossible_strengths_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_strengths_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "):
         AugmentConfig(**wrong)
 

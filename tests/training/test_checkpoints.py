@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.detection import DetectionTask
+from prunekit.detection.task import AUGMENTATION
 from prunekit.errors import InputError
-from prunekit.training.augment import STANDARD_AUGMENTATION
+from prunekit.training.augment import AugmentConfig
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import TrainingData
 from prunekit.training.log import TrainingLog
@@ -33,7 +34,9 @@ from tests.support.training_problems import (
     small_detector,
 )
 
-ADAMW = TrainConfig(epochs=3, batch_size=4, augmentation=STANDARD_AUGMENTATION, checkpoint_every=1, ema_decay=0.9)
+ADAMW = TrainConfig(
+    epochs=3, batch_size=4, augmentation=AugmentConfig(**AUGMENTATION), checkpoint_every=1, ema_decay=0.9
+)
 DETECTION = ADAMW.updated(sizes=(32, 64))
 SGD = ADAMW.updated(optimizer="sgd", learning_rate=0.02, weight_decay=1e-3)
 SETTINGS = {

@@ -1,0 +1,209 @@
+"""Classification as the study's door asks for it: one task for every network from images to logits [N, classes]."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from prunekit.attacks import AttackLosses, classification_losses, softmax_divergence
+from prunekit.classification.blocks import SMALL_IMAGE
+from prunekit.classification.data import USUAL_SIZE, Batch, ClassificationData
+from prunekit.classification.mobilevit import PATCH
+from prunekit.classification.models import MODELS
+from prunekit.classification.pictures import captioned
+from prunekit.classification.state_dicts import load_state_dict
+from prunekit.documents import read_document
+from prunekit.errors import InputError
+from prunekit.file_kinds import is_safetensors
+from prunekit.files import write_text
+from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
+
+_SMALL_SIZE = 32  # pixels, of CIFAR's images
+_COLUMNS = ("image_id", "class", "predicted")
+
+
+class Prediction(NamedTuple):
+    """The most probable class, and the probabilities of all, float32 [classes]."""
+
+    label: int
+    probabilities: Tensor
+
+
+Found = Mapping[int, Prediction]
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """A `prunekit.task.Task`: labeled images, cross-entropy, accuracy.
+
+    A family of classifiers is built from `num_classes` and whatever else its factory takes; one with a parameter
+    `small_images` is told whether to start at full resolution, by the size of the data's images.
+
+    Attributes:
+        spec: What builds the classifier.
+        figures: Accuracy, the share of images whose most probable class is theirs.
+    """
+
+    spec: ModelSpec
+    figures: tuple[Figure, ...] = (Figure("accuracy", "accuracy"),)
+
+    def __post_init__(self) -> None:
+        classes = self.spec.arguments.get("num_classes", 2)
+        if not isinstance(classes, int) or classes < 2:
+            raise InputError(f"Expected num_classes to be a whole number of at least 2, got {classes!r}")
+        width = self.spec.arguments.get("width", 1.0)
+        if not isinstance(width, int | float) or not 0 < width <= 4:
+            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+
+    @property
+    def input_multiple(self) -> int:
+        """1, but for MobileViT, whose last grid is cut into patches."""
+        if self.spec.name != "mobilevit-s":
+            return 1
+        return PATCH * (8 if self.spec.arguments.get("small_images", True) else 32)
+
+    @property
+    def image_size(self) -> int:
+        """The side of usual images in pixels."""
+        return _SMALL_SIZE if self.spec.arguments.get("small_images") else USUAL_SIZE
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """Flips, and shifts by up to four pixels into a black border."""
+        return {"flip": 0.5, "crop": 4, "fill": 0.0}
+
+    def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> ClassificationData:
+        """Open a data set; `prunekit.classification.formats` lists what can be read."""
+        return ClassificationData.open(path, image_size, grayscale, limit)
+
+    def for_data(self, data: ClassificationData) -> ClassificationTask:
+        """Return the task with the data's number of classes, and the form for images of their size if none is said."""
+        arguments: dict[str, Any] = {"num_classes": len(data.classes)}
+        if takes_argument(self.spec.name, "small_images") and "small_images" not in self.spec.arguments:
+            arguments["small_images"] = data.image_size <= SMALL_IMAGE
+        task = ClassificationTask(self.spec.updated(**arguments))
+        if data.image_size % task.input_multiple:
+            wanted = f"a multiple of {task.input_multiple} for {self.spec.name}"
+            raise InputError(f"--image-size: expected {wanted}, got {data.image_size}.")
+        return task
+
+    def loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        """Return cross-entropies [N]."""
+        return classification_losses(targets).total(model(x))
+
+    def attack_losses(self, targets: Tensor) -> AttackLosses:
+        """Return cross-entropies and margins."""
+        return classification_losses(targets)
+
+    def divergence(self, attacked: Tensor, clean: Tensor) -> Tensor:
+        """Return Kullback and Leibler's from the clean to the attacked probabilities, [N]."""
+        return softmax_divergence(attacked, clean)
+
+    def attribution(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the true class's logit, [N]."""
+        return outputs.gather(1, targets[:, None])[:, 0]
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Prediction]:
+        """Return each image's most probable class, the first of equals, and all probabilities."""
+        probabilities = model(x).float().softmax(dim=1).cpu()
+        labels = probabilities.argmax(dim=1).tolist()
+        return {key: Prediction(*pair) for key, *pair in zip(batch.image_ids, labels, probabilities, strict=True)}
+
+    def postprocessing(self, outputs: Tensor, options: Options) -> dict[str, Callable[[], object]]:
+        """Return the step from logits to a class."""
+        return {"argmax": lambda: outputs.argmax(dim=1)}
+
+    def metrics(self, predictions: Found, data: ClassificationData) -> Figures:
+        """Return the share of images that are classified correctly."""
+        truth = data.labels
+        return {"accuracy": sum(found.label == truth[key] for key, found in predictions.items()) / len(predictions)}
+
+    def success(self, clean: Found, attacked: Found, data: ClassificationData) -> Figures:
+        """Return the share of correctly classified images that no longer are; None where none was."""
+        truth = data.labels
+        right = [key for key, found in clean.items() if found.label == truth[key]]
+        lost = sum(attacked[key].label != truth[key] for key in right)
+        return {"attack_success": lost / len(right) if right else None}
+
+    def columns(
+        self, clean: Figures, attacked: Figures | None, transferred: Figures | None, success: Figures | None
+    ) -> Figures:
+        """Return accuracies, and the attack's success."""
+        return {
+            "accuracy": clean["accuracy"],
+            "attacked_accuracy": (attacked or {}).get("accuracy"),
+            "transfer_accuracy": (transferred or {}).get("accuracy"),
+            "attack_success_rate": (success or {}).get("attack_success"),
+        }
+
+    def save_predictions(self, stem: Path, predictions: Found, data: ClassificationData) -> list[Path]:
+        """Write a row an image: its id, its class, the most probable one, and every class's probability."""
+        table, truth = io.StringIO(), data.labels
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([*_COLUMNS, *data.classes])
+        for key, found in predictions.items():
+            numbers = [f"{value:.6g}" for value in found.probabilities.tolist()]
+            writer.writerow([key, data.classes[truth[key]], data.classes[found.label], *numbers])
+        write_text(_csv(stem), table.getvalue())
+        return [_csv(stem)]
+
+    def load_predictions(self, stem: Path, data: ClassificationData) -> dict[int, Prediction]:
+        """Read the table back."""
+        labels = {name: label for label, name in enumerate(data.classes)}
+        with _csv(stem).open(newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        return {
+            int(key): Prediction(labels[predicted], torch.tensor([float(value) for value in numbers]))
+            for key, _, predicted, *numbers in rows
+        }
+
+    def shown(self, stem: Path) -> dict[int, dict[str, Any]]:
+        """Read the most probable class and its probability, by image id."""
+        with _csv(stem).open(newline="") as file:
+            header, *rows = csv.reader(file)
+        names = header[len(_COLUMNS) :]
+        return {
+            int(key): {"class": predicted, "probability": float(numbers[names.index(predicted)])}
+            for key, _, predicted, *numbers in rows
+        }
+
+    def picture(self, image: Image.Image, example: Mapping[str, Any], found: Mapping[str, Any] | None) -> Image.Image:
+        """Write the class below the image, with its probability and a mark of whether it is the right one."""
+        if found is None:
+            return captioned(image, example["class"])
+        is_right = found["class"] == example["class"]
+        return captioned(image, f"{found['class']} {found['probability']:.2f}", is_right)
+
+    def describe(self, config: Mapping[str, Any]) -> str:
+        """Say what accuracy is."""
+        return "share of images whose most probable class is their own (top 1)"
+
+    def reads(self, path: Path) -> bool:
+        """Return whether a file is not one that prunekit wrote."""
+        return not is_safetensors(path) or not read_document(path, "a state dict")
+
+    def load_weights(self, model: nn.Module, path: Path) -> None:
+        """Read a state dict from a .pt, .pth or .safetensors file."""
+        load_state_dict(model, path)
+
+    def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
+        """Nothing: the tensors of model.safetensors are the state dict."""
+        return []
+
+
+def _csv(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}.csv")
+
+
+register_task("classification", ClassificationTask)
+for _name, _build in MODELS.items():
+    register_model(_name, _build, "classification")

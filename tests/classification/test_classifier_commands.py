@@ -1,0 +1,121 @@
+"""Classifiers go through every command, from folders of images or foreign weights to a report page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.classification import resnet20
+from prunekit.pipeline import read_rows
+from tests.support.classes_of_images import write_classes
+from tests.support.commands import Options, invoke, succeed
+from tests.support.external_files import cifar10
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHARED: Options = {"threads": 1}
+BRIEF: Options = {"objective": "clean", "train-batch-size": 8}
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes that differ in color: 12 images each to train, 4 to test."""
+    root = tmp_path_factory.mktemp("colors")
+    for part, per_class in (("train", 12), ("test", 4)):
+        write_classes(root / part, ("blue", "green", "red"), per_class, size=16, seed=per_class)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "net"
+    options = SHARED | BRIEF | {"model": "resnet20", "width": 0.5, "data": colors, "max-steps": 40, "out": out}
+    succeed("train", options)
+    return out / "model.safetensors"
+
+
+def test_one_command_a_stage(colors: Path, trained: Path, tmp_path: Path) -> None:
+    weights = {"weights": trained}
+    scores = {"data": colors, "scores": "deeplift", "score-images": 4, "out": tmp_path / "scored"}
+    succeed("score", SHARED | weights | scores)
+    made = {"scores-file": tmp_path / "scored/scores.safetensors", "ratio": 50, "structure": "filter"}
+    succeed("prune", SHARED | weights | made | {"out": tmp_path / "pruned"})
+    pruned = {"weights": tmp_path / "pruned/model.safetensors", "data": colors}
+    succeed("finetune", SHARED | BRIEF | pruned | {"objective": "trades", "max-steps": 3, "out": tmp_path / "tuned"})
+    tuned = {"weights": tmp_path / "tuned/model.safetensors", "data": colors, "transfer-from": trained}
+    succeed(
+        "evaluate", SHARED | tuned | {"attack": "fgsm", "latency": True, "latency-runs": 3, "out": tmp_path / "all"}
+    )
+    found = json.loads((tmp_path / "all/evaluation.json").read_text())
+    assert (found["model"], found["num_classes"], found["small_images"], found["image_size"]) == (
+        "resnet20",
+        3,
+        True,
+        16,
+    )
+    assert found["images"] == 12  # the test set alone
+    assert list(found["cases"]) == ["none", "fgsm", "fgsm_transfer"]
+    assert {"accuracy", "attack_success"} <= found["cases"]["fgsm"].keys()
+    assert {"argmax_ms", "latency_ms", "latency_ms_compacted"} <= found["latency"].keys()
+    with (tmp_path / "all/none/detections.csv").open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["blue", "green", "red"] * 4
+
+
+def test_the_main_job_writes_accuracies_and_a_page(colors: Path, trained: Path, tmp_path: Path) -> None:
+    options = SHARED | BRIEF | {
+        "model": "resnet20", "width": 0.5, "weights": trained, "data": colors, "train-data": colors, "ratios": "0,50",
+        "structure": "unstructured,filter", "max-steps": 5, "finetune-epochs": 1, "attack": "fgsm", "transfer": True,
+        "latency-runs": 3, "out": tmp_path / "run",
+    }  # fmt: skip
+    succeed("run", options)
+    rows = read_rows(tmp_path / "run/results.csv")
+    assert len(rows) == 4
+    assert list(rows[0])[4:8] == ["accuracy", "attacked_accuracy", "transfer_accuracy", "attack_success_rate"]
+    assert float(rows[0]["accuracy"]) > 0.9
+    assert rows[0]["image_size"] == "16"
+    assert int(rows[3]["compacted_parameters"]) < int(rows[3]["parameters"])
+    page = (tmp_path / "run/report.html").read_text()
+    assert "share of images whose most probable class is their own" in page
+    assert "16×16 pixels" in page
+    assert "AP50" not in page
+    assert "etterbox" not in page
+    assert page.count("data:image/jpeg") == 4 * (1 + 2 * 3)  # the unpruned model is there once
+    small = SHARED | {"out": tmp_path / "small.prunekit", "unit": "filter-scaled-one-shot-ratio_50", "multiple-of": 1}
+    result = invoke("compact", small, str(tmp_path / "run"))
+    assert result.exit_code == 0, result.stderr
+
+
+def test_foreign_weights_are_read_for_a_model_that_is_named(colors: Path, tmp_path: Path) -> None:
+    net = resnet20(3, width=0.5, small_images=True)
+    torch.save({"net": net.state_dict(), "acc": 90.0}, tmp_path / "net.pth")
+    options = SHARED | {"weights": tmp_path / "net.pth", "data": colors, "ratio": 50}
+    succeed("prune", options | {"model": "resnet20", "width": 0.5, "out": tmp_path / "pruned"})
+    for more, words in (
+        ({}, "net.pth is a PyTorch checkpoint"),
+        ({"model": "yolov3-tiny"}, "net.pth is a PyTorch checkpoint"),
+        ({"model": "resnet18", "width": 0.5}, "expected the weights of a ResNet like the data's"),
+        ({"model": "resnet20", "width": 0.5, "data": None}, "add --data"),
+    ):
+        result = invoke("prune", options | more | {"out": tmp_path / "no"})
+        assert result.exit_code == 2
+        assert words in " ".join(result.stderr.split())
+        assert not (tmp_path / "no/model.safetensors").exists()
+
+
+def test_other_data_than_the_models_is_one_sentence(colors: Path, trained: Path, tmp_path: Path) -> None:
+    two = write_classes(tmp_path / "two")
+    result = invoke("evaluate", SHARED | {"weights": trained, "data": two, "out": tmp_path / "no"})
+    assert result.exit_code == 2
+    assert "to be of num_classes 2, got 3" in " ".join(result.stderr.split())
+
+
+def test_photos_of_cifar10_are_learnt(tmp_path: Path) -> None:
+    options = SHARED | BRIEF | {"model": "resnet20", "width": 0.5, "data": cifar10(), "limit": 200, "max-steps": 3}
+    succeed("train", options | {"out": tmp_path / "net"})
+    weights = {"weights": tmp_path / "net/model.safetensors", "data": cifar10(), "limit": 20, "attack": "none"}
+    succeed("evaluate", SHARED | weights | {"out": tmp_path / "figures"})
+    assert json.loads((tmp_path / "figures/evaluation.json").read_text())["image_size"] == 32
