@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.boxes import Detections, decode, nms
-from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
+from prunekit.detection.darknet_weights import (
+    Transfer,
+    darknet_num_classes,
+    load_darknet_weights,
+    save_darknet_weights,
+    transfer_darknet_weights,
+)
 from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.target import Target
 from prunekit.detection.yolov3 import MODELS, Detector, yolov3, yolov3_spp, yolov3_tiny
@@ -39,7 +45,9 @@ __all__ = [
     "Sample",
     "Skip",
     "Target",
+    "Transfer",
     "collate",
+    "darknet_num_classes",
     "decode",
     "detection_loss",
     "evaluate_detections",
@@ -50,6 +58,7 @@ __all__ = [
     "render_shapes_dataset",
     "save_darknet_weights",
     "to_grayscale",
+    "transfer_darknet_weights",
     "write_detections_csv",
     "write_detections_json",
     "yolov3",
