@@ -8,19 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunekit.compaction.flow import (
+from prunekit.graph.channels.channel_flow import (
     ChannelFlow,
     Equal,
     NotUnderstoodError,
-    arguments,
     note_literal,
     ordered,
     require,
     rule,
-    shape_of,
 )
-from prunekit.compaction.units import Labels
-from prunekit.compaction.values import Value, along, by_channel, channels, squeezed, unknown
+from prunekit.graph.channels.units import Labels
+from prunekit.graph.channels.values import Value, along, by_channel, channels, squeezed, unknown
+from prunekit.graph.nodes import arguments, shape_of
 
 
 @rule("getitem")

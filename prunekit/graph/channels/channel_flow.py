@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from prunekit.compaction.tracing import Traced, layer_name, operator_name, source
-from prunekit.compaction.units import Labels, Units
-from prunekit.compaction.values import Value, channels, unknown
+from prunekit.graph.channels.units import Labels, Units
+from prunekit.graph.channels.values import Value, channels, unknown
+from prunekit.graph.nodes import layer_name, operator_name, source
+from prunekit.graph.traced import Traced
 
 Rule = Callable[["ChannelFlow", fx.Node], Any]
 #: By the operator's name; `layer_rules`, `pointwise_rules` and `movement_rules` fill it.
@@ -255,27 +255,10 @@ def note_literal(flow: ChannelFlow, node: fx.Node, labels: Labels) -> None:
     flow.literal[flow.describe(node)] = labels
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Return an operator's arguments by name, defaults included."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    found = {}
-    for position, parameter in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            found[parameter.name] = node.args[position]
-        else:
-            found[parameter.name] = node.kwargs.get(parameter.name, parameter.default_value)
-    return found
-
-
 def require(condition: bool, why: str) -> None:
     """Raise NotUnderstoodError unless `condition`."""
     if not condition:
         raise NotUnderstoodError(why)
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the shape of a node's only result."""
-    return tuple(int(size) for size in node.meta["val"].shape)
 
 
 def ordered(labels: Sequence[Labels]) -> Labels:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import layer_name, readers, source
-from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer, require, rule
+from prunekit.graph.channels.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.nodes import arguments, layer_name, readers, shape_of, source
 
 
 @rule("conv1d", "conv2d", "conv3d")

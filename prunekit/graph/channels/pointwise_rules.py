@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunekit.compaction.flow import ChannelFlow, NotUnderstoodError, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import CASTS, operator_name
-from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.channels.channel_flow import ChannelFlow, NotUnderstoodError, require, rule
+from prunekit.graph.channels.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.nodes import CASTS, arguments, operator_name, shape_of
 
 # fmt: off
 _POINTWISE = (
