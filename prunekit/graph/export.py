@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,8 +36,9 @@ def exported(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torch.export logs and prints of failures, the graph so far among it: they are reported as notes."""
-    with ExitStack() as stack:
+    """Silence what torch.export logs, warns of and prints, such as the graph so far: failures are reported as notes."""
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         stack.enter_context(mock.patch.object(torch.export._trace, "print", create=True))
         for name in _LOGGERS:
             logger = logging.getLogger(name)
