@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunekit.compaction.calls import Call
 from prunekit.compaction.certificate import Difference
 from prunekit.compaction.choosing import Choice
 from prunekit.compaction.proving import Proof, Trial, run
 from prunekit.comparison import compare, tolerance
 from prunekit.discontinuous import check_continuous
 from prunekit.errors import WrongOutputError
+from prunekit.graph.calls import Call
 from prunekit.structure import map_tensors
 
 # A compacted model may be this much further from the exact result than the original is: it adds up in another order.

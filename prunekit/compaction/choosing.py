@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from prunekit.compaction.flow import ChannelFlow, Equal, Layer
-from prunekit.compaction.units import Labels
+from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer
+from prunekit.graph.channels.units import Labels
 
 Bools = npt.NDArray[np.bool_]
 

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.compaction.calls import Call
 from prunekit.compaction.certificate import Certificate, Difference
 from prunekit.compaction.certifying import DoesNotRunError, differences, own_difference, raise_first_difference
 from prunekit.compaction.choosing import Choice
 from prunekit.compaction.cutting import cut
 from prunekit.compaction.describing import describe_groups
-from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.following import follow
 from prunekit.compaction.planning import Plan, make_plan
 from prunekit.compaction.preparing import masked_copy
 from prunekit.compaction.proving import Proof, prove
 from prunekit.compaction.rounding import MULTIPLES, fastest, measure
 from prunekit.errors import InputError
+from prunekit.graph.calls import Call
+from prunekit.graph.channels.channel_flow import ChannelFlow
 from prunekit.nn.calls import preserved_random_state
 from prunekit.prune.costs import count_costs
 from prunekit.timing import time_in_turn

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunekit.compaction.certificate import ChannelGroup
 from prunekit.compaction.choosing import Choice
-from prunekit.compaction.flow import Layer
+from prunekit.graph.channels.channel_flow import Layer
 
 
 def describe_groups(choice: Choice) -> tuple[ChannelGroup, ...]:

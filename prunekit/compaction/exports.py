@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.compaction.calls import Call
 from prunekit.compaction.program import export_any_size
 from prunekit.errors import InputError
 from prunekit.files import atomic_path, write_bytes
+from prunekit.graph.calls import Call
 
 #: What `export` can write, and the suffix of the file.
 EXPORTS = {"onnx": ".onnx", "torch": ".pt2"}

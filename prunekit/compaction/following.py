@@ -11,16 +11,14 @@ import copy
 
 from torch import nn
 
-# Importing the rules fills their table.
-from prunekit.compaction import layer_rules, movement_rules, pointwise_rules  # noqa: F401
-from prunekit.compaction.calls import Call
 from prunekit.compaction.certifying import DoesNotRunError, differences
 from prunekit.compaction.choosing import Choice
 from prunekit.compaction.cutting import cut
-from prunekit.compaction.flow import ChannelFlow
 from prunekit.compaction.planning import make_plan
 from prunekit.compaction.proving import Proof
-from prunekit.compaction.tracing import trace
+from prunekit.graph.calls import Call
+from prunekit.graph.channels.channel_flow import ChannelFlow
+from prunekit.graph.traced import trace
 
 
 def follow(masked: nn.Module, example: Call, proof: Proof) -> ChannelFlow:

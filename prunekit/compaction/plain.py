@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from prunekit.compaction.calls import Call
 from prunekit.errors import InputError
+from prunekit.graph.calls import Call
 from prunekit.nn import MaskedConv2d
 from prunekit.nn.evaluating import set_eval_mode
 from prunekit.nn.fusion import replace_module

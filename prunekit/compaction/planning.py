@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunekit.compaction.choosing import Choice
-from prunekit.compaction.flow import ChannelFlow, Layer
+from prunekit.graph.channels.channel_flow import ChannelFlow, Layer
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from prunekit.compaction.calls import Call
 from prunekit.compaction.plain import plain_copy
 from prunekit.errors import InputError
+from prunekit.graph.calls import Call
 from prunekit.nn.unwrapping import unwrap
 
 _MASKABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

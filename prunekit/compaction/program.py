@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from prunekit.compaction.calls import Call
-from prunekit.compaction.tracing import export_flat, export_program
 from prunekit.errors import InputError
+from prunekit.graph.calls import Call
+from prunekit.graph.export import export_flat, export_program
 from prunekit.structure import Structure
 
 

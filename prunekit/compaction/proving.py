@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunekit.compaction.calls import Call
 from prunekit.compaction.certificate import Difference
 from prunekit.compaction.widening import ComputingInFloat64, in_float64
 from prunekit.comparison import TOLERANCES, compare, tolerance
 from prunekit.discontinuous import check_continuous
 from prunekit.errors import InputError, WrongOutputError
+from prunekit.graph.calls import Call
 from prunekit.structure import tensors_of
 
 #: Two ways to add up the same numbers in float64 differ by about 1e-15 of the largest.

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from prunekit.compaction.calls import Call
+from prunekit.graph.calls import Call
 from prunekit.nn.fusion import find_fusible, fold_batch_norms
 from prunekit.timing import time_in_turn
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit import documents
-from prunekit.compaction.calls import Call
 from prunekit.compaction.certificate import Certificate
 from prunekit.compaction.compact import CompactionResult
 from prunekit.compaction.graph_file import ProgramModel, program_document, program_tensors
@@ -26,6 +25,7 @@ from prunekit.dry_run import without_memory
 from prunekit.engine.artifact import SAVED_MODEL, damage_told
 from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
+from prunekit.graph.calls import Call
 from prunekit.nn import saving as accelerated
 
 _FORMAT = "prunekit compacted model"

@@ -11,13 +11,14 @@ from torch.export import ExportedProgram
 from prunekit.engine.exporting import (
     export_symbolically,
     is_same_program,
-    quiet,
     with_constant_sizes,
     without_size_one,
 )
 from prunekit.engine.graph import Graph
-from prunekit.engine.in_place import make_functional, mutates
+from prunekit.engine.in_place import make_functional
 from prunekit.engine.reading import CaptureError, GraphReader
+from prunekit.graph.export import exported
+from prunekit.graph.nodes import mutates
 
 __all__ = ["CaptureError", "GraphReader", "capture", "capture_any_size", "capture_program"]
 
@@ -71,8 +72,8 @@ def capture_program(program: ExportedProgram, dtype: torch.dtype = torch.float32
 
 def _exported(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     try:
-        with torch.no_grad(), quiet(), with_constant_sizes():
-            return torch.export.export(model, tuple(inputs), strict=False)
+        with with_constant_sizes():
+            return exported(model, inputs)
     except Exception as error:  # whatever a foreign forward raises
         raise CaptureError(f"torch.export cannot capture the model ({_first_line(error)})") from error
 

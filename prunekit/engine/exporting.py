@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from unittest import mock
 
 import torch
 import torch._subclasses.fake_tensor
-import torch.export._trace
 import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -20,14 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.engine.size_names import NAMED_SIZES, guards_on_names, with_named_sizes
 from prunekit.engine.symbolic_sizes import SYMBOLIC, are_equal, hint_of, value_of
+from prunekit.graph.export import exported
 
 # Sizes as tensors, as converters from ONNX write them, have a few elements.
 _MAX_SIZE_ELEMENTS = 64
-# These say by a log with a traceback what is an answer here: that the forward does not run on symbols.
-_LOGGERS = (
-    "torch._subclasses.fake_tensor", "torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes",
-    "torch.export", "torch._export",
-)  # fmt: skip
 _VIEWS = {"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"}
 _COPIES = {
     "aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default",
@@ -50,8 +44,8 @@ def export_symbolically(
         free = [dim for dim, size in enumerate(x.shape) if not (keep_ones and size == 1) and (x.dim(), dim) != (4, 1)]
         dynamic[x] = dict.fromkeys(free, Dim.AUTO)
     try:
-        with torch.no_grad(), quiet(), without_size_one(), guards_on_names(), _SizeMode():
-            return torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic, strict=False)
+        with without_size_one(), guards_on_names(), _SizeMode():
+            return exported(model, inputs, dynamic_shapes=dynamic)
     except Exception:  # a forward that runs on numbers may raise anything on symbols
         return None
 
@@ -84,18 +78,6 @@ def without_size_one() -> Iterator[None]:
         ):
             if hasattr(torch._C, name):
                 stack.enter_context(mock.patch.object(torch._C, name, lambda *_, found=found, **__: found))
-        yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch.export logs and prints of failures, the graph so far among it: they are reported as notes."""
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.export._trace, "print", create=True))
-        for name in _LOGGERS:
-            logger = logging.getLogger(name)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.CRITICAL + 1)
         yield
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from prunekit.graph.nodes import mutates
+
 # Operators whose result shares no memory with what they read, whatever the sizes.
 _FRESH = {
     "conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution", "batch_norm", "instance_norm", "group_norm",
@@ -16,12 +18,6 @@ _FRESH = {
     "hardsigmoid_", "hardtanh_", "sigmoid_", "tanh_", "elu_", "clamp_", "relu6_", "gelu_", "softplus_", "mish_",
     "selu_", "celu_", "clamp_min", "clamp_min_", "clamp_max", "clamp_max_", "named_sizes",
 }  # fmt: skip
-
-
-def mutates(node: fx.Node) -> bool:
-    """Return whether a node writes into something it reads."""
-    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
-    return bool(schema is not None and schema.is_mutable)
 
 
 def make_functional(program: ExportedProgram) -> ExportedProgram:

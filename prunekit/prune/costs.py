@@ -99,7 +99,8 @@ def _useful_weights(model: nn.Module, masks: Mapping[str, Tensor], groups: Chann
         kept = torch.cat([groups.kept_units(masks), torch.tensor([True])])  # the last one is for unit -1
         for layer, units in groups.input_units.items():
             reader = model.get_submodule(layer)
-            assert isinstance(reader, (nn.Conv2d, nn.Linear))
+            if not isinstance(reader, (nn.Conv2d, nn.Linear)):
+                continue  # nobody counts those
             mask = masks.get(layer, torch.ones_like(effective(reader), dtype=torch.bool))
             num_groups = reader.groups if isinstance(reader, nn.Conv2d) else 1
             reads = kept[units].view(num_groups, 1, -1).to(mask.device)  # [groups, 1, in_channels / groups]

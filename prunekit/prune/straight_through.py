@@ -277,17 +277,25 @@ class StraightThrough:
             return
         for name, units in self._groups.input_units.items():
             reader = self.model.get_submodule(name)
-            # What a grouped convolution reads goes together with what it makes, which is silenced where that is
-            # read. Both would be m · m, whose gradient is zero where m is.
-            is_grouped = isinstance(reader, nn.Conv2d) and reader.groups > 1
+            # What a group of a grouped convolution reads may go together with what it makes, which is silenced where
+            # that is read. Both would be m · m, whose gradient is zero where m is.
+            goes_as_a_whole = name in self._groups.units and _goes_by_group(reader, units, self._groups.units[name])
             may_be_dropped = not self._groups.pinned[units[units >= 0]].all()
-            if may_be_dropped and not is_grouped:
+            if may_be_dropped and not goes_as_a_whole:
                 self._hooks.append(reader.register_forward_pre_hook(self._gate(units)))
 
     def _gate(self, units: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
         def silence_dropped(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             (x,) = args
             kept = self._kept_units[units.to(x.device)]
-            return (x * kept.view(-1, *[1] * (x.dim() - 2)).to(x.dtype),)
+            behind = 0 if isinstance(module, nn.Linear) else x.dim() - 2  # dimensions behind the channels'
+            return (x * kept.view(-1, *[1] * behind).to(x.dtype),)
 
         return silence_dropped
+
+
+def _goes_by_group(reader: nn.Module, read: Tensor, made: Tensor) -> bool:
+    """Tell whether a convolution is grouped, and all channels of each of its groups, in and out, are one unit."""
+    groups = reader.groups if isinstance(reader, nn.Conv2d) else 1
+    units = torch.cat([made.view(groups, -1), read.view(groups, -1)], dim=1)
+    return groups > 1 and bool((units == units[:, :1]).all())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunekit.compaction import compact, cutting, proving, rounding
-from prunekit.compaction.calls import Call
 from prunekit.errors import InputError, WrongOutputError
+from prunekit.graph.calls import Call
 from prunekit.timing import Timing
 from tests.support.exact_compaction import X, conv, drop, exactly, net_of, widths
 from tests.support.pruning_nets import Net

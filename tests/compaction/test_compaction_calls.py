@@ -15,10 +15,10 @@ from torch.nn.utils import parametrizations
 
 import prunekit
 from prunekit.compaction import Certificate, CompactionResult, compact, proving
-from prunekit.compaction.calls import Call
 from prunekit.compaction.widening import ComputingInFloat64
 from prunekit.comparison import compare
 from prunekit.errors import InputError, WrongOutputError
+from prunekit.graph.calls import Call
 from tests.support.pruning_nets import Net
 from tests.support.untouched import untouched
 
@@ -385,7 +385,7 @@ def test_a_rule_that_fails_keeps_its_channels_whole(monkeypatch: pytest.MonkeyPa
     def fails(flow: object, node: object) -> None:
         raise IndexError("Dimension out of range")
 
-    monkeypatch.setitem(prunekit.compaction.flow.RULES, "sigmoid", fails)
+    monkeypatch.setitem(prunekit.graph.channels.channel_flow.RULES, "sigmoid", fails)
     certificate = exactly(net_of(plain), X).certificate
     assert certificate.removed == 0
     assert certificate.kept_whole == ("sigmoid has a form that its rule does not know (IndexError)",)

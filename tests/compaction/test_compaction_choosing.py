@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.compaction import compact
-from prunekit.compaction.calls import Call
 from prunekit.compaction.choosing import Choice
-from prunekit.compaction.flow import ChannelFlow
-from prunekit.compaction.tracing import trace
+from prunekit.graph.calls import Call
+from prunekit.graph.channels.channel_flow import ChannelFlow
+from prunekit.graph.traced import trace
 from tests.support.compaction_nets import masked, random_case
 
 #: PRUNEKIT_NETS=1000 tries more.

@@ -13,6 +13,7 @@ from torch.nn import functional
 from prunekit.detection import yolov3, yolov3_spp, yolov3_tiny
 from prunekit.errors import InputError
 from prunekit.prune import ChannelGroups, channel_groups
+from tests.support.compaction_nets import Shuffle
 from tests.support.pruning_nets import Net
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -170,10 +171,8 @@ def test_one_channel_broadcast_over_many_ties_nothing() -> None:
 
 
 def test_filters_that_flow_into_an_unknown_operation_are_pinned_and_it_is_named() -> None:
-    found = groups_of(
-        lambda net, x: net.c(functional.pixel_shuffle(net.b(net.a(x)), 2)), a=conv(3, 5), b=conv(5, 8), c=conv(2, 1)
-    )
-    assert found.unknown == ("pixel_shuffle",)
+    found = groups_of(lambda net, x: net.c(net.b(net.a(x)).cumsum(1)), a=conv(3, 5), b=conv(5, 8), c=conv(8, 1))
+    assert found.unknown == ("cumsum",)
     assert found.pinned[found.units["b"]].all()
     assert not found.pinned[found.units["a"]].any()
 
@@ -188,10 +187,87 @@ def test_a_model_that_cannot_be_traced_is_refused() -> None:
     def wiring(net: Any, x: Tensor) -> Any:
         return net.a(x) if x.sum() > 0 else x
 
-    with pytest.raises(InputError, match=r"torch\.fx can trace.*Net raised TraceError"):
+    with pytest.raises(InputError, match=r"torch\.export can trace.*Net raised \w+: .*; weights and kernels can be"):
         groups_of(wiring, a=conv(3, 4))
 
 
 def test_an_example_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="runs on the example input"):
         channel_groups(Net(lambda net, x: net.a(x), a=conv(4, 4)), EXAMPLE)
+
+
+def test_pixel_shuffle_ties_the_channels_that_it_lays_side_by_side() -> None:
+    found = groups_of(
+        lambda net, x: net.c(functional.pixel_shuffle(net.b(net.a(x)), 2)), a=conv(3, 5), b=conv(5, 8), c=conv(2, 1)
+    )
+    assert found.unknown == ()
+    assert found.units["b"].tolist() == found.input_units["c"].repeat_interleave(4).tolist()
+    assert not found.pinned[found.units["b"]].any()
+
+
+def test_a_shuffle_ties_the_same_channels_of_all_groups() -> None:
+    found = channel_groups(nn.Sequential(conv(3, 8), Shuffle(2), conv(8, 2)), EXAMPLE)
+    assert found.units["0"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert found.input_units["2"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert found.unknown == ()
+
+
+def test_halves_go_together_and_uneven_parts_stay() -> None:
+    halves = groups_of(lambda net, x: net.b(net.a(x)[:, 2:]), a=conv(3, 4), b=conv(2, 1))
+    assert torch.equal(halves.units["a"][:2], halves.units["a"][2:])
+    assert not halves.pinned[halves.units["a"]].any()
+
+    def wiring(net: Any, x: Tensor) -> Any:
+        first, second = net.a(x).split([1, 3], dim=1)
+        return net.b(first), net.c(second)
+
+    uneven = groups_of(wiring, a=conv(3, 4), b=conv(1, 1), c=conv(3, 1))
+    assert uneven.pinned[uneven.units["a"]].all()
+    assert torch.equal(torch.cat([uneven.input_units["b"], uneven.input_units["c"]]), uneven.units["a"])
+
+
+def test_what_is_added_to_a_layer_that_is_not_pruned_stays_and_its_gate_ties_nothing_more() -> None:
+    def gate(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        return net.b(x * torch.sigmoid(net.fc(x.mean((2, 3))))[:, :, None, None])
+
+    def shift(net: Any, x: Tensor) -> Any:
+        return net.b(net.a(x) + net.fc(x.mean((2, 3)))[:, :, None, None])
+
+    gated = groups_of(gate, a=conv(3, 4), fc=nn.Linear(4, 4), b=conv(4, 2))
+    shifted = groups_of(shift, a=conv(3, 4), fc=nn.Linear(3, 4), b=conv(4, 2))
+    assert not gated.pinned[gated.units["a"]].any()
+    assert torch.equal(gated.input_units["fc"], gated.units["a"])
+    assert shifted.pinned[shifted.units["a"]].all()
+
+
+def test_a_weight_that_is_used_without_its_layer_keeps_what_it_reads() -> None:
+    found = groups_of(
+        lambda net, x: functional.linear(net.a(x).mean((2, 3)), net.fc.weight), a=conv(3, 4), fc=nn.Linear(4, 2)
+    )
+    assert found.pinned[found.units["a"]].all()
+
+
+def test_a_convolution_under_two_names_is_one() -> None:
+    both = conv(4, 4)
+    found = groups_of(lambda net, x: net.c(net.b(net.a(net.s(x)))), s=conv(3, 4), a=both, b=both, c=conv(4, 2))
+    assert found.coupled == (("s", "a"),)
+    assert torch.equal(found.input_units["a"], found.units["s"])
+    assert not found.pinned[found.units["a"]].any()
+
+
+CHANNELWISE = [
+    nn.RReLU(), nn.PReLU(), nn.PReLU(4), nn.CELU(), nn.SELU(), nn.Mish(), nn.Softsign(), nn.Tanhshrink(),
+    nn.Softshrink(), nn.LogSigmoid(), nn.Hardsigmoid(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(),
+    nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.ZeroPad2d(1), nn.CircularPad2d(1), nn.LPPool2d(2, 2),
+    nn.FractionalMaxPool2d(2, output_size=4), nn.AdaptiveMaxPool2d(2), nn.Upsample(scale_factor=2, mode="bicubic"),
+    nn.InstanceNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False),
+]  # fmt: skip
+
+
+def test_layers_that_work_channel_by_channel_hand_on() -> None:
+    for layer in CHANNELWISE:
+        found = groups_of(lambda net, x: net.b(net.layer(net.a(x))), a=conv(3, 4), layer=layer, b=conv(4, 2))
+        assert torch.equal(found.input_units["b"], found.units["a"]), layer
+        assert not found.pinned[found.units["a"]].any(), layer
+        assert found.unknown == (), layer

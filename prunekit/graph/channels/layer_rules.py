@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.compaction.flow import ChannelFlow, Equal, Layer, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import layer_name, readers, source
-from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer, require, rule
+from prunekit.graph.channels.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.nodes import arguments, layer_name, readers, shape_of, source
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -84,14 +84,17 @@ def _normalized(flow: ChannelFlow, a: dict[str, Any], value: Value, by_batch: bo
     weight = _or(tensors["weight"], torch.ones(count, dtype=torch.float64))
     bias = _or(tensors["bias"], torch.zeros(count, dtype=torch.float64))
     v = value.channel_constants()
-    if by_batch:  # what does not vary is its own mean
+    if flow.silent is not None:
+        y = v
+    elif by_batch:  # what does not vary is its own mean
         y = torch.where(v.isnan(), torch.nan, bias)
     else:
         mean, var = tensors["running_mean"], tensors["running_var"]
         assert mean is not None
         assert var is not None
         y = (v - mean) / (var + a["eps"]).sqrt() * weight + bias
-    y = torch.where(weight == 0, bias, y)  # whatever comes in
+    if flow.silent is None:
+        y = torch.where(weight == 0, bias, y)  # whatever comes in
     return channels(value.shape, 1, value.labels, finite_or_nan(y))
 
 
@@ -112,11 +115,12 @@ def _layer(
     a: dict[str, Any],
     transposed: bool = False,
 ) -> Value:
-    weight = module.weight.detach().double().cpu()
-    weight = weight.transpose(0, 1) if transposed else weight
     # A forward that passes no bias would not see one that folding makes: constants go into carriers there.
     pads |= a["bias"] is None and not _is_plain(flow, node, module)
-    bias = torch.zeros(len(weight), dtype=torch.float64) if a["bias"] is None else module.bias.detach().double().cpu()
+    weight = _weight(flow, name, module, a["weight"])
+    weight = weight.transpose(0, 1) if transposed else weight
+    has_bias = a["bias"] is not None and flow.silent is None
+    bias = module.bias.detach().double().cpu() if has_bias else torch.zeros(len(weight), dtype=torch.float64)
     weight = weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)  # [filters, channels / groups, taps]
     groups = a.get("groups", 1)
     layer = flow.layers.get(name)
@@ -143,6 +147,14 @@ def _layer(
     flow.outputs.setdefault(name, []).append(result)
     flow.makers[node] = layer
     return result
+
+
+def _weight(flow: ChannelFlow, name: str, module: Any, arg: fx.Node) -> Tensor:
+    """Return a weight in float64; where layers are taken for silent, a zero a channel for those, nan for others."""
+    if flow.silent is None:
+        weight: Tensor = module.weight.detach().double().cpu()
+        return weight
+    return torch.tensor(0.0 if name in flow.silent else torch.nan, dtype=torch.float64).expand(shape_of(arg)[:2])
 
 
 def _read(flow: ChannelFlow, layer: Layer, value: Value) -> Tensor:
@@ -187,6 +199,8 @@ def _answers(layer: Layer, weight: Tensor, bias: Tensor, v: Tensor) -> Tensor:
 def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tuple[str, Any]:
     """Return the module whose own weight and bias a node uses, and its name."""
     names = [flow.name_of(arg) for arg in (weight, bias) if isinstance(arg, fx.Node)]
+    if None in names and layer_name(node) in (flow.silent or ()):
+        return _computing_owner(flow, weight, node)
     owners = {name.rpartition(".")[0] for name in names if name is not None}
     require(None not in names and len(owners) == 1, "computes its weight")
     require(not any(name in flow.traced.shared for name in names), "shares its weight with another layer")
@@ -203,6 +217,14 @@ def _owner(flow: ChannelFlow, weight: object, bias: object, node: fx.Node) -> tu
         users = readers(whose) if isinstance(whose, fx.Node) else ()
         require(all(user.target == node.target for user in users), "uses a weight that is used elsewhere too")
     return owner, module
+
+
+def _computing_owner(flow: ChannelFlow, weight: object, node: fx.Node) -> tuple[str, Any]:
+    """Return the convolution in whose forward a weight of its own shape was computed."""
+    module: Any = flow.traced.model.get_submodule(layer_name(node))
+    filters = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    require(isinstance(weight, fx.Node) and shape_of(weight) == filters, "computes a weight of another shape")
+    return next(name for name, found in flow.traced.model.named_modules() if found is module), module
 
 
 def _is_plain(flow: ChannelFlow, node: fx.Node, module: object) -> bool:

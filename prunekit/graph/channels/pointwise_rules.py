@@ -8,20 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunekit.compaction.flow import ChannelFlow, NotUnderstoodError, arguments, require, rule, shape_of
-from prunekit.compaction.tracing import CASTS, operator_name
-from prunekit.compaction.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.channels.channel_flow import ChannelFlow, NotUnderstoodError, require, rule
+from prunekit.graph.channels.values import Value, channels, finite_or_nan, unknown
+from prunekit.graph.nodes import CASTS, arguments, operator_name, shape_of
 
 # fmt: off
 _POINTWISE = (
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
     "hardtanh", "sigmoid", "tanh", "softplus", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "clip", "abs", "neg",
     "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "sin", "cos", "erf", "reciprocal", "sign",
-    "hardshrink", "softshrink", "threshold", "rsub", "add", "sub", "mul", "div", "maximum", "minimum", "softsign",
+    "rrelu", "hardshrink", "softshrink", "threshold", "rsub", "add", "sub", "mul", "div", "maximum", "minimum",
+    "softsign",
 )
-_SAME = ("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy")
+_SAME = (
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "clone", "contiguous", "detach", "alias",
+    "lift_fresh_copy",
+)
 _POOLING = (
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "fractional_max_pool2d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
     "upsample_linear1d", "upsample_trilinear3d", "upsample_nearest_exact2d",
@@ -33,6 +38,7 @@ _POOLING = (
 @rule(*_POINTWISE)
 def pointwise(flow: ChannelFlow, node: fx.Node) -> Value:
     """Apply a function of numbers to constants, and tie the channels of two tensors."""
+    require(not arguments(node).get("training"), "draws slopes at random")
     operands = {arg: flow.value(arg) for arg in node.all_input_nodes}
     shape = shape_of(node)
     labeled = {arg: value for arg, value in operands.items() if value.has_channels}
@@ -197,12 +203,12 @@ def _tied(flow: ChannelFlow, node: fx.Node, operands: dict[fx.Node, Value], shap
         is_narrow = aligned < 0 or value.shape[aligned] == 1
         if dims.get(arg, dim) != dim:
             raise NotUnderstoodError("lays channels across each other")
-        if value.has_channels and not is_narrow:
+        if value.has_channels and (not is_narrow or shape[dim] == 1):
             flow.units.tie(labels, value.labels)
         elif value.has_channels:
             flow.units.pin(value.labels, f"{flow.describe(node)} spreads it over many channels")
         elif not is_narrow:
-            raise NotUnderstoodError("meets a tensor that cannot be cut")
+            flow.keep_whole(node, "meets a tensor that cannot be cut")
     return dim, labels
 
 

@@ -8,19 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunekit.compaction.flow import (
+from prunekit.graph.channels.channel_flow import (
     ChannelFlow,
     Equal,
     NotUnderstoodError,
-    arguments,
     note_literal,
     ordered,
     require,
     rule,
-    shape_of,
 )
-from prunekit.compaction.units import Labels
-from prunekit.compaction.values import Value, along, by_channel, channels, squeezed, unknown
+from prunekit.graph.channels.units import Labels
+from prunekit.graph.channels.values import Value, along, by_channel, channels, squeezed, unknown
+from prunekit.graph.nodes import arguments, shape_of
 
 
 @rule("getitem")
@@ -79,13 +78,15 @@ def split(flow: ChannelFlow, node: fx.Node) -> Any:
         return [unknown(shape) for shape in shapes]
     if dim != value.dim:
         return [channels(shape, value.dim, value.labels, value.channel_constants()) for shape in shapes]
-    require(len({shape[dim] for shape in shapes}) == 1, "splits channels into unequal parts")
     bounds = np.cumsum([0, *(shape[dim] for shape in shapes)]).tolist()
     v = value.channel_constants()
     parts = [
         channels(shape, dim, value.labels[a:b], v[a:b])
         for shape, a, b in zip(shapes, bounds[:-1], bounds[1:], strict=True)
     ]
+    if len({shape[dim] for shape in shapes}) > 1:
+        flow.keep_whole(node, "splits channels into unequal parts")
+        return parts
     flow.equal.append(Equal([part.labels for part in parts], f"the parts of {flow.describe(node)} stay equally wide"))
     note_literal(flow, node, value.labels)
     return parts
@@ -103,8 +104,10 @@ def take_slice(flow: ChannelFlow, node: fx.Node) -> Value:
         return channels(shape, value.dim, value.labels, value.channel_constants())
     total, width = len(value.labels), shape[value.dim]
     start = min(max(a["start"] or 0, -total), total) % max(total, 1)
-    require(a["step"] == 1 and total % width == 0 and start % width == 0, "takes an uneven slice of channels")
-    if width < total:
+    require(a["step"] == 1 and width > 0, "takes an uneven slice of channels")
+    if total % width or start % width:
+        flow.keep_whole(node, "takes an uneven slice of channels")
+    elif width < total:
         parts = [value.labels[first : first + width] for first in range(0, total, width)]
         flow.equal.append(Equal(parts, f"the parts that {flow.describe(node)} takes stay equally wide"))
         note_literal(flow, node, value.labels)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.compaction.units import Labels
+from prunekit.graph.channels.units import Labels
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from prunekit.compaction.tracing import Traced, layer_name, operator_name, source
-from prunekit.compaction.units import Labels, Units
-from prunekit.compaction.values import Value, channels, unknown
+from prunekit.graph.channels.units import Labels, Units
+from prunekit.graph.channels.values import Value, channels, unknown
+from prunekit.graph.nodes import layer_name, operator_name, source
+from prunekit.graph.traced import Traced
 
 Rule = Callable[["ChannelFlow", fx.Node], Any]
 #: By the operator's name; `layer_rules`, `pointwise_rules` and `movement_rules` fill it.
@@ -97,6 +97,8 @@ class ChannelFlow:
     Attributes:
         traced: The graph.
         hold: Places that are kept whole because sizes are written down there, as `describe` names them.
+        silent: Names of layers to take for masked entirely, and of no other, whatever their weights are; normalizations
+            shift nothing, and a convolution among them may compute its weight. None reads weights as they are.
         units: Labels, and which of them are tied or pinned.
         layers: Convolutions and linear layers that may be cut, by name.
         tensors: Other parameters and buffers that are cut: name → (dimension, labels).
@@ -105,11 +107,13 @@ class ChannelFlow:
         outputs: What each layer and normalization returns, call by call.
         makers: Node → the layer that it is a call of.
         whole: Parameters and buffers that something uses as they are.
-        kept_whole: Operations that are not understood and the channels of which are therefore kept, as sentences.
+        kept_whole: Operations whose channels are kept, since they are not understood or cannot be cut, as sentences.
+        not_understood: The nodes of those that nothing is known behind.
     """
 
     traced: Traced
     hold: frozenset[str] = frozenset()
+    silent: frozenset[str] | None = None
     units: Units = field(default_factory=Units)
     layers: dict[str, Layer] = field(default_factory=dict)
     tensors: dict[str, tuple[int, Labels]] = field(default_factory=dict)
@@ -119,6 +123,7 @@ class ChannelFlow:
     makers: dict[fx.Node, Layer] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
     kept_whole: dict[str, None] = field(default_factory=dict)
+    not_understood: list[fx.Node] = field(default_factory=list)
     _values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def run(self) -> ChannelFlow:
@@ -203,13 +208,20 @@ class ChannelFlow:
         shapes = [tuple(v.shape) for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
         if not shapes:
             return None  # a size or a check: no channel flows through
-        if any(self.value(argument).has_channels for argument in node.all_input_nodes):
+        if self.keep_whole(node, why):
+            self.not_understood.append(node)
+        is_one = isinstance(node.meta["val"], Tensor)
+        return unknown(shapes[0]) if is_one else [unknown(shape) for shape in shapes]
+
+    def keep_whole(self, node: fx.Node, why: str) -> bool:
+        """Pin whatever flows into a node; return whether channels do."""
+        has_channels = any(self.value(argument).has_channels for argument in node.all_input_nodes)
+        if has_channels:
             self.kept_whole[f"{self.describe(node)} {why}"] = None
         for argument in node.all_input_nodes:
             self.pin(argument, f"it flows into {self.describe(node)}, which {why}")
             self._pin_parameter(argument)
-        is_one = isinstance(node.meta["val"], Tensor)
-        return unknown(shapes[0]) if is_one else [unknown(shape) for shape in shapes]
+        return has_channels
 
     def _pin_parameter(self, node: fx.Node) -> None:
         name = self.name_of(node)
@@ -255,27 +267,10 @@ def note_literal(flow: ChannelFlow, node: fx.Node, labels: Labels) -> None:
     flow.literal[flow.describe(node)] = labels
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Return an operator's arguments by name, defaults included."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    found = {}
-    for position, parameter in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            found[parameter.name] = node.args[position]
-        else:
-            found[parameter.name] = node.kwargs.get(parameter.name, parameter.default_value)
-    return found
-
-
 def require(condition: bool, why: str) -> None:
     """Raise NotUnderstoodError unless `condition`."""
     if not condition:
         raise NotUnderstoodError(why)
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the shape of a node's only result."""
-    return tuple(int(size) for size in node.meta["val"].shape)
 
 
 def ordered(labels: Sequence[Labels]) -> Labels:
