@@ -8,8 +8,8 @@ from prunekit.lazy import lazy
 if TYPE_CHECKING:
     from prunekit import attacks, classification, compaction, detection, nn, ops, prune
     from prunekit.compaction.compact import compact
+    from prunekit.compaction.files import load, save
     from prunekit.compaction.optimizers import carry_optimizer
-    from prunekit.compaction.saving import load, save
     from prunekit.nn.accelerate import accelerate
     from prunekit.ops import masked_conv2d
 

@@ -3,9 +3,9 @@
 from prunekit.compaction.certificate import Certificate, ChannelGroup, Difference
 from prunekit.compaction.compact import CompactionResult, compact
 from prunekit.compaction.exports import EXPORTS, export
+from prunekit.compaction.files import load, save
 from prunekit.compaction.optimizers import carry_optimizer
 from prunekit.compaction.rounding import MULTIPLES
-from prunekit.compaction.saving import load, save
 
 __all__ = [
     "EXPORTS",

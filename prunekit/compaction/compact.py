@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.compaction.certificate import Certificate, Difference
-from prunekit.compaction.certifying import DoesNotRunError, differences, own_difference, raise_first_difference
-from prunekit.compaction.choosing import Choice
-from prunekit.compaction.cutting import cut
-from prunekit.compaction.describing import describe_groups
-from prunekit.compaction.following import follow
-from prunekit.compaction.planning import Plan, make_plan
-from prunekit.compaction.preparing import masked_copy
+from prunekit.compaction.channel_flow import follow
+from prunekit.compaction.differences import DoesNotRunError, differences, own_difference, raise_first_difference
+from prunekit.compaction.groups import describe_groups
+from prunekit.compaction.keep_set import Choice
+from prunekit.compaction.masked_copy import masked_copy
+from prunekit.compaction.plan import Plan, make_plan
 from prunekit.compaction.proving import Proof, prove
 from prunekit.compaction.rounding import MULTIPLES, fastest, measure
+from prunekit.compaction.surgery import cut
 from prunekit.errors import InputError
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow

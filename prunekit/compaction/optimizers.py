@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.compaction.compact import CompactionResult
-from prunekit.compaction.cutting import select
+from prunekit.compaction.surgery import select
 from prunekit.errors import InputError
 
 

@@ -124,7 +124,7 @@ def export_program(model: nn.Module, example: Call, dynamic_shapes: Any = None, 
     except Exception as error:  # a foreign forward raises what it likes
         raise InputError(
             "Expected a model that torch.export can trace on the example input, without control flow that depends on "
-            f"pixels, but {name} raised {type(error).__name__}: {_first_line(error)}{_part_to_compact(model)}"
+            f"pixels, but {name} raised {type(error).__name__}: {first_line(error)}.{_part_to_compact(model)}"
         ) from error
     return program
 
@@ -143,5 +143,6 @@ def _part_to_compact(model: nn.Module) -> str:
     return f" A part of it may trace alone: compact(model.{largest}, ...) with that part's input."
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".") + "."
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without a full stop."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

@@ -16,6 +16,7 @@ from prunekit.errors import InputError
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer
 from prunekit.graph.channels.units import Labels
+from prunekit.graph.export import first_line
 from prunekit.graph.nodes import layer_name, operator_name
 from prunekit.graph.traced import Traced, trace
 from prunekit.nn.held_still import held_still
@@ -114,7 +115,7 @@ def _trace(model: nn.Module, example_input: Tensor) -> Traced:
         raise InputError(
             "Expected a model that torch.export can trace and that runs on the example input, because filters are "
             f"pruned along the traced graph, but {type(model).__name__} raised {type(cause).__name__}: "
-            f"{(str(cause).strip().splitlines() or [''])[0].rstrip('.')}; weights and kernels can be pruned without."
+            f"{first_line(cause)}; weights and kernels can be pruned without."
         ) from cause
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.compaction import compact, cutting, proving, rounding
+from prunekit.compaction import compact, proving, rounding
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.graph.calls import Call
 from prunekit.timing import Timing
@@ -237,7 +237,7 @@ def test_a_wrong_cut_is_an_error_that_names_the_first_layer(monkeypatch: pytest.
     def no_shift(weight: Tensor, layer_cut: Any) -> Tensor:
         return weight.new_zeros(len(weight))
 
-    monkeypatch.setattr(cutting, "_shift", no_shift)
+    monkeypatch.setattr(surgery, "_shift", no_shift)
     with pytest.raises(WrongOutputError, match=r"first at layer 'b'"):
         compact(net, X, {"a": drop(6, 1)}, latency_runs=0)
     assert proving.MAX_RELATIVE_DIFFERENCE == 1e-10

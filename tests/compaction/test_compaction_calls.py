@@ -136,7 +136,7 @@ def test_a_wrong_cut_is_found_without_float64_too(monkeypatch: pytest.MonkeyPatc
         assert x.dtype == torch.float32
         return plain(n, x)
 
-    monkeypatch.setattr("prunekit.compaction.cutting._shift", lambda weight, cut: weight.new_zeros(len(weight)))
+    monkeypatch.setattr("prunekit.compaction.surgery._shift", lambda weight, cut: weight.new_zeros(len(weight)))
     with pytest.raises(WrongOutputError, match=r"at most 0\.0001 in float32"):
         compact(net_of(only_float32), X, latency_runs=0)
 
@@ -255,7 +255,7 @@ def test_ties_are_no_difference_and_a_wrong_number_is_one(monkeypatch: pytest.Mo
 
     certificate = exactly(net_of(wiring), X).certificate
     assert all(row.elements > 0 for row in certificate.float64)
-    monkeypatch.setattr("prunekit.compaction.cutting._shift", lambda weight, cut: weight.new_zeros(len(weight)))
+    monkeypatch.setattr("prunekit.compaction.surgery._shift", lambda weight, cut: weight.new_zeros(len(weight)))
     with pytest.raises(WrongOutputError):
         compact(net_of(wiring), X, latency_runs=0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunekit.compaction.planning import LayerCut, Plan
+from prunekit.compaction.plan import LayerCut, Plan
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.compaction.choosing import Choice
+from prunekit.compaction.keep_set import Choice
 from prunekit.graph.channels.channel_flow import ChannelFlow, Layer
 
 

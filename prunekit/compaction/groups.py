@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from prunekit.compaction.certificate import ChannelGroup
-from prunekit.compaction.choosing import Choice
+from prunekit.compaction.keep_set import Choice
 from prunekit.graph.channels.channel_flow import Layer
 
 

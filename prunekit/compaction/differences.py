@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.compaction.certificate import Difference
-from prunekit.compaction.choosing import Choice
+from prunekit.compaction.keep_set import Choice
 from prunekit.compaction.proving import Proof, Trial, run
 from prunekit.comparison import compare, tolerance
 from prunekit.discontinuous import check_continuous

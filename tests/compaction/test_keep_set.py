@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.compaction import compact
-from prunekit.compaction.choosing import Choice
+from prunekit.compaction.keep_set import Choice
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow
 from prunekit.graph.traced import trace

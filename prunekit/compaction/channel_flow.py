@@ -11,11 +11,11 @@ import copy
 
 from torch import nn
 
-from prunekit.compaction.certifying import DoesNotRunError, differences
-from prunekit.compaction.choosing import Choice
-from prunekit.compaction.cutting import cut
-from prunekit.compaction.planning import make_plan
+from prunekit.compaction.differences import DoesNotRunError, differences
+from prunekit.compaction.keep_set import Choice
+from prunekit.compaction.plan import make_plan
 from prunekit.compaction.proving import Proof
+from prunekit.compaction.surgery import cut
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow
 from prunekit.graph.traced import trace
