@@ -60,7 +60,7 @@ SLOW = (
     "test_classifier_commands.py",
     "test_cli_stages.py",
     "test_compaction_calls.py",
-    "test_compaction_choosing.py",
+    "test_keep_set.py",
     "test_compaction_files.py",
     "test_compaction_kinds.py",
     "test_compaction_pipeline.py",
