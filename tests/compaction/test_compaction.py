@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.compaction import compact, proving, rounding
+from prunekit.compaction import compact, proving, rounding, surgery
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.graph.calls import Call
 from prunekit.timing import Timing
