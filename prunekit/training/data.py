@@ -138,8 +138,7 @@ def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Gene
         x, targets = resize(x, targets, size)
     if isinstance(targets, Tensor):
         targets = targets.to(config.device)
-    # 1.4 times faster than NCHW on narrow layers.
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x, targets
+    return x, targets
 
 
 class _Guarded(Dataset[Any]):

@@ -31,7 +31,7 @@ from prunekit.training.data import (
 )
 from prunekit.training.log import SilentLog, StepLog
 from prunekit.training.objectives import Clean, Objective, TrainBatch
-from prunekit.training.preparation import parameters_that_train, prepared
+from prunekit.training.preparation import memory_format, parameters_that_train, prepared
 from prunekit.training.state import (
     TrainState,
     capture,
@@ -164,7 +164,7 @@ class _Training:
     ) -> None:
         self.step, self.loss = 0, math.nan
         self._module, self._network, self._objective = module, network, objective
-        self._config, self._num_steps = config, num_steps
+        self._config, self._num_steps, self._memory_format = config, num_steps, memory_format(module)
         self._parameters = parameters_that_train(module, parameters, config)
         self._optimizer = _make_optimizer(self._parameters, config)
         self._delta: Tensor | None = None
@@ -180,6 +180,8 @@ class _Training:
         rate = self._config.learning_rate_at(self.step, self._num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=self._memory_format)
         # What the module itself draws, such as dropout, comes from torch's global generators.
         torch.manual_seed(derived_seed(self._config.seed, "module", self.step))
         batch = TrainBatch(x, targets, self._perturbation(x))

@@ -13,20 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig, require_device
 
+_FLOATS_OF_A_VECTOR = 16  # of AVX-512; 8 of AVX2
+
 
 @contextmanager
 def prepared(module: nn.Module, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> Iterator[nn.Module]:
     """Yield the network to train: the module, in the config's precision, batch normalization and device.
 
     Afterwards modes, `requires_grad` and torch's global random state are as before; the module stays on the device, in
-    channels-last memory.
+    the memory format that it was trained in.
     """
     device = require_device(config.device)
     trained = {id(parameter) for parameter in parameters_that_train(module, parameters, config).values()}
     needed_grad = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     was_training = [(child, child.training) for child in module.modules()]
-    # 1.4 times faster than NCHW on narrow layers.
-    module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(device).to(memory_format=memory_format(module))  # type: ignore[call-overload]
     try:
         module.train()
         if config.batch_norm != "live":
@@ -42,6 +43,23 @@ def prepared(module: nn.Module, parameters: Mapping[str, nn.Parameter], config: 
         for parameter, needed in needed_grad:
             parameter.requires_grad_(needed)
             parameter.grad = None
+
+
+def memory_format(module: nn.Module) -> torch.memory_format:
+    """Return how images and filters of a module lie in memory while it trains.
+
+    Channels last, which is 1.4 times faster than NCHW on narrow layers; NCHW for modules with a strided 1x1 convolution
+    of fewer input channels than a vector holds, for which oneDNN's gradient of the weights writes past its buffer in
+    channels-last memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    is_unsafe = any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < _FLOATS_OF_A_VECTOR
+        for layer in module.modules()
+    )
+    return torch.contiguous_format if is_unsafe else torch.channels_last
 
 
 def parameters_that_train(

@@ -272,3 +272,25 @@ def test_the_progress_bar_shows_the_loss_and_what_is_left() -> None:
     log = Recorder()
     optimize(model, trainable(model), labeled_images(), CLEAN, CONFIG, log=log, progress=Bars())
     assert shown == ["training", *(f"training, loss {row['loss']:.3f}" for row in log.rows)]
+
+
+@pytest.mark.parametrize(("channels", "is_channels_last"), [(4, False), (16, True)])
+def test_strided_projections_of_few_channels_train_in_nchw(channels: int, is_channels_last: bool) -> None:
+    """oneDNN's gradient of such filters writes past its buffer in channels-last memory."""
+    seen: list[Tensor] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.project = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(self.stem(x))
+            outputs: Tensor = self.project(seen[-1]).mean((2, 3))
+            return outputs
+
+    torch.manual_seed(0)
+    net, data = Net(), ImagesInMemory(torch.rand(4, 3, 8, 8), torch.arange(4))
+
+    optimize(net, trainable(net), data, CLEAN, CONFIG)
+    assert [x.is_contiguous(memory_format=torch.channels_last) for x in seen] == [is_channels_last] * len(seen)
