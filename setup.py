@@ -29,7 +29,7 @@ ALL_SETS = {**(X86_SETS if platform.machine() in ("x86_64", "AMD64") else {}), "
 # PRUNEKIT_SETS=avx2 compiles fewer of them, for quick builds on one machine; the baseline is always there.
 WANTED_SETS = os.environ.get("PRUNEKIT_SETS", ",".join(ALL_SETS)).split(",")
 if not set(WANTED_SETS) <= set(ALL_SETS):
-    sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, found {os.environ['PRUNEKIT_SETS']!r}.")
+    sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, got {os.environ['PRUNEKIT_SETS']!r}.")
 INSTRUCTION_SETS = {name: flags for name, flags in ALL_SETS.items() if name in WANTED_SETS or name == "baseline"}
 KERNELS = [f"csrc/cpu/{name}.cpp" for name in ("tile_kernel", "lane_kernels", "lane_channels", "lane_remap")]
 FLAGS = [

@@ -83,7 +83,7 @@ def fuzz(kind: Kind, numbers: Sequence[int], seed: int, folder: Path) -> Outcome
     path = kind.write(folder)
     content, expected = path.read_bytes(), kind.open(path)
     if not kind.is_right(expected, kind.open(path)):
-        raise RuntimeError(f"expected the valid file of kind {kind.name} to be right, but it is not")
+        raise RuntimeError(f"Expected the valid file of kind {kind.name} to be right, but it is not")
     damage = kind.mutate if isinstance(kind, SelfDamaging) else mutate
     outcome = Outcome(kind.name)
     for number in numbers:
@@ -116,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     names = list(KINDS) if arguments.kind == "all" else arguments.kind.split(",")
     if unknown := [name for name in names if name not in KINDS]:
-        parser.error(f"expected kinds out of {', '.join(KINDS)}, got {', '.join(unknown)}")
+        parser.error(f"Expected kinds out of {', '.join(KINDS)}, got {', '.join(unknown)}")
     if arguments.count < 1:
-        parser.error(f"expected a count of at least 1, got {arguments.count}")
+        parser.error(f"Expected a count of at least 1, got {arguments.count}")
     numbers = range(arguments.count) if arguments.only is None else [arguments.only]
     outcomes = [_fuzz_in_new_folder(KINDS[name](), numbers, arguments.seed) for name in names]
     console = Console()

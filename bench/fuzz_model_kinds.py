@@ -64,7 +64,7 @@ class AcceleratedKind:
         """Save a small net; ceilings of torch's operators and native ones are both in it."""
         fast = prunekit.accelerate(_net(), _example(), tuning_seconds=0.0, tuning_cache=None)
         if not isinstance(fast, AcceleratedModel):
-            raise RuntimeError("expected the net on the engine")
+            raise RuntimeError("Expected the net on the engine")
         prunekit.save(fast, folder / "fast.safetensors")
         return folder / "fast.safetensors"
 

@@ -229,9 +229,7 @@ def parse_cells(text: str) -> tuple[Cell, ...]:
     for part in text.split(","):
         structure, _, ratio = part.partition(":")
         if structure not in STRUCTURES or not ratio.replace(".", "", 1).isdigit() or not 0 < float(ratio) < 100:
-            raise InputError(
-                f"--cells: expected parts such as filter:75, of {', '.join(STRUCTURES)}, but got {part!r}."
-            )
+            raise InputError(f"--cells: expected parts such as filter:75, of {', '.join(STRUCTURES)}, got {part!r}.")
         cells.append(Cell(structure, float(ratio)))
     return tuple(cells)
 
@@ -240,7 +238,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """Read "0,1,2"."""
     parts = text.split(",")
     if not all(part.isdigit() for part in parts):
-        raise InputError(f"{option}: expected whole numbers separated by commas, such as 0,1,2, but got {text!r}.")
+        raise InputError(f"{option}: expected whole numbers separated by commas, such as 0,1,2, got {text!r}.")
     return tuple(int(part) for part in parts)
 
 

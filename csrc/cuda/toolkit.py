@@ -119,7 +119,7 @@ def _architecture(word: str) -> list[str]:
         return NAMES[name.lower()].split(";")
     number = re.fullmatch(r"(\d+)\.(\d)[a-z]?", name)
     if number is None or (ptx and rest != "PTX"):
-        raise CudaBuildError(f'TORCH_CUDA_ARCH_LIST: expected numbers as in "7.5;8.6+PTX", found {word!r}')
+        raise CudaBuildError(f'TORCH_CUDA_ARCH_LIST: expected numbers as in "7.5;8.6+PTX", got {word!r}')
     if int(number[1] + number[2]) < 75:
         raise CudaBuildError(f"TORCH_CUDA_ARCH_LIST: the kernels need architecture 7.5 or newer, found {word}")
     return [number[1] + number[2] + ("+PTX" if ptx else "")]
@@ -146,7 +146,7 @@ def compile_kernels(toolkit: Toolkit, folder: Path) -> list[str]:
     objects = []
     jobs = os.environ.get("MAX_JOBS", "2")
     if not jobs.isdigit() or int(jobs) < 1:
-        raise CudaBuildError(f"MAX_JOBS: expected a number from 1, found {jobs!r}")
+        raise CudaBuildError(f"MAX_JOBS: expected a number from 1, got {jobs!r}")
     for kernel in KERNELS:
         target = folder / f"{Path(kernel).parent.name}_cuda.o"
         flags = [*FLAGS, f"-I{folder}", *architecture_flags(architectures()), "--threads", jobs]

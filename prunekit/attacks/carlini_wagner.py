@@ -46,13 +46,13 @@ class CarliniWagnerConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.searches < 1:
-            raise InputError(f"expected steps >= 1 and searches >= 1, but got {self.steps} and {self.searches}")
+            raise InputError(f"Expected steps >= 1 and searches >= 1, got {self.steps} and {self.searches}")
         for name in ("learning_rate", "first_constant"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise InputError(f"expected a finite {name} above 0, but got {value}")
+                raise InputError(f"Expected a finite {name} above 0, got {value}")
         if not (self.confidence >= 0 and math.isfinite(self.confidence)):
-            raise InputError(f"expected a finite confidence of at least 0, but got {self.confidence}")
+            raise InputError(f"Expected a finite confidence of at least 0, got {self.confidence}")
 
     def __call__(
         self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None

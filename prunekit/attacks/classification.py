@@ -27,7 +27,7 @@ def margin_per_image(labels: Tensor) -> LogitLoss:
 
     def margin(logits: Tensor) -> Tensor:
         if logits.shape[1] < 2:
-            raise InputError("expected logits of at least 2 classes for a margin, but got 1: no answer can be wrong")
+            raise InputError("Expected logits of at least 2 classes for a margin, got 1: no answer can be wrong")
         right = logits.gather(1, labels[:, None])
         wrong = logits.scatter(1, labels[:, None], float("-inf"))
         return wrong.amax(dim=1) - right[:, 0]

@@ -39,11 +39,11 @@ class PgdConfig:
     def __post_init__(self) -> None:
         check_ball(self.norm, self.eps)
         if not (self.step_size >= 0 and math.isfinite(self.step_size)):
-            raise InputError(f"expected a finite step_size of at least 0, but got {self.step_size}")
+            raise InputError(f"Expected a finite step_size of at least 0, got {self.step_size}")
         if self.steps < 0 or self.restarts < 1:
-            raise InputError(f"expected steps >= 0 and restarts >= 1, but got {self.steps} and {self.restarts}")
+            raise InputError(f"Expected steps >= 0 and restarts >= 1, got {self.steps} and {self.restarts}")
         if self.restarts > 1 and not self.random_start:
-            raise InputError(f"expected random_start with {self.restarts} restarts: without it all are equal")
+            raise InputError(f"Expected random_start with {self.restarts} restarts: without it all are equal")
 
     def __call__(
         self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None

@@ -82,16 +82,16 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
 def check_ball(norm: str, eps: float) -> None:
     """Raise an InputError unless `norm` is known and `eps` a radius for pixels in [0, 1]."""
     if norm not in STEPS:
-        raise InputError(f"expected the norm to be one of {', '.join(STEPS)}, but got {norm!r}")
+        raise InputError(f"Expected the norm to be one of {', '.join(STEPS)}, got {norm!r}")
     largest_eps = 1.0 if norm == "linf" else math.inf
     if not (0 <= eps <= largest_eps and math.isfinite(eps)):
-        raise InputError(f"expected eps for pixels in [0, 1], such as 8/255, but got {eps}")
+        raise InputError(f"Expected eps for pixels in [0, 1], such as 8/255, got {eps}")
 
 
 def check_pixels(x: Tensor) -> None:
     """Raise an InputError unless all pixels lie in [0, 1]."""
     if x.numel() and not (x.min() >= 0 and x.max() <= 1):
-        raise InputError(f"expected pixels in [0, 1], but got {x.min().item():g} to {x.max().item():g}")
+        raise InputError(f"Expected pixels in [0, 1], got {x.min().item():g} to {x.max().item():g}")
 
 
 def _length(delta: Tensor) -> Tensor:

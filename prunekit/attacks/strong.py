@@ -53,11 +53,11 @@ class StrongConfig:
         check_ball(self.norm, self.eps)
         if self.steps < 0 or self.restarts < 1 or self.checkpoint < 1:
             raise InputError(
-                f"expected steps >= 0, restarts >= 1 and checkpoint >= 1, "
-                f"but got {self.steps}, {self.restarts} and {self.checkpoint}"
+                f"Expected steps >= 0, restarts >= 1 and checkpoint >= 1, "
+                f"got {self.steps}, {self.restarts} and {self.checkpoint}"
             )
         if not (self.first_step >= 0 and math.isfinite(self.first_step)):
-            raise InputError(f"expected a finite first_step of at least 0, but got {self.first_step}")
+            raise InputError(f"Expected a finite first_step of at least 0, got {self.first_step}")
 
     def __call__(
         self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None

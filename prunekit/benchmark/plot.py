@@ -31,12 +31,12 @@ def write_plot(rows: Sequence[Row], path: Path) -> None:
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
-        raise InputError(f"--out: expected a name that ends in .png or .svg, found {path.name!r}.")
+        raise InputError(f"--out: expected a name that ends in .png or .svg, got {path.name!r}.")
     if path.is_dir():
-        raise InputError(f"--out: expected a file to draw into, found a folder: {path}.")
+        raise InputError(f"--out: expected a file to draw into, got a folder: {path}.")
     drawable = [curve for curve in curves(rows) if any(point.ratio > 0 for point in curve.points)]
     if not drawable:
-        raise InputError("expected rows of prunekit at a ratio above 0 to draw, found none.")
+        raise InputError("Expected rows of prunekit at a ratio above 0 to draw, got none.")
     figure = draw(drawable)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind)

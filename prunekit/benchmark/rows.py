@@ -111,11 +111,11 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     if path.is_dir():
-        raise InputError(f"expected a file of JSON lines, found a folder: {path}.")
+        raise InputError(f"Expected a file of JSON lines, got a folder: {path}.")
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"expected a file of JSON lines, but {path} cannot be read: {error}.") from None
+        raise InputError(f"Expected a file of JSON lines, but {path} cannot be read: {error}.") from None
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -139,14 +139,12 @@ def _row(line: str, where: str) -> Row:
     try:
         content = json.loads(line)
     except json.JSONDecodeError:
-        raise InputError(f"{where}: expected a row of prunekit bench, found text that is not JSON.") from None
+        raise InputError(f"{where}: expected a row of prunekit bench, got text that is not JSON.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f'{where}: expected a row of prunekit bench ("format": "{FORMAT}"), found another thing.')
+        raise InputError(f'{where}: expected a row of prunekit bench ("format": "{FORMAT}"), got another thing.')
     try:
         return Row.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
-        raise InputError(
-            f"{where}: expected a row of prunekit bench, found a wrong {name}: {problem['msg']}."
-        ) from None
+        raise InputError(f"{where}: expected a row of prunekit bench, got a wrong {name}: {problem['msg']}.") from None

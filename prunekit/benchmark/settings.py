@@ -62,7 +62,7 @@ class Settings:
         is_size = range(_SIZE_STEP, 4096 + 1, _SIZE_STEP).__contains__
         _each("--image-size", sizes, is_size, f"a multiple of {_SIZE_STEP} pixels up to 4096")
         if self.memory and self.question == "layers":
-            raise InputError("--memory: expected with whole nets (end-to-end), found with layers.")
+            raise InputError("--memory: expected with whole nets (end-to-end), got with layers.")
 
     @property
     def control_ratio(self) -> float | None:
@@ -85,25 +85,25 @@ def split(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
     try:
         return tuple(dict.fromkeys(kind(part.strip()) for part in text.split(",")))
     except ValueError:
-        raise InputError(f"{option}: expected numbers separated by commas, found {text!r}.") from None
+        raise InputError(f"{option}: expected numbers separated by commas, got {text!r}.") from None
 
 
 def check_output(path: Path | None) -> None:
     """Refuse a place where no file can be written, before hours of work."""
     if path is not None and path.is_dir():
-        raise InputError(f"--out: expected a file to append JSON lines to, found a folder: {path}.")
+        raise InputError(f"--out: expected a file to append JSON lines to, got a folder: {path}.")
     if path is not None and path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"--out: expected a folder to write into, found a file: {path.parent}.")
+        raise InputError(f"--out: expected a folder to write into, got a file: {path.parent}.")
 
 
 def _known(option: str, names: Sequence[str], table: object) -> None:
     known = list(table)  # type: ignore[call-overload]
     for name in names:
         if name not in known:
-            raise InputError(f"{option}: expected some of {', '.join(known)}, found {name!r}.")
+            raise InputError(f"{option}: expected some of {', '.join(known)}, got {name!r}.")
 
 
 def _each(option: str, values: Sequence[T], is_right: Callable[[T], bool], expected: str) -> None:
     for value in values:
         if not is_right(value):
-            raise InputError(f"{option}: expected {expected}, found {value}.")
+            raise InputError(f"{option}: expected {expected}, got {value}.")

@@ -133,7 +133,7 @@ def plot_command(
         rows: list[Row] = []
         for file in files:
             if not file.exists():
-                raise InputError(f"expected a file of prunekit bench's rows, found nothing at {file}.")
+                raise InputError(f"Expected a file of prunekit bench's rows, got nothing at {file}.")
             rows += read_rows(file)
         write_plot(rows, out)
         out_console.print(f"Written: {out}", highlight=False, soft_wrap=True)

@@ -83,7 +83,7 @@ def compact_command(
 def _size(image_size: int | None, task: Task) -> int:
     size = task.image_size if image_size is None else image_size
     if size % task.input_multiple:
-        raise InputError(f"--image-size: expected a multiple of {task.input_multiple}, found {size}.")
+        raise InputError(f"--image-size: expected a multiple of {task.input_multiple}, got {size}.")
     return size
 
 
@@ -96,14 +96,14 @@ def _check(
     threads: int | None,
 ) -> None:
     if out.is_dir():
-        raise InputError(f"--out: expected a file to write, found a folder: {out}.")
+        raise InputError(f"--out: expected a file to write, got a folder: {out}.")
     if multiple_of is not None and multiple_of < 1:
-        raise InputError(f"--multiple-of: expected a whole number of at least 1, found {multiple_of}.")
+        raise InputError(f"--multiple-of: expected a whole number of at least 1, got {multiple_of}.")
     if export_to is not None and export_to not in EXPORTS:
-        raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, found {export_to!r}.")
+        raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, got {export_to!r}.")
     if model is not None and model not in models():
-        raise InputError(f"--model: expected one of {', '.join(models())}, found {model!r}.")
+        raise InputError(f"--model: expected one of {', '.join(models())}, got {model!r}.")
     if image_size is not None and not 1 <= image_size <= _LARGEST_SIZE:
-        raise InputError(f"--image-size: expected a number of pixels up to {_LARGEST_SIZE}, found {image_size}.")
+        raise InputError(f"--image-size: expected a number of pixels up to {_LARGEST_SIZE}, got {image_size}.")
     if threads is not None and not 1 <= threads <= 1024:
-        raise InputError(f"--threads: expected a whole number from 1 to 1024, found {threads}.")
+        raise InputError(f"--threads: expected a whole number from 1 to 1024, got {threads}.")

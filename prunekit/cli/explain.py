@@ -104,9 +104,9 @@ def explain_command(
     """Explain why a pruned network is not faster: what each layer costs, what limits it, and what would help."""
     with user_errors(verbose):
         if json_file is not None and json_file.is_dir():
-            raise InputError(f"--json: expected a file to write, found a folder: {json_file}.")
+            raise InputError(f"--json: expected a file to write, got a folder: {json_file}.")
         if threads is not None and not 1 <= threads <= 1024:
-            raise InputError(f"--threads: expected a whole number from 1 to 1024, found {threads}.")
+            raise InputError(f"--threads: expected a whole number from 1 to 1024, got {threads}.")
         with thread_count(threads):
             if file is not None:
                 given = {"--model": model, "--weights": weights, "--width": width, "--ratio": ratio, "--peers": peers}
@@ -130,7 +130,7 @@ def explain_command(
 def _refuse_beside_a_file(names: list[str]) -> None:
     if names:
         raise InputError(
-            f"expected a file that prunekit.save wrote by itself, found {', '.join(names)} beside it: "
+            f"Expected a file that prunekit.save wrote by itself, got {', '.join(names)} beside it: "
             "the file has its own weights, and no dense twin to compare with."
         )
 
@@ -149,14 +149,14 @@ def _subject(
         model = model or spec.name
         width = spec.arguments.get("width") if width is None else width
     if model is None:
-        raise InputError("expected a net (--model) or a file that prunekit.save wrote, found neither.")
+        raise InputError("Expected a net (--model) or a file that prunekit.save wrote, got neither.")
     width = 1.0 if width is None else width
     _check(model, width, ratio)
     torch.manual_seed(0)
     if weights is None:
         net: nn.Module = NETS[model].build(width=width).eval()
     elif model not in models():
-        raise InputError(f"--weights: expected with a detector ({', '.join(models())}), found with {model}.")
+        raise InputError(f"--weights: expected with a detector ({', '.join(models())}), got with {model}.")
     else:
         classes = {} if spec is not None else {"num_classes": num_classes}
         opened = open_checkpoint(weights, task_of(requested_spec(model, width, spec).updated(**classes)))
@@ -171,11 +171,11 @@ def _subject(
 
 def _check(model: str, width: float, ratio: float | None) -> None:
     if model not in NETS:
-        raise InputError(f"--model: expected one of {', '.join(NETS)}, found {model!r}.")
+        raise InputError(f"--model: expected one of {', '.join(NETS)}, got {model!r}.")
     if not 0 < width <= 4:
-        raise InputError(f"--width: expected a number above 0, at most 4, found {width}.")
+        raise InputError(f"--width: expected a number above 0, at most 4, got {width}.")
     if ratio is not None and not 0 <= ratio < 100:
-        raise InputError(f"--ratio: expected a percentage from 0 to below 100, found {ratio}.")
+        raise InputError(f"--ratio: expected a percentage from 0 to below 100, got {ratio}.")
 
 
 def _settings(subject: _Subject, size: int, with_peers: bool, runs: int) -> Settings:
@@ -197,7 +197,7 @@ def _explain_net(subject: _Subject, size: int, progress: Progress) -> Explanatio
 
 def _explain_file(file: Path, size: int | None) -> Explanation:
     if size is not None and not 1 <= size <= _LARGEST_SIZE:
-        raise InputError(f"--image-size: expected from 1 to {_LARGEST_SIZE} pixels, found {size}.")
+        raise InputError(f"--image-size: expected from 1 to {_LARGEST_SIZE} pixels, got {size}.")
     fast = prunekit.load(file)
     assert isinstance(fast, AcceleratedModel)
     generator = torch.Generator().manual_seed(0)

@@ -49,7 +49,7 @@ def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
         accelerated.save(model, path)
         return
     if Path(path).is_dir():
-        raise InputError(f"save: expected a file to write, found a folder: {path}.")
+        raise InputError(f"save: expected a file to write, got a folder: {path}.")
     tensors, spec = _describe(model)
     document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
     try:
@@ -72,7 +72,7 @@ def load(path: str | Path) -> nn.Module:
         return accelerated.load_content(content, path)
     version = content.document.get("version")
     if version not in _VERSIONS:
-        raise InputError(f"expected {_FORMAT!r} version {_VERSION} in {path}, found {version}.")
+        raise InputError(f"Expected {_FORMAT!r} version {_VERSION} in {path}, got {version}.")
     with damage_told(path):
         if version != 1 and not content.has_digest:
             raise ValueError("its digest is missing")
@@ -84,7 +84,7 @@ def load(path: str | Path) -> nn.Module:
 def _describe(result: CompactionResult) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     model = result.model
     if isinstance(model, ProgramModel):
-        raise InputError("save: expected a model that was compacted now, found one that was loaded from a file.")
+        raise InputError("save: expected a model that was compacted now, got one that was loaded from a file.")
     if isinstance(model, Detector) and model.name in MODELS:
         spec = {"kind": "detector", "model": model.name, "num_classes": model.num_classes, "layers": _edits(model)}
         if _is_built_alike(model, spec):

@@ -47,7 +47,7 @@ def evaluate_detections(dataset: CocoDataset, detections: Mapping[int, Detection
     """
     unknown = detections.keys() - {record.id for record in dataset.images}
     if unknown:
-        raise InputError(f"expected detections of the data set's images, but got image id {min(unknown)}")
+        raise InputError(f"Expected detections of the data set's images, got image id {min(unknown)}")
     evaluation = COCOeval(_ground_truth(dataset), _found(dataset, detections), iouType="bbox")
     with redirect_stdout(io.StringIO()):
         evaluation.evaluate()

@@ -81,7 +81,7 @@ class CocoDataset(Dataset[Sample]):
         interpolation: Interpolation = "bilinear",
     ) -> None:
         if image_size < SIZE_STEP or image_size % SIZE_STEP:
-            raise InputError(f"expected an image size in multiples of {SIZE_STEP}, but got {image_size}")
+            raise InputError(f"Expected an image size in multiples of {SIZE_STEP}, got {image_size}")
         self.images = annotations.images
         self.categories = annotations.categories
         self.skipped = annotations.skipped
@@ -120,7 +120,7 @@ class CocoDataset(Dataset[Sample]):
             InputError: anything that keeps the data from being used, in one sentence.
         """
         if limit is not None and limit < 1:
-            raise InputError(f"expected a limit of at least 1 image, but got {limit}")
+            raise InputError(f"Expected a limit of at least 1 image, got {limit}")
         annotation_file = _find_annotation_file(Path(path))
         content = read_coco_json(annotation_file)
         image_folder = find_image_folder(annotation_file, content.images.values())
@@ -147,7 +147,7 @@ class CocoDataset(Dataset[Sample]):
         """Raise an InputError unless a model's number of classes is the data set's."""
         if num_classes != self.num_classes:
             raise InputError(
-                f"expected a model for the {self.num_classes} categories of the data in {self.image_folder}, "
+                f"Expected a model for the {self.num_classes} categories of the data in {self.image_folder}, "
                 f"but the model has {num_classes} classes"
             )
 
@@ -249,19 +249,19 @@ def _find_annotation_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"expected a folder or a JSON file with COCO data, but {path} does not exist")
+        raise InputError(f"Expected a folder or a JSON file with COCO data, but {path} does not exist")
     files = sorted((path / "annotations").glob("*.json"))
     if len(files) > 1:
         # COCO ships captions and keypoints beside the instances.
         files = [file for file in files if file.name.startswith("instances")] or files
     if not files:
-        raise InputError(f"expected a COCO annotation file, but found no *.json in {path / 'annotations'}")
+        raise InputError(f"Expected a COCO annotation file, but found no *.json in {path / 'annotations'}")
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise InputError(f"expected one annotation file, but {path / 'annotations'} holds {names}: name one")
+        raise InputError(f"Expected one annotation file, but {path / 'annotations'} holds {names}: name one")
     return files[0]
 
 
 def _nothing_usable(annotation_file: Path, skipped: list[Skip]) -> str:
     detail = f": {len(skipped)} entries were skipped, {skipped[0].what} {skipped[0].reason}" if skipped else ""
-    return f"expected annotated objects in {annotation_file}, but found none that can be used{detail}"
+    return f"Expected annotated objects in {annotation_file}, but found none that can be used{detail}"

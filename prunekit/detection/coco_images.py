@@ -39,7 +39,7 @@ def find_image_folder(annotation_file: Path, images: Iterable[ImageEntry]) -> Pa
                 if is_file(folder / _spellings(name)[spelling]):
                     return folder
     raise InputError(
-        f"expected the images of {annotation_file} in {root} or a folder in it, "
+        f"Expected the images of {annotation_file} in {root} or a folder in it, "
         f"but found none of the {len(names)}, such as {names[0][:200]}"
     )
 
@@ -73,7 +73,7 @@ def open_images(
     if bad and (on_bad_image == "error" or not records):
         more = f" and {len(bad) - 1} more have problems" if len(bad) > 1 else ""
         raise InputError(
-            f"expected every image of the data set to be readable, but {bad[0].what} {bad[0].reason}{more}"
+            f"Expected every image of the data set to be readable, but {bad[0].what} {bad[0].reason}{more}"
         )
     return records, bad
 

@@ -139,15 +139,15 @@ def _load(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"expected a COCO file, but {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"Expected a COCO file, but {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"expected a COCO file, but {path} is not valid JSON ({error})") from error
+        raise InputError(f"Expected a COCO file, but {path} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"expected a JSON object in {path}, but found a {type(content).__name__}")
+        raise InputError(f"Expected a JSON object in {path}, but found a {type(content).__name__}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             found = "a " + type(content[key]).__name__ if key in content else "no such key"
-            raise InputError(f"expected a list under {key!r} in the COCO file {path}, but found {found}")
+            raise InputError(f"Expected a list under {key!r} in the COCO file {path}, but found {found}")
     return content
 
 
@@ -157,15 +157,15 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[list[Category], di
         key = id_of(entry.get("id")) if isinstance(entry, Mapping) else None
         if key is None or not isinstance(entry.get("name"), str):
             raise InputError(
-                f"expected an id and a name per category in {path}, but entry {index} is {repr(entry)[:200]}"
+                f"Expected an id and a name per category in {path}, but entry {index} is {repr(entry)[:200]}"
             )
         if key in names:
             raise InputError(
-                f"expected distinct category ids in {path}, but {_spelled(entry['id'], key)} is used twice"
+                f"Expected distinct category ids in {path}, but {_spelled(entry['id'], key)} is used twice"
             )
         names[key] = entry["name"]
     if not names:
-        raise InputError(f"expected at least one category in {path}, but the list is empty")
+        raise InputError(f"Expected at least one category in {path}, but the list is empty")
     # Numbers first and in their order, then text in the file's.
     keys = sorted(names, key=lambda key: (isinstance(key, str), 0 if isinstance(key, str) else key))
     numbers = _numbered(keys)
@@ -182,11 +182,11 @@ def _read_images(entries: list[Any], path: Path, skipped: list[Skip]) -> dict[in
             skipped.append(Skip(name_of("image", entry, index), "lacks a usable id or file_name", kind))
             continue
         if key in found:
-            raise InputError(f"expected distinct image ids in {path}, but {_spelled(entry['id'], key)} is used twice")
+            raise InputError(f"Expected distinct image ids in {path}, but {_spelled(entry['id'], key)} is used twice")
         width, height = side_of(entry.get("width")), side_of(entry.get("height"))
         found[key] = entry["file_name"], (width, height) if width and height else None
     if not found:
-        raise InputError(f"expected at least one usable image in {path}, but found none among {len(entries)}")
+        raise InputError(f"Expected at least one usable image in {path}, but found none among {len(entries)}")
     numbers = _numbered(list(found))
     return {key: ImageEntry(numbers[key], *facts) for key, facts in found.items()}
 

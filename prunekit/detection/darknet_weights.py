@@ -210,7 +210,7 @@ def _misfit(net: Detector, path: str | Path, content: bytes) -> str:
             difference = f"is of {other.num_classes} classes"
         elif _backbone_of(_layers(net), len(values)) is not None:
             difference = "holds the first layers alone"
-    return f"expected {expected} floats for {net.name} with {net.num_classes} classes, " + (
+    return f"Expected {expected} floats for {net.name} with {net.num_classes} classes, " + (
         f"but {path} holds {found}: it {difference}"
     )
 
@@ -219,15 +219,15 @@ def _read(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"expected a darknet file, but {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"Expected a darknet file, but {path} cannot be read ({error.strerror})") from error
     if content and (kind := kind_of_file(path)):
-        raise InputError(f"expected a darknet .weights file, but {path} is {kind}")
+        raise InputError(f"Expected a darknet .weights file, but {path} is {kind}")
     size = _header_size(content)
     if len(content) < size:
-        raise InputError(f"expected a header of {size} bytes, but {path} has {len(content)} bytes in all")
+        raise InputError(f"Expected a header of {size} bytes, but {path} has {len(content)} bytes in all")
     if rest := (len(content) - size) % 4:
         raise InputError(
-            f"expected whole floats, but {path} ends {rest} bytes after the last of {_num_floats(content)}"
+            f"Expected whole floats, but {path} ends {rest} bytes after the last of {_num_floats(content)}"
         )
     return content
 
@@ -252,7 +252,7 @@ def _num_floats(content: bytes) -> int:
 
 def _finite(values: npt.NDArray[np.float32], path: str | Path) -> npt.NDArray[np.float32]:
     if count := int((~np.isfinite(values)).sum()):
-        raise InputError(f"expected finite weights, but {count} of the {len(values)} floats of {path} are not")
+        raise InputError(f"Expected finite weights, but {count} of the {len(values)} floats of {path} are not")
     return values.astype(np.float32)
 
 

@@ -86,13 +86,13 @@ def read_image(path: Path, width: int, height: int, upright: bool = False) -> Im
     try:
         header = read_header(path, (width, height))
     except UnusableError as error:
-        raise InputError(f"expected a readable image, but {path} {error.reason}") from error
+        raise InputError(f"Expected a readable image, but {path} {error.reason}") from error
     is_turned = upright or header.size != (width, height)
     try:
         with Image.open(path) as image:
             return _to_rgb(_turned(image, header.orientation) if is_turned else _as_stored(image, header.orientation))
     except Exception as error:  # likewise
-        raise InputError(f"expected a complete image, but {path} cannot be decoded ({_said(error)})") from error
+        raise InputError(f"Expected a complete image, but {path} cannot be decoded ({_said(error)})") from error
 
 
 def is_file(path: Path) -> bool:

@@ -58,7 +58,7 @@ class Heads:
     @classmethod
     def of(cls, model: nn.Module) -> Heads:
         """Return a detector's."""
-        assert isinstance(model, Detector), f"expected a Detector, but got a {type(model).__name__}"
+        assert isinstance(model, Detector), f"expected a Detector, got a {type(model).__name__}"
         return cls(model.anchors, model.strides, model.num_classes)
 
 

@@ -50,7 +50,7 @@ class Detector(nn.Module):
     def __init__(self, name: str, num_classes: int, anchors: tuple[Anchors, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         if num_classes < 1:
-            raise InputError(f"expected num_classes of at least 1, but got {num_classes}")
+            raise InputError(f"Expected num_classes of at least 1, got {num_classes}")
         self.name = name
         self.num_classes = num_classes
         self.anchors = anchors
@@ -191,7 +191,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
 
 def _channel_scaling(width: float) -> Callable[[int], int]:
     if not width > 0:
-        raise InputError(f"expected a width above 0, but got {width}")
+        raise InputError(f"Expected a width above 0, got {width}")
     return lambda channels: max(4, 4 * round(channels * width / 4))
 
 

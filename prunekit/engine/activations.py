@@ -73,7 +73,7 @@ def activate(x: Tensor, activation: Activation, *, in_place: bool = False) -> Te
         InputError: there is no activation of this kind.
     """
     if activation.kind not in ACTIVATIONS:
-        raise InputError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {activation.kind!r}.")
+        raise InputError(f"Expected an activation out of {', '.join(ACTIVATIONS)}, got {activation.kind!r}.")
     return ACTIVATIONS[activation.kind].function(x, activation.negative_slope, in_place)
 
 

@@ -326,6 +326,6 @@ class GpuModel(nn.Module):
         for name, x, (_, dtype, device) in zip(names, inputs, self._example, strict=True):
             if not isinstance(x, Tensor) or x.device != device or x.dtype != dtype:
                 found = f"a {x.dtype} one on {x.device}" if isinstance(x, Tensor) else type(x).__name__
-                raise InputError(f"expected a {dtype} tensor on {device} as {name}, got {found}.")
+                raise InputError(f"Expected a {dtype} tensor on {device} as {name}, got {found}.")
         example = [shape for shape, _, _ in self._example]
         check_shapes(self.program.graph, [list(x.shape) for x in inputs if isinstance(x, Tensor)], example)

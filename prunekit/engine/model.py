@@ -187,12 +187,12 @@ class AcceleratedModel(nn.Module):
         for name, x, dtype, example in zip(names, inputs, dtypes, self.example, strict=True):
             if not isinstance(x, Tensor) or x.device.type != "cpu":
                 found = f"one on {x.device}" if isinstance(x, Tensor) else type(x).__name__
-                raise InputError(f"expected a tensor on the CPU as {name}, got {found}.")
+                raise InputError(f"Expected a tensor on the CPU as {name}, got {found}.")
             shape = list(x.shape)
             if dtype is not None and x.dtype != dtype:
                 wanted, found = (str(d).removeprefix("torch.") for d in (dtype, x.dtype))
                 of = " [N, C, H, W]" if len(example) == 4 else ""
-                raise InputError(f"expected a {wanted} tensor{of} as {name}, got {found} {shape}.")
+                raise InputError(f"Expected a {wanted} tensor{of} as {name}, got {found} {shape}.")
         check_shapes(self.graph, [list(x.shape) for x in inputs if isinstance(x, Tensor)], self.example)
 
 

@@ -53,7 +53,7 @@ class Segment:
         inputs = [values[name].resolve_neg().contiguous() for name in self.inputs]
         batch = len(inputs[0])
         if any(len(x) != batch for x in inputs):
-            raise InputError(f"expected inputs of one batch, got batches of {[len(x) for x in inputs]}.")
+            raise InputError(f"Expected inputs of one batch, got batches of {[len(x) for x in inputs]}.")
         outputs = [torch.empty(batch, *size, dtype=torch.float32, device="cpu") for size in self.plan.output_sizes]
         tensors = [word for t in (*inputs, *outputs) for word in (t.data_ptr(), math.prod(t.shape[1:]))]
         ends = 0 if step_ends is None else step_ends.data_ptr()
@@ -61,7 +61,7 @@ class Segment:
             native.run_plan(self._native, np.array(tensors, np.int64).tobytes(), batch, ends)
         except MemoryError as error:
             raise MemoryError(
-                f"expected {self.plan.arena_elements * 4 / 1e9:.3g} GB of memory for the network's values on images of "
+                f"Expected {self.plan.arena_elements * 4 / 1e9:.3g} GB of memory for the network's values on images of "
                 f"these sizes, but there is less; give it smaller images."
             ) from error
         values.update(zip(self.outputs, outputs, strict=True))
@@ -190,7 +190,7 @@ class Program:
         for name in inputs:
             if values[name].dim() != 4 or values[name].dtype != torch.float32:
                 raise InputError(
-                    f"expected a float32 tensor [N, C, H, W] as {name}, "
+                    f"Expected a float32 tensor [N, C, H, W] as {name}, "
                     f"got {str(values[name].dtype).removeprefix('torch.')} {list(values[name].shape)}."
                 )
         sizes: Any = {name: tuple(values[name].shape[1:]) for name in inputs}

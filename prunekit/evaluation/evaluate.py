@@ -158,7 +158,7 @@ def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[Eva
     """List what to evaluate: clean first, then each named attack, with `transfer` also made on another model."""
     unknown = [name for name in attacks if name not in PRESETS and name != CLEAN]
     if unknown:
-        raise InputError(f"expected attacks among {', '.join([CLEAN, *PRESETS])}, but got {unknown[0]!r}")
+        raise InputError(f"Expected attacks among {', '.join([CLEAN, *PRESETS])}, got {unknown[0]!r}")
     cases = [EvaluationCase(CLEAN)]
     for name in dict.fromkeys(name for name in attacks if name != CLEAN):
         cases.append(EvaluationCase(name))

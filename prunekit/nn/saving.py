@@ -33,7 +33,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             f"got {type(model).__name__}; for one that keeps its own class, report.notes says why."
         )
     if Path(path).is_dir():
-        raise InputError(f"save: expected a file to write, found a folder: {path}.")
+        raise InputError(f"save: expected a file to write, got a folder: {path}.")
     try:
         if isinstance(model, GpuModel):
             documents.write(path, *gpu_model_content(model, model.signature.to_text()))

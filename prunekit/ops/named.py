@@ -27,7 +27,7 @@ def operator_named(name: str) -> OpOverload:
     namespace, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
     if namespace not in _NAMESPACES:
-        raise InputError(f"expected an operator of {', '.join(_NAMESPACES)}, found {name!r}.")
+        raise InputError(f"Expected an operator of {', '.join(_NAMESPACES)}, got {name!r}.")
     if namespace in _REGISTERED_BY:
         try:
             importlib.import_module(_REGISTERED_BY[namespace])
@@ -35,9 +35,9 @@ def operator_named(name: str) -> OpOverload:
             raise InputError(f"the model calls {name}, which needs {namespace}: {error}.") from error
     found = getattr(getattr(getattr(torch.ops, namespace), packet, None), overload, None)
     if not isinstance(found, OpOverload):
-        raise InputError(f"expected an operator of torch {torch.__version__}, found {name!r}.")
+        raise InputError(f"Expected an operator of torch {torch.__version__}, got {name!r}.")
     if found._schema.is_mutable:
-        raise InputError(f"expected an operator that leaves its arguments alone, found {name!r}, which changes them.")
+        raise InputError(f"Expected an operator that leaves its arguments alone, got {name!r}, which changes them.")
     if any(argument.name in _FILE_ARGUMENTS for argument in found._schema.arguments):
-        raise InputError(f"expected an operator that computes, found {name!r}, which reads or writes files.")
+        raise InputError(f"Expected an operator that computes, got {name!r}, which reads or writes files.")
     return found

@@ -23,7 +23,7 @@ _NO_PART_OF_THE_IDENTITY = {"checkpoint_every", "workers", "device"}
 
 def _multiple_of_32(size: int) -> int:
     if size < 32 or size % 32:
-        raise ValueError(f"expected sides in multiples of 32, got {size}")
+        raise ValueError(f"Expected sides in multiples of 32, got {size}")
     return size
 
 
@@ -126,10 +126,10 @@ def require_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"expected the device to be cpu, cuda or cuda:<number>, but got {name!r}") from None
+        raise InputError(f"Expected the device to be cpu, cuda or cuda:<number>, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"expected the device to be cpu, cuda or cuda:<number>, but got {name!r}")
+        raise InputError(f"Expected the device to be cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no such GPU here"
-        raise InputError(f"expected a GPU for the device {name!r}, but {why}; use the device cpu")
+        raise InputError(f"Expected a GPU for the device {name!r}, but {why}; use the device cpu")
     return device

@@ -107,7 +107,7 @@ def batches_per_epoch(data: TrainingData, config: TrainConfig) -> int:
         InputError: When there is no image.
     """
     if len(data) == 0:
-        raise InputError("expected at least one training image, but the data set is empty")
+        raise InputError("Expected at least one training image, but the data set is empty")
     return -(-len(data) // config.batch_size)
 
 

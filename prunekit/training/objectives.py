@@ -57,8 +57,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not (self.beta >= 0 and self.sigma >= 0 and self.replays >= 1):
             raise InputError(
-                f"expected beta and sigma of at least 0 and replays of at least 1, "
-                f"but got {self.beta}, {self.sigma} and {self.replays}"
+                f"Expected beta and sigma of at least 0 and replays of at least 1, "
+                f"got {self.beta}, {self.sigma} and {self.replays}"
             )
 
 
@@ -213,8 +213,8 @@ def make_objective(name: str, task: Losses, config: ObjectiveConfig | None = Non
         InputError: For an unknown name, or a norm that the objective is not made for.
     """
     if name not in OBJECTIVES:
-        raise InputError(f"expected the objective to be one of {', '.join(OBJECTIVES)}, but got {name!r}")
+        raise InputError(f"Expected the objective to be one of {', '.join(OBJECTIVES)}, got {name!r}")
     objective = OBJECTIVES[name](task, config or ObjectiveConfig())
     if isinstance(objective, _LINF_ONLY) and objective.config.attack.norm != "linf":
-        raise InputError(f"expected the norm linf for the objective {name}, but got {objective.config.attack.norm}")
+        raise InputError(f"Expected the norm linf for the objective {name}, got {objective.config.attack.norm}")
     return objective

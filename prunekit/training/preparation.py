@@ -73,12 +73,12 @@ def parameters_that_train(
     own = dict(module.named_parameters(remove_duplicate=False))
     strange = [name for name, parameter in parameters.items() if own.get(name) is not parameter]
     if strange:
-        raise InputError(f"expected parameters of the module, but {strange[0]!r} is none of them")
+        raise InputError(f"Expected parameters of the module, but {strange[0]!r} is none of them")
     is_frozen = config.batch_norm == "frozen"
     frozen = {id(parameter) for norm in _batch_norms(module) for parameter in norm.parameters()} if is_frozen else set()
     chosen = {name: parameter for name, parameter in parameters.items() if id(parameter) not in frozen}
     if not chosen:
-        raise InputError("expected at least one parameter to train, but there is none")
+        raise InputError("Expected at least one parameter to train, but there is none")
     return chosen
 
 

@@ -111,7 +111,7 @@ def restore_optimizer(
     """
     unknown = sorted(set(state.optimizer) - set(parameters))
     if unknown:
-        raise InputError(f"expected a state that trains the same parameters, but it also trains {unknown[0]!r}")
+        raise InputError(f"Expected a state that trains the same parameters, but it also trains {unknown[0]!r}")
     for name, slots in state.optimizer.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {key: _placed_like(parameter, value) for key, value in slots.items()}
@@ -151,11 +151,11 @@ def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> N
     if set(targets) != set(values):
         other = sorted(set(targets) ^ set(values))
         whose = "lacks" if other[0] in targets else "has"
-        raise InputError(f"expected the state of this model, but it {whose} {other[0]!r}")
+        raise InputError(f"Expected the state of this model, but it {whose} {other[0]!r}")
     for name, target in targets.items():
         if target.shape != values[name].shape:
             raise InputError(
-                f"expected {name!r} of shape {list(target.shape)} in the state, but got {list(values[name].shape)}"
+                f"Expected {name!r} of shape {list(target.shape)} in the state, got {list(values[name].shape)}"
             )
     for name, target in targets.items():
         target.copy_(values[name])

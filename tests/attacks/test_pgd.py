@@ -171,7 +171,7 @@ def test_no_steps_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"eps": 8}, "such as 8/255, but got 8"),
+        ({"eps": 8}, "such as 8/255, got 8"),
         ({"eps": -0.1}, "such as 8/255"),
         ({"eps": float("nan")}, "such as 8/255"),
         ({"eps": float("inf"), "norm": "l2"}, "such as 8/255"),
@@ -179,7 +179,7 @@ def test_no_steps_change_nothing() -> None:
         ({"steps": -1}, "steps >= 0"),
         ({"restarts": 0}, "restarts >= 1"),
         ({"restarts": 2}, "random_start"),
-        ({"norm": "l1"}, "linf, l2, but got 'l1'"),
+        ({"norm": "l1"}, "linf, l2, got 'l1'"),
     ],
 )
 def test_impossible_knobs_are_refused(change: dict[str, Any], message: str) -> None:

@@ -190,7 +190,7 @@ def test_gradients_that_say_nothing_are_an_error(factor: float | None, message: 
     ("change", "message"),
     [
         ({"eps": 8}, "such as 8/255"),
-        ({"norm": "l1"}, "linf, l2, but got 'l1'"),
+        ({"norm": "l1"}, "linf, l2, got 'l1'"),
         ({"steps": -1}, "steps >= 0"),
         ({"restarts": 0}, "restarts >= 1"),
         ({"checkpoint": 0}, "checkpoint >= 1"),

@@ -300,7 +300,7 @@ def test_an_image_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     path = write_classes(tmp_path) / "cat" / "1.png"
     _cut(path, 40)
     data = ClassificationData.open(tmp_path, image_size=8)
-    with pytest.raises(InputError, match=r"expected a complete image, but .*1\.png cannot be decoded"):
+    with pytest.raises(InputError, match=r"Expected a complete image, but .*1\.png cannot be decoded"):
         data.fingerprint(2)
     path.write_text("no image")
     with pytest.raises(InputError, match=r"Expected a readable image, but .*1\.png cannot be read"):

@@ -232,7 +232,7 @@ def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> No
         ([*TINY, "--image-size", "33"], "--image-size: expected a multiple of 32 pixels"),
         ([*TINY, "--threads", "0"], "--threads: expected a whole number from 1"),
         ([*TINY, "--runs", "1"], "--runs: expected at least 2"),
-        ([*TINY, "--json", "."], "--json: expected a file to write, found a folder"),
+        ([*TINY, "--json", "."], "--json: expected a file to write, got a folder"),
         ([*TINY, "--weights", "none.weights"], "--weights: expected a darknet .weights file"),
         (["--model", "vgg16", "--weights", __file__], "--weights: expected with a detector"),
         (["none.safetensors"], "there is no file none.safetensors"),

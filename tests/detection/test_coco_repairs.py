@@ -90,7 +90,7 @@ def test_ids_that_collapse_into_one_are_an_error_that_names_them(kind: str, repe
     content["images"][2]["id"] = repeated
     content["categories"] += [{"id": 7, "name": "a"}, {"id": repeated if kind == "categories" else 8, "name": "b"}]
     content["images"][2]["id"] = repeated if kind == "images" else 9
-    with pytest.raises(InputError, match=rf"expected distinct {'image' if kind == 'images' else 'category'} ids .*7"):
+    with pytest.raises(InputError, match=rf"Expected distinct {'image' if kind == 'images' else 'category'} ids .*7"):
         opened(tmp_path, content)
 
 

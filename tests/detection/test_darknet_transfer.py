@@ -119,7 +119,7 @@ def test_what_fits_no_layout_is_refused_and_changes_nothing(lost: int, tmp_path:
     content = (tmp_path / "a.weights").read_bytes()
     (tmp_path / "b.weights").write_bytes(content[: len(content) - lost] + bytes(max(0, -lost)))
     net, before = narrow("yolov3-tiny", 2, seed=1), narrow("yolov3-tiny", 2, seed=1)
-    with pytest.raises(InputError, match=r"expected \d+ floats for yolov3-tiny with 2 classes, but .* holds \d+"):
+    with pytest.raises(InputError, match=r"Expected \d+ floats for yolov3-tiny with 2 classes, but .* holds \d+"):
         transfer_darknet_weights(net, tmp_path / "b.weights")
     assert_taken(net, before, before, ())
 

@@ -105,7 +105,7 @@ def test_a_float_too_many_or_too_few_is_not_taken_for_another_header(tmp_path: P
         "one less": np.array([0, 2, 5, 99, 0], "<i4").tobytes() + values[:-4],
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=r"expected \d+ floats"):
+        with pytest.raises(InputError, match=r"Expected \d+ floats"):
             load_darknet_weights(narrow(), tmp_path / name)
 
 
@@ -158,7 +158,7 @@ def test_another_architecture_is_refused_with_both_counts(tmp_path: Path) -> Non
     save_darknet_weights(narrow("yolov3"), tmp_path / "net.weights")
     held = sum(t.numel() for t in state(narrow("yolov3")).values())
     wanted = sum(t.numel() for t in state(narrow()).values())
-    with pytest.raises(InputError, match=f"expected {wanted} floats for yolov3-tiny .* holds {held}"):
+    with pytest.raises(InputError, match=f"Expected {wanted} floats for yolov3-tiny .* holds {held}"):
         load_darknet_weights(narrow(), tmp_path / "net.weights")
 
 

@@ -65,7 +65,7 @@ def test_a_model_whose_constants_are_too_short_is_refused(tmp_path: Path) -> Non
     for name in [name for name in tensors if name.startswith("constant/")]:
         shorter = {**tensors, name: tensors[name][:-1].clone()}
         documents.write(path, shorter, document)
-        with pytest.raises(InputError, match=r"expected \[4\] as the shape of .*, got \[3\]"):
+        with pytest.raises(InputError, match=r"Expected \[4\] as the shape of .*, got \[3\]"):
             prunekit.load(path)
 
 

@@ -199,7 +199,7 @@ def test_cases_are_clean_then_each_attack_with_its_transfer() -> None:
     assert [case.name for case in evaluation_cases(["paper", "none", "fgsm", "paper"])] == ["none", "paper", "fgsm"]
     names = [case.name for case in evaluation_cases(["strong", "cw"], transfer=True)]
     assert names == ["none", "strong", "strong_transfer", "cw", "cw_transfer"]
-    with pytest.raises(InputError, match=r"expected attacks among none, fgsm, paper, .* but got 'brute'"):
+    with pytest.raises(InputError, match=r"Expected attacks among none, fgsm, paper, .* got 'brute'"):
         evaluation_cases(["paper", "brute"])
 
 

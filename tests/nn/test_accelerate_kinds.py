@@ -295,7 +295,7 @@ def test_half_precision_runs_in_float32_behind_its_doors(dtype: torch.dtype, tmp
         assert found[0].dtype == found[1].values.dtype == dtype
         with torch.no_grad():
             assert compare(exact(x.float()), found[0].float()).relative_rms <= torch.finfo(dtype).eps
-    with pytest.raises(InputError, match=r"expected a b?float16 tensor \[N, C, H, W\] as x, got float32"):
+    with pytest.raises(InputError, match=r"Expected a b?float16 tensor \[N, C, H, W\] as x, got float32"):
         fast(X)
 
 

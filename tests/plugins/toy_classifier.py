@@ -135,7 +135,7 @@ class ToyTask:
         """Open a folder of folders."""
         files = sorted(path.glob("*/*.png"))[:limit]
         if not files:
-            raise InputError(f"Expected images in a folder for each class in {path}, found none.")
+            raise InputError(f"Expected images in a folder for each class in {path}, got none.")
         return ToyData(
             files, sorted({file.parent.name for file in path.glob("*/*.png")}), image_size or self.image_size
         )

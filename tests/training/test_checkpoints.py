@@ -113,7 +113,7 @@ def test_resuming_needs_every_average(tmp_path: Path) -> None:
     config = ADAMW.updated(max_steps=1)
     state = _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config)
     without = dataclasses.replace(state, averages={})
-    with pytest.raises(InputError, match=r"expected the state of this model, but it lacks '0\.weight'"):
+    with pytest.raises(InputError, match=r"Expected the state of this model, but it lacks '0\.weight'"):
         _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config, state=without)
 
 
@@ -122,10 +122,10 @@ def test_states_of_other_models_are_refused(tmp_path: Path) -> None:
     one, two = small_detector(1), small_detector(2)
     state = _run(one, rectangles(num_classes=1), Clean(DetectionTask.of(one)), config)
     before = {name: value.clone() for name, value in two.state_dict().items()}
-    with pytest.raises(InputError, match=r"'predict32\.head\.weight' of shape \[21, .* but got \[18, "):
+    with pytest.raises(InputError, match=r"'predict32\.head\.weight' of shape \[21, .* got \[18, "):
         _run(two, rectangles(), Clean(DetectionTask.of(two)), config, state=state)
     assert all(torch.equal(value, before[name]) for name, value in two.state_dict().items())
-    with pytest.raises(InputError, match="expected the state of this model"):
+    with pytest.raises(InputError, match="Expected the state of this model"):
         _run(small_classifier(), labeled_images(), Clean(ClassifierLosses()), config, state=state)
 
 

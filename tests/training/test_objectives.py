@@ -211,10 +211,10 @@ def test_the_generator_decides_what_is_random(name: str) -> None:
 
 
 def test_unknown_names_and_norms_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="one of clean, pgd-at, trades, free, n-fgsm, smoothing, but got 'madry'"):
+    with pytest.raises(InputError, match="one of clean, pgd-at, trades, free, n-fgsm, smoothing, got 'madry'"):
         make_objective("madry", ClassifierLosses())
     for name in ("free", "n-fgsm"):
-        with pytest.raises(InputError, match=f"norm linf for the objective {name}, but got l2"):
+        with pytest.raises(InputError, match=f"norm linf for the objective {name}, got l2"):
             make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=PgdConfig(1.0, 0.1, 2, norm="l2")))
     with pytest.raises(InputError, match="replays of at least 1"):
         ObjectiveConfig(replays=0)

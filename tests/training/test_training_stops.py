@@ -130,14 +130,14 @@ def test_no_images_and_no_parameters_are_refused() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     model = small_classifier()
     config = CONFIG.updated(device="cuda")
-    with pytest.raises(InputError, match=r"expected a GPU for the device 'cuda', but .*; use the device cpu"):
+    with pytest.raises(InputError, match=r"Expected a GPU for the device 'cuda', but .*; use the device cpu"):
         optimize(model, trainable(model), labeled_images(), CLEAN, config)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x"])
 def test_an_unknown_device_is_refused(device: str) -> None:
     model = small_classifier()
-    with pytest.raises(InputError, match="expected the device to be cpu, cuda"):
+    with pytest.raises(InputError, match="Expected the device to be cpu, cuda"):
         optimize(model, trainable(model), labeled_images(), CLEAN, CONFIG.updated(device=device))
 
 
