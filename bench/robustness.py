@@ -148,7 +148,7 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     digest = data_digest(train_dataset, progress)
     training = make_training(config.objective, config.train_attack, train_dataset, digest, progress)
     task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
-    given = open_checkpoint(config.weights, task)
+    given = open_checkpoint(str(config.weights), task)
     bench = Bench(WorkStore(demo.out / "stages"), progress)
     robust = pretrain(bench, given, training, config.pretrain)
     groups = channel_groups(robust.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))

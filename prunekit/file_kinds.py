@@ -62,6 +62,18 @@ def is_safetensors(path: str | Path) -> bool:
         return False
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether torch.save wrote a file, in its format of today or of before 2020; nothing in it is executed."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(Path(path)).startswith("a PyTorch checkpoint")
+    return _is_pickle(head) and _OLD_TORCH_MAGIC in head[:32]
+
+
 def _kind_of_text(head: bytes) -> str | None:
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunekit.attacks import AttackLosses
 from prunekit.errors import InputError
 from prunekit.registry import look_up, register
+from prunekit.state_dicts import Transfer
 from prunekit.task_data import Data
 
 if TYPE_CHECKING:
@@ -153,6 +154,14 @@ class Task(Losses, Protocol):
         """Return the task with what the data say, such as the number of classes, in its spec."""
         ...
 
+    def fitted(self, data: Any, seed: int) -> Task:
+        """Return the task with what else of the model can be fitted to data, such as a detector's anchors.
+
+        Raises:
+            InputError: When there is nothing of that kind, or the data are too few.
+        """
+        ...
+
     def attribution(self, outputs: Any, targets: Any) -> Tensor:
         """Return what DeepLIFT explains, [N]."""
         ...
@@ -203,8 +212,19 @@ class Task(Losses, Protocol):
         """Return whether a file is one for `load_weights`, of whatever kind: a trainer's checkpoint, say."""
         ...
 
-    def load_weights(self, model: nn.Module, path: Path) -> None:
-        """Read weights from a file that prunekit did not write; InputError if there is no such format."""
+    def load_weights(self, model: nn.Module, path: Path, partly: bool = False) -> Transfer | None:
+        """Read weights from a file that prunekit did not write; InputError if there is no such format.
+
+        With `partly` also those of other classes or of a backbone alone; return what was taken if it was not all.
+        """
+        ...
+
+    def for_weights(self, path: Path) -> Task:
+        """Return the task with what such a file says, the number of classes at least, in its spec.
+
+        Raises:
+            InputError: When the file does not say enough.
+        """
         ...
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:

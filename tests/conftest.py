@@ -75,6 +75,7 @@ SLOW = (
     "test_engine_operators.py",
     "test_engine_sizes.py",
     "test_engine_variants.py",
+    "test_foreign_weights.py",
     "test_fuzz_files.py",
     "test_gpu_bench.py",
     "test_gpu_files.py",

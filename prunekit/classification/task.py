@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ from prunekit.classification.data import USUAL_SIZE, Batch, ClassificationData
 from prunekit.classification.mobilevit import PATCH
 from prunekit.classification.models import MODELS
 from prunekit.classification.pictures import captioned
-from prunekit.classification.state_dicts import load_state_dict
+from prunekit.classification.state_dicts import load_state_dict, own_names
 from prunekit.documents import read_document
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors
 from prunekit.files import write_text
+from prunekit.state_dicts import Transfer, num_classes_in, read_state_dict
 from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
 
 _SMALL_SIZE = 32  # pixels, of CIFAR's images
@@ -191,13 +193,37 @@ class ClassificationTask:
         """Return whether a file is not one that prunekit wrote."""
         return not is_safetensors(path) or not read_document(path, "a state dict")
 
-    def load_weights(self, model: nn.Module, path: Path) -> None:
+    def fitted(self, data: Any, seed: int) -> ClassificationTask:
+        """There is nothing: a classifier has no anchors."""
+        raise InputError(f"--fit-anchors: expected a detector that takes anchors, got {self.spec.name}.")
+
+    def load_weights(self, model: nn.Module, path: Path, partly: bool = False) -> Transfer | None:
         """Read a state dict from a .pt, .pth or .safetensors file."""
-        load_state_dict(model, path)
+        return load_state_dict(model, path, partly)
+
+    def for_weights(self, path: Path) -> ClassificationTask:
+        """Return the task with the number of classes, and the kind of stem, that the file's shapes say."""
+        state = read_state_dict(path)
+        for spec in self._stems():
+            with torch.device("meta"), torch.random.fork_rng([]):
+                renamed = own_names(spec.build(), state)
+            if (number := num_classes_in(renamed, partial(_with_classes, spec))) is not None:
+                return ClassificationTask(spec.updated(num_classes=number))
+        raise InputError(f"--weights: expected the weights of a {self.spec.name} of any number of classes in {path}.")
+
+    def _stems(self) -> list[ModelSpec]:
+        """Return the specs that weights may be of."""
+        if "small_images" in self.spec.arguments or not takes_argument(self.spec.name, "small_images"):
+            return [self.spec]
+        return [self.spec.updated(small_images=small) for small in (True, False)]
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Nothing: the tensors of model.safetensors are the state dict."""
         return []
+
+
+def _with_classes(spec: ModelSpec, number: int) -> nn.Module:
+    return spec.updated(num_classes=number).build()
 
 
 def _csv(stem: Path) -> Path:

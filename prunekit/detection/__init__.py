@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.boxes import Detections, decode, nms
 from prunekit.detection.darknet_weights import (
-    Transfer,
     darknet_num_classes,
     load_darknet_weights,
     save_darknet_weights,
@@ -45,7 +44,6 @@ __all__ = [
     "Sample",
     "Skip",
     "Target",
-    "Transfer",
     "collate",
     "darknet_num_classes",
     "decode",

@@ -201,6 +201,14 @@ class CocoDataset(Dataset[Sample]):
         part.images = [record for record in self.images if record.objects][:count] or self.images[:count]
         return part
 
+    def box_sizes(self) -> Tensor:
+        """Return the widths and heights of all objects in pixels of the letterboxed images, [M, 2]."""
+        sizes = [
+            (record.boxes[:, 2:] - record.boxes[:, :2]) * (self.image_size / max(record.width, record.height))
+            for record in self.images
+        ]
+        return torch.cat(sizes)
+
     def resolution(self) -> float:
         """Return how much one object can change AP, the mean over classes: most where its class has no other."""
         objects = Counter(label for record in self.images for label in record.labels.tolist())

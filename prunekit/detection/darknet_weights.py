@@ -27,6 +27,7 @@ from prunekit.detection.yolov3 import Detector
 from prunekit.errors import InputError
 from prunekit.file_kinds import kind_of_file
 from prunekit.files import write_bytes
+from prunekit.state_dicts import Transfer
 
 _VERSION = (0, 2, 5)  # what darknet itself has written since 2018
 _SHORT_HEADER, _LONG_HEADER = 16, 20  # bytes
@@ -50,21 +51,6 @@ def load_darknet_weights(net: Detector, path: str | Path) -> None:
     _fill(_layers(net), _finite(values, path))
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """What a detector took from a file of another one's weights.
-
-    Attributes:
-        taken: names of the convolutions that have the file's weights.
-        made_anew: names of those that keep their own.
-        num_classes: of the detector whose weights the file holds; None if it ends before the heads.
-    """
-
-    taken: tuple[str, ...]
-    made_anew: tuple[str, ...]
-    num_classes: int | None
-
-
 def transfer_darknet_weights(net: Detector, path: str | Path) -> Transfer:
     """Fill what fits of a detector: the file may be of other classes, or end after any layer before the first head.
 
@@ -76,7 +62,8 @@ def transfer_darknet_weights(net: Detector, path: str | Path) -> Transfer:
         path: the file.
 
     Returns:
-        What was taken and what was not.
+        The names of convolutions that were taken and of those that were not; no number of classes if the file ends
+        before the heads.
 
     Raises:
         InputError: the file cannot be read, is of another kind, or no such layout has its number of floats.

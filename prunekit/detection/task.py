@@ -14,12 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prunekit.attacks import AttackLosses
+from prunekit.detection.anchors import fit_anchors
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import evaluate_detections
 from prunekit.detection.boxes import Detections, decode, nms
 from prunekit.detection.coco import SIZE_STEP, USUAL_SIZE, Batch, CocoDataset
-from prunekit.detection.darknet_weights import load_darknet_weights, save_darknet_weights
+from prunekit.detection.darknet_weights import (
+    darknet_num_classes,
+    load_darknet_weights,
+    save_darknet_weights,
+    transfer_darknet_weights,
+)
 from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
 from prunekit.detection.divergence import detection_divergence
 from prunekit.detection.loss import DetectionLoss, detection_loss
@@ -27,9 +33,11 @@ from prunekit.detection.pictures import LabeledBox, draw_boxes
 from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.detection.target import Target
 from prunekit.detection.yolov3 import MODELS, Anchors, Detector
+from prunekit.documents import read_document
 from prunekit.errors import InputError
-from prunekit.file_kinds import kind_of_file
-from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task
+from prunekit.file_kinds import is_checkpoint, is_safetensors, kind_of_file
+from prunekit.state_dicts import Transfer, load, num_classes_in, read_state_dict
+from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
 
 SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
 DARKNET_WEIGHTS = "model.weights"
@@ -113,6 +121,13 @@ class DetectionTask:
     def for_data(self, data: CocoDataset) -> DetectionTask:
         """Return the task with the data's number of classes."""
         return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+
+    def fitted(self, data: CocoDataset, seed: int) -> DetectionTask:
+        """Return the task with anchors in clusters of the data's boxes."""
+        if not takes_argument(self.spec.name, "anchors"):
+            raise InputError(f"--fit-anchors: expected a detector that takes anchors, got {self.spec.name}.")
+        counts = [len(sizes) for sizes in self.heads.anchors]
+        return DetectionTask(self.spec.updated(anchors=fit_anchors(data.box_sizes(), counts, seed)))
 
     def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
         """Return the training loss of raw logits, in its parts."""
@@ -225,14 +240,36 @@ class DetectionTask:
         )
 
     def reads(self, path: Path) -> bool:
-        """Return whether a file may be darknet's, whose bytes say nothing."""
-        return path.suffix != ".safetensors" and kind_of_file(path) is None
+        """Return whether a file may be darknet's, whose bytes say nothing, or holds a state dict."""
+        if is_safetensors(path):
+            return not read_document(path, "a state dict")
+        return is_checkpoint(path) or _may_be_darknets(path)
 
-    def load_weights(self, model: nn.Module, path: Path) -> None:
-        """Read darknet's weights; the order of other families' layers is not known to be theirs."""
-        if self.spec.name not in MODELS or not isinstance(model, Detector):
-            raise InputError(f"--weights: expected a .safetensors file for {self.spec.name}, got {path}.")
-        load_darknet_weights(model, path)
+    def load_weights(self, model: nn.Module, path: Path, partly: bool = False) -> Transfer | None:
+        """Read darknet's weights, or a state dict by the detector's own names.
+
+        The order of other families' layers is not known to be darknet's.
+        """
+        if not _may_be_darknets(path):
+            return load(model, read_state_dict(path), path, self.spec.name, partly)
+        detector = self._darknets(model, path)
+        if partly:
+            found = transfer_darknet_weights(detector, path)
+            return found if found.made_anew else None
+        load_darknet_weights(detector, path)
+        return None
+
+    def for_weights(self, path: Path) -> DetectionTask:
+        """Return the task with the number of classes that the file's size says."""
+        if _may_be_darknets(path):
+            with torch.device("meta"), torch.random.fork_rng([]):
+                num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
+        else:
+            state = read_state_dict(path)
+            num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
+        if num_classes is None:
+            raise InputError(f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}.")
+        return DetectionTask(self.spec.updated(num_classes=num_classes))
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Write darknet's weights, for families that darknet knows."""
@@ -241,9 +278,18 @@ class DetectionTask:
         save_darknet_weights(model, folder / DARKNET_WEIGHTS, images_seen=images_seen)
         return [DARKNET_WEIGHTS]
 
+    def _darknets(self, model: nn.Module, path: Path) -> Detector:
+        if self.spec.name not in MODELS or not isinstance(model, Detector):
+            raise InputError(f"--weights: expected a .safetensors file for {self.spec.name}, got {path}.")
+        return model
+
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return boxes [N, M, 4], xyxy in input pixels, and scores [N, M, classes]."""
         return decode(outputs, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+
+
+def _may_be_darknets(path: Path) -> bool:
+    return path.suffix != ".safetensors" and kind_of_file(path) is None
 
 
 def _suppress(boxes: Tensor, scores: Tensor, options: Options) -> list[Detections]:

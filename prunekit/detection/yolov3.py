@@ -7,7 +7,7 @@ Every module registers its parts in the order of darknet's cfg: that order is th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ from prunekit.detection.blocks import (
 from prunekit.errors import InputError
 
 Anchors = tuple[tuple[float, float], ...]
+#: Each head's [width, height] pairs, as JSON has them.
+GivenAnchors = Sequence[Sequence[Sequence[float]]]
 
 # Width and height in pixels of the network's input, one row a head, coarsest head first.
 YOLOV3_ANCHORS: tuple[Anchors, ...] = (
@@ -101,9 +103,11 @@ class Darknet53(nn.Module):
 class YOLOv3(Detector):
     """YOLOv3 with three heads at strides 32, 16 and 8, with spatial pyramid pooling if `spp`."""
 
-    def __init__(self, num_classes: int = 80, width: float = 1.0, spp: bool = False) -> None:
+    def __init__(
+        self, num_classes: int = 80, width: float = 1.0, spp: bool = False, anchors: GivenAnchors | None = None
+    ) -> None:
         name = "yolov3-spp" if spp else "yolov3"
-        super().__init__(name, num_classes, YOLOV3_ANCHORS, strides=(32, 16, 8))
+        super().__init__(name, num_classes, _checked(anchors, YOLOV3_ANCHORS), strides=(32, 16, 8))
         c = _channel_scaling(width)
         self.backbone = Darknet53(c)
         self.neck32 = _neck(c(1024), c(512), c(1024), spp)
@@ -131,8 +135,8 @@ class YOLOv3(Detector):
 class YOLOv3Tiny(Detector):
     """YOLOv3-tiny: seven convolutions with max-pooling between them, and heads at strides 32 and 16."""
 
-    def __init__(self, num_classes: int = 80, width: float = 1.0) -> None:
-        super().__init__("yolov3-tiny", num_classes, TINY_ANCHORS, strides=(32, 16))
+    def __init__(self, num_classes: int = 80, width: float = 1.0, anchors: GivenAnchors | None = None) -> None:
+        super().__init__("yolov3-tiny", num_classes, _checked(anchors, TINY_ANCHORS), strides=(32, 16))
         c = _channel_scaling(width)
         self.stage16 = nn.Sequential(
             ConvBlock(3, c(16), kernel_size=3),
@@ -167,19 +171,19 @@ class YOLOv3Tiny(Detector):
         return self.predict32(coarse), self.predict16(self.lateral16(coarse, middle))
 
 
-def yolov3(num_classes: int = 80, width: float = 1.0) -> Detector:
+def yolov3(num_classes: int = 80, width: float = 1.0, anchors: GivenAnchors | None = None) -> Detector:
     """Build YOLOv3: 75 convolutions, 61.9 million parameters at width 1 and 80 classes."""
-    return YOLOv3(num_classes, width)
+    return YOLOv3(num_classes, width, anchors=anchors)
 
 
-def yolov3_tiny(num_classes: int = 80, width: float = 1.0) -> Detector:
+def yolov3_tiny(num_classes: int = 80, width: float = 1.0, anchors: GivenAnchors | None = None) -> Detector:
     """Build YOLOv3-tiny: 13 convolutions, 8.9 million parameters at width 1 and 80 classes."""
-    return YOLOv3Tiny(num_classes, width)
+    return YOLOv3Tiny(num_classes, width, anchors)
 
 
-def yolov3_spp(num_classes: int = 80, width: float = 1.0) -> Detector:
+def yolov3_spp(num_classes: int = 80, width: float = 1.0, anchors: GivenAnchors | None = None) -> Detector:
     """Build YOLOv3-SPP: YOLOv3 with spatial pyramid pooling before its coarsest head, 76 convolutions."""
-    return YOLOv3(num_classes, width, spp=True)
+    return YOLOv3(num_classes, width, spp=True, anchors=anchors)
 
 
 MODELS: dict[str, Callable[..., Detector]] = {
@@ -187,6 +191,18 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "yolov3-tiny": yolov3_tiny,
     "yolov3-spp": yolov3_spp,
 }
+
+
+def _checked(anchors: GivenAnchors | None, usual: tuple[Anchors, ...]) -> tuple[Anchors, ...]:
+    """Return anchors in the form of the usual ones, as many of them and for each head."""
+    if anchors is None:
+        return usual
+    heads = tuple(tuple((float(width), float(height)) for width, height in head) for head in anchors)
+    if [len(head) for head in heads] != [len(head) for head in usual] or not all(
+        math.isfinite(side) and side > 0 for head in heads for pair in head for side in pair
+    ):
+        raise InputError(f"Expected {[len(head) for head in usual]} anchors above 0 in the heads, got {heads}")
+    return heads
 
 
 def _channel_scaling(width: float) -> Callable[[int], int]:

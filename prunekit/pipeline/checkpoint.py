@@ -17,14 +17,17 @@ from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.pipeline.store import WorkStore, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
+from prunekit.state_dicts import Transfer, transfer
 from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
 from prunekit.training.data import TrainingData
 from prunekit.training.objectives import ObjectiveConfig
+from prunekit.training.state import tensors_digest
 
 FORMAT = "prunekit detector 1"  # of every task's models: another name could not read what there is
 MODEL = "model.safetensors"  # what a stage's folder calls its model
 _MASK = "mask:"
 _WHAT = "a model that prunekit saved"
+_OF_HEADS = ("num_classes", "anchors")
 _OWN = ("format", "model", "drops_filters")  # of the description; all else in it are the model's arguments
 
 
@@ -39,6 +42,7 @@ class Checkpoint:
         masks: Layer name → bool mask, True = kept, where it is pruned.
         drops_filters: Whether the masks drop whole filters, whose normalization is silenced with them.
         path: The file that it came from; None for a model that is in none.
+        transfer: What was taken of the file, where it is of other classes or of a part of the model.
     """
 
     model: nn.Module
@@ -47,6 +51,7 @@ class Checkpoint:
     masks: dict[str, Tensor] | None = None
     drops_filters: bool = False
     path: Path | None = None
+    transfer: Transfer | None = None
 
 
 def save_model(
@@ -72,37 +77,77 @@ def save_model(
     save_described(path, tensors, FORMAT, description)
 
 
-def open_checkpoint(path: Path, task: Task) -> Checkpoint:
+def untrained(task: Task, seed: int) -> Checkpoint:
+    """Return a model that nothing has trained, the same one for the same seed."""
+    model = _build(task, seed)
+    return Checkpoint(model, task, tensors_digest(model.state_dict()))
+
+
+def open_checkpoint(path: str | Path, task: Task, heads_seed: int | None = None) -> Checkpoint:
     """Read a model from a .safetensors file that a stage wrote, or from another one that the task can read.
 
     Args:
         path: The file.
         task: What the model is made for; its spec says which one.
+        heads_seed: What heads are drawn from where the weights are of other classes, or of a backbone alone; None
+            refuses such files.
 
     Raises:
         InputError: When the file is missing, damaged, of another model, or holds weights that are not finite; the
             sentence says which.
     """
+    path = Path(path)
     reads = path.is_file() and task.reads(path)
     require_weights(path, reads)
     if reads or not _is_described(path):
-        model = task.spec.build().eval()
-        task.load_weights(model, path)
-        return Checkpoint(model, task, sha256(path), path=path)
+        model = _build(task, heads_seed)
+        found = task.load_weights(model, path, partly=heads_seed is not None)
+        return _transferred(model, task, found) if found else Checkpoint(model, task, sha256(path), path=path)
     description, tensors = read_described(path, FORMAT, _WHAT)
+    has_other_classes = description.get("num_classes") != task.spec.arguments.get("num_classes")
     for fact, value in {"model": task.spec.name, **task.spec.arguments}.items():
-        if description.get(fact) != value:
+        if description.get(fact) != value and not (fact in _OF_HEADS and heads_seed is not None):
             raise InputError(f"Expected the model in {path} to be of {fact} {value}, got {description.get(fact)}.")
     if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
-    model = task.spec.build().eval()
-    _load_state(model, {key: value for key, value in tensors.items() if not key.startswith(_MASK)}, path)
+    model, state = _build(task, heads_seed), {key: v for key, v in tensors.items() if not key.startswith(_MASK)}
+    if has_other_classes and len(state) == len(tensors):
+        return _transferred(model, task, transfer(model, state, path, task.spec.name))
+    _load_state(model, state, path)
     masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
     if masks and {k: m.shape for k, m in masks.items()} != {
         k: c.weight.shape for k, c in prunable_layers(model).items()
     }:
         raise InputError(f"Expected the masks in {path} to fit the convolutions of {task.spec.name}, but they do not.")
     return Checkpoint(model, task, sha256(path), masks or None, bool(description.get("drops_filters")), path)
+
+
+def starting_model(weights: Path | None, task: Task, seed: int, progress: Progress) -> Checkpoint:
+    """Return what training starts from: weights, as far as they fit, or none; say what was not taken.
+
+    Args:
+        weights: The file; None starts from scratch.
+        task: What the model is made for, with the data's number of classes.
+        seed: What is drawn where there are no weights.
+        progress: Told what was made anew.
+    """
+    if weights is None:
+        return untrained(task, seed)
+    start = open_checkpoint(weights, task, seed)
+    if start.transfer is not None:
+        progress.message(f"{weights.name}: {start.transfer.summary}")
+    return start
+
+
+def _build(task: Task, seed: int | None) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed or 0)
+        return task.spec.build().eval()
+
+
+def _transferred(model: nn.Module, task: Task, found: Transfer) -> Checkpoint:
+    """Return a model whose heads are in no file."""
+    return Checkpoint(model, task, tensors_digest(model.state_dict()), transfer=found)
 
 
 def spec_of(path: Path, name: str | None = None) -> ModelSpec | None:
@@ -232,9 +277,10 @@ def find_checkpoint(source: Path, unit: str | None = None, spec: ModelSpec | Non
         raise InputError(f"--model: {source} does not say which model it holds: add --model.")
     if found is not None and spec is not None and spec.name != found.name:
         raise InputError(f"--model: {source} holds a {found.name}, not a {spec.name}.")
-    wanted = found or spec
-    assert wanted is not None
-    return open_checkpoint(source, task_of(wanted))
+    if found is not None:
+        return open_checkpoint(source, task_of(found))
+    assert spec is not None
+    return open_checkpoint(source, task_of(spec).for_weights(source))
 
 
 def example_image(image_size: int) -> Tensor:

@@ -39,6 +39,7 @@ class TrainStage(DetectorChoices, TrainingChoices):
 
     weights: Path | None = Field(None, description=f"initial weights: {WEIGHTS} (default: train from scratch)")
     data: Path = Field(description=f"training data: {DATA}")
+    fit_anchors: bool = Field(False, description="a detector's anchors by k-means of the data's boxes")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights")
 
 

@@ -5,10 +5,11 @@ The stages are those of a run, with the same settings and so the same results; o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,16 @@ import torch
 from prunekit.config import CONFIG, write_settings
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, requested_spec, spec_of
+from prunekit.pipeline.checkpoint import (
+    MODEL,
+    Bench,
+    Checkpoint,
+    Training,
+    open_checkpoint,
+    requested_spec,
+    spec_of,
+    starting_model,
+)
 from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
 from prunekit.pipeline.config import TrainingChoices, wrong_image_size
 from prunekit.pipeline.results import data_digest, open_data
@@ -35,7 +45,6 @@ from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
 from prunekit.task import Data, Task, task_of
 from prunekit.training.config import require_device
-from prunekit.training.state import tensors_digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,11 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
         task = task_for(config, config.weights)
         dataset = open_data(config, task, config.data, progress, learn=True)
         task = task.for_data(dataset)
-        start = _scratch(config, task) if config.weights is None else open_checkpoint(config.weights, task)
+        if config.fit_anchors:
+            task = task.fitted(dataset, config.seed)
+        start = starting_model(config.weights, task, config.seed, progress)
+        if config.fit_anchors:  # the same numbers mean other boxes
+            start = replace(start, sha256=hashlib.sha256(f"{start.sha256} {task.spec}".encode()).hexdigest())
         if start.masks is not None:
             raise InputError(f"--weights: {config.weights} is pruned, and training would undo that: use finetune.")
         data_sha256 = data_digest(dataset, progress)
@@ -164,23 +177,16 @@ def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
     Raises:
         InputError: When they contradict each other, or do not say enough.
     """
-    if dataset is None and spec_of(weights, task.spec.name) is None:
-        raise InputError(f"--data: {weights} does not say how many classes it tells apart: add --data.")
-    return open_checkpoint(weights, task if dataset is None else task.for_data(dataset))
+    if dataset is not None:
+        return open_checkpoint(weights, task.for_data(dataset))
+    says_itself = spec_of(weights, task.spec.name) is not None
+    return open_checkpoint(weights, task if says_itself else task.for_weights(weights))
 
 
 def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
     """Read which channels of a model go together."""
     size = config.image_size or start.task.image_size
     return channel_groups(start.model, torch.zeros(1, 3, size, size))
-
-
-def _scratch(config: TrainStage, task: Task) -> Checkpoint:
-    """Return an untrained model, the same one for the same seed."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)
-        model = task.spec.build().eval()
-    return Checkpoint(model, task, tensors_digest(model.state_dict()))
 
 
 def _exports(out: Path) -> list[str]:

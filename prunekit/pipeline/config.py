@@ -205,6 +205,8 @@ def training_options(kind: type[Config]) -> dict[str, TrainingOption]:
     for section in sections:
         prefix = f"{section}_" if len(sections) > 1 else ""
         settings |= {f"{prefix}{setting}": (setting, (section,)) for setting in ("epochs", "learning_rate")}
+    if "pretrain" in sections:
+        settings |= {name: (name, ("pretrain",)) for name in ("freeze", "freeze_epochs")}
     settings |= {"score_optimizer": ("optimizer", ("optimize",))} if "optimize" in sections else {}
     return {name: TrainingOption(*found, _description(name, *found)) for name, found in settings.items()}
 
@@ -298,7 +300,7 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=f"architecture: {', '.join(models())}")
-    weights: Path = Field(description=WEIGHTS)
+    weights: Path | None = Field(None, description=f"{WEIGHTS} (default: with --pretrain-epochs, train from scratch)")
     data: Path = Field(description=f"evaluation data: {DATA}")
     out: Path = Field(description="run folder; an interrupted run in it is resumed")
     width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to the published network's")
@@ -369,6 +371,12 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
         return self
 
     @model_validator(mode="after")
+    def _has_weights(self) -> RunConfig:
+        if self.weights is None and not self.pretrain.epochs:
+            raise ValueError("--weights: expected a file, got none: add it, or --pretrain-epochs to train from scratch")
+        return self
+
+    @model_validator(mode="after")
     def _shared_scores_are_optimized(self) -> RunConfig:
         if self.share_scores_at is not None and "optimized" not in self.pruning:
             raise ValueError("--share-scores-at is about optimized scores: add --pruning optimized")
@@ -382,7 +390,7 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
     @property
     def units(self) -> tuple[Unit, ...]:
         """Every variant at every ratio, variant by variant; first the weights as given, if they are pre-trained."""
-        before = (Unit(AS_GIVEN, 0),) if self.pretrain.epochs > 0 else ()
+        before = (Unit(AS_GIVEN, 0),) if self.pretrain.epochs > 0 and self.weights is not None else ()
         return (*before, *(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios))
 
     def identity(self) -> dict[str, Any]:

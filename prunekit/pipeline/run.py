@@ -13,12 +13,13 @@ from prunekit.pipeline.checkpoint import (
     requested_spec,
     require_same_spec,
     spec_of,
+    starting_model,
 )
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.results import Inputs, data_digest, open_data
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.steps import make_training, pretrain
+from prunekit.pipeline.steps import keep, make_training, pretrain
 from prunekit.pipeline.store import WorkStore
 from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
@@ -76,7 +77,7 @@ def _prepare(
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
     bench = Bench(WorkStore(folder.root / "stages"), progress)
-    start = given
+    given = start = keep(bench, given)
     if config.pretrain.epochs > 0 and training is not None:
         start = pretrain(bench, given, training, config.pretrain)
     groups: ChannelGroups | None = None
@@ -102,14 +103,17 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
-    task = task_of(requested_spec(config.model, config.width, spec_of(config.weights, config.model)))
+    found = None if config.weights is None else spec_of(config.weights, config.model)
+    task = task_of(requested_spec(config.model, config.width, found))
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, task, config.train_data, progress, learn=True)
         require_same_spec(task, train_dataset)
-    return dataset, train_dataset, open_checkpoint(config.weights, task)
+    if config.pretrain.epochs == 0 and config.weights is not None:
+        return dataset, train_dataset, open_checkpoint(config.weights, task)
+    return dataset, train_dataset, starting_model(config.weights, task, config.seed, progress)
 
 
 def _show(precision: float | None) -> str:

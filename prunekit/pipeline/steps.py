@@ -1,6 +1,7 @@
 """The steps as functions: pre-train, score, prune, fine-tune. Each finds its finished work in the store.
 
     stage       what trains                                       what is written
+    start       nothing                                           the model, if it is in no file yet
     pretrain    every parameter                                   model, for darknet's detectors also as its weights
     score       nothing                                           scores
     prune       scores and normalization, or nothing (one-shot)   masks and model
@@ -44,6 +45,7 @@ from prunekit.task import Data, Task
 from prunekit.training.augment import AugmentConfig
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import ImagesOnDisk, read_into_memory
+from prunekit.training.freezing import backbone
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, optimize
 from prunekit.training.objectives import ObjectiveConfig, make_objective
@@ -62,6 +64,17 @@ def make_training(objective: str, train_attack: str, dataset: Data, sha256: str,
     attack = attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
     return Training(data, sha256, objective, ObjectiveConfig(attack=attack))
+
+
+def keep(bench: Bench, start: Checkpoint) -> Checkpoint:
+    """Write a model that is in no file, untrained as a whole or in its heads; return any other one as it is."""
+    if start.path is not None:
+        return start
+    folder = bench.store.open("start", {}, {"model": start.sha256})
+    if folder.result() is None:
+        save_model(folder.file(MODEL), start.model, start.task.spec)
+        folder.finish({}, MODEL)
+    return _reopen(folder, start)
 
 
 def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
@@ -272,6 +285,7 @@ def _run(
             progress=bench.progress,
             after_step=after_step,
             description=description,
+            frozen=backbone(model, task.spec) if config.freeze else (),
         )
 
 

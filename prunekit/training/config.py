@@ -54,6 +54,10 @@ class TrainConfig(Config):
     batch_norm: BatchNormMode = Field(
         "live", description="batch normalization during training: live, frozen-statistics or frozen"
     )
+    freeze: Literal["backbone"] | None = Field(
+        None, description="what does not train in the first epochs: backbone (default: everything trains)"
+    )
+    freeze_epochs: int = Field(1, ge=1, description="number of epochs in which --freeze holds")
     precision: Precision = Field(
         "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
     )

@@ -10,7 +10,7 @@ import copy
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from prunekit.training.data import (
     seeded,
     training_batches,
 )
+from prunekit.training.freezing import held
 from prunekit.training.log import SilentLog, StepLog
 from prunekit.training.objectives import Clean, Objective, TrainBatch
 from prunekit.training.preparation import memory_format, parameters_that_train, prepared
@@ -63,6 +64,7 @@ def optimize(
     progress: Progress | None = None,
     after_step: Sequence[AfterStep] = (),
     description: str = "training",
+    frozen: Collection[str] = (),
 ) -> TrainState:
     """Minimize `objective` over `parameters`, in place and on the config's device.
 
@@ -79,6 +81,7 @@ def optimize(
         progress: Shows steps, loss and time left.
         after_step: Called in turn after each update: to keep pruned weights at zero, say.
         description: The bar's label.
+        frozen: Names of parameters that stay as they are in the first `freeze_epochs`.
 
     Returns:
         The last state; its tensors are the module's own.
@@ -93,10 +96,12 @@ def optimize(
         training = _Training(module, network, parameters, objective, config, num_steps, state)
         batches = _replayed_batches(data, config, objective.replays, first_step=training.step)
         epoch_steps = batches_per_epoch(data, config) * objective.replays
+        frozen_steps = config.freeze_epochs * epoch_steps if frozen else 0
         steps = range(training.step, num_steps)
         follow = (progress or SilentProgress()).track
         for step in follow(steps, lambda: _with_loss(description, training.loss), len(steps)):
-            row = {"epoch": step // epoch_steps} | training.update(*next(batches))
+            with held(module, frozen if step < frozen_steps else ()):
+                row = {"epoch": step // epoch_steps} | training.update(*next(batches))
             for hook in after_step:
                 row |= hook(training.step) or {}
             training.average()

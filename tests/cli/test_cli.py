@@ -30,7 +30,7 @@ def _invoke(options: Options, *flags: str) -> Result:
 def options(shapes_config: RunConfig, tmp_path: Path) -> Options:
     """A command that works; its data and weights are copies that a test may damage."""
     shutil.copytree(shapes_config.data, tmp_path / "data")
-    shutil.copy(shapes_config.weights, tmp_path / "net.weights")
+    shutil.copy(str(shapes_config.weights), tmp_path / "net.weights")
     return {
         "model": "yolov3-tiny",
         "weights": tmp_path / "net.weights",

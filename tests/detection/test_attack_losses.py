@@ -162,7 +162,7 @@ def shapes(shapes_config: RunConfig) -> tuple[Detector, CocoDataset]:
     """A detector that knows eight images by heart, and these images."""
     dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
     model = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
-    load_darknet_weights(model, shapes_config.weights)
+    load_darknet_weights(model, str(shapes_config.weights))
     return model, dataset
 
 

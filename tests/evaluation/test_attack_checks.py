@@ -48,7 +48,7 @@ def dataset(shapes_config: RunConfig) -> CocoDataset:
 @pytest.fixture
 def model(shapes_config: RunConfig, dataset: CocoDataset) -> Detector:
     model = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
-    load_darknet_weights(model, shapes_config.weights)
+    load_darknet_weights(model, str(shapes_config.weights))
     return model
 
 

@@ -129,7 +129,7 @@ def test_cases_give_the_same_figures_from_kept_images(shapes_config: RunConfig, 
         dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
         dataset.kept = None if budget is None else KeptImages(budget)
         task = task_of(requested_spec("yolov3-tiny", shapes_config.width)).for_data(dataset)
-        model = open_checkpoint(shapes_config.weights, task).model
+        model = open_checkpoint(str(shapes_config.weights), task).model
         decoded.clear()
         return list(evaluate_cases(model, task, dataset, shapes_config, ["fgsm", "paper"], SilentProgress()))
 

@@ -70,7 +70,7 @@ def test_numbers_behave_as_pruning_and_attack_do(shapes_run: RunFolder) -> None:
 
 def test_masks_are_those_of_the_ratio(shapes_run: RunFolder, shapes_config: RunConfig) -> None:
     model = MODELS["yolov3-tiny"](num_classes=6, width=shapes_config.width)
-    load_darknet_weights(model, shapes_config.weights)
+    load_darknet_weights(model, str(shapes_config.weights))
     masks = [load_masks(shapes_run.masks(unit), model) for unit in shapes_config.units]
     assert [sparsity(mask) for mask in masks] == pytest.approx([0, 0.5, 0.9], abs=1e-3)
     assert not any((masks[2][name] & ~masks[1][name]).any() for name in masks[1])
@@ -190,7 +190,7 @@ def test_a_folder_of_another_configuration_is_refused(
 
 
 def test_a_folder_of_other_weights_is_refused(copied_run: RunConfig, tmp_path: Path) -> None:
-    content = bytearray(copied_run.weights.read_bytes())
+    content = bytearray(Path(str(copied_run.weights)).read_bytes())
     content[-1] ^= 1
     (tmp_path / "other.weights").write_bytes(content)
     with pytest.raises(InputError, match=r"a run on other weights \(weights_sha256"):
@@ -209,7 +209,7 @@ def test_a_folder_of_other_data_is_refused(copied_run: RunConfig, tmp_path: Path
 
 def test_data_and_weights_may_move(copied_run: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(copied_run.data, tmp_path / "data")
-    shutil.copy(copied_run.weights, tmp_path / "moved.weights")
+    shutil.copy(str(copied_run.weights), tmp_path / "moved.weights")
     before = _unit_times(copied_run.out)
     run(_with(copied_run, data=tmp_path / "data", weights=tmp_path / "moved.weights"))
     assert _unit_times(copied_run.out) == before

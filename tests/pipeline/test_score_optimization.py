@@ -53,7 +53,7 @@ def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Ch
     choices = {"objective": "clean", "max_steps": 6, "augment": False, "score_optimizer": "adamw"}
     config = make_config(**{**shapes_config.model_dump(), **choices})
     dataset = CocoDataset.open(config.data, config.image_size)
-    start = open_checkpoint(config.weights, tiny_task(dataset.num_classes, config.width))
+    start = open_checkpoint(str(config.weights), tiny_task(dataset.num_classes, config.width))
     training = make_training(config.objective, config.train_attack, dataset, "0", SilentProgress())
     return config, Bench(WorkStore(tmp_path), SilentProgress()), start, training
 

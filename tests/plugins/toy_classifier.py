@@ -222,7 +222,15 @@ class ToyTask:
         """There is no other format."""
         return False
 
-    def load_weights(self, model: nn.Module, path: Path) -> None:
+    def load_weights(self, model: nn.Module, path: Path, partly: bool = False) -> None:
+        """There is no other format."""
+        raise InputError(f"--weights: expected a .safetensors file, got {path}.")
+
+    def fitted(self, data: ToyData, seed: int) -> ToyTask:
+        """There is nothing."""
+        raise InputError("--fit-anchors: expected a detector that takes anchors, got a toy.")
+
+    def for_weights(self, path: Path) -> ToyTask:
         """There is no other format."""
         raise InputError(f"--weights: expected a .safetensors file, got {path}.")
 

@@ -235,7 +235,7 @@ def test_bfloat16_comes_close_to_float32() -> None:
 def test_eight_images_are_learnt_by_heart(shapes_config: RunConfig) -> None:
     dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
     model = MODELS["yolov3-tiny"](dataset.num_classes, shapes_config.width).eval()
-    load_darknet_weights(model, shapes_config.weights)
+    load_darknet_weights(model, str(shapes_config.weights))
     found = evaluate(
         model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress(), "", lambda *seen: None
     )
