@@ -22,7 +22,8 @@ Examples:
 
   prunekit train --weights runs/robust/model.safetensors --data train/ --objective trades --out runs/trades
 
-  prunekit train --model yolov3 --weights darknet53.conv.74 --data cells/ --freeze backbone --fit-anchors --out runs/cells
+  prunekit train --model yolov3 --weights darknet53.conv.74 --data cells/ --freeze backbone --fit-anchors
+      --out runs/cells
 
   prunekit train --model resnet20 --data cifar10/ --train-batch-size 128 --out runs/classifier
 
