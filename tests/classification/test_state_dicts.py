@@ -189,6 +189,6 @@ def test_what_is_no_such_checkpoint_is_one_sentence(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02garbage", b"<html>", bytes(100)])
 def test_a_damaged_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"Expected a file with a state dict, but .*net\.pt is ") as caught:
+    with pytest.raises(InputError, match=r"expected a file with a state dict, but .*net\.pt is ") as caught:
         load_state_dict(ours("resnet18"), tmp_path / "net.pt")
     assert "\n" not in str(caught.value)
