@@ -60,19 +60,19 @@ def test_quick_is_three_ratios_and_fewer_calls_and_the_file_is_gone_on_with(tmp_
     [
         (
             ["--models", "yolov9"],
-            "--models: expected some of yolov3, yolov3-tiny, yolov3-spp, resnet50, vgg16, mobilenetv2, found",
+            "--models: expected some of yolov3, yolov3-tiny, yolov3-spp, resnet50, vgg16, mobilenetv2, got",
         ),
-        (["--ratios", "50,100"], "--ratios: expected percentages from 0 to below 100, found 100.0"),
-        (["--ratios", "-1"], "--ratios: expected percentages from 0 to below 100, found -1.0"),
+        (["--ratios", "50,100"], "--ratios: expected percentages from 0 to below 100, got 100.0"),
+        (["--ratios", "-1"], "--ratios: expected percentages from 0 to below 100, got -1.0"),
         (["--ratios", "nan"], "--ratios: expected percentages from 0 to below 100, got nan"),
         (["--ratios", "half"], "--ratios: expected numbers separated by commas, got 'half'"),
-        (["--threads", "0"], "--threads: expected whole numbers from 1 to 1024, found 0"),
+        (["--threads", "0"], "--threads: expected whole numbers from 1 to 1024, got 0"),
         (["--threads", "1.5"], "--threads: expected numbers separated by commas, got '1.5'"),
         (["--peers", "tvm"], "--peers: expected some of eager, folded, compile, onnxruntime, openvino, got 'tvm'"),
-        (["--runs", "1"], "--runs: expected at least 2, found 1"),
-        (["--width", "0"], "--width: expected a number above 0, at most 4, found 0.0"),
-        (["--image-size", "8"], "--image-size: expected a multiple of 32 pixels up to 4096, found 8"),
-        (["--image-size", "40"], "--image-size: expected a multiple of 32 pixels up to 4096, found 40"),
+        (["--runs", "1"], "--runs: expected at least 2, got 1"),
+        (["--width", "0"], "--width: expected a number above 0, at most 4, got 0.0"),
+        (["--image-size", "8"], "--image-size: expected a multiple of 32 pixels up to 4096, got 8"),
+        (["--image-size", "40"], "--image-size: expected a multiple of 32 pixels up to 4096, got 40"),
     ],
 )
 @pytest.mark.parametrize("question", ["end-to-end", "layers"])
@@ -87,7 +87,7 @@ def test_bad_input_is_one_sentence(question: str, arguments: list[str], sentence
 def test_a_folder_or_a_foreign_file_as_output_is_bad_input(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text('{"name": "someone else"}\n')
-    for out, sentence in ((tmp_path, "found a folder"), (foreign, "line 1: expected a row of prunekit bench")):
+    for out, sentence in ((tmp_path, "got a folder"), (foreign, "line 1: expected a row of prunekit bench")):
         result = bench("end-to-end", *TINY, "--out", out)
         assert result.exit_code == 2
         assert sentence in result.stderr
@@ -133,7 +133,7 @@ def test_layers_and_nets_are_two_panels(rows: list[Row]) -> None:
 
 
 def test_what_cannot_be_drawn_is_bad_input(rows: list[Row], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ends in \.png or \.svg, found 'speedup\.txt'"):
+    with pytest.raises(InputError, match=r"ends in \.png or \.svg, got 'speedup\.txt'"):
         write_plot(rows, tmp_path / "speedup.txt")
     with pytest.raises(InputError, match="found none"):
         write_plot([row for row in rows if row.kind == "peer"], tmp_path / "speedup.png")

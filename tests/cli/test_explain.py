@@ -124,7 +124,7 @@ def test_what_cannot_be_saved_or_loaded_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="on its engine as a whole, got Conv2d"):
         prunekit.save(nn.Conv2d(1, 1, 1), tmp_path / "x")
     fast = accelerated(Split())
-    with pytest.raises(InputError, match="found a folder"):
+    with pytest.raises(InputError, match="got a folder"):
         prunekit.save(fast, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -225,9 +225,9 @@ def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "found neither"),
+        ([], "got neither"),
         (["--model", "alexnet"], "--model: expected one of yolov3"),
-        ([*TINY, "--ratio", "100"], "--ratio: expected a percentage from 0 to below 100, found 100.0"),
+        ([*TINY, "--ratio", "100"], "--ratio: expected a percentage from 0 to below 100, got 100.0"),
         ([*TINY, "--width", "0"], "--width: expected a number above 0"),
         ([*TINY, "--image-size", "33"], "--image-size: expected a multiple of 32 pixels"),
         ([*TINY, "--threads", "0"], "--threads: expected a whole number from 1"),
@@ -236,7 +236,7 @@ def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> No
         ([*TINY, "--weights", "none.weights"], "--weights: expected a darknet .weights file"),
         (["--model", "vgg16", "--weights", __file__], "--weights: expected with a detector"),
         (["none.safetensors"], "there is no file none.safetensors"),
-        (["none.safetensors", "--ratio", "90"], "found --ratio beside it"),
+        (["none.safetensors", "--ratio", "90"], "got --ratio beside it"),
         ([__file__], "cannot be read"),
     ],
 )

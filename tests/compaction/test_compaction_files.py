@@ -156,7 +156,7 @@ def test_a_file_that_calls_something_else_is_refused(small_classifier: Compactio
     documents.write(path, content.tensors, json.loads(text))
     with pytest.raises(
         InputError,
-        match=r"cannot run: expected an operator of aten, prunekit, torchvision, found .os\.system\.default.",
+        match=r"cannot run: Expected an operator of aten, prunekit, torchvision, got .os\.system\.default.",
     ):
         prunekit.load(path)
 

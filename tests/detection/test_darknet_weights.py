@@ -135,8 +135,8 @@ def count_of(net: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-4], r"expected (\d+) floats .* cut off or of a smaller model"),
-        (lambda content: content + bytes(4), r"expected (\d+) floats .* larger model"),
+        (lambda content: content[:-4], r"Expected (\d+) floats .* cut off or of a smaller model"),
+        (lambda content: content + bytes(4), r"Expected (\d+) floats .* larger model"),
         (lambda content: content[:-1], "3 bytes after"),
         (lambda content: b"", "0 bytes in all"),
         (lambda content: content[:19], "header of 20 bytes"),

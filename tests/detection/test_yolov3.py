@@ -103,5 +103,5 @@ def test_pyramid_pooling_puts_the_widest_maximum_first_and_the_input_last() -> N
 
 @pytest.mark.parametrize(("num_classes", "width"), [(0, 1.0), (3, 0.0), (3, -1.0), (3, float("nan"))])
 def test_impossible_sizes_are_refused(num_classes: int, width: float) -> None:
-    with pytest.raises(InputError, match="expected"):
+    with pytest.raises(InputError, match="Expected"):
         yolov3_tiny(num_classes, width)

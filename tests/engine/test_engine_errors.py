@@ -48,12 +48,12 @@ def on_engine(model: nn.Module, inputs: Sequence[Tensor] = (X,), cache: TuningCa
 
 
 BAD_INPUT: dict[str, tuple[object, str]] = {
-    "float64": (X.double(), r"expected a float32 tensor \[N, C, H, W\] as input, got float64 \[2, 3, 9, 7\]"),
-    "integers": (X.long(), "expected a float32 tensor"),
-    "half": (X.half(), "expected a float32 tensor"),
-    "a device": (X.to("meta"), "expected a tensor on the CPU as input, got one on meta"),
-    "an array": (X.numpy(), "expected a tensor on the CPU as input, got ndarray"),
-    "nothing": (None, "expected a tensor on the CPU as input, got NoneType"),
+    "float64": (X.double(), r"Expected a float32 tensor \[N, C, H, W\] as input, got float64 \[2, 3, 9, 7\]"),
+    "integers": (X.long(), "Expected a float32 tensor"),
+    "half": (X.half(), "Expected a float32 tensor"),
+    "a device": (X.to("meta"), "Expected a tensor on the CPU as input, got one on meta"),
+    "an array": (X.numpy(), "Expected a tensor on the CPU as input, got ndarray"),
+    "nothing": (None, "Expected a tensor on the CPU as input, got NoneType"),
     "three dimensions": (X[0], r"Expected \[N, 3, H, W\] as the shape of input, got \[3, 9, 7\]"),
     "channels": (X[:, :2], r"Expected \[N, 3, H, W\] as the shape of input, got \[2, 2, 9, 7\]"),
     "too small": (X[:, :, :1, :1], r"Expected sizes .*input\.shape\[2\] ≥ 3.*, got input of shape \[2, 3, 1, 1\]"),
@@ -164,12 +164,12 @@ def test_an_arena_for_which_there_is_no_memory() -> None:
     plan.arena_elements = 2**50
     values = {"x": torch.randn(1, 5, 23, 27)}
     with pytest.raises(
-        MemoryError, match=r"^expected 4.5e\+06 GB of memory for the network's values .* smaller images\.$"
+        MemoryError, match=r"^Expected 4.5e\+06 GB of memory for the network's values .* smaller images\.$"
     ):
         Segment(plan, ["x"], ["y0"]).run(values)
     for elements in (2**61, 2**62, 2**63 - 1):  # bytes that wrap around to few
         plan.arena_elements = elements
-        with pytest.raises(MemoryError, match=r"expected .* GB of memory"):
+        with pytest.raises(MemoryError, match=r"Expected .* GB of memory"):
             Segment(plan, ["x"], ["y0"]).run(values)
 
 
@@ -205,7 +205,7 @@ def test_out_of_memory_is_an_error_and_not_the_end() -> None:
     )
     assert done.returncode == 0, done.stderr
     first, *others, last = done.stdout.splitlines()
-    assert first.startswith("MemoryError expected 0.")
+    assert first.startswith("MemoryError Expected 0.")
     assert len(others) == 2
     assert all("there is no memory for a " in line for line in others), others
     assert last == "torch.Size([1, 1, 7, 7])"

@@ -34,7 +34,7 @@ def test_a_bad_image_is_one_sentence_from_any_process(dataset: CocoDataset, work
     (dataset.image_folder / "b.png").write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         list(load_batches(dataset, 2, workers))
-    assert str(caught.value).startswith("expected a readable image, but")
+    assert str(caught.value).startswith("Expected a readable image, but")
     assert "b.png" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
