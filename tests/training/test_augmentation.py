@@ -73,7 +73,7 @@ def test_a_crop_moves_whole_pixels_and_the_boxes_with_them() -> None:
         assert_close(after, padded[:, 4 - down : 36 - down, 4 - right : 36 - right], atol=1e-5, rtol=0)
         seen |= {(0, right), (1, down)}
     assert seen == {(axis, shift) for axis in (0, 1) for shift in range(-4, 5)}
-    with pytest.raises(InputError, match="crop: .* got -1"):
+    with pytest.raises(InputError, match=r"crop: .* got -1"):
         AugmentConfig(crop=-1)
 
 
