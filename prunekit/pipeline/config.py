@@ -282,8 +282,8 @@ WEIGHTS = (
     "(.pt, .pth, .safetensors)"
 )
 DATA = (
-    "for detectors a folder in COCO layout or an annotation JSON file; for classifiers a folder with one for each "
-    "class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
+    "for detectors a folder in COCO, YOLO or Pascal VOC layout, an annotation JSON file or a data.yaml; for "
+    "classifiers a folder with one for each class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
 )
 
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
