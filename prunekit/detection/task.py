@@ -29,7 +29,7 @@ from prunekit.detection.target import Target
 from prunekit.detection.yolov3 import MODELS, Anchors, Detector
 from prunekit.errors import InputError
 from prunekit.file_kinds import kind_of_file
-from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task
+from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
 
 SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
 DARKNET_WEIGHTS = "model.weights"
@@ -58,7 +58,10 @@ class Heads:
     @classmethod
     def of(cls, model: nn.Module) -> Heads:
         """Return a detector's."""
-        assert isinstance(model, Detector), f"expected a Detector, got a {type(model).__name__}"
+        if not isinstance(model, Detector):
+            raise InputError(
+                f"Expected a prunekit.detection.Detector for the task detection, got {type(model).__name__}."
+            )
         return cls(model.anchors, model.strides, model.num_classes)
 
 
@@ -112,7 +115,10 @@ class DetectionTask:
 
     def for_data(self, data: CocoDataset) -> DetectionTask:
         """Return the task with the data's number of classes."""
-        return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+        if takes_argument(self.spec.name, "num_classes"):
+            return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+        data.require_num_classes(self.heads.num_classes)
+        return self
 
     def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
         """Return the training loss of raw logits, in its parts."""
@@ -255,6 +261,6 @@ def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-register_task("detection", DetectionTask)
+register_task("detection", DetectionTask, lambda model: isinstance(model, Detector))
 for _name, _build in MODELS.items():
     register_model(_name, _build, "detection")

@@ -102,7 +102,8 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
-    task = task_of(requested_spec(config.model, config.width, spec_of(config.weights, config.model)))
+    found = spec_of(config.weights, config.model)
+    task = task_of(requested_spec(config.model, config.width, found, config.arguments))
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None
