@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ __all__ = [
     "Options",
     "Predictions",
     "Task",
+    "TellsFlips",
     "family_of",
     "load_plugin",
     "models",
@@ -210,6 +211,15 @@ class Task(Losses, Protocol):
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Write trained weights for other programs too; return the files' names."""
+        ...
+
+
+@runtime_checkable
+class TellsFlips(Protocol):
+    """A task whose answers are right or wrong as a whole."""
+
+    def flipped(self, example: Mapping[str, Any], clean: Any, attacked: Any) -> bool:
+        """Return whether an attack made a right answer wrong; answers are as `Task.shown` reads them."""
         ...
 
 

@@ -186,6 +186,10 @@ class ClassificationTask:
         is_right = found["class"] == example["class"]
         return captioned(image, f"{found['class']} {found['probability']:.2f}", is_right)
 
+    def flipped(self, example: Mapping[str, Any], clean: Mapping[str, Any], attacked: Mapping[str, Any]) -> bool:
+        """Return whether the attack made a right answer wrong."""
+        return bool(clean["class"] == example["class"] != attacked["class"])
+
     def describe(self, config: Mapping[str, Any]) -> str:
         """Say what accuracy is."""
         return "share of images whose most probable class is their own (top 1)"

@@ -171,6 +171,11 @@ class CocoDataset(Dataset[Sample]):
         """The number of categories."""
         return len(self.categories)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The categories' names, in the order of the labels."""
+        return [category.name for category in self.categories]
+
     def require_num_classes(self, num_classes: int) -> None:
         """Raise an InputError unless a model's number of classes is the data set's."""
         if num_classes != self.num_classes:
