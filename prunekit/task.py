@@ -285,7 +285,7 @@ def family_of(name: str) -> Family:
     build = getattr(sys.modules[module], factory, None) if module in _PLUGINS else None
     task = getattr(build, "task", None)
     if not callable(build) or not isinstance(task, str):
-        raise InputError(f"Expected the model {name!r} to be named by the user: add --model {name}.")
+        raise InputError(f"Expected the model {name!r} of a file to be named by the user: add --model {name}.")
     look_up(_TASKS, "the task", task)
     return Family(build, task)
 

@@ -1,4 +1,4 @@
-"""The command line: the five stages one by one, all in order, compaction, demo, doctor, benches, explanations."""
+"""The command line: the five stages one by one, all in order, compaction, conversion, demo, doctor, explanations."""
 
 from __future__ import annotations
 

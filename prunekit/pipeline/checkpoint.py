@@ -126,7 +126,9 @@ def spec_of(path: Path, name: str | None = None) -> ModelSpec | None:
     try:
         task_of(found)
     except InputError as error:
-        raise InputError(f"Expected {path} to say which known model it holds: {error}") from None
+        if ":" in found.name:
+            raise InputError(f"--weights: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise InputError(f"Expected {path} to say which model it holds, but it does not: {error}") from None
     return found
 
 

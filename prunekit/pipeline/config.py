@@ -76,8 +76,8 @@ class SharedChoices(MachineChoices):
     )
     task: str | None = Field(
         None,
-        description="task of --model package.module:factory: detection, classification or a plugin's (default: the "
-        "factory's attribute task, else what it builds)",
+        description="task of a model of yours: detection, classification or a plugin's (default: the factory's "
+        "attribute task, else what it builds)",
     )
 
     out: Path = Field(description="output folder")

@@ -177,7 +177,7 @@ def test_a_saved_file_imports_and_calls_nothing_by_itself(photos: Path, tmp_path
         ("factories:remove", {"path": str(victim)}),  # of a plugin, but no factory that says its task
         ("factories:ten", {}),
     ):
-        with pytest.raises(InputError, match=f"'{name}' to be named by the user: add --model {name}"):
+        with pytest.raises(InputError, match=f"'{name}' of a file to be named by the user: add --model {name}"):
             task_of(ModelSpec(name, arguments))
         description = {"format": "prunekit detector 1", "model": name, **arguments}
         save_file({"weight": torch.zeros(1)}, tmp_path / "bad.safetensors", {"prunekit": json.dumps(description)})
