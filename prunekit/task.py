@@ -1,6 +1,7 @@
 """The door between the study and a kind of model: a `Task` is all that training, evaluation and reports ask about one.
 
-A user's own module registers a family of models, and for outputs of a new kind a task, and is named by `--plugin`.
+A user's own module registers a family of models, and for outputs of a new kind a task, and is named by `--plugin`. A
+factory of models can go without: it is named as the model itself.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import AttackLosses
@@ -34,9 +37,11 @@ __all__ = [
     "Options",
     "Predictions",
     "Task",
+    "TellsFlips",
     "family_of",
     "load_plugin",
     "models",
+    "name_factory",
     "register_model",
     "register_task",
     "takes_argument",
@@ -64,12 +69,9 @@ class ModelSpec:
         """Build the model, untrained, in training mode.
 
         Raises:
-            InputError: When the family is unknown, or does not take the arguments.
+            InputError: When the family is unknown, does not take the arguments, or builds no model.
         """
-        try:
-            return family_of(self.name).build(**self.arguments)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"Expected arguments that {self.name} can be built from: {error}.") from error
+        return _built(self.name, family_of(self.name).build, self.arguments)
 
     def updated(self, **arguments: Any) -> ModelSpec:
         """Return the spec with other values for some arguments."""
@@ -232,6 +234,15 @@ class Task(Losses, Protocol):
         ...
 
 
+@runtime_checkable
+class TellsFlips(Protocol):
+    """A task whose answers are right or wrong as a whole."""
+
+    def flipped(self, example: Mapping[str, Any], clean: Any, attacked: Any) -> bool:
+        """Return whether an attack made a right answer wrong; answers are as `Task.shown` reads them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of models: the factory of keyword arguments, and what makes the task of a spec."""
@@ -241,15 +252,27 @@ class Family:
 
 
 _FAMILIES: dict[str, Family] = {}
+_NAMED: dict[str, Family] = {}  # factories, "package.module:factory", that the user named as the model
 _TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
+_RECOGNIZED: dict[str, Callable[[nn.Module], bool]] = {}
 _PLUGINS: set[str] = set()
 #: Modules that register prunekit's own families, imported when a family is first asked for.
 _OWN = ("prunekit.detection.task", "prunekit.classification.task")
 
 
-def register_task(name: str, make: Callable[[ModelSpec], Task]) -> None:
-    """Add a kind of task; `make` checks the spec's arguments as far as they are there."""
+def register_task(
+    name: str, make: Callable[[ModelSpec], Task], recognizes: Callable[[nn.Module], bool] | None = None
+) -> None:
+    """Add a kind of task.
+
+    Args:
+        name: What `register_model` and --task call it.
+        make: Builds the task of a spec, whose arguments it checks as far as they are there.
+        recognizes: Returns whether a model that does not say its task is one for this; None for no model.
+    """
     register(_TASKS, "task", name, make)
+    if recognizes is not None:
+        _RECOGNIZED[name] = recognizes
 
 
 def register_model(name: str, build: Callable[..., nn.Module], task: str) -> None:
@@ -267,8 +290,8 @@ def models() -> list[str]:
 def family_of(name: str) -> Family:
     """Return a family by its name or "package.module:factory".
 
-    The latter's module has to be a plugin, and the factory has to say its task in an attribute `task`: a file says
-    which factory its model is from, and must not be able to call anything else.
+    The latter has been named by the user (`name_factory`), or its module is a plugin and it says its task in an
+    attribute `task`: a file says which factory its model is from, and must not be able to import or call anything else.
 
     Raises:
         InputError: When there is none.
@@ -277,14 +300,64 @@ def family_of(name: str) -> Family:
     module, _, factory = name.partition(":")
     if not factory:
         return look_up(_FAMILIES, "the model", name)
-    if module not in _PLUGINS:
-        raise InputError(f"Expected the module of the model {name!r} among the plugins: add --plugin {module}.")
-    build = getattr(importlib.import_module(module), factory, None)
+    if name in _NAMED:
+        return _NAMED[name]
+    build = getattr(sys.modules[module], factory, None) if module in _PLUGINS else None
     task = getattr(build, "task", None)
     if not callable(build) or not isinstance(task, str):
-        raise InputError(f"Expected {factory!r} in {module} to be a factory of models with an attribute 'task'.")
+        raise InputError(f"Expected the model {name!r} of a file to be named by the user: add --model {name}.")
     look_up(_TASKS, "the task", task)
     return Family(build, task)
+
+
+def name_factory(name: str, task: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
+    """Import a user's own factory of models, "package.module:factory", and use it as a family of that name.
+
+    Naming it is what allows to import its module and to call it; this is for names that the user gave, never for those
+    that stand in a file.
+
+    Args:
+        name: The module, which may be in the working directory, and the factory in it.
+        task: What it is for; None asks the factory's attribute `task`, else what it builds.
+        arguments: The factory's keyword arguments, for building a model to ask.
+
+    Raises:
+        InputError: When there is no such factory, it builds no model, or nothing says its task.
+    """
+    _register_own()
+    module, _, factory = name.partition(":")
+    build = getattr(_imported(module, "--model"), factory, None)
+    if not callable(build):
+        found = "no such name" if build is None else type(build).__name__
+        raise InputError(f"--model: expected a factory of models called {factory!r} in {module}, got {found}.")
+    task = task or getattr(build, "task", None) or _recognized(name, build, arguments or {})
+    look_up(_TASKS, "the task", task)
+    _NAMED[name] = Family(build, task)
+
+
+def _recognized(name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Return the task for which a factory builds models."""
+    classes = {"num_classes": 2} if _has_parameter(build, "num_classes") else {}
+    with torch.random.fork_rng([]):
+        model = _built(name, build, {**classes, **arguments}).eval()
+    found = next((task for task, recognizes in _RECOGNIZED.items() if recognizes(model)), None)
+    if found is None:
+        raise InputError(f"--task: expected one of {', '.join(_TASKS)}, as {name} builds a model of none of them.")
+    return found
+
+
+def _built(name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = build(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Expected arguments that {name} can be built from: {error}.") from error
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise InputError(f"Expected {name} to build a model, got {type(error).__name__}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"Expected {name} to build an nn.Module, got {type(model).__name__}.")
+    return model
 
 
 def _register_own() -> None:
@@ -299,7 +372,14 @@ def task_of(spec: ModelSpec) -> Task:
 
 def takes_argument(name: str, argument: str) -> bool:
     """Return whether a family's factory has a parameter of that name."""
-    return argument in inspect.signature(family_of(name).build).parameters
+    return _has_parameter(family_of(name).build, argument)
+
+
+def _has_parameter(build: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(build).parameters
+    except (TypeError, ValueError):  # of code that is not Python's
+        return False
 
 
 def load_plugin(module: str) -> None:
@@ -308,12 +388,16 @@ def load_plugin(module: str) -> None:
     Raises:
         InputError: When it cannot be imported, in one sentence.
     """
+    _imported(module, "--plugin")
+    _PLUGINS.add(module)
+
+
+def _imported(module: str, option: str) -> ModuleType:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last: it hides nothing that is installed
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except InputError:
         raise
     except Exception as error:  # whatever a module's code raises is what its author must see
-        raise InputError(f"--plugin: expected a module to import, got {module!r}: {error}.") from error
-    _PLUGINS.add(module)
+        raise InputError(f"{option}: expected a module to import, got {module!r}: {error}.") from error

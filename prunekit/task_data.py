@@ -103,6 +103,16 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class NamesClasses(Protocol):
+    """A data set whose classes have names."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names, in the order of the labels."""
+        ...
+
+
+@runtime_checkable
 class HasTrainingPart(Protocol):
     """A data set that has images to learn from beside those to evaluate on."""
 

@@ -94,6 +94,11 @@ class ClassificationData(Dataset[Sample]):
         return ClassificationData(self._sources, TRAIN, self._wanted_size, self.grayscale, self._limit)
 
     @property
+    def class_names(self) -> Sequence[str]:
+        """The classes' names."""
+        return self.classes
+
+    @property
     def labels(self) -> list[int]:
         """The labels by id."""
         return [self._source.labels[index] for index in self._indices]

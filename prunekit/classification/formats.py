@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.classification.sources import SUFFIXES, Array, Files, Pixels, Source, class_folders, read_folders
+from prunekit.classification.sources import Array, Files, Pixels, Source, class_folders, read_folders
+from prunekit.detection.image_files import SUFFIXES
 from prunekit.errors import InputError
 
 TRAIN, HOLDOUT, TEST = PARTS = ("train", "holdout", "test")

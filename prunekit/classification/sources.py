@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from prunekit.detection.coco_fields import UnusableError
-from prunekit.detection.image_files import read_header, read_image
+from prunekit.detection.image_files import SUFFIXES, read_header, read_image
 from prunekit.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 class Source(Protocol):

@@ -88,13 +88,16 @@ class ClassificationTask:
 
     def for_data(self, data: ClassificationData) -> ClassificationTask:
         """Return the task with the data's number of classes, and the form for images of their size if none is said."""
-        arguments: dict[str, Any] = {"num_classes": len(data.classes)}
+        takes_classes = takes_argument(self.spec.name, "num_classes")
+        arguments: dict[str, Any] = {"num_classes": len(data.classes)} if takes_classes else {}
         if takes_argument(self.spec.name, "small_images") and "small_images" not in self.spec.arguments:
             arguments["small_images"] = data.image_size <= SMALL_IMAGE
         task = ClassificationTask(self.spec.updated(**arguments))
         if data.image_size % task.input_multiple:
             wanted = f"a multiple of {task.input_multiple} for {self.spec.name}"
             raise InputError(f"--image-size: expected {wanted}, got {data.image_size}.")
+        if ":" in self.spec.name:
+            _require_logits(task.spec, data)
         return task
 
     def loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
@@ -185,6 +188,10 @@ class ClassificationTask:
         is_right = found["class"] == example["class"]
         return captioned(image, f"{found['class']} {found['probability']:.2f}", is_right)
 
+    def flipped(self, example: Mapping[str, Any], clean: Mapping[str, Any], attacked: Mapping[str, Any]) -> bool:
+        """Return whether the attack made a right answer wrong."""
+        return bool(clean["class"] == example["class"] != attacked["class"])
+
     def describe(self, config: Mapping[str, Any]) -> str:
         """Say what accuracy is."""
         return "share of images whose most probable class is their own (top 1)"
@@ -203,6 +210,8 @@ class ClassificationTask:
 
     def for_weights(self, path: Path) -> ClassificationTask:
         """Return the task with the number of classes, and the kind of stem, that the file's shapes say."""
+        if not takes_argument(self.spec.name, "num_classes"):
+            return self
         state = read_state_dict(path)
         for spec in self._stems():
             with torch.device("meta"), torch.random.fork_rng([]):
@@ -226,10 +235,44 @@ def _with_classes(spec: ModelSpec, number: int) -> nn.Module:
     return spec.updated(num_classes=number).build()
 
 
+def returns_logits(model: nn.Module) -> bool:
+    """Return whether a model makes a float tensor [N, classes] of images of any usual size."""
+    for size in (_SMALL_SIZE, 64, USUAL_SIZE):
+        try:
+            return _is_logits(_outputs(model, size))
+        except Exception:  # whatever a model of another size stumbles over
+            continue
+    return False
+
+
+def _require_logits(spec: ModelSpec, data: ClassificationData) -> None:
+    """Raise InputError unless a user's own model makes a logit for each class of images of the data's size."""
+    with torch.random.fork_rng([]):
+        model = spec.build().eval()
+    try:
+        outputs = _outputs(model, data.image_size)
+    except Exception as error:  # the user's own code
+        wanted = f"Expected {spec.name} to take images [N, 3, {data.image_size}, {data.image_size}]"
+        raise InputError(f"{wanted}, got {type(error).__name__}: {(str(error).splitlines() or [''])[0]}.") from error
+    if not _is_logits(outputs) or outputs.shape[1] != len(data.classes):
+        found = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        wanted = f"logits [N, {len(data.classes)}], one for each class of the data"
+        raise InputError(f"Expected {spec.name} to return {wanted}, got {found} for two images.")
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, size: int) -> Any:
+    return model(torch.zeros(2, 3, size, size))
+
+
+def _is_logits(outputs: Any) -> bool:
+    return isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.ndim == 2 and len(outputs) == 2
+
+
 def _csv(stem: Path) -> Path:
     return stem.with_name(f"{stem.name}.csv")
 
 
-register_task("classification", ClassificationTask)
+register_task("classification", ClassificationTask, returns_logits)
 for _name, _build in MODELS.items():
     register_model(_name, _build, "classification")

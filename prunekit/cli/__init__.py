@@ -1,4 +1,4 @@
-"""The command line: the five stages one by one, all in order, compaction, demo, doctor, benches, explanations."""
+"""The command line: the five stages one by one, all in order, compaction, conversion, demo, doctor, explanations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from prunekit.cli import run_commands, stage_commands
 from prunekit.cli.bench import bench_app
 from prunekit.cli.compact import COMPACT_EXAMPLES, compact_command
+from prunekit.cli.convert import CONVERT_EXAMPLES, convert_command
 from prunekit.cli.ending import out_console
 from prunekit.cli.explain import EXPLAIN_EXAMPLES, explain_command
 from prunekit.cli.old_spellings import RespellingGroup
@@ -31,6 +32,7 @@ app.command("prune", epilog=stage_commands.PRUNE_EXAMPLES)(stage_commands.prune_
 app.command("finetune", epilog=stage_commands.FINETUNE_EXAMPLES)(stage_commands.finetune_command)
 app.command("evaluate", epilog=stage_commands.EVALUATE_EXAMPLES)(stage_commands.evaluate_command)
 app.command("compact", epilog=COMPACT_EXAMPLES)(compact_command)
+app.command("convert", epilog=CONVERT_EXAMPLES)(convert_command)
 app.command("explain", epilog=EXPLAIN_EXAMPLES)(explain_command)
 app.add_typer(bench_app, name="bench")
 app.command("demo")(run_commands.demo_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,9 @@ from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.task import Task, load_plugin, models
+from prunekit.pipeline.config import SharedChoices, architectures
+from prunekit.pipeline.own_models import model_arguments, name_own_model
+from prunekit.task import ModelSpec, Task, load_plugin, models, takes_argument
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -29,6 +32,10 @@ Before anything is written, the outputs are compared with the masked model's in 
 """
 
 _LARGEST_SIZE = 4096
+
+
+def _help(name: str) -> str:
+    return str(SharedChoices.model_fields[name].description)
 
 
 def compact_command(
@@ -47,7 +54,9 @@ def compact_command(
         str | None, typer.Option("--export", help=f"also export it for another runtime: {' or '.join(EXPORTS)}")
     ] = None,
     unit: Annotated[str | None, typer.Option(help="unit of a run folder: a file name in units/, without .json")] = None,
-    model: Annotated[str | None, typer.Option(help=f"architecture of a darknet file: {', '.join(models())}")] = None,
+    model: Annotated[str | None, typer.Option(help=f"of a file that does not say it: {architectures()}")] = None,
+    model_args: Annotated[list[str] | None, typer.Option(help=_help("model_args"))] = None,
+    task: Annotated[str | None, typer.Option(help=_help("task"))] = None,
     num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
     width: Annotated[float | None, typer.Option(help="width multiplier of a darknet file")] = None,
     image_size: Annotated[
@@ -62,9 +71,10 @@ def compact_command(
     with user_errors(verbose):
         for module in plugin or ():
             load_plugin(module)
+        name_own_model(model, task, model_args or ())
         _check(out, multiple_of, export_to, model, image_size, threads)
         with thread_count(threads), ConsoleProgress(error_console) as progress:
-            spec = requested_spec(model, width).updated(num_classes=num_classes) if model is not None else None
+            spec = _spec(model, width, num_classes, model_args or ())
             detector = find_checkpoint(source, unit, spec)
             x = example_image(_size(image_size, detector.task))
             for _ in progress.track(range(1), "compacting", 1):
@@ -78,6 +88,13 @@ def compact_command(
         out_console.print(str(result.certificate), highlight=False, soft_wrap=True, markup=False)
         for file in written:
             out_console.print(f"Written: {file}", highlight=False, soft_wrap=True)
+
+
+def _spec(model: str | None, width: float | None, num_classes: int, model_args: Sequence[str]) -> ModelSpec | None:
+    if model is None:
+        return None
+    classes = {"num_classes": num_classes} if takes_argument(model, "num_classes") else {}
+    return requested_spec(model, width, arguments=model_arguments(model_args)).updated(**classes)
 
 
 def _size(image_size: int | None, task: Task) -> int:
@@ -101,7 +118,7 @@ def _check(
         raise InputError(f"--multiple-of: expected a whole number of at least 1, got {multiple_of}.")
     if export_to is not None and export_to not in EXPORTS:
         raise InputError(f"--export: expected one of {', '.join(EXPORTS)}, got {export_to!r}.")
-    if model is not None and model not in models():
+    if model is not None and ":" not in model and model not in models():
         raise InputError(f"--model: expected one of {', '.join(models())}, got {model!r}.")
     if image_size is not None and not 1 <= image_size <= _LARGEST_SIZE:
         raise InputError(f"--image-size: expected a number of pixels up to {_LARGEST_SIZE}, got {image_size}.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prunekit.detection.average_precision import AveragePrecision, evaluate_detections
     from prunekit.detection.coco import Batch, CocoDataset, Sample, collate
     from prunekit.detection.coco_json import Annotation, Category, ImageRecord, Skip
+    from prunekit.detection.coco_writer import write_coco_json
     from prunekit.detection.detection_files import read_detections_json, write_detections_csv, write_detections_json
     from prunekit.detection.letterbox import Letterbox, to_grayscale
     from prunekit.detection.shapes import render_shapes_dataset
@@ -57,6 +58,7 @@ __all__ = [
     "save_darknet_weights",
     "to_grayscale",
     "transfer_darknet_weights",
+    "write_coco_json",
     "write_detections_csv",
     "write_detections_json",
     "yolov3",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = lazy(
         "prunekit.detection.average_precision": ["AveragePrecision", "evaluate_detections"],
         "prunekit.detection.coco": ["Batch", "CocoDataset", "Sample", "collate"],
         "prunekit.detection.coco_json": ["Annotation", "Category", "ImageRecord", "Skip"],
+        "prunekit.detection.coco_writer": ["write_coco_json"],
         "prunekit.detection.detection_files": ["read_detections_json", "write_detections_csv", "write_detections_json"],
         "prunekit.detection.letterbox": ["Letterbox", "to_grayscale"],
         "prunekit.detection.shapes": ["render_shapes_dataset"],

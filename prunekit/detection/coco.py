@@ -6,8 +6,9 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from torch.utils.data import Dataset
 
 from prunekit.detection.coco_annotations import add_annotations
 from prunekit.detection.coco_images import OnBadImage, find_image_folder, open_images
-from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, read_coco_json
+from prunekit.detection.coco_json import CocoAnnotations, ImageRecord, Skip, content_of, read_coco_json
 from prunekit.detection.image_files import read_image
+from prunekit.detection.layouts import Layout
 from prunekit.detection.letterbox import Interpolation, Letterbox, to_grayscale
 from prunekit.detection.target import Target
+from prunekit.detection.voc_folder import is_voc, read_voc
+from prunekit.detection.yolo_folder import find_yolo, read_yolo
 from prunekit.errors import InputError
 from prunekit.kept_images import KeptImages
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
+_SPLITS = ("train", "val", "test", "trainval")
 USUAL_SIZE = 416  # pixels, as in darknet's configurations
 
 
@@ -68,6 +73,7 @@ class CocoDataset(Dataset[Sample]):
         categories: the classes; a label is an index into them.
         skipped: what was left out, and why.
         image_size: side of the letterboxed images, in pixels.
+        split: which part of a data set with several they are, of `splits`; "" and none for COCO's layout.
         kept: where letterboxed images are kept, so that they are decoded once; None decodes them every time.
     """
 
@@ -91,6 +97,9 @@ class CocoDataset(Dataset[Sample]):
         self.fill = fill
         self.interpolation: Interpolation = interpolation
         self.kept: KeptImages | None = None
+        self.split = ""
+        self.splits: tuple[str, ...] = ()
+        self._open_training: Callable[[], CocoDataset] | None = None
 
     @classmethod
     def open(
@@ -102,11 +111,13 @@ class CocoDataset(Dataset[Sample]):
         on_bad_image: OnBadImage = "error",
         fill: float = 0.5,
         interpolation: Interpolation = "bilinear",
+        split: str | None = None,
     ) -> CocoDataset:
         """Open a data set and check the header of every image.
 
         Args:
-            path: an annotation JSON, or a folder with one under annotations/ and the images beside it.
+            path: an annotation JSON, or a folder with one under annotations/ and the images beside it; or a folder in
+                YOLO's layout (data.yaml) or Pascal VOC's (Annotations/*.xml), also with a split behind it: data/train.
             image_size: side of the letterboxed images in pixels, a multiple of 32; 416 if not given.
             grayscale: replace colors by Rec. 601 gray values.
             limit: use the first `limit` images only.
@@ -115,15 +126,22 @@ class CocoDataset(Dataset[Sample]):
                 a file is an InputError when it is taken from the data set.
             fill: value of the letterbox's border.
             interpolation: how the letterbox resizes.
+            split: of a folder in YOLO's or Pascal VOC's layout; the one to evaluate on if not given.
 
         Raises:
             InputError: anything that keeps the data from being used, in one sentence.
         """
         if limit is not None and limit < 1:
             raise InputError(f"Expected a limit of at least 1 image, got {limit}")
-        annotation_file = _find_annotation_file(Path(path))
-        content = read_coco_json(annotation_file)
-        image_folder = find_image_folder(annotation_file, content.images.values())
+        root, split = _named_split(Path(path), split)
+        layout = _read_layout(root, split, limit)
+        if layout is None:
+            annotation_file = _find_annotation_file(root)
+            content = read_coco_json(annotation_file)
+            image_folder = find_image_folder(annotation_file, content.images.values())
+        else:
+            annotation_file, image_folder = layout.source, layout.root
+            content = content_of(layout.content, layout.source, layout.skipped)
         records, bad_images = open_images(dict(islice(content.images.items(), limit)), image_folder, on_bad_image)
         bad_annotations = add_annotations(content, records)
         if len(bad_annotations) == len(content.annotations):
@@ -131,7 +149,17 @@ class CocoDataset(Dataset[Sample]):
         skipped = [*content.skipped, *bad_annotations, *bad_images]
         annotations = CocoAnnotations(list(records.values()), content.categories, skipped)
         size = USUAL_SIZE if image_size is None else image_size
-        return cls(annotations, image_folder, size, grayscale, fill, interpolation)
+        dataset = cls(annotations, image_folder, size, grayscale, fill, interpolation)
+        if layout is not None:
+            dataset.split, dataset.splits = layout.split, layout.splits
+        if layout is not None and layout.learn_from != layout.split:
+            again = partial(cls.open, root, image_size, grayscale, limit, on_bad_image, fill, interpolation)
+            dataset._open_training = partial(again, split=layout.learn_from)
+        return dataset
+
+    def training(self) -> CocoDataset:
+        """Return the split to learn from; the data themselves where they are no split or there is no other."""
+        return self._open_training() if self._open_training is not None else self
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
@@ -142,6 +170,11 @@ class CocoDataset(Dataset[Sample]):
     def num_classes(self) -> int:
         """The number of categories."""
         return len(self.categories)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The categories' names, in the order of the labels."""
+        return [category.name for category in self.categories]
 
     def require_num_classes(self, num_classes: int) -> None:
         """Raise an InputError unless a model's number of classes is the data set's."""
@@ -253,6 +286,24 @@ def collate(samples: Iterable[Sample]) -> Batch:
     )
 
 
+def _named_split(path: Path, split: str | None) -> tuple[Path, str | None]:
+    """Return a data set, and the split that is given or stands behind its folder: data/train."""
+    is_named = split is None and path.name in _SPLITS and (find_yolo(path.parent) or is_voc(path.parent))
+    is_own = find_yolo(path) or is_voc(path) or any((path / "annotations").glob("*.json"))
+    return (path.parent, path.name) if is_named and not is_own else (path, split)
+
+
+def _read_layout(path: Path, split: str | None, limit: int | None) -> Layout | None:
+    """Read another layout than COCO's; None if it is COCO's."""
+    if (file := find_yolo(path)) is not None:
+        return read_yolo(file, split, limit)
+    if is_voc(path):
+        return read_voc(path, split, limit)
+    if split is not None:
+        raise InputError(f"Expected a folder in YOLO's or Pascal VOC's layout for the split {split}, got {path}")
+    return None
+
+
 def _find_annotation_file(path: Path) -> Path:
     if path.is_file():
         return path
@@ -263,7 +314,10 @@ def _find_annotation_file(path: Path) -> Path:
         # COCO ships captions and keypoints beside the instances.
         files = [file for file in files if file.name.startswith("instances")] or files
     if not files:
-        raise InputError(f"Expected a COCO annotation file, but found no *.json in {path / 'annotations'}")
+        raise InputError(
+            "Expected annotations/*.json (COCO), data.yaml (YOLO) or Annotations/*.xml (Pascal VOC), "
+            f"got none of them in {path}"
+        )
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise InputError(f"Expected one annotation file, but {path / 'annotations'} holds {names}: name one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,8 +122,12 @@ def read_coco_json(path: Path) -> CocoContent:
     Raises:
         InputError: the file is no COCO annotation file, or nothing in it can be used.
     """
-    content = _load(path)
-    skipped: list[Skip] = []
+    return content_of(_load(path), path)
+
+
+def content_of(content: Mapping[str, list[Any]], path: Path, skipped: Sequence[Skip] = ()) -> CocoContent:
+    """Check the categories and images of an annotation file's lists; `path` is what messages call them."""
+    skipped = list(skipped)
     categories, labels = _read_categories(content["categories"], path)
     images = _read_images(content["images"], path, skipped)
     return CocoContent(images, categories, labels, content["annotations"], skipped)
@@ -132,7 +136,7 @@ def read_coco_json(path: Path) -> CocoContent:
 def name_of(kind: str, entry: Any, index: int) -> str:
     """Return how messages call an entry of the JSON: "annotation 17"."""
     has_id = isinstance(entry, Mapping) and id_of(entry.get("id")) is not None
-    return f"{kind} {str(entry['id'])[:40]}" if has_id else f"{kind} at index {index}"
+    return f"{kind} {str(entry['id'])[:80]}" if has_id else f"{kind} at index {index}"
 
 
 def _load(path: Path) -> dict[str, list[Any]]:

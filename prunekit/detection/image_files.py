@@ -15,6 +15,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from prunekit.detection.coco_fields import UnusableError
 from prunekit.errors import InputError
 
+#: Of the image files that folders are searched for.
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 256, 257
 _TRANSPOSING = (5, 6, 7, 8)  # orientations that exchange width and height
 _TURNS = {

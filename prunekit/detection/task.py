@@ -66,7 +66,10 @@ class Heads:
     @classmethod
     def of(cls, model: nn.Module) -> Heads:
         """Return a detector's."""
-        assert isinstance(model, Detector), f"expected a Detector, got a {type(model).__name__}"
+        if not isinstance(model, Detector):
+            raise InputError(
+                f"Expected a prunekit.detection.Detector for the task detection, got {type(model).__name__}."
+            )
         return cls(model.anchors, model.strides, model.num_classes)
 
 
@@ -120,7 +123,10 @@ class DetectionTask:
 
     def for_data(self, data: CocoDataset) -> DetectionTask:
         """Return the task with the data's number of classes."""
-        return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+        if takes_argument(self.spec.name, "num_classes"):
+            return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+        data.require_num_classes(self.heads.num_classes)
+        return self
 
     def fitted(self, data: CocoDataset, seed: int) -> DetectionTask:
         """Return the task with anchors in clusters of the data's boxes."""
@@ -261,6 +267,8 @@ class DetectionTask:
 
     def for_weights(self, path: Path) -> DetectionTask:
         """Return the task with the number of classes that the file's size says."""
+        if not takes_argument(self.spec.name, "num_classes"):
+            return self
         if _may_be_darknets(path):
             with torch.device("meta"), torch.random.fork_rng([]):
                 num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
@@ -301,6 +309,6 @@ def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-register_task("detection", DetectionTask)
+register_task("detection", DetectionTask, lambda model: isinstance(model, Detector))
 for _name, _build in MODELS.items():
     register_model(_name, _build, "detection")

@@ -171,22 +171,27 @@ def spec_of(path: Path, name: str | None = None) -> ModelSpec | None:
     try:
         task_of(found)
     except InputError as error:
+        if ":" in found.name:
+            raise InputError(f"--weights: {str(error)[0].lower()}{str(error)[1:]}") from None
         raise InputError(f"Expected {path} to say which model it holds, but it does not: {error}") from None
     return found
 
 
-def requested_spec(name: str, width: float | None, found: ModelSpec | None = None) -> ModelSpec:
+def requested_spec(
+    name: str, width: float | None, found: ModelSpec | None = None, arguments: Mapping[str, Any] | None = None
+) -> ModelSpec:
     """Return the spec of the model that options ask for.
 
     Args:
         name: The family.
         width: The option, for families that take it; None leaves what the file says, or 1.
         found: What the weights' file says of itself.
+        arguments: Further ones of the factory's; where the file says others, opening it is an error.
 
     Raises:
         InputError: When the family is unknown or has no width.
     """
-    spec = ModelSpec(name, {} if found is None else found.arguments)
+    spec = ModelSpec(name, {**(found.arguments if found else {}), **(arguments or {})})
     if takes_argument(name, "width"):
         return spec.updated(width=spec.arguments.get("width", 1.0) if width is None else width)
     if width not in (None, 1.0):

@@ -9,19 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, split_names
+from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
-from prunekit.task import models
 from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
 
 
 class DetectorChoices(SharedChoices):
     """Which detector a stage works on; weights in .safetensors say their architecture themselves."""
 
-    model: str | None = Field(
-        None, description=f"architecture: {', '.join(models())} (default: from .safetensors weights)"
-    )
+    model: str | None = Field(None, description=f"{architectures()} (default: from .safetensors weights)")
     width: float | None = Field(
         None,
         gt=0,

@@ -165,7 +165,7 @@ def task_for(config: DetectorChoices, weights: Path | None) -> Task:
         raise InputError("--model: training from scratch needs to know which model: add --model, or --weights.")
     if name is None:
         raise InputError(f"--model: {weights} does not say which model it holds: add --model.")
-    task = task_of(requested_spec(name, config.width, found))
+    task = task_of(requested_spec(name, config.width, found, config.arguments))
     if wrong := wrong_image_size(config.image_size, task):
         raise InputError(f"{wrong}.")
     return task

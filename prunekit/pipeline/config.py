@@ -18,6 +18,7 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
 from prunekit.pipeline.store import flat
@@ -67,7 +68,17 @@ class MachineChoices(Config):
 
 
 class SharedChoices(MachineChoices):
-    """What every command is told: where the results go, and how images enter."""
+    """What every command is told: which model, where the results go, and how images enter."""
+
+    model_args: tuple[str, ...] = Field(
+        (),
+        description="keyword argument of the model's factory, name=value, the value as JSON or else text (repeatable)",
+    )
+    task: str | None = Field(
+        None,
+        description="task of a model of yours: detection, classification or a plugin's (default: the factory's "
+        "attribute task, else what it builds)",
+    )
 
     out: Path = Field(description="output folder")
     image_size: int | None = Field(
@@ -88,6 +99,8 @@ class SharedChoices(MachineChoices):
         plugins = split_names(given.get("plugin", ()))
         for module in plugins if isinstance(plugins, (list, tuple)) else ():
             load_plugin(module)
+        if "model" in cls.model_fields and isinstance(given.get("model"), str | None):
+            name_own_model(given.get("model"), given.get("task"), given.get("model_args", ()))
         return _with_trainings(cls, given)
 
     @classmethod
@@ -116,12 +129,22 @@ class SharedChoices(MachineChoices):
                 raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
         return value
 
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The model's keyword arguments that were given."""
+        return model_arguments(self.model_args)
+
     @model_validator(mode="after")
     def _fits_the_model(self) -> SharedChoices:
         name = getattr(self, "model", None)
         if name is not None and (wrong := wrong_image_size(self.image_size, task_of(ModelSpec(name)))):
             raise ValueError(wrong)
         return self
+
+
+def architectures() -> str:
+    """Return what --model can be, for its description."""
+    return f"architecture: {', '.join(models())}, or package.module:factory of yours"
 
 
 def wrong_image_size(size: int | None, task: Task) -> str:
@@ -284,22 +307,22 @@ WEIGHTS = (
     "(.pt, .pth, .safetensors)"
 )
 DATA = (
-    "for detectors a folder in COCO layout or an annotation JSON file; for classifiers a folder with one for each "
-    "class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
+    "for detectors a folder in COCO, YOLO or Pascal VOC layout, an annotation JSON file or a data.yaml; for "
+    "classifiers a folder with one for each class, CIFAR's binary version, SVHN, MNIST or Tiny-ImageNet"
 )
 
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every", "plugin", "recipe",
+    "checkpoint_every", "plugin", "recipe", "task",
 }  # fmt: skip
 
 
 class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
-    model: str = Field(description=f"architecture: {', '.join(models())}")
+    model: str = Field(description=architectures())
     weights: Path | None = Field(None, description=f"{WEIGHTS} (default: with --pretrain-epochs, train from scratch)")
     data: Path = Field(description=f"evaluation data: {DATA}")
     out: Path = Field(description="run folder; an interrupted run in it is resumed")

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from prunekit.pipeline.config import SharedChoices
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
 from prunekit.task import Data, Figures, Task
-from prunekit.task_data import HasTrainingPart, KeepsImages
+from prunekit.task_data import HasTrainingPart, KeepsImages, NamesClasses
 from prunekit.timing import Timing
 
 
@@ -167,6 +168,17 @@ def open_data(
     if keep and isinstance(dataset, KeepsImages):
         dataset.kept = KeptImages()
     return dataset
+
+
+def require_same_classes(data: Data, training: Data) -> None:
+    """Raise InputError where a label means one class in the evaluation data and another in the training data."""
+    if not isinstance(data, NamesClasses) or not isinstance(training, NamesClasses):
+        return
+    for name, other in zip_longest(data.class_names, training.class_names):
+        if name != other:
+            raise InputError(
+                f"--train-data: expected the classes of --data in their order, got {other!r} for {name!r}."
+            )
 
 
 def data_digest(dataset: Data, progress: Progress) -> str:

@@ -17,7 +17,7 @@ from prunekit.pipeline.checkpoint import (
 )
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
-from prunekit.pipeline.results import Inputs, data_digest, open_data
+from prunekit.pipeline.results import Inputs, data_digest, open_data, require_same_classes
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
 from prunekit.pipeline.steps import keep, make_training, pretrain
 from prunekit.pipeline.store import WorkStore
@@ -26,7 +26,7 @@ from prunekit.pipeline.variants import Unit
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, channel_groups
 from prunekit.task import Data, task_of
-from prunekit.training.config import require_device
+from prunekit.training.config import require_device, require_sizes
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
@@ -83,7 +83,7 @@ def _prepare(
     groups: ChannelGroups | None = None
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
-    return Job(config, dataset, given, start, training, bench, groups, save_clean_examples(folder, dataset))
+    return Job(config, dataset, given, start, training, bench, groups, save_clean_examples(folder, dataset, start.task))
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
@@ -104,13 +104,16 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
     found = None if config.weights is None else spec_of(config.weights, config.model)
-    task = task_of(requested_spec(config.model, config.width, found))
+    task = task_of(requested_spec(config.model, config.width, found, config.arguments))
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, task, config.train_data, progress, learn=True)
         require_same_spec(task, train_dataset)
+        require_same_classes(dataset, train_dataset)
+        for training in (config.pretrain, config.optimize, config.finetune):
+            require_sizes(training, task.input_multiple)
     if config.pretrain.epochs == 0 and config.weights is not None:
         return dataset, train_dataset, open_checkpoint(config.weights, task)
     return dataset, train_dataset, starting_model(config.weights, task, config.seed, progress)

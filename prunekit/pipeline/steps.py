@@ -43,7 +43,7 @@ from prunekit.prune import (
 )
 from prunekit.task import Data, Task
 from prunekit.training.augment import AugmentConfig
-from prunekit.training.config import TrainConfig
+from prunekit.training.config import TrainConfig, require_sizes
 from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.freezing import backbone
 from prunekit.training.log import TrainingLog
@@ -306,6 +306,7 @@ def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
 
 def _suited(config: TrainConfig, task: Task) -> TrainConfig:
     """Return settings that say how images vary: as suits the task where they leave it open."""
+    require_sizes(config, task.input_multiple)
     return config if config.augmentation else config.updated(augmentation=AugmentConfig(**task.augmentation))
 
 

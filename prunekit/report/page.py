@@ -13,10 +13,10 @@ from PIL import Image
 
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
-from prunekit.pipeline.examples import DESCRIPTION
+from prunekit.pipeline.examples import DESCRIPTION, NUM_EXAMPLES
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
-from prunekit.task import Task
+from prunekit.task import Task, TellsFlips
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ def write_report(folder: RunFolder) -> Path:
         accuracy=task.describe(config),
         trainings=_trainings(config),
         galleries=_galleries(folder, task, shown, is_attacked=rows[0]["attack"] != "none"),
+        tells_flips=rows[0]["attack"] != "none" and isinstance(task, TellsFlips),
         config=config,
         environment=folder.read_json("environment.json"),
         machines=sorted({(row["processor"], row["instruction_set"], row["threads"]) for row in rows}),
@@ -118,8 +119,22 @@ def _galleries(folder: RunFolder, task: Task, shown: Iterable[str], is_attacked:
                 for kind, attacked in kinds.items()
             },
         }
-        for example in folder.read_json(DESCRIPTION)["images"]
+        for example in _chosen(folder.read_json(DESCRIPTION)["images"], task, list(shown), found, is_attacked)
     ]
+
+
+def _chosen(
+    examples: Sequence[Mapping[str, Any]], task: Task, stems: Sequence[str], found: Mapping[Any, Any], is_attacked: bool
+) -> list[Mapping[str, Any]]:
+    """Return the examples to show: those first whose answer an attack flipped in the most of the units."""
+
+    def flips(example: Mapping[str, Any]) -> int:
+        if not is_attacked or not isinstance(task, TellsFlips):
+            return 0
+        key = example["id"]
+        return sum(task.flipped(example, found[stem, False][key], found[stem, True][key]) for stem in stems)
+
+    return sorted(examples, key=flips, reverse=True)[:NUM_EXAMPLES]
 
 
 def _picture(

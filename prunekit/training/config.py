@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from prunekit.config import Config
 from prunekit.errors import InputError
@@ -19,12 +19,6 @@ Precision = Literal["float32", "bfloat16"]
 
 # These change how training is carried out, not what comes out of it.
 _NO_PART_OF_THE_IDENTITY = {"checkpoint_every", "workers", "device"}
-
-
-def _multiple_of_32(size: int) -> int:
-    if size < 32 or size % 32:
-        raise ValueError(f"Expected sides in multiples of 32, got {size}")
-    return size
 
 
 class TrainConfig(Config):
@@ -64,8 +58,8 @@ class TrainConfig(Config):
     augmentation: AugmentConfig | None = Field(
         FLIPS, description="how training images vary; null takes what the model's task says"
     )
-    sizes: tuple[Annotated[int, AfterValidator(_multiple_of_32)], ...] = Field(
-        (), description="resize each batch to one of these sides in pixels, multiples of 32 (none: the data's size)"
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="resize each batch to one of these sides in pixels, for YOLO multiples of 32 (none: the data's)"
     )
     seed: int = Field(0, description="random seed")
     checkpoint_every: int = Field(200, ge=1, description="save the training state every N steps, to resume from")
@@ -119,6 +113,12 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+
+
+def require_sizes(config: TrainConfig, multiple: int) -> None:
+    """Raise InputError unless batches are resized to sides that a task takes, multiples of its `input_multiple`."""
+    if wrong := [size for size in config.sizes if size % multiple]:
+        raise InputError(f"sizes: expected sides in multiples of {multiple}, got {wrong[0]}.")
 
 
 def require_device(name: str) -> torch.device:

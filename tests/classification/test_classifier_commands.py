@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prunekit.classification import resnet20
 from prunekit.pipeline import read_rows
@@ -83,6 +84,8 @@ def test_the_main_job_writes_accuracies_and_a_page(colors: Path, trained: Path, 
     assert "16×16 pixels" in page
     assert "AP50" not in page
     assert "etterbox" not in page
+    assert "Images whose answer the attack made wrong" in page
+    assert len(json.loads((tmp_path / "run/examples/examples.json").read_text())["images"]) == 12  # to choose from
     assert page.count("data:image/jpeg") == 4 * (1 + 2 * 3)  # the unpruned model is there once
     small = SHARED | {"out": tmp_path / "small.prunekit", "unit": "filter-scaled-one-shot-ratio_50", "multiple-of": 1}
     result = invoke("compact", small, str(tmp_path / "run"))
@@ -111,6 +114,32 @@ def test_other_data_than_the_models_is_one_sentence(colors: Path, trained: Path,
     result = invoke("evaluate", SHARED | {"weights": trained, "data": two, "out": tmp_path / "no"})
     assert result.exit_code == 2
     assert "to be of num_classes 2, got 3" in " ".join(result.stderr.split())
+
+
+def test_classes_of_other_names_to_learn_from_are_one_sentence(colors: Path, trained: Path, tmp_path: Path) -> None:
+    other = write_classes(tmp_path / "other", ("blue", "green", "violet"), size=16)
+    options = {"model": "resnet20", "width": 0.5, "weights": trained, "data": colors, "out": tmp_path / "no"}
+    result = invoke("run", SHARED | options | {"train-data": other})
+    assert result.exit_code == 2
+    words = "--train-data: expected the classes of --data in their order, got 'violet' for 'red'."
+    assert words in " ".join(result.stderr.split())
+    assert not (tmp_path / "no").exists()
+
+
+def test_batches_are_resized_to_any_side_that_the_task_takes(colors: Path, shapes_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sizes.yaml").write_text("pretrain: {epochs: 1, sizes: [20, 13]}\n")
+    options = SHARED | BRIEF | {"config": tmp_path / "sizes.yaml", "width": 0.25}
+    succeed("train", options | {"model": "resnet20", "data": colors, "max-steps": 2, "out": tmp_path / "net"})
+    result = invoke(
+        "train", options | {"model": "yolov3-tiny", "data": shapes_data, "limit": 2, "out": tmp_path / "no"}
+    )
+    assert result.exit_code == 2
+    assert "sizes: expected sides in multiples of 32, got 20." in " ".join(result.stderr.split())
+
+
+def test_a_trained_model_is_a_state_dict_for_other_programs(trained: Path) -> None:
+    net = resnet20(3, width=0.5, small_images=True)
+    net.load_state_dict(load_file(trained))  # strictly
 
 
 def test_photos_of_cifar10_are_learnt(tmp_path: Path) -> None:

@@ -190,6 +190,35 @@ def test_gray_and_16_bit_images_become_rgb(tmp_path: Path) -> None:
     assert torch.equal(gray[0], gray[1])
 
 
+def test_other_modes_become_rgb_of_the_same_values(tmp_path: Path) -> None:
+    write_classes(tmp_path, per_class=4)
+    values = np.full((8, 8), 257 * 50, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "cat" / "0.tif")
+    Image.fromarray(np.full((8, 8, 2), (70, 9), dtype=np.uint8), "LA").save(tmp_path / "cat" / "1.png")
+    Image.fromarray(np.full((8, 8, 4), (10, 20, 30, 0), dtype=np.uint8)).save(tmp_path / "cat" / "2.png")
+    Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).convert("P").save(tmp_path / "cat" / "3.png")
+    (tmp_path / "cat" / "0.png").unlink()
+    found = {
+        entry["file_name"]: index for index in range(8) for entry in [ClassificationData.open(tmp_path).example(index)]
+    }
+    data = ClassificationData.open(tmp_path)
+    for name, color in (
+        ("0.tif", (50, 50, 50)),
+        ("1.png", (70, 70, 70)),
+        ("2.png", (10, 20, 30)),
+        ("3.png", (200,) * 3),
+    ):
+        pixels = data[found[f"cat/{name}"]].image * 255
+        assert torch.equal(pixels.round(), torch.tensor(color).float()[:, None, None].expand(3, 8, 8))
+
+
+def test_an_image_of_32_bits_is_one_sentence(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(write_classes(tmp_path) / "cat" / "0.tif")
+    data = ClassificationData.open(tmp_path)
+    with pytest.raises(InputError, match=r"0\.tif cannot be decoded \(its pixels are of 32 bits"):
+        [data[index] for index in range(len(data))]
+
+
 def test_batches_and_kept_images_are_the_decoded_ones(tmp_path: Path) -> None:
     data = ClassificationData.open(write_parts(tmp_path))
     batch = data.collate([data[2], data[1]])
@@ -239,6 +268,10 @@ def _other_mat(root: Path) -> None:
     savemat(root / "test_32x32.mat", {"images": np.zeros((3, 3)), "y": np.zeros(3)})
 
 
+def _mat_beside(root: Path) -> None:
+    savemat(root / "digitStruct.mat", {"images": np.zeros((3, 3))})
+
+
 def _cut_mat(root: Path) -> None:
     _cut(write_svhn(root) / "test_32x32.mat", 900)
 
@@ -278,6 +311,12 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "CIFAR in pickles": (_pickled_cifar, "binary version in .*, got the Python version"),
     "another .mat": (_other_mat, "SVHN's X of 32×32×3×N bytes and y in .*, got y of 1×3"),
     "a truncated .mat": (_cut_mat, r"SVHN's digits in .*test_32x32\.mat, but it cannot be read"),
+    "a folder of other .mat files": (_mat_beside, "a folder for each class in .*, got none"),
+    "an empty part": (lambda root: (root / "train").mkdir(), "a folder for each class in .*train, got none"),
+    "one class to train": (
+        lambda root: write_classes(root / "train", ("cat",)),
+        "at least two classes in .*, got only",
+    ),
     "a new .mat": (_hdf5_mat, r"SVHN's digits in .*test_32x32\.mat, but it cannot be read"),
     "a truncated MNIST file": (_cut_mnist, r"4096 values behind the header of .*ubyte, got 4089"),
     "a truncated .gz": (_cut_gzip, "cannot be decompressed"),
@@ -294,6 +333,14 @@ def test_what_is_no_data_set_is_one_sentence(name: str, tmp_path: Path) -> None:
         ClassificationData.open(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_mat_file_of_another_set_named_itself_is_one_sentence(tmp_path: Path) -> None:
+    savemat(tmp_path / "faces.mat", {"X": np.zeros((3, 24, 24)), "y": np.zeros(3)})
+    with pytest.raises(
+        InputError, match=r"SVHN's X of 32×32×3×N bytes and y in .*faces\.mat, got X of 3×24×24 float64"
+    ):
+        ClassificationData.open(tmp_path / "faces.mat")
 
 
 def test_an_image_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

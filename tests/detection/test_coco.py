@@ -194,7 +194,7 @@ def test_binary_annotation_files_are_refused(tmp_path: Path) -> None:
 def test_wrong_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         CocoDataset.open(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no \*.json"):
+    with pytest.raises(InputError, match="got none of them in"):
         CocoDataset.open(tmp_path)
     folder = write_coco(tmp_path / "data", small_content())
     for file in (folder / "train2017").iterdir():

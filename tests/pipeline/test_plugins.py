@@ -117,7 +117,6 @@ def test_a_factory_is_named_by_its_module_and_only_a_plugins_is_called(shapes_da
         "score", SHARED | {"plugin": DETECTOR, "weights": tmp_path / "net/model.safetensors", "out": tmp_path / "s"}
     )
     for name, words in (
-        ("os:system", "add --plugin os"),
         (f"{DETECTOR}:ANCHORS", "a factory of models"),
         (f"{DETECTOR}:nothing", "a factory of models"),
     ):
