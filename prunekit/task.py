@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "Figure",
     "Figures",
+    "LabelsImages",
     "Losses",
     "ModelSpec",
     "Options",
@@ -110,6 +111,15 @@ class Losses(Protocol):
 
         0 where they agree and positive elsewhere, whatever the right answer is; TRADES needs it.
         """
+        ...
+
+
+@runtime_checkable
+class LabelsImages(Protocol):
+    """What classifiers have beside the rest: models return logits [N, classes], of which one is right."""
+
+    def labels(self, targets: Any) -> Tensor:
+        """Return the right classes, int64 [N]."""
         ...
 
 

@@ -23,6 +23,7 @@ from prunekit.pipeline.config import (
     over_file,
     training_options,
 )
+from prunekit.pipeline.objective_config import NoiseConfig, ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.training.config import TrainConfig
 
@@ -32,7 +33,10 @@ _NAMES = {
     "optimize_scores": ("--optimize-scores/--one-shot",),
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
-_PANELS = {"Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig}
+_PANELS = {
+    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": ObjectiveChoices,
+    "Noise": NoiseConfig,
+}  # fmt: skip
 
 Command = Callable[[dict[str, Any], bool], None]
 

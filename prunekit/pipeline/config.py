@@ -18,6 +18,7 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.objective_config import ObjectiveChoices
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
 from prunekit.pipeline.store import flat
@@ -138,7 +139,7 @@ def _require_known_model(name: str) -> None:
         raise ValueError(str(error).rstrip(".") if ":" in name else known) from None
 
 
-class TrainingChoices(SharedChoices):
+class TrainingChoices(SharedChoices, ObjectiveChoices):
     """What the stages that train have in common; each of them is a field that holds a `TrainConfig`."""
 
     recipe: str | None = Field(

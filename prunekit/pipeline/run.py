@@ -56,9 +56,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             folder.log(f"{len(config.units)} units: {', '.join(variant.name for variant in config.variants)}")
             training = None
             if train_dataset is not None:
-                training = make_training(
-                    config.objective, config.train_attack, train_dataset, inputs.train_data_sha256, progress
-                )
+                digest = inputs.train_data_sha256
+                training = make_training(config.objective, config.train_attack, train_dataset, digest, progress, config)
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
+from prunekit.pipeline.objective_config import ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.progress import Progress
@@ -46,7 +47,7 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, optimize
-from prunekit.training.objectives import ObjectiveConfig, make_objective
+from prunekit.training.objectives import VERIFIED, ObjectiveConfig, make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
 
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
@@ -55,13 +56,20 @@ CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small 
 MAX_BYTES_IN_MEMORY = 2**30
 
 
-def make_training(objective: str, train_attack: str, dataset: Data, sha256: str, progress: Progress) -> Training:
+def make_training(
+    objective: str,
+    train_attack: str,
+    dataset: Data,
+    sha256: str,
+    progress: Progress,
+    choices: ObjectiveChoices | None = None,
+) -> Training:
     """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset."""
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
     attack = attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
-    return Training(data, sha256, objective, ObjectiveConfig(attack=attack))
+    return Training(data, sha256, objective, choices.knobs(attack) if choices else ObjectiveConfig(attack=attack))
 
 
 def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
@@ -286,6 +294,8 @@ def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | 
 
 def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     knobs: dict[str, Any] = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    if training.objective not in VERIFIED:
+        del knobs["verified"]  # it has no part in the others
     knobs["attack"] = attack_identity(training.objective_config.attack)
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
 

@@ -184,7 +184,7 @@ class _Training:
             x = x.contiguous(memory_format=self._memory_format)
         # What the module itself draws, such as dropout, comes from torch's global generators.
         torch.manual_seed(derived_seed(self._config.seed, "module", self.step))
-        batch = TrainBatch(x, targets, self._perturbation(x))
+        batch = TrainBatch(x, targets, self._perturbation(x), self.step / self._num_steps)
         loss = self._attacked_loss(batch)
         loss_value = float(loss.detach())
         self._require_finite("loss", loss_value)
