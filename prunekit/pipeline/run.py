@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunekit.environment import describe_environment, thread_count
+from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import (
     Bench,
     Checkpoint,
@@ -102,6 +103,8 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
     task = task_of(requested_spec(config.model, config.width, spec_of(config.weights, config.model)))
+    if config.verify is not None:
+        labels_images(task, "--verify")
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None
