@@ -13,7 +13,7 @@ from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoic
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.task import models
-from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -78,7 +78,7 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
-    optimize: TrainConfig = Field(
+    optimize: ScoreTraining = Field(
         SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
 

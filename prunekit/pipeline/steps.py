@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ from prunekit.prune import (
 )
 from prunekit.task import Data, Task
 from prunekit.training.augment import AugmentConfig
-from prunekit.training.config import TrainConfig
+from prunekit.training.config import ScoreTraining, TrainConfig
 from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.log import TrainingLog
-from prunekit.training.loop import AfterStep, optimize
+from prunekit.training.loop import AfterStep, Perturbed, optimize
 from prunekit.training.objectives import VERIFIED, ObjectiveConfig, make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
 
@@ -215,7 +216,10 @@ def _optimized(
         def log_churn(step: int) -> dict[str, float]:
             return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
 
-        _run(folder, bench, model, task, parameters, training, config, "optimizing scores", [log_churn], ["churn"])
+        radius = config.score_perturbation if isinstance(config, ScoreTraining) else 0.0
+        perturbed = partial(pruning.perturbed, radius) if radius else None
+        what = "optimizing scores"
+        _run(folder, bench, model, task, parameters, training, config, what, [log_churn], ["churn"], perturbed)
         yield pruning
 
 
@@ -262,6 +266,7 @@ def _run(
     description: str,
     after_step: Sequence[AfterStep],
     extra_columns: Sequence[str] = (),
+    perturbed: Perturbed | None = None,
 ) -> TrainState:
     """Train from the state that the folder holds, or from the start."""
     path = folder.file(STATE)
@@ -280,6 +285,7 @@ def _run(
             progress=bench.progress,
             after_step=after_step,
             description=description,
+            perturbed=perturbed,
         )
 
 
