@@ -32,6 +32,7 @@ __all__ = [
     "Family",
     "Figure",
     "Figures",
+    "LabelsImages",
     "Losses",
     "ModelSpec",
     "Options",
@@ -113,6 +114,15 @@ class Losses(Protocol):
 
         0 where they agree and positive elsewhere, whatever the right answer is; TRADES needs it.
         """
+        ...
+
+
+@runtime_checkable
+class LabelsImages(Protocol):
+    """What classifiers have beside the rest: models return logits [N, classes], of which one is right."""
+
+    def labels(self, targets: Any) -> Tensor:
+        """Return the right classes, int64 [N]."""
         ...
 
 

@@ -108,6 +108,10 @@ class ClassificationTask:
         """Return cross-entropies and margins."""
         return classification_losses(targets)
 
+    def labels(self, targets: Tensor) -> Tensor:
+        """Return the targets: they are classes."""
+        return targets
+
     def divergence(self, attacked: Tensor, clean: Tensor) -> Tensor:
         """Return Kullback and Leibler's from the clean to the attacked probabilities, [N]."""
         return softmax_divergence(attacked, clean)

@@ -23,8 +23,9 @@ from prunekit.pipeline.config import (
     over_file,
     training_options,
 )
+from prunekit.pipeline.objective_config import NoiseConfig, ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.training.config import TrainConfig
+from prunekit.training.config import ScoreTraining, TrainConfig
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -32,7 +33,10 @@ _NAMES = {
     "optimize_scores": ("--optimize-scores/--one-shot",),
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
-_PANELS = {"Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig}
+_PANELS = {
+    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": ObjectiveChoices,
+    "Noise": NoiseConfig,
+}  # fmt: skip
 
 Command = Callable[[dict[str, Any], bool], None]
 
@@ -103,7 +107,7 @@ def _of_trainings(config: type[SharedChoices]) -> list[inspect.Parameter]:
 
 def _field(config: type[SharedChoices], option: TrainingOption) -> FieldInfo:
     """Return a training's setting as if it were the configuration's."""
-    field = TrainConfig.model_fields[option.setting]
+    field = ScoreTraining.model_fields[option.setting]
     default = getattr(config.model_fields[option.sections[0]].default, option.setting)
     if option.setting == "augmentation":
         return FieldInfo(annotation=bool, default=True)

@@ -114,6 +114,12 @@ def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
 
 def _show(outcome: EvaluationOutcome) -> None:
     out_console.print(evaluation_table(outcome.cases, outcome.shown))
+    if outcome.verified is not None:
+        accuracy, eps = outcome.verified["verified_accuracy"], outcome.verified["eps"]
+        out_console.print(f"Verified accuracy at eps {eps:.3g}: {accuracy:.3f}", highlight=False)
+    if outcome.certified is not None:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in outcome.certified.items())
+        out_console.print(f"Randomized smoothing: {figures}", highlight=False)
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)

@@ -31,6 +31,13 @@ class EvaluationConfig(BatchConfig):
     iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
     max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
     latency_runs: int = Field(30, ge=3, description="timed runs of each model")
+    verify: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="also report a classifier's verified accuracy, proven by bounds, at this L-infinity radius "
+        "(default: none)",
+    )
 
 
 @dataclass(frozen=True)

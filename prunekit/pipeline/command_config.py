@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
+from prunekit.pipeline.objective_config import NoiseConfig
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
-from prunekit.training.config import SCORE_OPTIMIZATION, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -76,7 +77,7 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
-    optimize: TrainConfig = Field(
+    optimize: ScoreTraining = Field(
         SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
 
@@ -96,7 +97,7 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
         return self
 
 
-class EvaluateStage(DetectorChoices, EvaluationConfig):
+class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
     weights: Path = Field(description=WEIGHTS)
@@ -108,8 +109,29 @@ class EvaluateStage(DetectorChoices, EvaluationConfig):
         None,
         description="weights of another model, such as the unpruned one, on which transferred attacks are generated",
     )
+    certify: bool = Field(
+        False, description="certify a classifier's images by randomized smoothing with noise of --sigma"
+    )
+    certify_radii: tuple[float, ...] = Field(
+        (0, 0.25, 0.5, 0.75, 1), min_length=1, description="L2 radii of certified accuracy, for pixels in [0, 1]"
+    )
+    certify_n0: int = Field(100, ge=1, description="noisy samples of an image that choose the class")
+    certify_n: int = Field(100_000, ge=1, description="noisy samples of an image that bound the class's probability")
+    certify_alpha: float = Field(0.001, gt=0, lt=1, description="probability that an image's certificate is wrong")
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
     latency: bool = Field(False, description="accelerate the model and time it against the dense one")
+
+    @field_validator("certify_radii", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("certify_radii")
+    @classmethod
+    def _radii(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
+        if min(radii) < 0:
+            raise ValueError(f"each radius must be at least 0, got {min(radii):g}")
+        return radii
 
     @field_validator("attack", mode="before")
     @classmethod

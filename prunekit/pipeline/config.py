@@ -18,6 +18,7 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.pipeline.objective_config import ObjectiveChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
@@ -27,7 +28,7 @@ from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
 from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.augment import NO_AUGMENTATION
-from prunekit.training.config import SCORE_OPTIMIZATION, SCORE_OPTIMIZATIONS, TrainConfig
+from prunekit.training.config import SCORE_OPTIMIZATION, SCORE_OPTIMIZATIONS, ScoreTraining, TrainConfig
 from prunekit.training.objectives import OBJECTIVES
 
 PRUNINGS = ("one-shot", "optimized")
@@ -161,7 +162,7 @@ def _require_known_model(name: str) -> None:
         raise ValueError(str(error).rstrip(".") if ":" in name else known) from None
 
 
-class TrainingChoices(SharedChoices):
+class TrainingChoices(SharedChoices, ObjectiveChoices):
     """What the stages that train have in common; each of them is a field that holds a `TrainConfig`."""
 
     recipe: str | None = Field(
@@ -230,13 +231,15 @@ def training_options(kind: type[Config]) -> dict[str, TrainingOption]:
         settings |= {f"{prefix}{setting}": (setting, (section,)) for setting in ("epochs", "learning_rate")}
     if "pretrain" in sections:
         settings |= {name: (name, ("pretrain",)) for name in ("freeze", "freeze_epochs")}
-    settings |= {"score_optimizer": ("optimizer", ("optimize",))} if "optimize" in sections else {}
+    if "optimize" in sections:
+        of_scores = {"score_optimizer": "optimizer", "score_perturbation": "score_perturbation"}
+        settings |= {name: (setting, ("optimize",)) for name, setting in of_scores.items()}
     return {name: TrainingOption(*found, _description(name, *found)) for name, found in settings.items()}
 
 
 def _description(option: str, setting: str, sections: tuple[str, ...]) -> str:
     by_section = _DESCRIPTIONS.get(f"{sections[0]}_{setting}", "") if sections == ("optimize",) else ""
-    return _DESCRIPTIONS.get(option) or by_section or str(TrainConfig.model_fields[setting].description)
+    return _DESCRIPTIONS.get(option) or by_section or str(ScoreTraining.model_fields[setting].description)
 
 
 def _with_trainings(kind: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,7 +352,7 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
         OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=None),
         description="robust pre-training",
     )
-    optimize: TrainConfig = Field(
+    optimize: ScoreTraining = Field(
         SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
     finetune: OptionalTraining = Field(

@@ -21,6 +21,8 @@ from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, e
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
+from prunekit.evaluation.smoothing import SmoothingConfig, certified_figures, certify_all
+from prunekit.evaluation.verification import labels_images, verified_accuracy, verify
 from prunekit.files import write_text
 from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
@@ -40,7 +42,7 @@ from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import count_costs, prunable_layers, sparsity
 from prunekit.task import Data, Figure, task_of
 
-EVALUATION, PREDICTIONS = "evaluation.json", "detections"
+EVALUATION, PREDICTIONS, MARGINS, RADII = "evaluation.json", "detections", "margins.csv", "radii.csv"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class EvaluationOutcome:
         cases: Case (none, paper, paper_transfer) → figure → value, None where there is nothing to measure on.
         checks: The checks of the evaluation, if they were asked for; `require` raises if one failed.
         timing: Sizes and latencies, if they were asked for.
+        verified: Verified accuracy, if it was asked for.
+        certified: Certified accuracies and the mean certified radius, if they were asked for.
         shown: The figures that a table shows.
         was_finished: Whether all of it was there already.
     """
@@ -60,6 +64,8 @@ class EvaluationOutcome:
     cases: dict[str, dict[str, float | None]]
     checks: CheckReport | None
     timing: dict[str, Any] | None
+    verified: dict[str, Any] | None
+    certified: dict[str, Any] | None
     was_finished: bool
     shown: Sequence[Figure]
 
@@ -87,6 +93,10 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
     progress = progress or SilentProgress()
     with prepared(config, "evaluate"):
         task = task_for(config, config.weights)
+        if config.verify is not None:
+            labels_images(task, "--verify")
+        if config.certify:
+            labels_images(task, "--certify")
         dataset = open_data(config, task, config.data, progress, keep=True)
         artifact = opened(config.weights, task, dataset)
         source = _source(config, artifact, dataset)
@@ -107,17 +117,25 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
     for case in evaluation_cases(work.config.attack, transfer=work.source is not None):
         parts.append(_case(work, case))
         cases[case.name] = parts[-1][0]
-    checks = timing = None
+    checks = timing = verified = certified = None
+    if work.config.certify:
+        parts.append(_certify(work))
+        certified = parts[-1][0]
+    if work.config.verify is not None:
+        parts.append(_verify(work, work.config.verify))
+        verified = parts[-1][0]
     if work.config.check:
         parts.append(_check(work))
         checks = CheckReport([Check(**row) for row in parts[-1][0]["checks"]])
     if work.config.latency:
         parts.append(_time(work))
         timing = parts[-1][0]
-    _write_summary(work, cases, checks, timing)
+    _write_summary(work, cases, checks, timing, {"verified": verified, "certified": certified})
     was_finished = all(finished for _, finished in parts)
     shown = work.artifact.task.figures
-    return EvaluationOutcome(work.config.out / EVALUATION, cases, checks, timing, was_finished, shown)
+    return EvaluationOutcome(
+        work.config.out / EVALUATION, cases, checks, timing, verified, certified, was_finished, shown
+    )
 
 
 def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
@@ -136,6 +154,36 @@ def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
     figures = result.figures()
     folder.finish(figures, *(file.name for file in files))
+    return figures, False
+
+
+def _verify(work: _Work, eps: float) -> tuple[dict[str, Any], bool]:
+    folder = work.store.open("verify", {**work.identity, "eps": eps}, work.inputs)
+    if (done := _earlier(work, folder, "verify")) is not None:
+        return done, True
+    margins = verify(work.model, work.artifact.task, work.dataset, eps, work.config, work.progress)
+    rows = [f"{key},{margin:.9g},{int(margin > 0)}" for key, margin in margins.items()]
+    write_text(folder.file(MARGINS), "\n".join(["image_id,margin,verified", *rows, ""]))
+    figures = {"eps": eps, "verified_accuracy": verified_accuracy(margins)}
+    folder.finish(figures, MARGINS)
+    return figures, False
+
+
+def _certify(work: _Work) -> tuple[dict[str, Any], bool]:
+    config, dataset = work.config, work.dataset
+    smoothing = SmoothingConfig(
+        config.sigma, config.certify_n0, config.certify_n, config.certify_alpha, config.batch_size, config.seed
+    )
+    identity = {**work.identity, **asdict(smoothing), "radii": list(config.certify_radii)}
+    folder = work.store.open("certify", identity, work.inputs)
+    if (done := _earlier(work, folder, "certify")) is not None:
+        return done, True
+    labels = {dataset[index].image_id: int(dataset[index].target) for index in range(len(dataset))}
+    found = certify_all(work.model, dataset, smoothing, work.progress)
+    rows = [f"{key},{labels[key]},{one.label},{one.radius:.9g}" for key, one in found.items()]
+    write_text(folder.file(RADII), "\n".join(["image_id,label,predicted,radius", *rows, ""]))
+    figures = {"sigma": config.sigma, **certified_figures(found, labels, config.certify_radii)}
+    folder.finish(figures, RADII)
     return figures, False
 
 
@@ -190,7 +238,11 @@ def _earlier(work: _Work, folder: StageFolder, name: str) -> dict[str, Any] | No
 
 
 def _write_summary(
-    work: _Work, cases: Mapping[str, Any], checks: CheckReport | None, timing: Mapping[str, Any] | None
+    work: _Work,
+    cases: Mapping[str, Any],
+    checks: CheckReport | None,
+    timing: Mapping[str, Any] | None,
+    proven: Mapping[str, Any],
 ) -> None:
     content: dict[str, Any] = {
         "model": work.artifact.task.spec.name,
@@ -201,6 +253,7 @@ def _write_summary(
         **work.identity,
         "cases": cases,
     }
+    content |= {name: figures for name, figures in proven.items() if figures}
     content |= {"checks": [asdict(row) for row in checks.rows]} if checks else {}
     content |= {"latency": timing} if timing else {}
     write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")

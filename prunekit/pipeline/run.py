@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunekit.environment import describe_environment, thread_count
+from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import (
     Bench,
     Checkpoint,
@@ -57,9 +58,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             folder.log(f"{len(config.units)} units: {', '.join(variant.name for variant in config.variants)}")
             training = None
             if train_dataset is not None:
-                training = make_training(
-                    config.objective, config.train_attack, train_dataset, inputs.train_data_sha256, progress
-                )
+                digest = inputs.train_data_sha256
+                training = make_training(config.objective, config.train_attack, train_dataset, digest, progress, config)
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
@@ -105,6 +105,8 @@ def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | No
     """Open the data and load the weights, cheapest check first."""
     found = None if config.weights is None else spec_of(config.weights, config.model)
     task = task_of(requested_spec(config.model, config.width, found, config.arguments))
+    if config.verify is not None:
+        labels_images(task, "--verify")
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     train_dataset = None

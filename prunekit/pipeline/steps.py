@@ -17,6 +17,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
+from prunekit.pipeline.objective_config import ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.progress import Progress
@@ -43,12 +45,12 @@ from prunekit.prune import (
 )
 from prunekit.task import Data, Task
 from prunekit.training.augment import AugmentConfig
-from prunekit.training.config import TrainConfig, require_sizes
+from prunekit.training.config import ScoreTraining, TrainConfig, require_sizes
 from prunekit.training.data import ImagesOnDisk, read_into_memory
 from prunekit.training.freezing import backbone
 from prunekit.training.log import TrainingLog
-from prunekit.training.loop import AfterStep, optimize
-from prunekit.training.objectives import ObjectiveConfig, make_objective
+from prunekit.training.loop import AfterStep, Perturbed, optimize
+from prunekit.training.objectives import VERIFIED, ObjectiveConfig, make_objective
 from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
 
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
@@ -57,13 +59,20 @@ CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small 
 MAX_BYTES_IN_MEMORY = 2**30
 
 
-def make_training(objective: str, train_attack: str, dataset: Data, sha256: str, progress: Progress) -> Training:
+def make_training(
+    objective: str,
+    train_attack: str,
+    dataset: Data,
+    sha256: str,
+    progress: Progress,
+    choices: ObjectiveChoices | None = None,
+) -> Training:
     """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset."""
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
     attack = attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
-    return Training(data, sha256, objective, ObjectiveConfig(attack=attack))
+    return Training(data, sha256, objective, choices.knobs(attack) if choices else ObjectiveConfig(attack=attack))
 
 
 def keep(bench: Bench, start: Checkpoint) -> Checkpoint:
@@ -220,7 +229,10 @@ def _optimized(
         def log_churn(step: int) -> dict[str, float]:
             return {"churn": pruning.churn().total} if step % CHURN_EVERY == 0 else {}
 
-        _run(folder, bench, model, task, parameters, training, config, "optimizing scores", [log_churn], ["churn"])
+        radius = config.score_perturbation if isinstance(config, ScoreTraining) else 0.0
+        perturbed = partial(pruning.perturbed, radius) if radius else None
+        what = "optimizing scores"
+        _run(folder, bench, model, task, parameters, training, config, what, [log_churn], ["churn"], perturbed)
         yield pruning
 
 
@@ -267,6 +279,7 @@ def _run(
     description: str,
     after_step: Sequence[AfterStep],
     extra_columns: Sequence[str] = (),
+    perturbed: Perturbed | None = None,
 ) -> TrainState:
     """Train from the state that the folder holds, or from the start."""
     path = folder.file(STATE)
@@ -286,6 +299,7 @@ def _run(
             after_step=after_step,
             description=description,
             frozen=backbone(model, task.spec) if config.freeze else (),
+            perturbed=perturbed,
         )
 
 
@@ -300,6 +314,8 @@ def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | 
 
 def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     knobs: dict[str, Any] = {name: repr(value) for name, value in vars(training.objective_config).items()}
+    if training.objective not in VERIFIED:
+        del knobs["verified"]  # it has no part in the others
     knobs["attack"] = attack_identity(training.objective_config.attack)
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
 

@@ -14,6 +14,7 @@ from prunekit.compaction import CompactionResult, compact, save
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none
 from prunekit.evaluation.latency import Latency, accelerate_and_time
+from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.nn import AccelerationReport, native_status
 from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
 from prunekit.pipeline.config import RunConfig
@@ -75,6 +76,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     model = artifact.model.to(job.config.device)
     evaluations = {attack: _evaluate(job, folder, model, unit, attack) for attack in _attacks(job.config)}
     transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
+    verified = _verified(job, model, unit)
     files = [folder.masks(unit)]
     for attack, evaluation in evaluations.items():
         stem = folder.predictions(unit.stem, attacked=attack != "none")
@@ -90,7 +92,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     row = RatioResult(
         ratio=unit.ratio,
         **asdict(unit.variant),
-        accuracy=_accuracy(job, evaluations, transfer),
+        accuracy=_accuracy(job, evaluations, transfer) | verified,
         churn=churn,
         **size_columns(model, costs, sparsity(artifact.masks)),
         **latency_columns(latency),
@@ -162,6 +164,14 @@ def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     attack = PRESETS[job.config.attack]
     task, progress = job.start.task, job.bench.progress
     return evaluate(model, task, job.dataset, job.config, attack, progress, description, source=source)
+
+
+def _verified(job: Job, model: nn.Module, unit: Unit) -> dict[str, float | None]:
+    """Return the column on what bounds prove, where it was asked for."""
+    if (eps := job.config.verify) is None:
+        return {}
+    margins = verify(model, job.start.task, job.dataset, eps, job.config, job.bench.progress)
+    return {"verified_accuracy": verified_accuracy(margins)}
 
 
 def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:

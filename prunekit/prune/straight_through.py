@@ -22,7 +22,8 @@ that the sum of W · dL/dW over the filter is zero. Between BatchNorm and ReLU: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -203,6 +204,25 @@ class StraightThrough:
         loaded = load_scores(path, self.model)
         for layer, scored in self._scored.items():
             scored.scores.copy_(loaded[layer])
+
+    @contextmanager
+    def perturbed(self, radius: float) -> Iterator[None]:
+        """Move the scores up the loss inside the block, where S2AP takes its gradient (Piras et al. 2025).
+
+        Each layer's scores s move by radius · ‖s‖ · g / ‖g‖ along their gradient g, which the last backward pass left;
+        afterwards they are what they were, bit for bit.
+        """
+        before = [(scored.scores, scored.scores.detach().clone()) for scored in self._scored.values()]
+        try:
+            with torch.no_grad():
+                for scores, start in before:
+                    if scores.grad is not None and (length := scores.grad.norm()) > 0:
+                        scores.add_(scores.grad * (radius * start.norm() / length))
+            yield
+        finally:
+            with torch.no_grad():
+                for scores, start in before:
+                    scores.copy_(start)
 
     def detach(self) -> None:
         """Make the convolutions plain again, with the weights that they had; a second call does nothing."""

@@ -85,6 +85,22 @@ class TrainConfig(Config):
         return self.learning_rate * learning_rate_factor(step, num_steps, self.warmup)
 
 
+class ScoreTraining(TrainConfig):
+    """The settings of optimizing scores."""
+
+    score_perturbation: float = Field(
+        0.0,
+        ge=0,
+        description="take the gradient where the scores of each layer, moved by at most this share of their length, do "
+        "worst (S2AP); 0 takes it where they are",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the result depends on; a perturbation only where there is one."""
+        found = super().identity()
+        return found if self.score_perturbation else {k: v for k, v in found.items() if k != "score_perturbation"}
+
+
 # HYDRA's settings (Sehwag et al. 2020 and its published code): SGD with momentum, cosine, no warm-up, no clipping.
 _HYDRA: dict[str, Any] = {
     "optimizer": "sgd",
@@ -95,7 +111,7 @@ _HYDRA: dict[str, Any] = {
     "ema_decay": None,
 }
 PRE_TRAINING = TrainConfig(epochs=100, learning_rate=0.1, **_HYDRA)
-SCORE_OPTIMIZATION = TrainConfig(epochs=20, learning_rate=0.1, **_HYDRA)
+SCORE_OPTIMIZATION = ScoreTraining(epochs=20, learning_rate=0.1, **_HYDRA)
 FINE_TUNING = TrainConfig(epochs=100, learning_rate=0.01, **_HYDRA)
 
 # How scores can be optimized. On the demo's detector their gradients differ between layers by a factor of 180, the

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +47,9 @@ Model = TypeVar("Model", bound=nn.Module)
 # Called with the number of updates made; the numbers it returns go into the step's row of the log.
 AfterStep = Callable[[int], Mapping[str, float] | None]
 
+# Makes a block in which parameters are elsewhere.
+Perturbed = Callable[[], AbstractContextManager[None]]
+
 
 class TrainingDivergedError(ArithmeticError):
     """A loss or a gradient was not finite. What was saved before is still good."""
@@ -65,6 +68,7 @@ def optimize(
     after_step: Sequence[AfterStep] = (),
     description: str = "training",
     frozen: Collection[str] = (),
+    perturbed: Perturbed | None = None,
 ) -> TrainState:
     """Minimize `objective` over `parameters`, in place and on the config's device.
 
@@ -82,6 +86,8 @@ def optimize(
         after_step: Called in turn after each update: to keep pruned weights at zero, say.
         description: The bar's label.
         frozen: Names of parameters that stay as they are in the first `freeze_epochs`.
+        perturbed: With it, each step goes along the gradient that the same batch has inside of such a block, which
+            moves parameters by the gradient at where they are. Buffers follow the pass outside alone.
 
     Returns:
         The last state; its tensors are the module's own.
@@ -93,7 +99,7 @@ def optimize(
     """
     num_steps, log = count_steps(data, config), log or SilentLog()
     with prepared(module, parameters, config) as network, deferred_interrupts() as interrupted:
-        training = _Training(module, network, parameters, objective, config, num_steps, state)
+        training = _Training(module, network, parameters, objective, config, num_steps, state, perturbed)
         batches = _replayed_batches(data, config, objective.replays, first_step=training.step)
         epoch_steps = batches_per_epoch(data, config) * objective.replays
         frozen_steps = config.freeze_epochs * epoch_steps if frozen else 0
@@ -166,6 +172,7 @@ class _Training:
         config: TrainConfig,
         num_steps: int,
         state: TrainState | None,
+        perturbed: Perturbed | None,
     ) -> None:
         self.step, self.loss = 0, math.nan
         self._module, self._network, self._objective = module, network, objective
@@ -173,6 +180,7 @@ class _Training:
         self._parameters = parameters_that_train(module, parameters, config)
         self._optimizer = _make_optimizer(self._parameters, config)
         self._delta: Tensor | None = None
+        self._perturbed = perturbed
         if state is not None:
             restore(state, module)
             restore_optimizer(state, self._parameters, self._optimizer)
@@ -187,20 +195,30 @@ class _Training:
             group["lr"] = rate
         if x.ndim == 4:
             x = x.contiguous(memory_format=self._memory_format)
-        # What the module itself draws, such as dropout, comes from torch's global generators.
-        torch.manual_seed(derived_seed(self._config.seed, "module", self.step))
-        batch = TrainBatch(x, targets, self._perturbation(x))
-        loss = self._attacked_loss(batch)
-        loss_value = float(loss.detach())
-        self._require_finite("loss", loss_value)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        batch = TrainBatch(x, targets, self._perturbation(x), self.step / self._num_steps)
+        loss_value = self._differentiate(batch)
+        if self._perturbed is not None:
+            with self._perturbed(), _buffers_kept(self._module):
+                self._differentiate(batch)
         norm = self._clip()
         self._require_finite("length of the gradient", norm)
         self._optimizer.step()
         self._delta = None if batch.delta is None else self._objective.next_delta(batch.delta)
         self.step, self.loss = self.step + 1, loss_value
         return {"learning_rate": rate, "loss": self.loss, "grad_norm": norm}
+
+    def _differentiate(self, batch: TrainBatch) -> float:
+        """Return the batch's loss, and leave its gradients."""
+        # What the module itself draws, such as dropout, comes from torch's global generators.
+        torch.manual_seed(derived_seed(self._config.seed, "module", self.step))
+        loss = self._attacked_loss(batch)
+        loss_value = float(loss.detach())
+        self._require_finite("loss", loss_value)
+        self._optimizer.zero_grad(set_to_none=True)
+        if batch.delta is not None:
+            batch.delta.grad = None
+        torch.autograd.backward(loss)
+        return loss_value
 
     def average(self) -> None:
         """Let the averaged weights follow."""
@@ -242,6 +260,17 @@ class _Training:
         return TrainingDivergedError(
             f"training diverged at step {self.step + 1}: {reason}; {before}; try a lower learning rate"
         )
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put running statistics back after the block; batch normalization changes them without counting versions."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _with_loss(description: str, loss: float) -> str:

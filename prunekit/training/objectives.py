@@ -1,4 +1,4 @@
-"""What training minimizes: the clean loss, or one of five that prepare a model for attacks.
+"""What training minimizes: the clean loss, or one of seven that prepare a model for attacks.
 
 An objective maps a batch to a scalar loss, attacking the images first if that is its way. It knows the task only
 through losses per image, so that detectors and classifiers share every line. Attacks run with batch normalization in
@@ -8,95 +8,18 @@ eval mode; the forward passes that are trained on run as the training loop has s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import PgdConfig, fgsm, pgd
+from prunekit.attacks import fgsm, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
-from prunekit.attacks.presets import PAPER
 from prunekit.errors import InputError
-from prunekit.task import Losses
+from prunekit.task import LabelsImages, Losses
+from prunekit.training.objective import Objective, ObjectiveConfig, TrainBatch, VerifiedConfig
+from prunekit.training.verified import CrownIbp, MixTrain
 
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """One batch as an objective sees it.
-
-    Attributes:
-        x: Images [N, ...] in [0, 1].
-        targets: What the task's losses understand.
-        delta: For an objective that carries one from step to step: the perturbation [N, ...], whose gradient the
-            training step's own backward pass collects.
-    """
-
-    x: Tensor
-    targets: Any
-    delta: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The knobs of all objectives; each uses its own.
-
-    Attributes:
-        attack: pgd-at and trades attack with it; n-fgsm and free take its eps.
-        beta: Weight of TRADES' divergence.
-        replays: Consecutive steps that free adversarial training takes on each batch.
-        sigma: Standard deviation of smoothing's noise, for pixels in [0, 1].
-    """
-
-    attack: PgdConfig = PAPER
-    beta: float = 6.0
-    replays: int = 4
-    sigma: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (self.beta >= 0 and self.sigma >= 0 and self.replays >= 1):
-            raise InputError(
-                f"Expected beta and sigma of at least 0 and replays of at least 1, "
-                f"got {self.beta}, {self.sigma} and {self.replays}"
-            )
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Base of the objectives: a task and the knobs.
-
-    An objective that carries a perturbation from step to step overrides `carries_delta` and `next_delta`.
-    """
-
-    task: Losses
-    config: ObjectiveConfig = ObjectiveConfig()
-
-    @property
-    def replays(self) -> int:
-        """Consecutive steps on each batch."""
-        return 1
-
-    @property
-    def carries_delta(self) -> bool:
-        """Whether batches come with a `delta`."""
-        return False
-
-    def next_delta(self, delta: Tensor) -> Tensor | None:
-        """Return the perturbation to carry on, after the backward pass."""
-        return None
-
-    def __call__(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> Tensor:
-        """Return the scalar to minimize; everything random comes from `generator`, on the images' device."""
-        raise NotImplementedError
-
-    def mean_loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
-        """Return the task's loss at images x, averaged over them."""
-        return self.task.loss(model, x, targets).mean()
-
-    def loss_of(self, targets: Any) -> Callable[[Any], Tensor]:
-        """Return what an attack raises: a map from outputs to losses [N]."""
-        return self.task.attack_losses(targets).total
+__all__ = ["OBJECTIVES", "VERIFIED", "Objective", "ObjectiveConfig", "TrainBatch", "VerifiedConfig", "make_objective"]
 
 
 class Clean(Objective):
@@ -202,7 +125,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "free": FreeAdversarialTraining,
     "n-fgsm": NoisyFgsm,
     "smoothing": Smoothing,
+    "mixtrain": MixTrain,
+    "crown-ibp": CrownIbp,
 }
+#: Those that train on bounds.
+VERIFIED = ("mixtrain", "crown-ibp")
 _LINF_ONLY = (FreeAdversarialTraining, NoisyFgsm)
 
 
@@ -210,11 +137,13 @@ def make_objective(name: str, task: Losses, config: ObjectiveConfig | None = Non
     """Build one of `OBJECTIVES`.
 
     Raises:
-        InputError: For an unknown name, or a norm that the objective is not made for.
+        InputError: For an unknown name, or a norm or a task that the objective is not made for.
     """
     if name not in OBJECTIVES:
         raise InputError(f"Expected the objective to be one of {', '.join(OBJECTIVES)}, got {name!r}")
     objective = OBJECTIVES[name](task, config or ObjectiveConfig())
     if isinstance(objective, _LINF_ONLY) and objective.config.attack.norm != "linf":
         raise InputError(f"Expected the norm linf for the objective {name}, got {objective.config.attack.norm}")
+    if name in VERIFIED and not isinstance(task, LabelsImages):
+        raise InputError(f"Expected a classifier for the objective {name}, got {type(task).__name__}")
     return objective

@@ -42,6 +42,18 @@ def test_each_optimizer_has_its_own_rate_unless_one_is_given(
     assert knobs.ema_decay is None  # an average of scores would rank as none of them did
 
 
+def test_the_commands_perturb_scores(work: tuple[RunConfig, Bench, Checkpoint, Training]) -> None:
+    config, bench, start, training = work
+    knobs = make_config(**GOOD, score_perturbation=0.05).optimize
+    assert knobs.score_perturbation == 0.05
+    scores, digest = score(bench, start, "scaled", config, None)
+    found = [
+        prune_optimized(bench, start, scores, digest, MaskRule(60), training, config.optimize.updated(**more))[0].sha256
+        for more in ({}, {"score_perturbation": 0.0}, {"score_perturbation": 0.05})
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 def test_an_optimizer_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match=r"--score-optimizer: must be one of sgd, adamw, got 'lion'"):
         make_config(**GOOD, score_optimizer="lion")

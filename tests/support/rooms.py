@@ -7,7 +7,7 @@ FOUNDATION = [
     "structure", "comparison", "discontinuous", "processor", "dry_run", "kept_images", "task_data",
 ]  # fmt: skip
 #: With the foundation, all that torch, numpy and safetensors are enough for.
-LIBRARY = [*FOUNDATION, "ops", "graph", "engine", "nn", "prune", "attacks", "compaction", "task"]
+LIBRARY = [*FOUNDATION, "ops", "graph", "engine", "nn", "prune", "attacks", "verification", "compaction", "task"]
 #: Beyond the wall.
 STUDY = [
     "environment", "progress", "config", "detection", "classification", "training", "evaluation", "pipeline",

@@ -133,6 +133,10 @@ class ClassifierLosses:
     def attack_losses(self, targets: Any) -> AttackLosses:
         return classification_losses(targets)
 
+    def labels(self, targets: Any) -> Tensor:
+        assert isinstance(targets, Tensor)
+        return targets
+
     def divergence(self, attacked: Tensor, clean: Tensor) -> Tensor:
         return softmax_divergence(attacked, clean)
 

@@ -211,7 +211,9 @@ def test_the_generator_decides_what_is_random(name: str) -> None:
 
 
 def test_unknown_names_and_norms_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="one of clean, pgd-at, trades, free, n-fgsm, smoothing, got 'madry'"):
+    with pytest.raises(
+        InputError, match="one of clean, pgd-at, trades, free, n-fgsm, smoothing, mixtrain, crown-ibp, got 'madry'"
+    ):
         make_objective("madry", ClassifierLosses())
     for name in ("free", "n-fgsm"):
         with pytest.raises(InputError, match=f"norm linf for the objective {name}, got l2"):
