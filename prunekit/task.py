@@ -224,7 +224,7 @@ _FAMILIES: dict[str, Family] = {}
 _TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
 _PLUGINS: set[str] = set()
 #: Modules that register prunekit's own families, imported when a family is first asked for.
-_OWN = ("prunekit.detection.task", "prunekit.classification.task")
+_OWN = ("prunekit.detection.task", "prunekit.detection.torchvision_families", "prunekit.classification.task")
 
 
 def register_task(name: str, make: Callable[[ModelSpec], Task]) -> None:

@@ -138,12 +138,15 @@ class DetectionTask:
     @torch.inference_mode()
     def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Detections]:
         """Return each image's detections, boxes xyxy in pixels of the original image."""
-        boxes, scores = self.decode(model(x))
         predictions = {}
-        for row, found in enumerate(_suppress(boxes, scores, options)):
+        for row, found in enumerate(self.detections(model(x), options)):
             original = batch.letterboxes[row].to_image(found.boxes)
             predictions[batch.image_ids[row]] = Detections(original.cpu(), found.scores.cpu(), found.classes.cpu())
         return predictions
+
+    def detections(self, outputs: Sequence[Tensor], options: Options) -> list[Detections]:
+        """Return what is found in each image, boxes xyxy in input pixels, best first."""
+        return _suppress(*self.decode(outputs), options)
 
     def postprocessing(self, outputs: Sequence[Tensor], options: Options) -> dict[str, Callable[[], object]]:
         """Return decoding and non-maximum suppression."""
