@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# What pip installs beside the package, as extras of pyproject.toml.
+EXTRAS ?= dev
 # Test files are run by this many processes.
 PROCESSES ?= 2
 # More arguments for every pip call, for example a package index with CPU builds of torch.
@@ -18,10 +20,14 @@ TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help setup demo test check lint types bench gpu clean
+# torchvision's wheels fit the registry's build of torch alone.
+TORCHVISION_VENV ?= .venv-torchvision
+TORCHVISION := VENV=$(TORCHVISION_VENV) TORCH=torch===2.13.0 EXTRAS=dev,torchvision
+
+.PHONY: help setup demo test check lint types bench gpu clean setup-torchvision test-torchvision
 
 help:  ## show these targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
 
 setup: $(READY)  ## make .venv with prunekit, its compiled extension and the development tools
 
@@ -30,7 +36,7 @@ $(READY): $(SOURCES)
 	@echo "Setting up $(VENV): torch, the compiled extension and the tools (once, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) "$(TORCH)" "setuptools>=77"
-	@$(PIP_INSTALL) --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	@$(PIP_INSTALL) --no-build-isolation --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(READY)  ## the main job on rendered images; no data needed
@@ -41,6 +47,12 @@ test: lint types  ## everything that must pass
 
 check: lint types  ## the same without slow tests and those for GPUs: under three minutes on two cores
 	@$(PYTEST) -m "not slow and not gpu"
+
+setup-torchvision:  ## make .venv-torchvision, with torchvision and torch's build from the registry: several gigabytes
+	@$(MAKE) --no-print-directory setup $(TORCHVISION)
+
+test-torchvision: setup-torchvision  ## the tests of torchvision's detectors and of the zoo's bench
+	@$(TORCHVISION_VENV)/bin/python -m pytest -x tests/torchvision_detectors tests/bench/test_zoo_bench.py
 
 lint: $(READY)  ## ruff's rules and format, clang-format
 	@$(BIN)/ruff check .
@@ -59,4 +71,4 @@ gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, layers and nets ag
 	@$(BIN)/python -m bench.gpu_check --out runs/gpu
 
 clean:  ## remove what setup and runs made
-	rm -rf $(VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TORCHVISION_VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

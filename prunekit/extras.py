@@ -11,6 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "triton": ("triton",),
     "captum": ("captum",),
     "tensorboard": ("tensorboard",),
+    "torchvision": ("torchvision",),
 }
 
 

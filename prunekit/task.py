@@ -267,7 +267,7 @@ _TASKS: dict[str, Callable[[ModelSpec], Task]] = {}
 _RECOGNIZED: dict[str, Callable[[nn.Module], bool]] = {}
 _PLUGINS: set[str] = set()
 #: Modules that register prunekit's own families, imported when a family is first asked for.
-_OWN = ("prunekit.detection.task", "prunekit.classification.task")
+_OWN = ("prunekit.detection.task", "prunekit.detection.torchvision_families", "prunekit.classification.task")
 
 
 def register_task(

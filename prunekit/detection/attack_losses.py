@@ -102,13 +102,7 @@ class DetectorTask:
             intersection, union = intersection_and_union(boxes[image], wanted[:, None])
             overlaps = intersection >= FOUND_IOU * union  # [T, M]
         best = torch.where(overlaps, scores[image, :, labels], 0.0).amax(dim=1)  # [T]
-        tiny = torch.finfo(best.dtype).tiny
-        excess = (best.clamp(min=tiny) / FOUND_SCORE).log()
-        found = mean_per_image(excess.relu(), image, len(counts))  # [N]
-        # The smallest score there is stands for an image without objects.
-        none = excess.new_full((len(counts),), math.log(tiny))
-        largest = none.scatter_reduce(0, image, excess, "amax")
-        return torch.where(largest >= 0, -found, -largest)
+        return margin_of_best(best, counts)
 
     def _objectness_towards(self, wanted: int, outputs: Outputs) -> Tensor:
         losses = []
@@ -116,6 +110,23 @@ class DetectorTask:
             t = split_anchors(logits, len(head_anchors), self.num_classes)[..., 4]  # [N, A, H, W]
             losses.append(softplus(-t if wanted else t).flatten(1).mean(dim=1))
         return torch.stack(losses).sum(dim=0)
+
+
+def margin_of_best(best: Tensor, counts: Tensor) -> Tensor:
+    """Return the margins [N] of images from the best score of a box that finds each object.
+
+    Args:
+        best: One score for each object, image by image, [T]; 0 where no box covers it.
+        counts: How many of the T are each image's, int64 [N].
+    """
+    image = torch.arange(len(counts)).repeat_interleave(counts).to(best.device)  # [T]
+    tiny = torch.finfo(best.dtype).tiny
+    excess = (best.clamp(min=tiny) / FOUND_SCORE).log()
+    found = mean_per_image(excess.relu(), image, len(counts))  # [N]
+    # The smallest score there is stands for an image without objects.
+    none = excess.new_full((len(counts),), math.log(tiny))
+    largest = none.scatter_reduce(0, image, excess, "amax")
+    return torch.where(largest >= 0, -found, -largest)
 
 
 def attack_losses(

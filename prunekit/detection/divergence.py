@@ -37,14 +37,14 @@ def detection_divergence(
         ours, theirs = (split_anchors(logits, count, num_classes) for logits in (head_attacked, head_clean))
         weight = theirs[..., 4].detach().sigmoid()  # [N, A, H, W]
         weight = weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
-        objectness = _bernoulli_divergence(ours[..., 4], theirs[..., 4]).mean(dim=(1, 2, 3))
-        classes = (weight * _bernoulli_divergence(ours[..., 5:], theirs[..., 5:]).mean(dim=-1)).sum(dim=(1, 2, 3))
+        objectness = bernoulli_divergence(ours[..., 4], theirs[..., 4]).mean(dim=(1, 2, 3))
+        classes = (weight * bernoulli_divergence(ours[..., 5:], theirs[..., 5:]).mean(dim=-1)).sum(dim=(1, 2, 3))
         boxes = (weight * (_boxes(ours) - _boxes(theirs)).square().sum(dim=-1)).sum(dim=(1, 2, 3))
         total = total + OBJECTNESS_WEIGHT * objectness + CLASSIFICATION_WEIGHT * classes + BOX_WEIGHT * boxes
     return total
 
 
-def _bernoulli_divergence(attacked: Tensor, clean: Tensor) -> Tensor:
+def bernoulli_divergence(attacked: Tensor, clean: Tensor) -> Tensor:
     """Return KL(σ(clean) ‖ σ(attacked)) of logits, elementwise: cross-entropy less entropy."""
     wanted = clean.sigmoid()
     crossed = binary_cross_entropy_with_logits(attacked, wanted, reduction="none")

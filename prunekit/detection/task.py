@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class DetectionTask:
     def for_data(self, data: CocoDataset) -> DetectionTask:
         """Return the task with the data's number of classes."""
         if takes_argument(self.spec.name, "num_classes"):
-            return DetectionTask(self.spec.updated(num_classes=data.num_classes))
+            return replace(self, spec=self.spec.updated(num_classes=data.num_classes))
         data.require_num_classes(self.heads.num_classes)
         return self
 
@@ -133,7 +133,7 @@ class DetectionTask:
         if not takes_argument(self.spec.name, "anchors"):
             raise InputError(f"--fit-anchors: expected a detector that takes anchors, got {self.spec.name}.")
         counts = [len(sizes) for sizes in self.heads.anchors]
-        return DetectionTask(self.spec.updated(anchors=fit_anchors(data.box_sizes(), counts, seed)))
+        return replace(self, spec=self.spec.updated(anchors=fit_anchors(data.box_sizes(), counts, seed)))
 
     def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
         """Return the training loss of raw logits, in its parts."""
@@ -159,12 +159,15 @@ class DetectionTask:
     @torch.inference_mode()
     def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Detections]:
         """Return each image's detections, boxes xyxy in pixels of the original image."""
-        boxes, scores = self.decode(model(x))
         predictions = {}
-        for row, found in enumerate(_suppress(boxes, scores, options)):
+        for row, found in enumerate(self.detections(model(x), options)):
             original = batch.letterboxes[row].to_image(found.boxes)
             predictions[batch.image_ids[row]] = Detections(original.cpu(), found.scores.cpu(), found.classes.cpu())
         return predictions
+
+    def detections(self, outputs: Sequence[Tensor], options: Options) -> list[Detections]:
+        """Return what is found in each image, boxes xyxy in input pixels, best first."""
+        return _suppress(*self.decode(outputs), options)
 
     def postprocessing(self, outputs: Sequence[Tensor], options: Options) -> dict[str, Callable[[], object]]:
         """Return decoding and non-maximum suppression."""
@@ -277,7 +280,7 @@ class DetectionTask:
             num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
         if num_classes is None:
             raise InputError(f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}.")
-        return DetectionTask(self.spec.updated(num_classes=num_classes))
+        return replace(self, spec=self.spec.updated(num_classes=num_classes))
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Write darknet's weights, for families that darknet knows."""
