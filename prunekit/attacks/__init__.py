@@ -1,5 +1,6 @@
 """Adversarial attacks: images changed a little so that a model does as badly as possible."""
 
+from prunekit.attacks.autoattack import AutoAttackConfig
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.classification import (
     classification_losses,
@@ -19,6 +20,7 @@ __all__ = [
     "PRESETS",
     "Attack",
     "AttackLosses",
+    "AutoAttackConfig",
     "CarliniWagnerConfig",
     "GradientError",
     "L2Step",

@@ -23,6 +23,7 @@ class AttackLosses:
         components: losses that fool the model in different ways; the strong attack raises each in turn.
         badness: says which of several results for an image is the worst. Not differentiated.
         smooth: a loss whose gradient holds nothing constant, to check gradients by; the total if not given.
+        labels: a classifier's right classes, int64 [N], where outputs are logits [N, C]; AutoAttack needs them.
     """
 
     total: LossPerImage
@@ -30,6 +31,7 @@ class AttackLosses:
     components: Mapping[str, LossPerImage]
     badness: LossPerImage
     smooth: LossPerImage | None = None
+    labels: Tensor | None = None
 
 
 class Attack(Protocol):
