@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,4 +48,15 @@ class Attack(Protocol):
             losses: what to raise.
             generator: source of everything random, on x's device.
         """
+        ...
+
+
+@runtime_checkable
+class AttackInParts(Attack, Protocol):
+    """An attack that is several, one after another."""
+
+    def after_each_part(
+        self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return, by part in order, x_adv [N, ...] after it; after the last it is the attack's own result."""
         ...

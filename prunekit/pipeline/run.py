@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunekit.environment import describe_environment, thread_count
+from prunekit.evaluation.evaluate import require_attackable
 from prunekit.pipeline.checkpoint import (
     Bench,
     Checkpoint,
@@ -105,6 +106,7 @@ def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | No
     task = task_of(requested_spec(config.model, config.width, spec_of(config.weights, config.model)))
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
+    require_attackable([config.attack], task, dataset)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, task, config.train_data, progress, learn=True)

@@ -198,16 +198,8 @@ DATA = {
         *("LayerCost", "ModelCost", "Score", "register_score"),
     },
     "attacks": {
-        *(
-            "PRESETS",
-            "Attack",
-            "AttackLosses",
-            "AutoAttackConfig",
-            "CarliniWagnerConfig",
-            "GradientError",
-            "LossPerImage",
-        ),
-        *("PgdConfig", "StrongConfig", "attack_named", "register_attack"),
+        *("PRESETS", "Attack", "AttackInParts", "AttackLosses", "AutoAttackConfig", "CarliniWagnerConfig"),
+        *("GradientError", "LossPerImage", "PgdConfig", "StrongConfig", "attack_named", "register_attack"),
     },
 }
 
