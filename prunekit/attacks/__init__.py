@@ -1,5 +1,6 @@
 """Adversarial attacks: images changed a little so that a model does as badly as possible."""
 
+from prunekit.attacks.autoattack import AutoAttackConfig
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.classification import (
     classification_losses,
@@ -9,7 +10,7 @@ from prunekit.attacks.classification import (
 )
 from prunekit.attacks.gradient import GradientError
 from prunekit.attacks.identity import attack_identity
-from prunekit.attacks.losses import Attack, AttackLosses, LossPerImage
+from prunekit.attacks.losses import Attack, AttackInParts, AttackLosses, LossPerImage
 from prunekit.attacks.pgd import PgdConfig, fgsm, pgd, uniform_noise
 from prunekit.attacks.presets import PRESETS, attack_named, register_attack
 from prunekit.attacks.steps import L2Step, LinfStep
@@ -18,7 +19,9 @@ from prunekit.attacks.strong import StrongConfig
 __all__ = [
     "PRESETS",
     "Attack",
+    "AttackInParts",
     "AttackLosses",
+    "AutoAttackConfig",
     "CarliniWagnerConfig",
     "GradientError",
     "L2Step",

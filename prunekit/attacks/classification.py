@@ -35,10 +35,33 @@ def margin_per_image(labels: Tensor) -> LogitLoss:
     return margin
 
 
+def targeted_margin_per_image(labels: Tensor, targets: Tensor) -> LogitLoss:
+    """Return the map from logits [N, C] to the target class's less the right one's, [N]."""
+    return lambda logits: (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
+def targeted_dlr_per_image(labels: Tensor, targets: Tensor) -> LogitLoss:
+    """Return the map from logits [N, C] to targeted differences of logits ratios [N] (Croce and Hein 2020, eq. 7).
+
+    (z_target - z_label) / (z_1 - (z_3 + z_4) / 2), with logits in descending order below the line, does not change when
+    all logits are shifted or scaled. With fewer than four classes it is the difference alone.
+    """
+    margin = targeted_margin_per_image(labels, targets)
+
+    def ratio(logits: Tensor) -> Tensor:
+        if logits.shape[1] < 4:
+            return margin(logits)
+        first, _, third, fourth = logits.topk(4, dim=1).values.unbind(dim=1)
+        return margin(logits) / (first - (third + fourth) / 2 + 1e-12)
+
+    return ratio
+
+
 def classification_losses(labels: Tensor) -> AttackLosses:
     """Return what attacks on a classifier raise; the worst result is the one with the greatest margin."""
     total, margin = cross_entropy_per_image(labels), margin_per_image(labels)
-    return AttackLosses(total, margin, components={"cross_entropy": total, "margin": margin}, badness=margin)
+    components = {"cross_entropy": total, "margin": margin}
+    return AttackLosses(total, margin, components, badness=margin, labels=labels)
 
 
 def softmax_divergence(attacked: Tensor, clean: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class AttackLosses:
         components: losses that fool the model in different ways; the strong attack raises each in turn.
         badness: says which of several results for an image is the worst. Not differentiated.
         smooth: a loss whose gradient holds nothing constant, to check gradients by; the total if not given.
+        labels: a classifier's right classes, int64 [N], where outputs are logits [N, C]; AutoAttack needs them.
     """
 
     total: LossPerImage
@@ -30,6 +31,7 @@ class AttackLosses:
     components: Mapping[str, LossPerImage]
     badness: LossPerImage
     smooth: LossPerImage | None = None
+    labels: Tensor | None = None
 
 
 class Attack(Protocol):
@@ -46,4 +48,15 @@ class Attack(Protocol):
             losses: what to raise.
             generator: source of everything random, on x's device.
         """
+        ...
+
+
+@runtime_checkable
+class AttackInParts(Attack, Protocol):
+    """An attack that is several, one after another."""
+
+    def after_each_part(
+        self, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return, by part in order, x_adv [N, ...] after it; after the last it is the attack's own result."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunekit.attacks.autoattack import AutoAttackConfig
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.losses import Attack
 from prunekit.attacks.pgd import PgdConfig, fgsm
@@ -27,6 +28,8 @@ PRESETS: dict[str, Attack] = {
     "standard": STANDARD,
     "hydra": HYDRA,
     "strong": StrongConfig(EPS),
+    # At the radius that classifiers of CIFAR's images are compared at.
+    "autoattack": AutoAttackConfig(8 / 255),
     "cw": CarliniWagnerConfig(),
     "fgsm-l2": fgsm(EPS_L2, norm="l2"),
     "standard-l2": PgdConfig(EPS_L2, step_size=EPS_L2 / 8, steps=20, norm="l2", random_start=True),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.attacks import PRESETS, Attack
+from prunekit.attacks import PRESETS, Attack, AttackInParts, AttackLosses, AutoAttackConfig
 from prunekit.config import BatchConfig
 from prunekit.errors import InputError
 from prunekit.progress import Progress
@@ -74,11 +74,13 @@ class Evaluation:
         predictions: By image id, as the task has them.
         figures: The task's metrics; nan where there is nothing to measure on.
         perturbation: What an attack did to the images; None for a clean evaluation.
+        after_parts: The main figure after each part of an attack that has parts: accuracy_after_apgd_ce.
     """
 
     predictions: Predictions
     figures: Figures
     perturbation: Perturbation | None
+    after_parts: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class CaseResult:
 
     def figures(self) -> dict[str, float | None]:
         """Return all figures by name, for a table or a JSON file; None where there is nothing to measure on."""
-        figures = {**self.evaluation.figures, **(self.success or {})}
+        figures = {**self.evaluation.figures, **self.evaluation.after_parts, **(self.success or {})}
         if self.evaluation.perturbation is not None:
             moved = self.evaluation.perturbation
             figures |= {"mean_linf": moved.linf.mean, "mean_l2": moved.l2.mean}
@@ -144,6 +146,7 @@ def evaluate(
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(config.seed)
     predictions: dict[int, Any] = {}
+    by_part: dict[str, dict[int, Any]] = {}
     movements: list[Tensor] = []
     num_batches = math.ceil(len(dataset) / config.batch_size)
     loaded = load_batches(dataset, config.batch_size, config.workers)
@@ -151,14 +154,36 @@ def evaluate(
         batch = batch.to(device)
         x = batch.images
         if attack is not None:
-            x = attack(source or model, x, task.attack_losses(batch.targets), generator)
+            x, after = _attacked(attack, source or model, x, task.attack_losses(batch.targets), generator)
             movements.append(_movement(x, batch.images))
+            for part, x_adv in after.items():
+                by_part.setdefault(part, {}).update(task.predict(model, x_adv, batch, config))
         predictions |= task.predict(model, x, batch, config)
         if image_seen is not None:
             for image_id, image in zip(batch.image_ids, x, strict=True):
                 image_seen(image_id, image)
-    figures = task.metrics(predictions, dataset)
-    return Evaluation(predictions, figures, _perturbation(movements) if movements else None)
+    figures, main = task.metrics(predictions, dataset), task.figures[0].column
+    after_parts = {f"{main}_after_{part}": task.metrics(found, dataset)[main] for part, found in by_part.items()}
+    return Evaluation(predictions, figures, _perturbation(movements) if movements else None, after_parts)
+
+
+def _attacked(
+    attack: Attack, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return the attacked images, and those after each part of an attack that has parts."""
+    if not isinstance(attack, AttackInParts):
+        return attack(model, x, losses, generator), {}
+    after = attack.after_each_part(model, x, losses, generator)
+    return [*after.values()][-1], after
+
+
+def require_attackable(attacks: Sequence[str], task: Task, dataset: Data) -> None:
+    """Raise InputError, before any work, when a named attack cannot be made on a task's models."""
+    for name in attacks:
+        if isinstance(PRESETS.get(name), AutoAttackConfig):
+            targets = dataset.collate([dataset[0]]).targets
+            if task.attack_losses(targets).labels is None:
+                raise InputError(f"--attack: expected a classifier for {name}, got the model {task.spec.name}.")
 
 
 def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[EvaluationCase]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
-from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases
+from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases, require_attackable
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
@@ -99,6 +99,7 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
             labels_images(task, "--certify")
         dataset = open_data(config, task, config.data, progress, keep=True)
         artifact = opened(config.weights, task, dataset)
+        require_attackable(config.attack, artifact.task, dataset)
         source = _source(config, artifact, dataset)
         for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)

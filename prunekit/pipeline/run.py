@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunekit.environment import describe_environment, thread_count
+from prunekit.evaluation.evaluate import require_attackable
 from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import (
     Bench,
@@ -109,6 +110,7 @@ def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | No
         labels_images(task, "--verify")
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
+    require_attackable([config.attack], task, dataset)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, task, config.train_data, progress, learn=True)

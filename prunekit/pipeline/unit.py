@@ -199,7 +199,8 @@ def _accuracy(job: Job, evaluations: dict[str, Evaluation], transfer: Evaluation
     columns = task.columns(
         clean.figures, attacked.figures if attacked else None, transfer.figures if transfer else None, success
     )
-    return {name: finite_or_none(value) for name, value in columns.items()}
+    after_parts = {f"attacked_{name}": value for name, value in attacked.after_parts.items()} if attacked else {}
+    return {name: finite_or_none(value) for name, value in {**columns, **after_parts}.items()}
 
 
 def compacted(artifact: Checkpoint, x: Tensor, progress: Progress) -> CompactionResult | None:

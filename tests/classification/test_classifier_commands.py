@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prunekit.attacks import PRESETS, AutoAttackConfig
 from prunekit.classification import resnet20
 from prunekit.pipeline import read_rows
 from tests.support.classes_of_images import write_classes
@@ -90,6 +91,23 @@ def test_the_main_job_writes_accuracies_and_a_page(colors: Path, trained: Path, 
     small = SHARED | {"out": tmp_path / "small.prunekit", "unit": "filter-scaled-one-shot-ratio_50", "multiple-of": 1}
     result = invoke("compact", small, str(tmp_path / "run"))
     assert result.exit_code == 0, result.stderr
+
+
+def test_autoattack_has_a_column_a_part(
+    colors: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "autoattack", AutoAttackConfig(8 / 255, steps=2, targets=1, queries=2))
+    shared = SHARED | {"weights": trained, "data": colors, "attack": "autoattack"}
+    options = {"model": "resnet20", "width": 0.5, "ratios": "0", "latency-runs": 3, "out": tmp_path / "run"}
+    succeed("run", shared | options)
+    (row,) = read_rows(tmp_path / "run/results.csv")
+    after = [float(row[f"attacked_accuracy_after_{part}"]) for part in ("apgd_ce", "apgd_t", "fab_t", "square")]
+    assert after == sorted(after, reverse=True)
+    assert float(row["accuracy"]) >= after[0]
+    assert after[-1] == float(row["attacked_accuracy"])
+    succeed("evaluate", shared | {"out": tmp_path / "all"})
+    figures = json.loads((tmp_path / "all/evaluation.json").read_text())["cases"]["autoattack"]
+    assert [figures[name] for name in figures if "_after_" in name] == after
 
 
 def test_foreign_weights_are_read_for_a_model_that_is_named(colors: Path, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def _another_stage(options: Options) -> None:
         ("prune", _change(scores_file="nowhere.safetensors"), "nowhere.safetensors"),
         ("prune", _weights_as_scores, "net.safetensors"),
         ("evaluate", _change(attack="paper,brute"), "--attack"),
+        ("evaluate", _change(attack="autoattack"), "--attack: expected a classifier for autoattack, got"),
         ("evaluate", _change(transfer_from="nowhere.weights"), "nowhere.weights"),
     ],
 )  # fmt: skip

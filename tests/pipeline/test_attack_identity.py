@@ -30,6 +30,8 @@ def changed(attack: Any, field: str) -> Any:
     value = getattr(attack, field)
     if isinstance(value, bool):
         return dataclasses.replace(attack, **{field: not value, "restarts": 1})
+    if isinstance(value, tuple):
+        return dataclasses.replace(attack, **{field: value[:1]})
     if isinstance(value, str):
         return dataclasses.replace(attack, **{field: {"linf": "l2", "l2": "linf"}[value]})
     return dataclasses.replace(

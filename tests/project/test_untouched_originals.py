@@ -168,7 +168,13 @@ PRUNE: dict[str, Case] = {
 IN_PLACE = {"apply_masks", "FrozenMasks", "StraightThrough"}  # documented to change the model: only failures count
 FILES = {"save_masks", "load_masks", "save_scores", "load_scores"}
 ATTACKS: dict[str, Case] = {
-    **{name: _attack_on("writing", name) for name in PRESETS},
+    **{name: _attack_on("writing", name) for name in PRESETS if name != "autoattack"},
+    "autoattack": lambda g: attacks.AutoAttackConfig(0.1, steps=3, targets=2, queries=3)(
+        nn.Sequential(g.writing, nn.Flatten()),
+        g.x,
+        classification_losses(g.labels),
+        g.generator(),
+    ),
     "pgd": lambda g: attacks.pgd(
         g.writing, g.x, _mean, attacks.PgdConfig(0.1, 0.05, 3, random_start=True, restarts=2), g.generator()
     ),
@@ -192,8 +198,8 @@ DATA = {
         *("LayerCost", "ModelCost", "Score", "register_score"),
     },
     "attacks": {
-        *("PRESETS", "Attack", "AttackLosses", "CarliniWagnerConfig", "GradientError", "LossPerImage"),
-        *("PgdConfig", "StrongConfig", "attack_named", "register_attack"),
+        *("PRESETS", "Attack", "AttackInParts", "AttackLosses", "AutoAttackConfig", "CarliniWagnerConfig"),
+        *("GradientError", "LossPerImage", "PgdConfig", "StrongConfig", "attack_named", "register_attack"),
     },
 }
 
