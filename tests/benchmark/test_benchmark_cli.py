@@ -135,7 +135,7 @@ def test_layers_and_nets_are_two_panels(rows: list[Row]) -> None:
 def test_what_cannot_be_drawn_is_bad_input(rows: list[Row], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.png or \.svg, got 'speedup\.txt'"):
         write_plot(rows, tmp_path / "speedup.txt")
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="got none"):
         write_plot([row for row in rows if row.kind == "peer"], tmp_path / "speedup.png")
     assert list(tmp_path.iterdir()) == []
     missing = bench("plot", tmp_path / "no.jsonl", "--out", tmp_path / "speedup.png")
