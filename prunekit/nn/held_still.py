@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.nn.computed_weights import computing_hooks
 
@@ -28,7 +28,7 @@ def held_still(model: nn.Module) -> Iterator[None]:
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Put back, after the block, every buffer and every tensor that torch's hooks (pruning, weight_norm) computed."""
     buffers = [
-        (module, name, buffer, _version(buffer), buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -42,15 +42,12 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name, buffer, version, values in buffers:
+        for module, name, buffer, values in buffers:
             module._buffers[name] = buffer
-            if version is None or buffer._version != version:
+            # By values: batch normalization writes its statistics without counting a version of them.
+            if not buffer.is_meta and not torch.equal(buffer, values):
                 # Tensors of inference mode can only be written to in it.
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(values)
         for module, name, value in computed:
             module.__dict__[name] = value
-
-
-def _version(buffer: Tensor) -> int | None:
-    return None if buffer.is_inference() else buffer._version  # tensors of inference mode do not count

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import GradientError
+from prunekit.nn.held_still import buffers_restored
 from prunekit.progress import Progress, SilentProgress
 from prunekit.task import Data, Losses
 from prunekit.training.config import TrainConfig
@@ -198,7 +199,7 @@ class _Training:
         batch = TrainBatch(x, targets, self._perturbation(x), self.step / self._num_steps)
         loss_value = self._differentiate(batch)
         if self._perturbed is not None:
-            with self._perturbed(), _buffers_kept(self._module):
+            with self._perturbed(), buffers_restored(self._module):
                 self._differentiate(batch)
         norm = self._clip()
         self._require_finite("length of the gradient", norm)
@@ -260,17 +261,6 @@ class _Training:
         return TrainingDivergedError(
             f"training diverged at step {self.step + 1}: {reason}; {before}; try a lower learning rate"
         )
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put running statistics back after the block; batch normalization changes them without counting versions."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def _with_loss(description: str, loss: float) -> str:
