@@ -9,7 +9,6 @@ from torch.nn.functional import batch_norm
 from prunekit.nn.held_still import buffers_restored, held_still
 from tests.support.untouched import differences, snapshot
 
-
 X = torch.arange(100.0).view(2, 2, 5, 5)
 
 
