@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from prunekit.attacks import PRESETS, Attack, AttackInParts, AttackLosses, AutoAttackConfig
 from prunekit.config import BatchConfig
 from prunekit.errors import InputError
+from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.progress import Progress
 from prunekit.task import Data, Figures, Predictions, Task
 from prunekit.training.data import device_of, load_batches
@@ -128,6 +130,7 @@ def evaluate(
     description: str = "evaluating",
     image_seen: ImageSeen | None = None,
     source: nn.Module | None = None,
+    kept: AttackedBatches | None = None,
 ) -> Evaluation:
     """Run `model` over `dataset`, each batch attacked first when there is an attack.
 
@@ -142,6 +145,7 @@ def evaluate(
         image_seen: Told of every image as the network sees it.
         source: The model whose gradients the attack follows: `model` itself (white box) if not given, another
             one of the same task and outputs for a transferred attack.
+        kept: Where batches of an attack in parts are kept until all of them are there.
     """
     device = device_of(model)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -150,11 +154,12 @@ def evaluate(
     movements: list[Tensor] = []
     num_batches = math.ceil(len(dataset) / config.batch_size)
     loaded = load_batches(dataset, config.batch_size, config.workers)
-    for batch in progress.track(loaded, description, num_batches):
+    for index, batch in enumerate(progress.track(loaded, description, num_batches)):
         batch = batch.to(device)
         x = batch.images
         if attack is not None:
-            x, after = _attacked(attack, source or model, x, task.attack_losses(batch.targets), generator)
+            losses = task.attack_losses(batch.targets)
+            x, after = _attacked(attack, source or model, x, losses, generator, kept, index)
             movements.append(_movement(x, batch.images))
             for part, x_adv in after.items():
                 by_part.setdefault(part, {}).update(task.predict(model, x_adv, batch, config))
@@ -162,18 +167,27 @@ def evaluate(
         if image_seen is not None:
             for image_id, image in zip(batch.image_ids, x, strict=True):
                 image_seen(image_id, image)
+    if kept is not None:
+        kept.forget()
     figures, main = task.metrics(predictions, dataset), task.figures[0].column
     after_parts = {f"{main}_after_{part}": task.metrics(found, dataset)[main] for part, found in by_part.items()}
     return Evaluation(predictions, figures, _perturbation(movements) if movements else None, after_parts)
 
 
 def _attacked(
-    attack: Attack, model: nn.Module, x: Tensor, losses: AttackLosses, generator: torch.Generator
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    losses: AttackLosses,
+    generator: torch.Generator,
+    kept: AttackedBatches | None,
+    index: int,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return the attacked images, and those after each part of an attack that has parts."""
     if not isinstance(attack, AttackInParts):
         return attack(model, x, losses, generator), {}
-    after = attack.after_each_part(model, x, losses, generator)
+    make = partial(attack.after_each_part, model, x, losses, generator)
+    after = make() if kept is None else kept.attacked(index, generator, make)
     return [*after.values()][-1], after
 
 
@@ -208,6 +222,7 @@ def evaluate_case(
     progress: Progress,
     clean: Predictions,
     source: nn.Module | None = None,
+    kept: AttackedBatches | None = None,
 ) -> CaseResult:
     """Evaluate `model` in one case.
 
@@ -220,10 +235,11 @@ def evaluate_case(
         progress: Shown batch by batch.
         clean: What was found in the clean images; the clean case does not look at it.
         source: The model that a transferred attack is made on; other cases do not look at it.
+        kept: Where batches of an attack in parts are kept until all of them are there.
     """
     attack = PRESETS.get(case.attack)
     made_on = source if case.transfer else None
-    evaluation = evaluate(model, task, dataset, config, attack, progress, case.name, source=made_on)
+    evaluation = evaluate(model, task, dataset, config, attack, progress, case.name, source=made_on, kept=kept)
     success = None if attack is None else task.success(clean, evaluation.predictions, dataset)
     return CaseResult(case, evaluation, success)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
+from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases, require_attackable
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
@@ -151,7 +152,8 @@ def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
     task, is_clean = work.artifact.task, case.attack == CLEAN
     clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
     source = work.source.model if work.source else None
-    result = evaluate_case(case, work.model, task, work.dataset, work.config, work.progress, clean, source)
+    kept = AttackedBatches(folder.path)
+    result = evaluate_case(case, work.model, task, work.dataset, work.config, work.progress, clean, source, kept)
     files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
     figures = result.figures()
     folder.finish(figures, *(file.name for file in files))

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import PRESETS
+from prunekit.attacks import PRESETS, AttackInParts, attack_identity
 from prunekit.compaction import CompactionResult, compact, save
 from prunekit.errors import InputError
+from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none
 from prunekit.evaluation.latency import Latency, accelerate_and_time
 from prunekit.evaluation.verification import verified_accuracy, verify
@@ -74,7 +75,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     assert artifact.masks is not None
     save_masks(folder.masks(unit), artifact.masks)
     model = artifact.model.to(job.config.device)
-    evaluations = {attack: _evaluate(job, folder, model, unit, attack) for attack in _attacks(job.config)}
+    evaluations = {attack: _evaluate(job, folder, artifact, unit, attack) for attack in _attacks(job.config)}
     transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
     verified = _verified(job, model, unit)
     files = [folder.masks(unit)]
@@ -148,14 +149,20 @@ def _attacks(config: RunConfig) -> list[str]:
     return ["none"] if config.attack == "none" else ["none", config.attack]
 
 
-def _evaluate(job: Job, folder: RunFolder, model: nn.Module, unit: Unit, attack: str) -> Evaluation:
+def _evaluate(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit, attack: str) -> Evaluation:
     def keep_example(image_id: int, image: Tensor) -> None:
         if attack != "none" and (index := job.examples.get(image_id)) is not None:
             save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
 
     description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
-    task, progress = job.start.task, job.bench.progress
-    return evaluate(model, task, job.dataset, job.config, PRESETS.get(attack), progress, description, keep_example)
+    task, progress, chosen = job.start.task, job.bench.progress, PRESETS.get(attack)
+    kept = None
+    if isinstance(chosen, AttackInParts):
+        identity = {"attack": attack_identity(chosen), "batch_size": job.config.batch_size, "seed": job.config.seed}
+        kept = AttackedBatches(job.bench.store.open("attack", identity, {"model": artifact.sha256}).path)
+    return evaluate(
+        artifact.model, task, job.dataset, job.config, chosen, progress, description, keep_example, kept=kept
+    )
 
 
 def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
