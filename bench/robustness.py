@@ -35,7 +35,7 @@ from prunekit.evaluation.evaluate import evaluate_cases
 from prunekit.files import write_text
 from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
-from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint, requested_spec
+from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace, open_checkpoint, requested_spec
 from prunekit.pipeline.results import data_digest
 from prunekit.pipeline.steps import finetune, make_training, pretrain, prune_one_shot, prune_optimized, score
 from prunekit.pipeline.store import WorkStore
@@ -83,7 +83,7 @@ class Start:
     config: RunConfig
     dataset: CocoDataset
     training: Training
-    bench: Bench
+    workspace: Workspace
     given: Checkpoint
     robust: Checkpoint
     groups: ChannelGroups
@@ -149,10 +149,10 @@ def make_start(demo: DemoConfig, progress: Progress) -> Start:
     training = make_training(config.objective, config.train_attack, train_dataset, digest, progress)
     task = task_of(requested_spec(config.model, config.width)).for_data(dataset)
     given = open_checkpoint(str(config.weights), task)
-    bench = Bench(WorkStore(demo.out / "stages"), progress)
-    robust = pretrain(bench, given, training, config.pretrain)
+    workspace = Workspace(WorkStore(demo.out / "stages"), progress)
+    robust = pretrain(workspace, given, training, config.pretrain)
     groups = channel_groups(robust.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
-    return Start(config, dataset, training, bench, given, robust, groups)
+    return Start(config, dataset, training, workspace, given, robust, groups)
 
 
 def measure_seed(
@@ -171,7 +171,7 @@ def measure_seed(
             for epochs in (short, *more, *longer):
                 knobs = start.config.finetune.updated(epochs=epochs)
                 groups = start.groups if pruned.drops_filters else None
-                tuned = finetune(start.bench, pruned, start.training, knobs, groups)
+                tuned = finetune(start.workspace, pruned, start.training, knobs, groups)
                 evaluate_step(start, replace(where, step="fine-tuned", finetune_epochs=epochs), tuned, churn, rows)
 
 
@@ -179,10 +179,10 @@ def prune(start: Start, cell: Cell, pruning: str) -> tuple[Checkpoint, float]:
     """Return the pre-trained detector, pruned, and the churn of its masks."""
     rule = MaskRule(cell.ratio, cell.structure, groups=start.groups)
     config = start.config
-    scores, scores_sha256 = score(start.bench, start.robust, config.scores[0], config, start.training)
+    scores, scores_sha256 = score(start.workspace, start.robust, config.scores[0], config, start.training)
     if pruning == "one-shot":
-        return prune_one_shot(start.bench, start.robust, scores, scores_sha256, rule), 0.0
-    return prune_optimized(start.bench, start.robust, scores, scores_sha256, rule, start.training, config.optimize)
+        return prune_one_shot(start.workspace, start.robust, scores, scores_sha256, rule), 0.0
+    return prune_optimized(start.workspace, start.robust, scores, scores_sha256, rule, start.training, config.optimize)
 
 
 def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float | None, rows: Rows) -> None:
@@ -190,7 +190,7 @@ def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float |
     config = start.config
     if rows.find(config.seed, step, artifact.sha256) is not None:
         return
-    start.bench.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
+    start.workspace.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
     began = time.perf_counter()
     clean, attacked = (
         result.figures()

@@ -249,8 +249,13 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where stages work and who follows them."""
+class Workspace:
+    """Where work is kept and who follows it; a run and an evaluation add what all of their parts share.
+
+    Attributes:
+        store: Finds finished work, and holds what is not finished.
+        progress: Told how far the work is.
+    """
 
     store: WorkStore
     progress: Progress

@@ -19,9 +19,9 @@ from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import (
     MODEL,
-    Bench,
     Checkpoint,
     Training,
+    Workspace,
     open_checkpoint,
     requested_spec,
     spec_of,
@@ -77,10 +77,10 @@ def train_stage(config: TrainStage, progress: Progress | None = None) -> StageOu
         if start.masks is not None:
             raise InputError(f"--weights: {config.weights} is pruned, and training would undo that: use finetune.")
         data_sha256 = data_digest(dataset, progress)
-        with _bench(config, "pretrain", progress) as bench:
+        with _workspace(config, "pretrain", progress) as workspace:
             before = _stamp(config.out)
             training = _training(config, dataset, data_sha256, progress)
-            pretrain(bench, start, training, config.pretrain)
+            pretrain(workspace, start, training, config.pretrain)
             return _outcome(config.out, before, MODEL, *_exports(config.out))
 
 
@@ -95,10 +95,10 @@ def finetune_stage(config: FinetuneStage, progress: Progress | None = None) -> S
             raise InputError(f"--weights: expected a pruned model, but {config.weights} has no masks: prune it.")
         groups = read_groups(config, start) if start.drops_filters else None
         data_sha256 = data_digest(dataset, progress)
-        with _bench(config, "finetune", progress) as bench:
+        with _workspace(config, "finetune", progress) as workspace:
             before = _stamp(config.out)
             training = _training(config, dataset, data_sha256, progress)
-            tuned = finetune(bench, start, training, config.finetune, groups)
+            tuned = finetune(workspace, start, training, config.finetune, groups)
             return _outcome(config.out, before, MODEL, summary=_density(tuned))
 
 
@@ -110,9 +110,9 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
         dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
         training = _scoring_images(config.scores, config.train_attack, dataset, progress)
-        with _bench(config, "score", progress) as bench:
+        with _workspace(config, "score", progress) as workspace:
             before = _stamp(config.out)
-            score(bench, start, config.scores, config, training)
+            score(workspace, start, config.scores, config, training)
             return _outcome(config.out, before, SCORES_FILE)
 
 
@@ -134,13 +134,15 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
         elif given is None:
             training = _scoring_images(name, config.train_attack, dataset, progress)
         rule = _rule(config, start)
-        with _bench(config, "prune", progress) as bench:
+        with _workspace(config, "prune", progress) as workspace:
             before = _stamp(config.out)
-            scores, scores_sha256 = given or score(bench, start, name, config, training)
+            scores, scores_sha256 = given or score(workspace, start, name, config, training)
             if config.optimize_scores and training is not None:
-                pruned, churn = prune_optimized(bench, start, scores, scores_sha256, rule, training, config.optimize)
+                pruned, churn = prune_optimized(
+                    workspace, start, scores, scores_sha256, rule, training, config.optimize
+                )
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
-            pruned = prune_one_shot(bench, start, scores, scores_sha256, rule)
+            pruned = prune_one_shot(workspace, start, scores, scores_sha256, rule)
             return _outcome(config.out, before, MODEL, summary=_density(pruned))
 
 
@@ -196,10 +198,10 @@ def _exports(out: Path) -> list[str]:
 
 
 @contextmanager
-def _bench(config: DetectorChoices, stage: str, progress: Progress) -> Iterator[Bench]:
+def _workspace(config: DetectorChoices, stage: str, progress: Progress) -> Iterator[Workspace]:
     with command_store(config.out, stage) as store:
         keep_config(config)
-        yield Bench(store, progress)
+        yield Workspace(store, progress)
 
 
 def keep_config(config: DetectorChoices) -> None:

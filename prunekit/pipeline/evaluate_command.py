@@ -25,7 +25,7 @@ from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.evaluation.smoothing import SmoothingConfig, certified_figures, certify_all
 from prunekit.evaluation.verification import labels_images, verified_accuracy, verify
 from prunekit.files import write_text
-from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, spec_of
+from prunekit.pipeline.checkpoint import Checkpoint, Workspace, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
 from prunekit.pipeline.results import (
@@ -36,7 +36,7 @@ from prunekit.pipeline.results import (
     postprocessing_columns,
     size_columns,
 )
-from prunekit.pipeline.store import StageFolder, WorkStore, command_store
+from prunekit.pipeline.store import StageFolder, command_store
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
@@ -72,15 +72,13 @@ class EvaluationOutcome:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What all parts of one evaluation share; `identity` and `inputs` are what their results depend on."""
+class _Work(Workspace):
+    """An evaluation's workspace; its parts' results depend on `identity` and `inputs`."""
 
     config: EvaluateStage
     artifact: Checkpoint
     source: Checkpoint | None
     dataset: Data
-    store: WorkStore
-    progress: Progress
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
 
@@ -110,7 +108,7 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         with command_store(config.out, "evaluate") as store:
             keep_config(config)
             store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
-            return _evaluate(_Work(config, artifact, source, dataset, store, progress, identity, inputs))
+            return _evaluate(_Work(store, progress, config, artifact, source, dataset, identity, inputs))
 
 
 def _evaluate(work: _Work) -> EvaluationOutcome:

@@ -8,9 +8,9 @@ from prunekit.environment import describe_environment, thread_count
 from prunekit.evaluation.evaluate import require_attackable
 from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import (
-    Bench,
     Checkpoint,
     Training,
+    Workspace,
     open_checkpoint,
     requested_spec,
     require_same_spec,
@@ -77,18 +77,19 @@ def _prepare(
     progress: Progress,
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
-    bench = Bench(WorkStore(folder.root / "stages"), progress)
-    given = start = keep(bench, given)
+    workspace = Workspace(WorkStore(folder.root / "stages"), progress)
+    given = start = keep(workspace, given)
     if config.pretrain.epochs > 0 and training is not None:
-        start = pretrain(bench, given, training, config.pretrain)
+        start = pretrain(workspace, given, training, config.pretrain)
     groups: ChannelGroups | None = None
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
-    return Job(config, dataset, given, start, training, bench, groups, save_clean_examples(folder, dataset, start.task))
+    examples = save_clean_examples(folder, dataset, start.task)
+    return Job(workspace.store, progress, config, dataset, given, start, training, groups, examples)
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
-    progress = job.bench.progress
+    progress = job.progress
     if folder.finished(unit):
         progress.message(f"{unit.label}: finished earlier")
         return

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
-from prunekit.pipeline.checkpoint import MODEL, Bench, Checkpoint, Training, open_checkpoint, save_model
+from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
 from prunekit.pipeline.objective_config import ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
@@ -75,33 +75,37 @@ def make_training(
     return Training(data, sha256, objective, choices.knobs(attack) if choices else ObjectiveConfig(attack=attack))
 
 
-def keep(bench: Bench, start: Checkpoint) -> Checkpoint:
+def keep(workspace: Workspace, start: Checkpoint) -> Checkpoint:
     """Write a model that is in no file, untrained as a whole or in its heads; return any other one as it is."""
     if start.path is not None:
         return start
-    folder = bench.store.open("start", {}, {"model": start.sha256})
+    folder = workspace.store.open("start", {}, {"model": start.sha256})
     if folder.result() is None:
         save_model(folder.file(MODEL), start.model, start.task.spec)
         folder.finish({}, MODEL)
     return _reopen(folder, start)
 
 
-def pretrain(bench: Bench, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
+def pretrain(workspace: Workspace, start: Checkpoint, training: Training, config: TrainConfig) -> Checkpoint:
     """Train every parameter on the objective."""
-    return _train(bench, "pretrain", start, training, config)
+    return _train(workspace, "pretrain", start, training, config)
 
 
 def finetune(
-    bench: Bench, start: Checkpoint, training: Training, config: TrainConfig, groups: ChannelGroups | None = None
+    workspace: Workspace,
+    start: Checkpoint,
+    training: Training,
+    config: TrainConfig,
+    groups: ChannelGroups | None = None,
 ) -> Checkpoint:
     """Train a pruned detector with its masks held; `groups` for masks that drop whole filters."""
     if start.masks is None:
         raise InputError("Fine-tuning holds the masks of a pruned detector, but this one has none: prune it first.")
-    return _train(bench, "finetune", start, training, config, groups)
+    return _train(workspace, "finetune", start, training, config, groups)
 
 
 def score(
-    bench: Bench, start: Checkpoint, name: str, config: ScoreConfig, training: Training | None
+    workspace: Workspace, start: Checkpoint, name: str, config: ScoreConfig, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
     needs_images = score_named(name).needs_batches
@@ -112,11 +116,11 @@ def score(
     if config.reference == "clean" and needs_images and training:
         identity["attack"] = attack_identity(training.objective_config.attack)
     inputs = {"model": start.sha256} | ({"data": training.sha256} if needs_images and training else {})
-    folder = bench.store.open("score", identity, inputs)
+    folder = workspace.store.open("score", identity, inputs)
     if folder.result() is None:
         data = training.data if training else None
         attack = training.objective_config.attack if training else None
-        scores = make_scores(start.model, start.task, name, config, data, attack, bench.progress)
+        scores = make_scores(start.model, start.task, name, config, data, attack, workspace.progress)
         save_scores(folder.file(SCORES_FILE), scores)
         folder.finish({}, SCORES_FILE)
     return load_scores(folder.file(SCORES_FILE), start.model), folder.output(SCORES_FILE)
@@ -131,10 +135,10 @@ def unpruned(start: Checkpoint) -> Checkpoint:
 
 
 def prune_one_shot(
-    bench: Bench, start: Checkpoint, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
+    workspace: Workspace, start: Checkpoint, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule
 ) -> Checkpoint:
     """Drop what scores lowest, at once."""
-    folder = bench.store.open("prune", rule_identity(rule), {"model": start.sha256, "scores": scores_sha256})
+    folder = workspace.store.open("prune", rule_identity(rule), {"model": start.sha256, "scores": scores_sha256})
     if folder.result() is None:
         model, masks = copy.deepcopy(start.model), rule(scores)
         apply_masks(model, masks, rule.groups if rule.cuts_filters else None)
@@ -144,7 +148,7 @@ def prune_one_shot(
 
 
 def prune_optimized(
-    bench: Bench,
+    workspace: Workspace,
     start: Checkpoint,
     scores: Mapping[str, Tensor],
     scores_sha256: str,
@@ -158,14 +162,14 @@ def prune_optimized(
         The pruned detector, and the churn: the fraction of kept weights that the first masks had dropped.
     """
     config = _suited(config, start.task)
-    folder = bench.store.open(
+    folder = workspace.store.open(
         "prune",
         rule_identity(rule) | {"optimize": _identity(training, config)},
         {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimized(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+        with _optimized(folder, workspace, model, start.task, scores, rule, training, config) as pruning:
             churn, masks = pruning.churn(), pruning.finish()
         save_model(folder.file(MODEL), model, start.task.spec, masks, rule.cuts_filters)
         folder.finish({"churn": churn.total, "churn_by_layer": churn.layers}, MODEL, LOG)
@@ -175,7 +179,7 @@ def prune_optimized(
 
 
 def optimize_scores(
-    bench: Bench,
+    workspace: Workspace,
     start: Checkpoint,
     scores: Mapping[str, Tensor],
     scores_sha256: str,
@@ -189,14 +193,14 @@ def optimize_scores(
         The detector with its normalizations trained and nothing dropped, the optimized scores, their file's SHA-256.
     """
     config = _suited(config, start.task)
-    folder = bench.store.open(
+    folder = workspace.store.open(
         "optimize",
         rule_identity(rule) | _identity(training, config),
         {"model": start.sha256, "scores": scores_sha256, "data": training.sha256},
     )
     if folder.result() is None:
         model = copy.deepcopy(start.model)
-        with _optimized(folder, bench, model, start.task, scores, rule, training, config) as pruning:
+        with _optimized(folder, workspace, model, start.task, scores, rule, training, config) as pruning:
             churn, optimized = pruning.churn(), pruning.scores()
         save_scores(folder.file(SCORES_FILE), optimized)
         save_model(folder.file(MODEL), model, start.task.spec)
@@ -214,7 +218,7 @@ def rule_identity(rule: MaskRule) -> dict[str, Any]:
 @contextmanager
 def _optimized(
     folder: StageFolder,
-    bench: Bench,
+    workspace: Workspace,
     model: nn.Module,
     task: Task,
     scores: Mapping[str, Tensor],
@@ -232,12 +236,12 @@ def _optimized(
         radius = config.score_perturbation if isinstance(config, ScoreTraining) else 0.0
         perturbed = partial(pruning.perturbed, radius) if radius else None
         what = "optimizing scores"
-        _run(folder, bench, model, task, parameters, training, config, what, [log_churn], ["churn"], perturbed)
+        _run(folder, workspace, model, task, parameters, training, config, what, [log_churn], ["churn"], perturbed)
         yield pruning
 
 
 def _train(
-    bench: Bench,
+    workspace: Workspace,
     stage: str,
     start: Checkpoint,
     training: Training,
@@ -245,7 +249,7 @@ def _train(
     groups: ChannelGroups | None = None,
 ) -> Checkpoint:
     config = _suited(config, start.task)
-    folder = bench.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
+    folder = workspace.store.open(stage, _identity(training, config), {"model": start.sha256, "data": training.sha256})
     if folder.result() is None:
         model = copy.deepcopy(start.model)
         with ExitStack() as stack:
@@ -255,7 +259,7 @@ def _train(
                 hooks.append(lambda step: frozen.zero_dropped())
             parameters = dict(model.named_parameters())
             what = f"{stage} ({training.objective})"
-            state = _run(folder, bench, model, start.task, parameters, training, config, what, hooks)
+            state = _run(folder, workspace, model, start.task, parameters, training, config, what, hooks)
             if config.ema_decay is not None:
                 load_averages(state, model)
                 if start.masks is not None:
@@ -270,7 +274,7 @@ def _train(
 
 def _run(
     folder: StageFolder,
-    bench: Bench,
+    workspace: Workspace,
     model: nn.Module,
     task: Task,
     parameters: Mapping[str, nn.Parameter],
@@ -283,7 +287,7 @@ def _run(
 ) -> TrainState:
     """Train from the state that the folder holds, or from the start."""
     path = folder.file(STATE)
-    state = _saved_state(path, bench, config) if path.is_file() else None
+    state = _saved_state(path, workspace, config) if path.is_file() else None
     objective = make_objective(training.objective, task, training.objective_config)
     with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
         return optimize(
@@ -295,7 +299,7 @@ def _run(
             state=state,
             save=lambda state: save_checkpoint(path, state, config),
             log=log,
-            progress=bench.progress,
+            progress=workspace.progress,
             after_step=after_step,
             description=description,
             frozen=backbone(model, task.spec) if config.freeze else (),
@@ -303,12 +307,12 @@ def _run(
         )
 
 
-def _saved_state(path: Path, bench: Bench, config: TrainConfig) -> TrainState | None:
+def _saved_state(path: Path, workspace: Workspace, config: TrainConfig) -> TrainState | None:
     """Return where an interrupted process stopped; nothing of a state that the disk spoilt is trusted."""
     try:
         return load_checkpoint(path, config)
     except InputError as error:
-        bench.progress.message(f"{error}: starting this stage over")
+        workspace.progress.message(f"{error}: starting this stage over")
         return None
 
 

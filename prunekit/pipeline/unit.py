@@ -17,7 +17,7 @@ from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none
 from prunekit.evaluation.latency import Latency, accelerate_and_time
 from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.nn import AccelerationReport, native_status
-from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
+from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
 from prunekit.pipeline.results import (
@@ -45,8 +45,8 @@ from prunekit.task import Data
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all units share.
+class Job(Workspace):
+    """A run's workspace: what all of its units share.
 
     Attributes:
         config: What was asked.
@@ -54,7 +54,6 @@ class Job:
         given: The model as it was given.
         start: The unpruned model, pre-trained if that was asked.
         training: What to learn from, where something is to be learnt.
-        bench: The stages' store, and who is told how far they are.
         groups: Which channels go together, where filters are cut or layers left out.
         examples: Images kept for the report, id → index.
     """
@@ -64,7 +63,6 @@ class Job:
     given: Checkpoint
     start: Checkpoint
     training: Training | None
-    bench: Bench
     groups: ChannelGroups | None
     examples: dict[int, int]
 
@@ -118,16 +116,16 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
         return unpruned(job.given if variant == AS_GIVEN else job.start), None
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
-    scores, scores_sha256 = score(job.bench, job.start, variant.scores, config, training)
+    scores, scores_sha256 = score(job, job.start, variant.scores, config, training)
     churn = None
     if variant.pruning == "one-shot" or training is None:
-        pruned = prune_one_shot(job.bench, job.start, scores, scores_sha256, rule)
+        pruned = prune_one_shot(job, job.start, scores, scores_sha256, rule)
     elif config.share_scores_at is not None:
         pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
     else:
-        pruned, churn = prune_optimized(job.bench, job.start, scores, scores_sha256, rule, training, config.optimize)
+        pruned, churn = prune_optimized(job, job.start, scores, scores_sha256, rule, training, config.optimize)
     if training is not None and config.finetune.epochs > 0:
-        pruned = finetune(job.bench, pruned, training, config.finetune, job.groups if rule.cuts_filters else None)
+        pruned = finetune(job, pruned, training, config.finetune, job.groups if rule.cuts_filters else None)
     return pruned, churn
 
 
@@ -137,9 +135,9 @@ def _prune_by_shared_scores(
     """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
     shared = replace(rule, ratio_percent=ratio)
     start, optimized, sha = optimize_scores(
-        job.bench, job.start, scores, scores_sha256, shared, training, job.config.optimize
+        job, job.start, scores, scores_sha256, shared, training, job.config.optimize
     )
-    pruned = prune_one_shot(job.bench, start, optimized, sha, rule)
+    pruned = prune_one_shot(job, start, optimized, sha, rule)
     assert pruned.masks is not None
     scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
     return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
@@ -155,11 +153,11 @@ def _evaluate(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit, att
             save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
 
     description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
-    task, progress, chosen = job.start.task, job.bench.progress, PRESETS.get(attack)
+    task, progress, chosen = job.start.task, job.progress, PRESETS.get(attack)
     kept = None
     if isinstance(chosen, AttackInParts):
         identity = {"attack": attack_identity(chosen), "batch_size": job.config.batch_size, "seed": job.config.seed}
-        kept = AttackedBatches(job.bench.store.open("attack", identity, {"model": artifact.sha256}).path)
+        kept = AttackedBatches(job.store.open("attack", identity, {"model": artifact.sha256}).path)
     return evaluate(
         artifact.model, task, job.dataset, job.config, chosen, progress, description, keep_example, kept=kept
     )
@@ -169,7 +167,7 @@ def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     source = job.start.model.to(job.config.device)
     description = f"{unit.label}: under the unpruned model's attack"
     attack = PRESETS[job.config.attack]
-    task, progress = job.start.task, job.bench.progress
+    task, progress = job.start.task, job.progress
     return evaluate(model, task, job.dataset, job.config, attack, progress, description, source=source)
 
 
@@ -177,14 +175,14 @@ def _verified(job: Job, model: nn.Module, unit: Unit) -> dict[str, float | None]
     """Return the column on what bounds prove, where it was asked for."""
     if (eps := job.config.verify) is None:
         return {}
-    margins = verify(model, job.start.task, job.dataset, eps, job.config, job.bench.progress)
+    margins = verify(model, job.start.task, job.dataset, eps, job.config, job.progress)
     return {"verified_accuracy": verified_accuracy(margins)}
 
 
 def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:
     """Remove the dropped filters of a unit, and write the smaller model down."""
-    for _ in job.bench.progress.track(range(1), f"{unit.label}: compacting", 1):
-        result = compacted(artifact, job.dataset[0].image[None], job.bench.progress)
+    for _ in job.progress.track(range(1), f"{unit.label}: compacting", 1):
+        result = compacted(artifact, job.dataset[0].image[None], job.progress)
     if result is not None:
         save(result, folder.compacted(unit))
     return result
@@ -194,7 +192,7 @@ def _accelerate_and_time(
     job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None
 ) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
-    for _ in job.bench.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
+    for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
         timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
     return timed
 

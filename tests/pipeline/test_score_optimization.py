@@ -13,7 +13,7 @@ from torch import nn
 from prunekit.detection import CocoDataset
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
-from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training, open_checkpoint
+from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace, open_checkpoint
 from prunekit.pipeline.steps import make_training, optimize_scores, prune_one_shot, prune_optimized, score
 from prunekit.pipeline.store import WorkStore
 from prunekit.prune import MaskRule, StraightThrough, channel_groups, prunable_layers, score_model
@@ -42,13 +42,15 @@ def test_each_optimizer_has_its_own_rate_unless_one_is_given(
     assert knobs.ema_decay is None  # an average of scores would rank as none of them did
 
 
-def test_the_commands_perturb_scores(work: tuple[RunConfig, Bench, Checkpoint, Training]) -> None:
-    config, bench, start, training = work
+def test_the_commands_perturb_scores(work: tuple[RunConfig, Workspace, Checkpoint, Training]) -> None:
+    config, workspace, start, training = work
     knobs = make_config(**GOOD, score_perturbation=0.05).optimize
     assert knobs.score_perturbation == 0.05
-    scores, digest = score(bench, start, "scaled", config, None)
+    scores, digest = score(workspace, start, "scaled", config, None)
     found = [
-        prune_optimized(bench, start, scores, digest, MaskRule(60), training, config.optimize.updated(**more))[0].sha256
+        prune_optimized(workspace, start, scores, digest, MaskRule(60), training, config.optimize.updated(**more))[
+            0
+        ].sha256
         for more in ({}, {"score_perturbation": 0.0}, {"score_perturbation": 0.05})
     ]
     assert found[0] == found[1] != found[2]
@@ -60,27 +62,27 @@ def test_an_optimizer_that_is_not_there_is_named() -> None:
 
 
 @pytest.fixture
-def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Bench, Checkpoint, Training]:
+def work(shapes_config: RunConfig, tmp_path: Path) -> tuple[RunConfig, Workspace, Checkpoint, Training]:
     """A short optimization, where to do it, what it starts from and learns from."""
     choices = {"objective": "clean", "max_steps": 6, "augment": False, "score_optimizer": "adamw"}
     config = make_config(**{**shapes_config.model_dump(), **choices})
     dataset = CocoDataset.open(config.data, config.image_size)
     start = open_checkpoint(str(config.weights), tiny_task(dataset.num_classes, config.width))
     training = make_training(config.objective, config.train_attack, dataset, "0", SilentProgress())
-    return config, Bench(WorkStore(tmp_path), SilentProgress()), start, training
+    return config, Workspace(WorkStore(tmp_path), SilentProgress()), start, training
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "filter"])
 def test_shared_scores_prune_at_their_own_ratio_as_those_that_are_not_shared(
-    work: tuple[RunConfig, Bench, Checkpoint, Training], structure: str
+    work: tuple[RunConfig, Workspace, Checkpoint, Training], structure: str
 ) -> None:
-    config, bench, start, training = work
+    config, workspace, start, training = work
     groups = channel_groups(start.model, torch.zeros(1, 3, 96, 96))
     rule, knobs = MaskRule(60, structure, groups=groups), config.optimize
-    scores, digest = score(bench, start, "scaled", config, None)
-    alone, _ = prune_optimized(bench, start, scores, digest, rule, training, knobs)
-    trained, optimized, sha = optimize_scores(bench, start, scores, digest, rule, training, knobs)
-    assert prune_one_shot(bench, trained, optimized, sha, rule).sha256 == alone.sha256
+    scores, digest = score(workspace, start, "scaled", config, None)
+    alone, _ = prune_optimized(workspace, start, scores, digest, rule, training, knobs)
+    trained, optimized, sha = optimize_scores(workspace, start, scores, digest, rule, training, knobs)
+    assert prune_one_shot(workspace, trained, optimized, sha, rule).sha256 == alone.sha256
     assert trained.masks is None
     for name, conv in prunable_layers(trained.model).items():
         assert torch.equal(conv.weight, prunable_layers(start.model)[name].weight)
@@ -109,16 +111,16 @@ def test_a_run_can_share_scores_among_its_ratios(shapes_config: RunConfig, tmp_p
 
 
 def test_in_few_steps_adamw_moves_masks_that_sgd_leaves_alone(
-    work: tuple[RunConfig, Bench, Checkpoint, Training],
+    work: tuple[RunConfig, Workspace, Checkpoint, Training],
 ) -> None:
-    config, bench, start, training = work
+    config, workspace, start, training = work
     rule = MaskRule(80)
-    scores, digest = score(bench, start, "scaled", config, None)
+    scores, digest = score(workspace, start, "scaled", config, None)
     before = rule(scores)
     moved = {}
     for optimizer in SCORE_OPTIMIZATIONS:
         knobs = make_config(**{**config.model_dump(), "score_optimizer": optimizer}).optimize
-        pruned, churn = prune_optimized(bench, start, scores, digest, rule, training, knobs)
+        pruned, churn = prune_optimized(workspace, start, scores, digest, rule, training, knobs)
         assert pruned.masks is not None
         kept = sum(int(mask.count_nonzero()) for mask in before.values())
         new = sum(int((pruned.masks[name] & ~mask).count_nonzero()) for name, mask in before.items())

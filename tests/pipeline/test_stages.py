@@ -13,7 +13,7 @@ from prunekit.attacks import PgdConfig
 from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress
 from prunekit.pipeline import steps as stages
-from prunekit.pipeline.checkpoint import Bench, Checkpoint, Training
+from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.pipeline.store import STATE, WorkStore
 from prunekit.prune import MaskRule, sparsity
@@ -39,8 +39,8 @@ class Listening(SilentProgress):
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(WorkStore(tmp_path), Listening())
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(WorkStore(tmp_path), Listening())
 
 
 def _start(num_classes: int = 2) -> Checkpoint:
@@ -52,42 +52,44 @@ def _training(objective: str = "clean", data: ImagesInMemory | None = None, **kn
     return Training(rectangles() if data is None else data, "d" * 64, objective, ObjectiveConfig(**knobs))
 
 
-def _all_stages(bench: Bench, training: Training, scores: str = "taylor", num_classes: int = 2) -> Checkpoint:
-    trained = stages.pretrain(bench, _start(num_classes), training, CONFIG)
-    found, sha256 = stages.score(bench, trained, scores, ScoreConfig(score_images=4, batch_size=2), training)
+def _all_stages(workspace: Workspace, training: Training, scores: str = "taylor", num_classes: int = 2) -> Checkpoint:
+    trained = stages.pretrain(workspace, _start(num_classes), training, CONFIG)
+    found, sha256 = stages.score(workspace, trained, scores, ScoreConfig(score_images=4, batch_size=2), training)
     config = SCORE_OPTIMIZATION.updated(**HYDRA)
-    pruned, churn = stages.prune_optimized(bench, trained, found, sha256, MaskRule(50), training, config)
+    pruned, churn = stages.prune_optimized(workspace, trained, found, sha256, MaskRule(50), training, config)
     assert 0 <= churn <= 1
-    return stages.finetune(bench, pruned, training, CONFIG)
+    return stages.finetune(workspace, pruned, training, CONFIG)
 
 
-def test_the_same_work_is_computed_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = _all_stages(bench, _training())
+def test_the_same_work_is_computed_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _all_stages(workspace, _training())
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
     for name in ("optimize", "make_scores", "save_model", "save_scores"):
         monkeypatch.setattr(stages, name, fail)
-    again = _all_stages(bench, _training())
+    again = _all_stages(workspace, _training())
     assert again.sha256 == first.sha256
     with pytest.raises(AssertionError, match="computed again"):
-        _all_stages(bench, _training("n-fgsm"))
+        _all_stages(workspace, _training("n-fgsm"))
 
 
-def test_stages_do_not_touch_what_they_are_given(bench: Bench) -> None:
+def test_stages_do_not_touch_what_they_are_given(workspace: Workspace) -> None:
     start = _start()
     before = tensors_digest(start.model.state_dict())
-    trained = stages.pretrain(bench, start, _training(), CONFIG)
+    trained = stages.pretrain(workspace, start, _training(), CONFIG)
     assert tensors_digest(start.model.state_dict()) == before
     middle = tensors_digest(trained.model.state_dict())
-    scores, sha256 = stages.score(bench, trained, "scaled", ScoreConfig(), None)
-    stages.finetune(bench, stages.prune_one_shot(bench, trained, scores, sha256, MaskRule(50)), _training(), CONFIG)
+    scores, sha256 = stages.score(workspace, trained, "scaled", ScoreConfig(), None)
+    stages.finetune(
+        workspace, stages.prune_one_shot(workspace, trained, scores, sha256, MaskRule(50)), _training(), CONFIG
+    )
     assert tensors_digest(trained.model.state_dict()) == middle != before
 
 
-def test_dropped_weights_stay_zero_through_finetuning(bench: Bench) -> None:
-    tuned = _all_stages(bench, _training())
+def test_dropped_weights_stay_zero_through_finetuning(workspace: Workspace) -> None:
+    tuned = _all_stages(workspace, _training())
     assert tuned.masks is not None
     assert sparsity(tuned.masks) == pytest.approx(0.5, abs=0.01)
     for name, mask in tuned.masks.items():
@@ -105,12 +107,12 @@ def _of_other_settings(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [_garbage, _of_other_settings])
 def test_a_spoilt_state_is_not_trusted(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    expected = stages.pretrain(Bench(WorkStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
+    expected = stages.pretrain(Workspace(WorkStore(tmp_path / "a"), Listening()), _start(), _training(), CONFIG)
     (name,) = [path.name for path in (tmp_path / "a").iterdir()]
     (tmp_path / "b" / name).mkdir(parents=True)
     spoil(tmp_path / "b" / name / STATE)
     progress = Listening()
-    found = stages.pretrain(Bench(WorkStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
+    found = stages.pretrain(Workspace(WorkStore(tmp_path / "b"), progress), _start(), _training(), CONFIG)
     assert found.sha256 == expected.sha256
     assert len(progress.messages) == 1
     assert progress.messages[0].endswith("starting this stage over")
@@ -118,21 +120,21 @@ def test_a_spoilt_state_is_not_trusted(tmp_path: Path, spoil: Callable[[Path], N
 
 @pytest.mark.parametrize("scores", ["scaled", "taylor", "deeplift"])
 @pytest.mark.parametrize("objective", ["clean", "pgd-at", "trades", "free", "n-fgsm", "smoothing"])
-def test_images_without_boxes_train_and_score(bench: Bench, objective: str, scores: str) -> None:
-    tuned = _all_stages(bench, _training(objective, rectangles(empty=True)), scores)
+def test_images_without_boxes_train_and_score(workspace: Workspace, objective: str, scores: str) -> None:
+    tuned = _all_stages(workspace, _training(objective, rectangles(empty=True)), scores)
     assert all(value.isfinite().all() for value in tuned.model.state_dict().values())
 
 
-def test_one_class_is_enough(bench: Bench) -> None:
-    tuned = _all_stages(bench, _training("trades", rectangles(num_classes=1)), "deeplift", num_classes=1)
+def test_one_class_is_enough(workspace: Workspace) -> None:
+    tuned = _all_stages(workspace, _training("trades", rectangles(num_classes=1)), "deeplift", num_classes=1)
     assert tuned.model.num_classes == 1
     assert all(value.isfinite().all() for value in tuned.model.state_dict().values())
 
 
-def test_an_empty_data_set_is_said(bench: Bench) -> None:
+def test_an_empty_data_set_is_said(workspace: Workspace) -> None:
     empty = ImagesInMemory(torch.zeros(0, 3, 64, 64, dtype=torch.uint8), [])
     with pytest.raises(InputError, match="at least one training image"):
-        stages.pretrain(bench, _start(), _training(data=empty), CONFIG)
+        stages.pretrain(workspace, _start(), _training(data=empty), CONFIG)
 
 
 def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
@@ -141,20 +143,20 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
         ("clean", _training()),
         ("pgd-at", _training("pgd-at", attack=PgdConfig(0.0, step_size=0.02, steps=2))),
     ):
-        bench = Bench(WorkStore(tmp_path / name), SilentProgress())
-        stages.pretrain(bench, _start(), training, TrainConfig(epochs=1, max_steps=1, batch_size=3))
+        workspace = Workspace(WorkStore(tmp_path / name), SilentProgress())
+        stages.pretrain(workspace, _start(), training, TrainConfig(epochs=1, max_steps=1, batch_size=3))
         (log,) = (tmp_path / name).glob("*/losses.csv")
         losses[name] = float(log.read_text().splitlines()[1].split(",")[3])
     assert losses["pgd-at"] == pytest.approx(2 * losses["clean"], rel=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0, 99])
-def test_ratios_0_and_99(bench: Bench, ratio: float) -> None:
+def test_ratios_0_and_99(workspace: Workspace, ratio: float) -> None:
     start, training = _start(), _training()
-    scores, sha256 = stages.score(bench, start, "scaled", ScoreConfig(), None)
+    scores, sha256 = stages.score(workspace, start, "scaled", ScoreConfig(), None)
     config = SCORE_OPTIMIZATION.updated(**HYDRA)
-    one_shot = stages.prune_one_shot(bench, start, scores, sha256, MaskRule(ratio))
-    optimized, churn = stages.prune_optimized(bench, start, scores, sha256, MaskRule(ratio), training, config)
+    one_shot = stages.prune_one_shot(workspace, start, scores, sha256, MaskRule(ratio))
+    optimized, churn = stages.prune_optimized(workspace, start, scores, sha256, MaskRule(ratio), training, config)
     for pruned in (one_shot, optimized):
         assert pruned.masks is not None
         dropped = sum(int((~mask).sum()) for mask in pruned.masks.values())
@@ -165,8 +167,8 @@ def test_ratios_0_and_99(bench: Bench, ratio: float) -> None:
     assert churn == 0 or ratio > 0
 
 
-def test_finetuning_needs_masks_and_looking_scores_need_images(bench: Bench) -> None:
+def test_finetuning_needs_masks_and_looking_scores_need_images(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="prune it first"):
-        stages.finetune(bench, _start(), _training(), CONFIG)
+        stages.finetune(workspace, _start(), _training(), CONFIG)
     with pytest.raises(InputError, match="'taylor' look at training images"):
-        stages.score(bench, _start(), "taylor", ScoreConfig(), None)
+        stages.score(workspace, _start(), "taylor", ScoreConfig(), None)
