@@ -140,7 +140,7 @@ def test_what_cannot_be_drawn_is_bad_input(rows: list[Row], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
     missing = bench("plot", tmp_path / "no.jsonl", "--out", tmp_path / "speedup.png")
     assert missing.exit_code == 2
-    assert "found nothing at" in missing.stderr
+    assert "got nothing at" in missing.stderr
 
 
 @pytest.mark.parametrize("question", ["end-to-end", "layers", "plot"])

@@ -154,7 +154,6 @@ def test_another_optimizer_of_scores_brings_its_rate_and_decay(
         ({"train_batch_size": 0}, r"--train-batch-size: .*got 0\."),
         ({"max_steps": 0}, r"--max-steps: .*got 0\."),
         ({"ratios": "many"}, r"--ratios: expected numbers separated by commas, such as 0,50,90, got 'many'\."),
-        ({"weights": None}, r"--weights: .*got None\."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_option_or_its_path(settings: dict[str, Any], sentence: str) -> None:
@@ -164,8 +163,8 @@ def test_what_is_wrong_is_named_by_its_option_or_its_path(settings: dict[str, An
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(InputError, match=r"^--weights: expected a value, got none\.$"):
-        make_config(model="yolov3-tiny", data="d", out="o")
+    with pytest.raises(InputError, match=r"^--data: expected a value, got none\.$"):
+        make_config(model="yolov3-tiny", weights="w", out="o")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +202,7 @@ def test_options_keep_their_names(kind: type[Config]) -> None:
     own = {"epochs", "learning_rate"}
     if kind is RunConfig:
         own = {f"{section}_{name}" for section in ("pretrain", "optimize", "finetune") for name in own}
-    own |= {"score_optimizer"} if kind in (RunConfig, PruneStage) else set()
+    own |= {"score_optimizer", "score_perturbation"} if kind in (RunConfig, PruneStage) else set()
+    own |= {"freeze", "freeze_epochs"} if kind in (RunConfig, TrainStage) else set()
     assert training_options(kind).keys() == shared | own
     assert all(option.description for option in training_options(kind).values())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 FOUNDATION = [
-    "errors", "extras", "lazy", "registry", "text_table", "files", "measurements", "file_kinds", "documents", "timing",
+    "errors", "extras", "lazy", "registry", "text_table", "files", "measurements", "file_kinds", "documents",
+    "state_dicts", "timing",
     "structure", "comparison", "discontinuous", "processor", "dry_run", "kept_images", "task_data",
 ]  # fmt: skip
 #: With the foundation, all that torch, numpy and safetensors are enough for.
