@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +107,7 @@ def optimize(
         steps = range(training.step, num_steps)
         follow = (progress or SilentProgress()).track
         for step in follow(steps, lambda: _with_loss(description, training.loss), len(steps)):
-            with held(module, frozen if step < frozen_steps else ()):
+            with held(module, frozen) if step < frozen_steps else nullcontext():
                 row = {"epoch": step // epoch_steps} | training.update(*next(batches))
             for hook in after_step:
                 row |= hook(training.step) or {}
