@@ -222,7 +222,10 @@ class ClassificationTask:
                 renamed = own_names(spec.build(), state)
             if (number := num_classes_in(renamed, partial(_with_classes, spec))) is not None:
                 return ClassificationTask(spec.updated(num_classes=number))
-        raise InputError(f"--weights: expected the weights of a {self.spec.name} of any number of classes in {path}.")
+        raise InputError(
+            f"--weights: expected the weights of a {self.spec.name} of any number of classes in {path}, "
+            f"got a checkpoint of other tensors: {', '.join([*state][:2])}."
+        )
 
     def _stems(self) -> list[ModelSpec]:
         """Return the specs that weights may be of."""

@@ -36,7 +36,7 @@ from prunekit.detection.yolov3 import MODELS, Anchors, Detector
 from prunekit.documents import read_document
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_checkpoint, is_safetensors, kind_of_file
-from prunekit.state_dicts import Transfer, load, num_classes_in, read_state_dict
+from prunekit.state_dicts import State, Transfer, load, num_classes_in, read_state_dict
 from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
 
 SHOWN_SCORE = 0.3  # detections below it clutter a picture; all of them count for AP
@@ -272,6 +272,7 @@ class DetectionTask:
         """Return the task with the number of classes that the file's size says."""
         if not takes_argument(self.spec.name, "num_classes"):
             return self
+        state: State = {}
         if _may_be_darknets(path):
             with torch.device("meta"), torch.random.fork_rng([]):
                 num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
@@ -279,7 +280,10 @@ class DetectionTask:
             state = read_state_dict(path)
             num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
         if num_classes is None:
-            raise InputError(f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}.")
+            raise InputError(
+                f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}, "
+                f"got a checkpoint of other tensors: {', '.join([*state][:2])}."
+            )
         return replace(self, spec=self.spec.updated(num_classes=num_classes))
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
