@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prunekit.comparison import check_within
 from prunekit.ops.cuda.cache import KernelCache, KernelKey, KernelTimes
+from prunekit.ops.cuda.cost_model import LAUNCH_SECONDS
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
 from prunekit.ops.cuda.registry import SPARSE_KERNELS, has_sparse_kernel, kernels_for
@@ -34,7 +35,6 @@ MEASURED_CUTS = 6
 #: What the rounding of sums explains, in relative RMS: in half precision two results that are each rounded once.
 MAX_RELATIVE_RMS = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _LEAST_DENSITY = 1e-3  # the models have no notion of a filter without weights
-_LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def extra_seconds(
         launches, moved = candidate[0].fill_cost(problem, candidate[1])
     if direction == "input_grad" and dense_problem.stride != (1, 1):
         moved += 2 * dtype.itemsize * problem.num_pixels[1]
-    return launches * _LAUNCH_SECONDS + moved / (gpu.memory_gb_per_s * 1e9)
+    return launches * LAUNCH_SECONDS + moved / (gpu.memory_gb_per_s * 1e9)
 
 
 def candidates(

@@ -41,6 +41,11 @@ class FilterHeader:
         return cls(*words)
 
     @property
+    def longest_run(self) -> tuple[int, ...]:
+        """What a block holds of a run at most: the numbers that are called longest, in the format's units."""
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name.startswith("longest"))
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """The weight's shape [K, C / groups, R, S]."""
         return self.out_channels, self.group_channels, self.kernel_h, self.kernel_w
