@@ -23,7 +23,7 @@ from prunekit.ops.cuda.filter_op import define_conv2d
 from prunekit.ops.cuda.packed_filter import FilterPattern
 from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.cuda.record.cost import MODEL, RECORD_COSTS, RecordProblem
-from prunekit.ops.cuda.record.filter import RecordFilter, RecordPattern, pack_pattern
+from prunekit.ops.cuda.record.filter import RecordFilter, pack_pattern
 from prunekit.ops.cuda.sparse_kernel import SparseKernel
 
 _FILL_LAUNCHES, _FILL_BYTES = 3, 44  # a weight's record read and written, its two indices, itself
@@ -58,7 +58,7 @@ class RecordKernel(SparseKernel):
     ) -> Callable[..., FilterPattern]:
         here = RecordProblem.of(problem)
 
-        def pack(chunk_channels: int, slices: int) -> RecordPattern:
+        def pack(chunk_channels: int, slices: int) -> FilterPattern:
             return pack_pattern(mask, problem.groups, here.window_taps, chunk_channels, slices, sources)
 
         return pack
