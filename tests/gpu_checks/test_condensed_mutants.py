@@ -56,8 +56,8 @@ MUTANTS = {
     ),
     "every slice runs all steps": (
         KERNEL,
-        "int step = first; step < count; step += conv.slices) {\n    const int4",
-        "int step = 0; step < count; step += 1) {\n    const int4",
+        "int step = first; step < count; step += conv.slices) {\n      const int4",
+        "int step = 0; step < count; step += 1) {\n      const int4",
         "",
     ),
     "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
