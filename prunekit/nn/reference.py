@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.comparison import TOLERANCES, Comparison, compare
 from prunekit.discontinuous import check_continuous
-from prunekit.errors import WrongOutputError
+from prunekit.errors import WrongOutputError, first_line
 from prunekit.nn.calls import Call
-from prunekit.nn.model_copies import copied, first_line
+from prunekit.nn.model_copies import copied
 from prunekit.structure import flatten, map_tensors
 
 _autocast_lock = threading.RLock()

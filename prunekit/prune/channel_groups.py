@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer
 from prunekit.graph.channels.units import Labels
-from prunekit.graph.export import first_line
 from prunekit.graph.nodes import layer_name, operator_name
 from prunekit.graph.traced import Traced, trace
 from prunekit.nn.held_still import held_still
