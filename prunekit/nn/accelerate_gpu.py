@@ -27,7 +27,7 @@ from prunekit.ops.cuda.choice import exact_float32, floor_seconds
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.dispatch import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
-from prunekit.structure import map_tensors
+from prunekit.structure import in_float64
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 10
@@ -88,7 +88,8 @@ def accelerate_on_gpu(
     program = GpuProgram(graph, kernels, device.ops, device.gpu)
     with exact_float32():
         reference, most = _reference(model, inputs, expected)
-        _check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)
+        outputs = GpuModel(program, inputs, captures=False)(*inputs)
+        check_equal(in_float64(reference), in_float64(outputs), "the accelerated model", most)
     fast = GpuModel(program, inputs, captures=inputs[0].is_cuda)
     times = _time({"before": model, "after": fast}, inputs)
     notes = [note for note in (cache.note, fast.note, _foreign(graph)) if note]
@@ -120,16 +121,7 @@ def dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
 
 def _difference(exact: object, rounded: object) -> Comparison:
     """Compare outputs that may be of two dtypes."""
-    return compare(*(map_tensors(_widened, value) for value in (exact, rounded)))
-
-
-def _check_equal(expected: object, actual: object, most: float) -> None:
-    wide, other = (map_tensors(_widened, value) for value in (expected, actual))
-    check_equal(wide, other, "the accelerated model", most)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return compare(in_float64(exact), in_float64(rounded))
 
 
 def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> tuple[object, float]:
