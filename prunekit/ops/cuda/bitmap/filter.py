@@ -95,12 +95,7 @@ def pack_bitmaps(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int)
 
 
 def bitmap_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FilterPattern]:
-    """Condense a mask; return what packs its places for a number of channels a chunk, on the CPU.
-
-    Args:
-        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
-        groups: number of channel groups.
-        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+    """Condense a mask; return what packs its places for a number of channels a chunk; see `SparseKernel.packer`.
 
     Raises:
         InputError: shapes, dtypes or numbers do not fit, now or for the chunk.

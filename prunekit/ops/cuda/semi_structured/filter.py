@@ -130,12 +130,7 @@ def pack_semi_structured(
 def semi_structured_packer(
     mask: Tensor, groups: int, sources: Tensor | None = None
 ) -> Callable[[int, int], FilterPattern]:
-    """Condense a mask; return what packs its places for (channels a chunk, fragments), on the CPU.
-
-    Args:
-        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
-        groups: number of channel groups.
-        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+    """Condense a mask; return what packs its places for (channels a chunk, fragments); see `SparseKernel.packer`.
 
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
