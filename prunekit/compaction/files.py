@@ -61,14 +61,10 @@ def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
     if not isinstance(model, CompactionResult):
         accelerated.save(model, path)
         return
-    if Path(path).is_dir():
-        raise InputError(f"save: expected a file to write, got a folder: {path}.")
-    tensors, spec = _describe(model)
-    document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
-    try:
+    with accelerated.checked_path(path):
+        tensors, spec = _describe(model)
+        document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
         documents.write(path, tensors, document)
-    except OSError as error:
-        raise InputError(f"save: expected a place for a file, but {path} cannot be written ({error}).") from error
 
 
 def load(path: str | Path) -> nn.Module:
