@@ -104,7 +104,7 @@ def _draw_launch(problem: RecordProblem, draw: random.Random) -> RecordLaunch:
     choices = list(MODEL.launches(problem, _SHARED_BYTES))
     assert choices, problem
     few = [launch for launch in choices if launch.warps <= draw.choice((2, 4, 12))]
-    chosen = draw.choice(few or choices)
+    chosen: RecordLaunch = draw.choice(few or choices)
     # The model asks for runs that cut a band evenly; the kernel takes any.
     lanes_w = draw.randint(1, -(-problem.size[1] // 2))
     uneven = replace(chosen, lanes=draw.randint(-(-chosen.lanes // 2), chosen.lanes), lanes_w=lanes_w)

@@ -145,10 +145,11 @@ class FilterPattern:
         slots = None if self.slots is None else self.slots.to(device)
         return FilterPattern(self.blank.to(device), slots, self.sources.to(device))
 
-    def fill(self, weight: Tensor) -> PackedFilter:
-        """Gather `weight`, of the mask's shape and on the pattern's device, into its places; waits for nothing."""
+    def fill(self, weight: Tensor) -> Any:
+        """Return the filter of `weight`, of the mask's shape and on the pattern's device; waits for nothing."""
         weights = self.blank.stored(weight.detach().reshape(-1)[self.sources])
         if self.slots is not None:
-            filled = getattr(self.blank, self.blank.WEIGHTS).view(weights.dtype).clone()
-            weights = filled.view(-1).index_copy_(0, self.slots, weights).view(filled.shape)
-        return replace(self.blank, **{self.blank.WEIGHTS: weights})
+            whole = getattr(self.blank, self.blank.WEIGHTS).view(weights.dtype).clone()
+            weights = whole.view(-1).index_copy_(0, self.slots, weights).view(whole.shape)
+        filled: dict[str, Any] = {self.blank.WEIGHTS: weights}
+        return replace(self.blank, **filled)

@@ -199,7 +199,7 @@ class CondensedModel(CostModel):
     cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
     """
 
-    launch_type = CondensedLaunch
+    launch_type: ClassVar[type[KernelLaunch]] = CondensedLaunch
 
     def cuts(self, problem: CondensedProblem) -> Cuts:  # noqa: D102
         kernels = tuple(((units,), problem.num_row_groups) for units in (4, 8))

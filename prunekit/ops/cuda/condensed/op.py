@@ -22,7 +22,7 @@ from prunekit.ops.cuda.condensed.filter import MAX_CHANNELS, STEP_COLUMNS, Fragm
 from prunekit.ops.cuda.cost_model import CostModel
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.filter_op import define_conv2d
-from prunekit.ops.cuda.packed_filter import FilterPattern
+from prunekit.ops.cuda.packed_filter import FilterPattern, PackedFilter
 from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.cuda.sparse_kernel import SparseKernel
 
@@ -44,7 +44,7 @@ class CondensedKernel(SparseKernel):
     architectures: ClassVar[Mapping[torch.dtype, int]] = {torch.float16: 75, torch.bfloat16: 80}
     cost: ClassVar[CostModel] = MODEL
     problem_type = CondensedProblem
-    filter_type = FragmentFilter
+    filter_type: ClassVar[type[PackedFilter]] = FragmentFilter
     warp_units: ClassVar[tuple[int, ...]] = (4, 8)
 
     def takes_sizes(self, problem: ConvProblem) -> bool:  # noqa: D102

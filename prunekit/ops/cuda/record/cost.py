@@ -140,7 +140,8 @@ _RECORD_BATCH = 2  # pairs of records likewise
 
 def record_cost(problem: RecordProblem, tile_h: Any) -> RecordCost:
     """Return what a record costs in the kernel that runs the problem with this tile, or these tiles."""
-    costs = [astuple(RECORD_COSTS[(*problem.kernel, height)]) for height in problem.tile_heights]
+    taps, stride = problem.kernel
+    costs = [astuple(RECORD_COSTS[taps, stride, height]) for height in problem.tile_heights]
     is_tallest = tile_h == problem.tile_heights[0]
     return RecordCost(*(np.where(is_tallest, *of_heights) for of_heights in zip(costs[0], costs[-1], strict=True)))
 
@@ -306,11 +307,12 @@ class RecordModel(CostModel):
     launch_type = RecordLaunch
 
     def cuts(self, problem: RecordProblem) -> Cuts:  # noqa: D102
-        (p, q), is_paired = problem.size, problem.window_taps == WINDOW_CHANNELS
+        (p, q), (taps, stride) = problem.size, problem.kernel
+        is_paired = taps == WINDOW_CHANNELS
         least, channels = WINDOW_CHANNELS if is_paired else 1, min(64, problem.group_channels)
         tables = []
         for tile_h in problem.tile_heights:
-            limits = problem.num_row_groups, RECORD_COSTS[(*problem.kernel, tile_h)].max_warps
+            limits = problem.num_row_groups, RECORD_COSTS[taps, stride, tile_h].max_warps
             tables.append(_all_cuts(tile_h, (-(-p // tile_h), -(-q // TILE_W)), limits, least, channels))
         return np.concatenate(tables)
 

@@ -166,7 +166,8 @@ def pack_records(
             f"got {weight.dtype} of shape {tuple(weight.shape)} and {mask.dtype} of shape {tuple(mask.shape)}."
         )
     pattern = pack_pattern(mask, groups, window_taps, chunk_channels, slices)
-    return pattern.to(weight.device).fill(weight)
+    packed: RecordFilter = pattern.to(weight.device).fill(weight)
+    return packed
 
 
 def pack_pattern(
