@@ -13,8 +13,8 @@ import argparse
 import sys
 
 from bench.gpu_model import Layer, dense_seconds
-from prunekit.ops.cuda.bitmap import cost as bitmap_cost
-from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.bitmap.cost import MODEL as BITMAP
+from prunekit.ops.cuda.condensed.cost import MODEL as CONDENSED
 from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.devices import GPUS, Gpu
 
@@ -32,7 +32,7 @@ LAYERS = (
 def kernel_seconds(layer: Layer, density: float, gpu: Gpu) -> list[float]:
     """Return the modeled times of the bitmap and condensed kernels at their best cuts; inf where no block fits."""
     problem = CondensedProblem.of(layer.problem(density))
-    chosen = bitmap_cost.choose_launch(problem, gpu), condensed_cost.choose_launch(problem, gpu)
+    chosen = BITMAP.choose_launch(problem, gpu), CONDENSED.choose_launch(problem, gpu)
     return [one[1] if one else float("inf") for one in chosen]
 
 

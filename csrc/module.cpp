@@ -16,18 +16,26 @@ namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(prunekit::instruction_set().name); }
 
-PyObject* compiled_instruction_sets(PyObject*, PyObject*) {
-  PyObject* names = PyList_New(0);
-  for (const prunekit::InstructionSet* set : prunekit::compiled_instruction_sets()) {
-    PyObject* entry = Py_BuildValue("(sO)", set->name, prunekit::is_supported(*set) ? Py_True : Py_False);
-    if (!names || !entry || PyList_Append(names, entry) < 0) {
+// A list of what `make` makes of each.
+template <typename Range, typename Make>
+PyObject* list_of(const Range& range, const Make& make) {
+  PyObject* list = PyList_New(0);
+  for (const auto& each : range) {
+    PyObject* entry = make(each);
+    if (!list || !entry || PyList_Append(list, entry) < 0) {
       Py_XDECREF(entry);
-      Py_XDECREF(names);
+      Py_XDECREF(list);
       return nullptr;
     }
     Py_DECREF(entry);
   }
-  return names;
+  return list;
+}
+
+PyObject* compiled_instruction_sets(PyObject*, PyObject*) {
+  return list_of(prunekit::compiled_instruction_sets(), [](const prunekit::InstructionSet* set) {
+    return Py_BuildValue("(sO)", set->name, prunekit::is_supported(*set) ? Py_True : Py_False);
+  });
 }
 
 PyObject* use_instruction_set(PyObject*, PyObject* argument) {
@@ -130,31 +138,20 @@ PyObject* run_plan(PyObject*, PyObject* arguments) {
 
 // step_declarations() → [(kind, name, fields, words)]
 PyObject* step_declarations(PyObject*, PyObject*) {
-  PyObject* found = PyList_New(0);
-  for (const prunekit::StepDeclaration& step : prunekit::step_declarations()) {
-    PyObject* entry = Py_BuildValue(
+  return list_of(prunekit::step_declarations(), [](const prunekit::StepDeclaration& step) {
+    return Py_BuildValue(
         "(LssL)", static_cast<long long>(step.kind), step.name, step.fields, static_cast<long long>(step.words));
-    if (!found || !entry || PyList_Append(found, entry) < 0) {
-      Py_XDECREF(entry);
-      Py_XDECREF(found);
-      return nullptr;
-    }
-    Py_DECREF(entry);
-  }
-  return found;
+  });
 }
 
-PyObject* fma_peak_gflops(PyObject*, PyObject*) {
-  double peak = 0;
-  const auto measure = [&] { peak = prunekit::fma_peak_gflops(); };
-  return call_without_gil(measure) ? PyFloat_FromDouble(peak) : nullptr;
+PyObject* measured(double (*measure)()) {
+  double found = 0;
+  return call_without_gil([&] { found = measure(); }) ? PyFloat_FromDouble(found) : nullptr;
 }
 
-PyObject* shared_write_ns(PyObject*, PyObject*) {
-  double cost = 0;
-  const auto measure = [&] { cost = prunekit::shared_write_ns(); };
-  return call_without_gil(measure) ? PyFloat_FromDouble(cost) : nullptr;
-}
+PyObject* fma_peak_gflops(PyObject*, PyObject*) { return measured(prunekit::fma_peak_gflops); }
+
+PyObject* shared_write_ns(PyObject*, PyObject*) { return measured(prunekit::shared_write_ns); }
 
 PyObject* vector_times(PyObject*, PyObject* argument) {
   const int64_t bytes = PyLong_AsLongLong(argument);

@@ -8,8 +8,8 @@ from prunekit.lazy import lazy
 if TYPE_CHECKING:
     from prunekit import attacks, classification, compaction, detection, nn, ops, prune
     from prunekit.compaction.compact import compact
-    from prunekit.compaction.files import load, save
     from prunekit.compaction.optimizers import carry_optimizer
+    from prunekit.detection.compacted import load, save
     from prunekit.nn.accelerate import accelerate
     from prunekit.ops import masked_conv2d
 
@@ -35,7 +35,8 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "prunekit.compaction": ["carry_optimizer", "compact", "load", "save"],
+        "prunekit.compaction": ["carry_optimizer", "compact"],
+        "prunekit.detection.compacted": ["load", "save"],
         "prunekit.nn": ["accelerate"],
         "prunekit.ops": ["masked_conv2d"],
     },

@@ -29,6 +29,11 @@ TOLERANCES = {
 MAX_RELATIVE_RMS = TOLERANCES[torch.float32]
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    """Return whether a dtype is float16 or bfloat16."""
+    return dtype.is_floating_point and dtype.itemsize == 2
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What was compared, and how far apart it was.

@@ -12,3 +12,8 @@ class InputError(ValueError):
 
 class WrongOutputError(RuntimeError):
     """An accelerated layer or model does not compute what the original computes."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line without its full stop, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().removesuffix(".")

@@ -160,6 +160,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return structure.build([function(tensor) for tensor in tensors])
 
 
+def in_float64(value: Any) -> Any:
+    """Return an equal value whose floating-point tensors are float64."""
+    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, value)
+
+
 def is_same_constant(a: object, b: object) -> bool:
     """Return whether two values without tensors are equal; nan equals nan, what cannot be compared is not equal."""
     try:

@@ -231,29 +231,24 @@ class Shift : public ChannelStep {
 
 }  // namespace
 
-std::unique_ptr<Step> make_shift_step(const ShiftStep& s, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Shift>(s, bounds, threads);
-}
-
-std::unique_ptr<Step> make_halo_step(const HaloStep& s, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Halo>(s, bounds, threads);
-}
-
-std::unique_ptr<Step> make_elementwise_step(const ElementwiseStep& s, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Elementwise>(s, bounds, threads);
-}
-
-std::unique_ptr<Step> make_pool_step(const PoolStep& s, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Pool>(s, bounds, threads);
-}
-
-std::unique_ptr<Step> make_mean_step(const MeanStep& s, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Mean>(s, bounds, threads);
-}
-
-std::unique_ptr<Step> make_remap_step(
-    const RemapStep& s, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads) {
-  return std::make_unique<Remap>(s, bounds, num_inputs, num_outputs, threads);
+std::unique_ptr<Step> make_channel_step(
+    const int64_t* words, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads) {
+  switch (*words) {
+    case HALO:
+      return std::make_unique<Halo>(read_words<HaloStep>(words), bounds, threads);
+    case REMAP:
+      return std::make_unique<Remap>(read_words<RemapStep>(words), bounds, num_inputs, num_outputs, threads);
+    case ELEMENTWISE:
+      return std::make_unique<Elementwise>(read_words<ElementwiseStep>(words), bounds, threads);
+    case POOL:
+      return std::make_unique<Pool>(read_words<PoolStep>(words), bounds, threads);
+    case MEAN:
+      return std::make_unique<Mean>(read_words<MeanStep>(words), bounds, threads);
+    case SHIFT:
+      return std::make_unique<Shift>(read_words<ShiftStep>(words), bounds, threads);
+  }
+  require(false, "unknown kind");
+  return nullptr;
 }
 
 }  // namespace prunekit

@@ -172,8 +172,8 @@ class Conv : public Step {
 }  // namespace
 
 std::unique_ptr<Step> make_conv_step(
-    const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads) {
-  return std::make_unique<Conv>(s, kernels, bounds, threads);
+    const int64_t* words, const LaneKernels& kernels, const Bounds& bounds, int64_t threads) {
+  return std::make_unique<Conv>(read_words<ConvStep>(words), kernels, bounds, threads);
 }
 
 }  // namespace prunekit

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <new>
 #include <thread>
 
@@ -19,14 +18,6 @@ namespace prunekit {
 namespace {
 
 constexpr int SPINS_BEFORE_YIELD = 4096;
-
-template <typename T>
-T read_words(const int64_t* words) {
-  static_assert(sizeof(T) <= (STEP_WORDS - 1) * sizeof(int64_t), "a step has too many fields");
-  T fields;
-  std::memcpy(&fields, words + 1, sizeof fields);
-  return fields;
-}
 
 template <typename T>
 constexpr StepDeclaration declared(int64_t kind, const char* name, const char* fields) {
@@ -125,31 +116,9 @@ Plan::Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int6
   const Bounds bounds{arena_elements, kernels_.lanes};
   const int64_t threads = torch::stable::get_num_threads();
   for (const int64_t* step = words; step < words + num_words; step += STEP_WORDS) {
-    switch (*step) {
-      case CONV:
-        steps_.push_back(make_conv_step(read_words<ConvStep>(step), kernels_, bounds, threads));
-        break;
-      case HALO:
-        steps_.push_back(make_halo_step(read_words<HaloStep>(step), bounds, threads));
-        break;
-      case REMAP:
-        steps_.push_back(make_remap_step(read_words<RemapStep>(step), bounds, num_inputs, num_outputs, threads));
-        break;
-      case ELEMENTWISE:
-        steps_.push_back(make_elementwise_step(read_words<ElementwiseStep>(step), bounds, threads));
-        break;
-      case POOL:
-        steps_.push_back(make_pool_step(read_words<PoolStep>(step), bounds, threads));
-        break;
-      case MEAN:
-        steps_.push_back(make_mean_step(read_words<MeanStep>(step), bounds, threads));
-        break;
-      case SHIFT:
-        steps_.push_back(make_shift_step(read_words<ShiftStep>(step), bounds, threads));
-        break;
-      default:
-        require(false, "unknown kind");
-    }
+    steps_.push_back(
+        *step == CONV ? make_conv_step(step, kernels_, bounds, threads)
+                      : make_channel_step(step, bounds, num_inputs, num_outputs, threads));
     for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
       scratch_elements_[slot] =
           std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -58,15 +59,19 @@ struct Bounds {
   }
 };
 
-// All throw when the step leaves the arena or does not fit its filter.
+// A step's struct, from its row of words.
+template <typename T>
+T read_words(const int64_t* words) {
+  static_assert(sizeof(T) <= (STEP_WORDS - 1) * sizeof(int64_t), "a step has too many fields");
+  T fields;
+  std::memcpy(&fields, words + 1, sizeof fields);
+  return fields;
+}
+
+// Both throw when the step leaves the arena or does not fit its filter; the second makes all kinds but convolutions.
 std::unique_ptr<Step> make_conv_step(
-    const ConvStep& s, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
-std::unique_ptr<Step> make_halo_step(const HaloStep& s, const Bounds& bounds, int64_t threads);
-std::unique_ptr<Step> make_shift_step(const ShiftStep& s, const Bounds& bounds, int64_t threads);
-std::unique_ptr<Step> make_remap_step(
-    const RemapStep& s, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads);
-std::unique_ptr<Step> make_elementwise_step(const ElementwiseStep& s, const Bounds& bounds, int64_t threads);
-std::unique_ptr<Step> make_pool_step(const PoolStep& s, const Bounds& bounds, int64_t threads);
-std::unique_ptr<Step> make_mean_step(const MeanStep& s, const Bounds& bounds, int64_t threads);
+    const int64_t* words, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
+std::unique_ptr<Step> make_channel_step(
+    const int64_t* words, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads);
 
 }  // namespace prunekit

@@ -170,7 +170,7 @@ void check_header(const ConvOp& op, const std::vector<int64_t>& header) {
   STD_TORCH_CHECK(Op::is_sound(header.data()), op.name, "'s filter's header is damaged");
 }
 
-// A kernel is an Op: its Conv, NAME, DTYPES and HEADER, is_sound, tensors and launch.
+// A kernel is an Op: its Conv, NAME, DTYPES and HEADER, is_sound, tensors, plan and launch.
 template <typename Op>
 Tensor run_conv(const ConvCall& call) {
   using Element = std::remove_pointer_t<decltype(Op::Conv::y)>;
@@ -213,7 +213,11 @@ Tensor run_conv(const ConvCall& call) {
   conv.bias = output.has_bias ? data_of<const Element>(output.bias) : nullptr;
   conv.residual = output.has_residual ? data_of<const Element>(output.residual) : nullptr;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const std::string problem = Op::launch(conv, x, header.data(), is_bfloat16, current_stream(x.get_device_index()));
+  Tensor workspace = x;  // or memory that a plan asks for
+  const GridLaunch launch = Op::plan(conv, workspace, header.data());
+  void* stream = current_stream(x.get_device_index());
+  const std::string problem =
+      launch.refusal.empty() ? Op::launch(conv, launch, header.data(), is_bfloat16, stream) : launch.refusal;
   STD_TORCH_CHECK(problem.empty(), op.name, " did not run: ", problem);
   return output.y;
 }

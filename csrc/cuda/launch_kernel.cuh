@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "words.h"
+
 namespace prunekit {
 
 // More than this much shared memory has to be asked for.
@@ -28,8 +30,14 @@ std::string refuse_before_80(Kernel kernel, const char* what_needs) {
   return attributes.ptxVersion >= 80 ? "" : std::string(what_needs) + " a GPU and a build of architecture 8.0";
 }
 
-template <typename Kernel, typename Launch, typename Conv>
-std::string launch_kernel(Kernel kernel, const Launch& launch, const Conv& conv, void* stream) {
+// `what_needs_80`: the beginning of a sentence about a kernel that is empty before 8.0; null for others.
+template <typename Kernel, typename Conv>
+std::string launch_kernel(
+    Kernel kernel, const GridLaunch& launch, const Conv& conv, void* stream, const char* what_needs_80 = nullptr) {
+  const std::string problem = what_needs_80 ? refuse_before_80(kernel, what_needs_80) : "";
+  if (!problem.empty()) {
+    return problem;
+  }
   if (launch.shared_bytes > DEFAULT_SHARED_BYTES) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes));

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace prunekit {
 
@@ -27,6 +28,13 @@ struct FilterTensor {
 struct LaunchWord {
   const char* name;
   int* value;
+};
+
+// The blocks that a kernel is started with.
+struct GridLaunch {
+  unsigned grid_x, grid_y, threads;
+  int64_t shared_bytes;
+  std::string refusal;  // why the kernel cannot run like this, or empty
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

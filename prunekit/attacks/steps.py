@@ -15,8 +15,8 @@ Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
-class LinfStep:
-    """Every pixel moves by at most eps.
+class _Step:
+    """How far an attack moves an image.
 
     Attributes:
         eps: radius of the ball around the clean image, for pixels in [0, 1].
@@ -25,6 +25,10 @@ class LinfStep:
 
     eps: float
     step_size: float | Tensor
+
+
+class LinfStep(_Step):
+    """Every pixel moves by at most eps."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the nearest images to x_adv in the ball around x and in [0, 1]; all [N, ...]."""
@@ -40,17 +44,8 @@ class LinfStep:
         return self.project(x + noise, x)
 
 
-@dataclass(frozen=True)
-class L2Step:
-    """Every image moves by at most eps in Euclidean distance over all its pixels.
-
-    Attributes:
-        eps: radius of the ball around the clean image, for pixels in [0, 1].
-        step_size: length of one step, or one for each image as [N, 1, ...].
-    """
-
-    eps: float
-    step_size: float | Tensor
+class L2Step(_Step):
+    """Every image moves by at most eps in Euclidean distance over all its pixels."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return images in the ball around x and in [0, 1]; all [N, ...]."""

@@ -17,7 +17,7 @@ from prunekit.comparison import compare, tolerance
 from prunekit.discontinuous import check_continuous
 from prunekit.errors import WrongOutputError
 from prunekit.graph.calls import Call
-from prunekit.structure import map_tensors
+from prunekit.structure import in_float64
 
 # A compacted model may be this much further from the exact result than the original is: it adds up in another order.
 _OF_ORIGINAL_ERROR = 10.0
@@ -64,8 +64,8 @@ def own_difference(proof: Proof, masked: nn.Module, compacted: nn.Module, exampl
     try:
         return Difference.of(name, check_continuous(first, second, "the compacted model").comparison)
     except WrongOutputError:
-        exact = map_tensors(_wide, proof.trials[0].expected) if proof.is_wide else map_tensors(_wide, expected)
-        theirs, ours = (compare(exact, map_tensors(_wide, outputs)).relative_rms for outputs in (expected, actual))
+        exact = in_float64(proof.trials[0].expected if proof.is_wide else expected)
+        theirs, ours = (compare(exact, in_float64(outputs)).relative_rms for outputs in (expected, actual))
         if not ours <= _OF_ORIGINAL_ERROR * theirs:
             raise
         return Difference.of(name, found)
@@ -138,7 +138,3 @@ def _watching(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in hooks:
             handle.remove()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor

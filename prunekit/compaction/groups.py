@@ -9,31 +9,14 @@ import numpy as np
 from prunekit.compaction.certificate import ChannelGroup
 from prunekit.compaction.keep_set import Choice
 from prunekit.graph.channels.channel_flow import Layer
+from prunekit.graph.channels.units import sharing
 
 
 def describe_groups(choice: Choice) -> tuple[ChannelGroup, ...]:
     """Return the groups in the model's order."""
-    folded = _folded(choice)
-    return tuple(_describe(choice, layers, folded) for layers in _group_layers(choice))
-
-
-def _group_layers(choice: Choice) -> list[list[Layer]]:
-    """Join layers that share units."""
-    groups: list[tuple[set[int], list[Layer]]] = []
-    for layer in choice.flow.layers.values():
-        units = set(choice.units(layer.out_labels).tolist())
-        joined = [layer]
-        rest = []
-        for others, members in groups:
-            if others & units:
-                units |= others
-                joined = members + joined
-            else:
-                rest.append((others, members))
-        groups = [*rest, (units, joined)]
-    order = list(choice.flow.layers)
-    ordered = [sorted(layers, key=lambda layer: order.index(layer.name)) for _, layers in groups]
-    return sorted(ordered, key=lambda layers: order.index(layers[0].name))
+    folded, layers = _folded(choice), choice.flow.layers
+    groups = sharing({name: choice.units(layer.out_labels).tolist() for name, layer in layers.items()})
+    return tuple(_describe(choice, [layers[name] for name in names], folded) for names in groups)
 
 
 def _describe(choice: Choice, layers: list[Layer], folded: Counter[int]) -> ChannelGroup:

@@ -18,7 +18,7 @@ from prunekit.engine.graph import Graph, Node, SparseWeight
 from prunekit.engine.program import operator_of
 from prunekit.engine.size_rule import SizeRule
 from prunekit.engine.validation import check_examples, check_graph, check_sizes
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 
 #: What files of accelerated models say they are; `GPU_FORMAT` for a GPU.
 CPU_FORMAT, GPU_FORMAT = "prunekit accelerated model", "prunekit accelerated GPU model"
@@ -146,8 +146,7 @@ def damage_told(path: object) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"the model in {path} cannot run: {str(error).rstrip('.')}.") from error
     except _DAMAGES as error:
-        sentence = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {sentence}).") from error
+        raise InputError(f"the model in {path} is damaged ({type(error).__name__}: {first_line(error)}).") from error
 
 
 def _node(entry: dict[str, Any]) -> Node:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from prunekit.engine.activations import OPERATORS, Activation, activation_of
 from prunekit.engine.graph import Node
 from prunekit.engine.symbolic_sizes import are_always_equal, are_equal, holds_symbols, value_of
+from prunekit.graph.nodes import arguments
 
 if TYPE_CHECKING:
     from prunekit.engine.capture import GraphReader
@@ -30,16 +31,7 @@ def layer_of(node: fx.Node) -> str:
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the operator's arguments by name, defaults included; sizes among them may be symbolic."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    arguments = {}
-    for i, parameter in enumerate(node.target._schema.arguments):
-        if i < len(node.args):
-            arguments[parameter.name] = node.args[i]
-        elif parameter.name in node.kwargs:
-            arguments[parameter.name] = node.kwargs[parameter.name]
-        else:
-            arguments[parameter.name] = parameter.default_value
-    return {name: value_of(argument) for name, argument in arguments.items()}
+    return {name: value_of(argument) for name, argument in arguments(node).items()}
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from prunekit.engine.exporting import (
 from prunekit.engine.graph import Graph
 from prunekit.engine.in_place import make_functional
 from prunekit.engine.reading import CaptureError, GraphReader
+from prunekit.errors import first_line
 from prunekit.graph.export import exported
 from prunekit.graph.nodes import mutates
 
@@ -66,7 +67,7 @@ def capture_program(program: ExportedProgram, dtype: torch.dtype = torch.float32
             with without_size_one():
                 program = make_functional(program)
     except Exception as error:  # whatever an operator's decomposition raises
-        raise CaptureError(f"torch.export cannot make the model functional ({_first_line(error)})") from error
+        raise CaptureError(f"torch.export cannot make the model functional ({first_line(error)})") from error
     return GraphReader(program, dtype).graph()
 
 
@@ -75,8 +76,4 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
         with with_constant_sizes():
             return exported(model, inputs)
     except Exception as error:  # whatever a foreign forward raises
-        raise CaptureError(f"torch.export cannot capture the model ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"torch.export cannot capture the model ({first_line(error)})") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import documents
+from prunekit.comparison import is_half
 from prunekit.documents import Content
 from prunekit.engine.artifact import (
     CPU_FORMAT,
@@ -169,17 +170,17 @@ class AcceleratedModel(nn.Module):
         self._check(inputs)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             images = [x.detach() for x in inputs]
-            if any(map(_is_half, self.signature.argument_dtypes)):
-                images = [x.float() if _is_half(x.dtype) else x for x in images]
+            if any(map(is_half, self.signature.argument_dtypes)):
+                images = [x.float() if is_half(x.dtype) else x for x in images]
             outputs = self.program.run(images, times)
             return self.signature.results.build(self._narrowed(outputs))
 
     def _narrowed(self, outputs: list[Tensor]) -> list[Tensor]:
         """Return the outputs in the half types that the original returned."""
         dtypes = self.signature.result_dtypes
-        if not any(map(_is_half, dtypes)):
+        if not any(map(is_half, dtypes)):
             return outputs
-        return [y.to(dtype) if _is_half(dtype) else y for y, dtype in zip(outputs, dtypes, strict=True)]
+        return [y.to(dtype) if is_half(dtype) else y for y, dtype in zip(outputs, dtypes, strict=True)]
 
     def _check(self, inputs: Sequence[object]) -> None:
         names = self.signature.names
@@ -200,7 +201,3 @@ def _of_bytes(data: bytes, signature: Signature | str) -> AcceleratedModel:
     """Undo pickling."""
     content = documents.read(data, "a pickled accelerated model")
     return AcceleratedModel.of_content(content, "the pickled data", None if isinstance(signature, str) else signature)
-
-
-def _is_half(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point and dtype.itemsize == 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.structure import Structure, flatten
+from prunekit.structure import Structure, flatten, in_float64
 
 _MAX_SIDE_STEP = 64
 
@@ -78,7 +78,7 @@ class Call:
 
     def widened(self) -> Call:
         """Return the call in float64."""
-        return self.with_tensors([x.double() if x.is_floating_point() else x for x in self.tensors])
+        return self.with_tensors(in_float64(self.tensors))
 
     def random(self, seed: int) -> Call:
         """Return the call with normally distributed numbers; integers and booleans are drawn from the example's own."""

@@ -14,7 +14,7 @@ import torch.export._trace
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.graph.calls import Call
 from prunekit.graph.nodes import mutates
 from prunekit.structure import Structure, flatten
@@ -141,8 +141,3 @@ def _part_to_compact(model: nn.Module) -> str:
         return ""
     largest = max(sizes, key=lambda name: sizes[name])
     return f" A part of it may trace alone: compact(model.{largest}, ...) with that part's input."
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without a full stop."""
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

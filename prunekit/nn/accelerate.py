@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.engine.gpu_program import GpuModel
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu, check_gpu_arguments
 from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.calls import Call, preserved_random_state
 from prunekit.nn.candidates import Options, fastest, left_alone, uncopied
 from prunekit.nn.evaluating import evaluating
-from prunekit.nn.model_copies import CopyError, copied, first_line, has_computed_weights, with_plain_weights
+from prunekit.nn.model_copies import CopyError, copied, has_computed_weights, with_plain_weights
 from prunekit.nn.parts import check_names
 from prunekit.nn.reference import NotComparable, reference_of
 from prunekit.nn.unwrapping import unwrap, unwrap_submodules

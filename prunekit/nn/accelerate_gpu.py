@@ -22,12 +22,13 @@ from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.fusion import has_foreign_hooks, replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
 from prunekit.nn.reference import float32_copy, widened, without_autocast
+from prunekit.nn.whole_graph import check_hooks, foreign_operators
 from prunekit.ops.cuda.cache import KernelCache
 from prunekit.ops.cuda.choice import exact_float32, floor_seconds
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.dispatch import CudaDevice, device_of
 from prunekit.ops.native import cuda_status
-from prunekit.structure import map_tensors
+from prunekit.structure import in_float64
 from prunekit.timing import Timing, time_in_turn
 
 _WHOLE_MODEL_RUNS = 10
@@ -88,10 +89,13 @@ def accelerate_on_gpu(
     program = GpuProgram(graph, kernels, device.ops, device.gpu)
     with exact_float32():
         reference, most = _reference(model, inputs, expected)
-        _check_equal(reference, GpuModel(program, inputs, captures=False)(*inputs), most)
+        outputs = GpuModel(program, inputs, captures=False)(*inputs)
+        check_equal(in_float64(reference), in_float64(outputs), "the accelerated model", most)
     fast = GpuModel(program, inputs, captures=inputs[0].is_cuda)
     times = _time({"before": model, "after": fast}, inputs)
-    notes = [note for note in (cache.note, fast.note, _foreign(graph)) if note]
+    foreign = foreign_operators(graph)
+    beside = foreign and f"beside convolutions, torch runs {foreign} as they are"
+    notes = [note for note in (cache.note, fast.note, beside) if note]
     if times["before"].median_ms < times["after"].median_ms:
         notes.append("the model's own forward was measured faster, and kept")
         return _with_report(model, rows, device.gpu, 0, {"before": times["before"]}, expected, inputs, notes, seconds)
@@ -104,12 +108,8 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
     Raises:
         CaptureError: torch.export fails, or someone watches a module with a hook.
     """
-    for name, module in model.named_modules():
-        if has_foreign_hooks(module):
-            who = f"module {name}" if name else "the model"
-            raise CaptureError(f"{who} has forward hooks, which the graph does not run")
-    dtype = dtype_of(inputs)
-    graph = capture_any_size(model, inputs, dtype)
+    check_hooks(model, "the graph")
+    graph = capture_any_size(model, inputs, dtype_of(inputs))
     return graph, fuse(graph)
 
 
@@ -120,16 +120,7 @@ def dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
 
 def _difference(exact: object, rounded: object) -> Comparison:
     """Compare outputs that may be of two dtypes."""
-    return compare(*(map_tensors(_widened, value) for value in (exact, rounded)))
-
-
-def _check_equal(expected: object, actual: object, most: float) -> None:
-    wide, other = (map_tensors(_widened, value) for value in (expected, actual))
-    check_equal(wide, other, "the accelerated model", most)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return compare(in_float64(exact), in_float64(rounded))
 
 
 def _reference(model: nn.Module, inputs: Sequence[Tensor], expected: object) -> tuple[object, float]:
@@ -221,8 +212,3 @@ def _row(graph: Graph, node: Node, kernel: LayerKernel, gpu: Gpu) -> LayerReport
         num_bytes=weight_bytes + weight.itemsize * batch * elements,
         floor_ms=None if floor is None else 1e3 * floor,
     )
-
-
-def _foreign(graph: Graph) -> str | None:
-    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"})
-    return f"beside convolutions, torch runs {', '.join(targets)} as they are" if targets else None

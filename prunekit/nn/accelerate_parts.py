@@ -11,9 +11,10 @@ from prunekit.comparison import Comparison
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
+from prunekit.errors import first_line
 from prunekit.nn.acceleration_report import LayerReport, PartReport
 from prunekit.nn.calls import Call
-from prunekit.nn.model_copies import first_line, has_computed_weights, sharing_copy, with_plain_weights
+from prunekit.nn.model_copies import has_computed_weights, sharing_copy, with_plain_weights
 from prunekit.nn.part_search import Parts, PartSearch, find_engine
 from prunekit.nn.parts import put_on_engine
 from prunekit.nn.reference import Reference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.engine.signature import Signature
 from prunekit.errors import InputError
+from prunekit.nn.random_state import own_random_state
 from prunekit.structure import flatten
 
 _SEED = 0
@@ -110,7 +111,7 @@ class Call:
 def preserved_random_state() -> Iterator[None]:
     """Put the random states of torch, NumPy and Python back at the end of the block."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (foreign forwards draw from this one)
-    with torch.random.fork_rng(devices=_cuda_devices()):
+    with own_random_state():
         try:
             yield
         finally:
@@ -125,11 +126,6 @@ def is_same(a: Tensor, b: Tensor) -> bool:
     return bool(
         torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
     )
-
-
-def _cuda_devices() -> Sequence[int]:
-    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return range(torch.cuda.device_count()) if is_used else ()
 
 
 def _drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

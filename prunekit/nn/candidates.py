@@ -14,11 +14,11 @@ from prunekit.comparison import Comparison
 from prunekit.engine.capture import CaptureError
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
-from prunekit.errors import WrongOutputError
+from prunekit.errors import WrongOutputError, first_line
 from prunekit.nn.accelerate_parts import PartsOnEngine, put_parts
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.calls import Call
-from prunekit.nn.model_copies import OriginalModel, copied, first_line, has_computed_weights, with_plain_weights
+from prunekit.nn.model_copies import OriginalModel, copied, has_computed_weights, with_plain_weights
 from prunekit.nn.packed_layers import given_back, pack_layers
 from prunekit.nn.reference import NotComparable, Reference, dtype_name, without_autocast
 from prunekit.nn.whole_graph import WholeGraph, build_whole_graph, layer_reports

@@ -13,6 +13,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.prune import BasePruningMethod
 
+from prunekit.errors import first_line
+
 _FUSIBLE_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU)
 
 
@@ -42,8 +44,8 @@ def find_fusible(model: nn.Module) -> Fusible:
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # whatever a foreign forward raises when its inputs are proxies
-        sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Fusible({}, f"the model cannot be traced ({sentence}), so nothing was fused around convolutions")
+        reason = f"the model cannot be traced ({first_line(error)}), so nothing was fused around convolutions"
+        return Fusible({}, reason)
     modules = dict(model.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[str(n.target)]) for n in graph.nodes if n.op == "call_module")
     # A module whose parameters the forward reads by itself must stay what it is.

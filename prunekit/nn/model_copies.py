@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from prunekit.errors import first_line
+from prunekit.nn.computed_weights import computing_hooks
 from prunekit.nn.evaluating import evaluating, set_eval_mode
 from prunekit.nn.fusion import replace_module
 from prunekit.nn.masked_conv2d import MaskedConv2d
@@ -33,13 +32,10 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         CopyError: `copy.deepcopy` raises all the same.
     """
-    memo: dict[int, Any] = {}
-    for value in _attributes(model):
-        if isinstance(value, Tensor) and not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
     try:
-        return _frozen(_deep_copy(model, dict(memo)))
+        return _frozen(deep_copy(model))
     except Exception:  # deepcopy runs foreign code
+        memo = _without_graphs(model)
         for value in _attributes(model):
             if not isinstance(value, (Tensor, nn.Module)) and not _can_be_copied(value, memo):
                 memo[id(value)] = value
@@ -47,6 +43,16 @@ def copied(model: nn.Module) -> nn.Module:
         return _frozen(_deep_copy(model, memo))
     except Exception as error:
         raise CopyError(first_line(error)) from error
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """Copy a model as `copy.deepcopy` does, and raise what it raises; of tensors that carry a graph the numbers."""
+    return _deep_copy(model, _without_graphs(model))
+
+
+def _without_graphs(model: nn.Module) -> dict[int, Any]:
+    held = (value for value in _attributes(model) if isinstance(value, Tensor) and not value.is_leaf)
+    return {id(tensor): tensor.detach().clone() for tensor in held}
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
@@ -66,20 +72,23 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
         if is_masked and not module._forward_hooks and not module._forward_pre_hooks:
             replace_module(plain, name, module.to_dense())
             continue
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
-                _make_permanent(module, hook)
-        if parametrize.is_parametrized(module):
-            _forget_parametrizations(module)
+        make_weights_plain(module)
     return _frozen(plain)
+
+
+def make_weights_plain(module: nn.Module) -> None:
+    """Make parameters and buffers of what torch's pruning, weight_norm, spectral_norm and parametrizations compute."""
+    while hooks := computing_hooks(module):
+        for name, hook in hooks.items():
+            _make_permanent(module, name, hook)
+    if parametrize.is_parametrized(module):
+        _forget_parametrizations(module)
 
 
 def has_computed_weights(model: nn.Module) -> bool:
     """Return whether `with_plain_weights` would change the model."""
     return any(
-        isinstance(module, MaskedConv2d)
-        or parametrize.is_parametrized(module)
-        or any(isinstance(h, (BasePruningMethod, WeightNorm, SpectralNorm)) for h in module._forward_pre_hooks.values())
+        isinstance(module, MaskedConv2d) or parametrize.is_parametrized(module) or bool(computing_hooks(module))
         for module in model.modules()
     )
 
@@ -106,11 +115,6 @@ class OriginalModel(nn.Module):
         """Call the original."""
         with torch.no_grad(), evaluating(self.original):
             return self.original(*args, **kwargs)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line without its full stop, or its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().removesuffix(".")
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -170,21 +174,20 @@ def _forget_parametrizations(module: nn.Module) -> None:
 
     torch's remove_parametrizations deletes a property of the class, which copies share with the original.
     """
-    made = module.parametrizations
-    assert isinstance(made, nn.ModuleDict)
-    values = {name: getattr(module, name).detach().clone() for name in made}
-    was_buffer = {name for name, chain in made.items() if "original" in chain._buffers}
+    chains: Any = module.parametrizations
+    values = {name: getattr(module, name).detach().clone() for name in chains}
+    originals = {name: list(chains[name].parameters(recurse=False)) for name in chains}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]
     for name, value in values.items():
-        if name in was_buffer:
-            module.register_buffer(name, value)
+        if originals[name]:
+            requires_grad = any(original.requires_grad for original in originals[name])
+            module.register_parameter(name, nn.Parameter(value, requires_grad))
         else:
-            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+            module.register_buffer(name, value)
 
 
-def _make_permanent(module: nn.Module, hook: Any) -> None:
-    name = hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
+def _make_permanent(module: nn.Module, name: str, hook: Any) -> None:
     hook.remove(module)
     for key, other in list(module._forward_pre_hooks.items()):
         if other is hook:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.comparison import Comparison
+from prunekit.errors import first_line
 from prunekit.nn.acceleration_report import LayerReport
 from prunekit.nn.calls import Call
 from prunekit.nn.fusion import (
@@ -25,7 +26,7 @@ from prunekit.nn.fusion import (
     replace_module,
 )
 from prunekit.nn.masked_conv2d import MaskedConv2d
-from prunekit.nn.model_copies import first_line, sharing_copy
+from prunekit.nn.model_copies import sharing_copy
 from prunekit.nn.reference import Reference
 from prunekit.nn.tuning import tune_layer
 

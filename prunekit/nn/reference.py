@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit.comparison import TOLERANCES, Comparison, compare
+from prunekit.comparison import TOLERANCES, Comparison, compare, is_half
 from prunekit.discontinuous import check_continuous
-from prunekit.errors import WrongOutputError
+from prunekit.errors import WrongOutputError, first_line
 from prunekit.nn.calls import Call
-from prunekit.nn.model_copies import copied, first_line
+from prunekit.nn.model_copies import copied
 from prunekit.structure import flatten, map_tensors
 
 _autocast_lock = threading.RLock()
@@ -121,7 +121,7 @@ class Reference:
         return _sum_of(self.expected, [fast(call) for call in self.calls])
 
     def _rounding_at_the_door(self) -> float:
-        halves = {t.dtype for t in flatten(self.expected)[0] if t.dtype.is_floating_point and t.dtype.itemsize == 2}
+        halves = {t.dtype for t in flatten(self.expected)[0] if is_half(t.dtype)}
         return max((torch.finfo(dtype).eps for dtype in halves), default=0.0)
 
 
@@ -177,11 +177,6 @@ def without_autocast() -> Iterator[None]:
             yield
         finally:
             kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
-
-
-def is_half(dtype: torch.dtype) -> bool:
-    """Return whether a dtype is float16 or bfloat16."""
-    return dtype.is_floating_point and dtype.itemsize == 2
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -32,13 +34,20 @@ def save(model: nn.Module, path: str | Path) -> None:
             "save: Expected a model that prunekit.accelerate put on its engine as a whole, "
             f"got {type(model).__name__}; for one that keeps its own class, report.notes says why."
         )
-    if Path(path).is_dir():
-        raise InputError(f"save: expected a file to write, got a folder: {path}.")
-    try:
+    with checked_path(path):
         if isinstance(model, GpuModel):
             documents.write(path, *gpu_model_content(model, model.signature.to_text()))
         else:
             model.save(path)
+
+
+@contextmanager
+def checked_path(path: str | Path) -> Iterator[None]:
+    """Turn a folder in a file's place, and what keeps the block from writing it, into an InputError."""
+    if Path(path).is_dir():
+        raise InputError(f"save: expected a file to write, got a folder: {path}.")
+    try:
+        yield
     except OSError as error:
         raise InputError(f"save: expected a place for a file, but {path} cannot be written ({error}).") from error
 

@@ -87,7 +87,7 @@ def build_whole_graph(
         raise CaptureError("the compiled extension is not there")
     if any(x.dtype == torch.float64 for x in inputs if x.dim() == 4):
         raise CaptureError("the engine computes in float32")
-    _check_hooks(model)
+    check_hooks(model)
     graph, shapes = _captured(model, inputs, signature, copies_inputs), [list(x.shape) for x in inputs]
     folded = fuse(graph)
     graph.compress()
@@ -101,16 +101,18 @@ def build_whole_graph(
     tuned = tune(graph, cache, seconds, progress)
     elapsed = time.perf_counter() - begin
     fast = AcceleratedModel(graph, {name: t.choice for name, t in tuned.items()}, shapes, signature)
-    notes = [note for note in (cache.note, _foreign(graph)) if note]
+    foreign = foreign_operators(graph)
+    notes = [note for note in (cache.note, foreign and f"torch runs {foreign}") if note]
     return WholeGraph(fast, folded, tuned, elapsed, notes, exact, rounded)
 
 
-def _check_hooks(model: nn.Module) -> None:
+def check_hooks(model: nn.Module, runner: str = "the engine") -> None:
+    """Raise CaptureError where someone watches a module with a hook, which `runner` would not run."""
     for name, module in model.named_modules():
         if has_foreign_hooks(module):
             who = f"module {name}" if name else "the model"
             kind = "forward hooks" if module._forward_hooks or module._forward_pre_hooks else "backward hooks"
-            raise CaptureError(f"{who} has {kind}, which the engine does not run")
+            raise CaptureError(f"{who} has {kind}, which {runner} does not run")
 
 
 def _captured(model: nn.Module, inputs: Sequence[Tensor], signature: Signature | None, copies_inputs: bool) -> Graph:
@@ -185,9 +187,9 @@ def _identifiers(names: Sequence[str]) -> list[str]:
     return made
 
 
-def _foreign(graph: Graph) -> str | None:
-    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"})
-    return f"torch runs {', '.join(targets)}" if targets else None
+def foreign_operators(graph: Graph) -> str:
+    """Return the names of the operators that torch runs."""
+    return ", ".join(sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"}))
 
 
 def layer_reports(

@@ -16,16 +16,6 @@ def define(schema: str) -> None:
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
 
 
-def fallback(name: str) -> Callable[[_Function], _Function]:
-    """Decorate the reference: what runs wherever no kernel is registered for the device."""
-
-    def register(function: _Function) -> _Function:
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        return function
-
-    return register
-
-
 def kernel(name: str, dispatch_key: str) -> Callable[[_Function], _Function]:
     """Decorate what runs for one device, such as "CUDA"."""
 
@@ -34,6 +24,11 @@ def kernel(name: str, dispatch_key: str) -> Callable[[_Function], _Function]:
         return function
 
     return register
+
+
+def fallback(name: str) -> Callable[[_Function], _Function]:
+    """Decorate the reference: what runs wherever no kernel is registered for the device."""
+    return kernel(name, "CompositeExplicitAutograd")
 
 
 def fake(name: str) -> Callable[[_Function], _Function]:

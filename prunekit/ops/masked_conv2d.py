@@ -5,12 +5,14 @@
 
 A dropped weight (mask False) contributes nothing, not even when it or the input is inf or nan. The sum runs
 over the input channels of k's group. The compiled extension adds a CPU kernel under the same schema; the
-dispatcher prefers it, and `masked_conv2d_reference` stays what it is judged against.
+dispatcher prefers it, and `masked_conv2d_reference` stays what it is judged against. `geometry` is stride, padding,
+dilation, groups below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +68,8 @@ def masked_conv2d(
     if unbatched:
         x = x.unsqueeze(0)
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    x, weight, bias = _cast(x, weight, bias)
+    x, weight = cast_for_autocast(x), cast_for_autocast(weight)
+    bias = None if bias is None else cast_for_autocast(bias)
     if not is_traced():  # where sizes are tensors; the op checks them again
         _check_arguments(x, weight, mask, bias, stride, dilation, groups)
     before, padding = split_padding(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
@@ -76,10 +79,6 @@ def masked_conv2d(
         conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     y = convolve(x, weight, mask, bias, stride, padding, dilation, groups)
     return y.squeeze(0) if unbatched else y
-
-
-def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    return cast_for_autocast(x), cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias)
 
 
 def _check_arguments(
@@ -127,16 +126,7 @@ def _check_arguments(
 
 
 @fallback("masked_conv2d")
-def masked_conv2d_reference(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def masked_conv2d_reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """Compute the op with torch's dense convolution; exact in the masked sense for inf and nan too.
 
     Where x is finite, a zero weight is as good as a dropped one. Elsewhere 0 · inf would be nan, so each output
@@ -146,8 +136,8 @@ def masked_conv2d_reference(
     kept = torch.where(mask, weight, 0)
     memory_format = conv_memory_format(x, weight)
     if is_finite(x):
-        y = F.conv2d(x, kept, bias, stride, padding, dilation, groups)
-        return y.contiguous(memory_format=memory_format)
+        return F.conv2d(x, kept, bias, *geometry).contiguous(memory_format=memory_format)
+    stride, padding, dilation, groups = geometry
     n, size = x.shape[0], conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     columns = F.unfold(x, tuple(weight.shape[2:]), tuple(dilation), tuple(padding), tuple(stride))  # [N, C·R·S, P·Q]
     columns = columns.view(n, groups, -1, columns.shape[-1])
@@ -173,21 +163,14 @@ def _masked_product(matrix: Tensor, mask: Tensor, columns: Tensor, groups: int) 
 
 @fallback("masked_conv2d_input_grad")
 def masked_conv2d_input_grad_reference(
-    grad: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    x_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    grad: Tensor, weight: Tensor, mask: Tensor, x_shape: list[int], *geometry: Any
 ) -> Tensor:
     """Compute dL/dx [N, C, H, W] with torch's dense gradient; where dL/dy is inf or nan, gather kept weights."""
     kept = torch.where(mask, weight, 0)
     memory_format = conv_memory_format(grad, weight)
     if is_finite(grad):
-        dense = dense_input_grad(grad, kept, x_shape, stride, padding, dilation, groups)
-        return dense.contiguous(memory_format=memory_format)
+        return dense_input_grad(grad, kept, x_shape, *geometry).contiguous(memory_format=memory_format)
+    stride, padding, dilation, groups = geometry
     taps = weight[0].numel()
     # Transposing each group's block turns "rows that a tap feeds" into the gathered dimension: [groups·T, K/groups].
     transposed = kept.view(groups, -1, taps).transpose(1, 2).reshape(groups * taps, -1)
@@ -200,44 +183,20 @@ def masked_conv2d_input_grad_reference(
 
 
 @fallback("masked_conv2d_weight_grad")
-def _weight_grad_reference(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    dense = _convolution_backward(grad, x, weight, stride, padding, dilation, groups, (False, True))[1]
+def _weight_grad_reference(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, *geometry: Any) -> Tensor:
+    dense = _convolution_backward(grad, x, weight, (False, True), *geometry)[1]
     return torch.where(mask, dense, 0).contiguous()
 
 
-def dense_input_grad(
-    grad: Tensor,
-    weight: Tensor,
-    x_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def dense_input_grad(grad: Tensor, weight: Tensor, x_shape: list[int], *geometry: Any) -> Tensor:
     """Compute dL/dx of shape `x_shape` with torch's dense kernel, zeros of the weight included."""
-    x = grad.new_empty(x_shape)
-    return _convolution_backward(grad, x, weight, stride, padding, dilation, groups, (True, False))[0]
+    return _convolution_backward(grad, grad.new_empty(x_shape), weight, (True, False), *geometry)[0]
 
 
 def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    wanted: tuple[bool, bool],
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], *geometry: Any
 ) -> tuple[Tensor, Tensor]:
+    stride, padding, dilation, groups = geometry
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
     )
@@ -245,17 +204,8 @@ def _convolution_backward(
 
 
 @fake("masked_conv2d")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
+def _(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    size = conv_output_size(x.shape, weight.shape, *geometry[:3])
     y = x.new_empty((x.shape[0], weight.shape[0], *size))
     return y.contiguous(memory_format=conv_memory_format(x, weight))
 

@@ -11,6 +11,7 @@ trains uses `masked_conv2d`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,38 +186,18 @@ def activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
 
 @fallback("packed_conv2d")
 def packed_conv2d_reference(
-    x: Tensor,
-    index: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    weight_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str,
-    negative_slope: float,
+    x: Tensor, index: Tensor, values: Tensor, bias: Tensor | None, weight_shape: list[int], *arguments: Any
 ) -> Tensor:
     """Unpack and run the masked reference: slow, for judging and for devices without a kernel."""
-    weight, mask = unpack_filter(index, values)
-    y = masked_conv2d_reference(x, weight, mask, bias, stride, padding, dilation, groups)
+    *geometry, activation, negative_slope = arguments
+    y = masked_conv2d_reference(x, *unpack_filter(index, values), bias, *geometry)
     return activate(y, activation, negative_slope)
 
 
 @fake("packed_conv2d")
 def _(
-    x: Tensor,
-    index: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    weight_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str,
-    negative_slope: float,
+    x: Tensor, index: Tensor, values: Tensor, bias: Tensor | None, weight_shape: list[int], *arguments: Any
 ) -> Tensor:
-    size = conv_output_size(x.shape, weight_shape, stride, padding, dilation)
+    size = conv_output_size(x.shape, weight_shape, *arguments[:3])
     y = x.new_empty((x.shape[0], weight_shape[0], *size))
     return y.contiguous(memory_format=conv_memory_format(x))

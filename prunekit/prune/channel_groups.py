@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer
-from prunekit.graph.channels.units import Labels
-from prunekit.graph.export import first_line
+from prunekit.graph.channels.units import Labels, sharing
 from prunekit.graph.nodes import layer_name, operator_name
 from prunekit.graph.traced import Traced, trace
 from prunekit.nn.held_still import held_still
@@ -98,7 +97,7 @@ def channel_groups(model: nn.Module, example_input: Tensor) -> ChannelGroups:
         norm_units=_norm_units(flow, numbers),
         input_units={name: _units_read(layer, numbers) for name, layer in layers.items() if _is_module(flow, layer)},
         pinned=numbers.pinned,
-        groups=_group_layers(units),
+        groups=tuple(map(tuple, sharing({name: found.tolist() for name, found in units.items()}))),
         stems=_nearest(flow.traced, convs, towards_output=True),
         heads=_nearest(flow.traced, convs, towards_output=False),
         unknown=_unknown(flow),
@@ -219,20 +218,6 @@ def _units_read(layer: Layer, numbers: _Numbers) -> Tensor:
 
 def _no_units(count: int) -> Tensor:
     return torch.full([count], -1, dtype=torch.int64)
-
-
-def _group_layers(units: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
-    group_of_unit: dict[int, int] = {}
-    members: dict[int, list[str]] = {}
-    for number, (layer, layer_units) in enumerate(units.items()):
-        met = {group_of_unit[unit] for unit in layer_units.tolist() if unit in group_of_unit}
-        members[number] = [name for group in sorted(met) for name in members.pop(group)] + [layer]
-        group_of_unit = {unit: number if group in met else group for unit, group in group_of_unit.items()}
-        group_of_unit.update(dict.fromkeys(layer_units.tolist(), number))
-    order = list(units)
-    return tuple(
-        sorted((tuple(sorted(names, key=order.index)) for names in members.values()), key=lambda g: order.index(g[0]))
-    )
 
 
 def _nearest(traced: Traced, convs: Mapping[str, nn.Conv2d], towards_output: bool) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -62,9 +61,7 @@ class FrozenMasks:
     def __enter__(self) -> FrozenMasks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
 

@@ -10,19 +10,11 @@ import pytest
 import torch
 
 from bench import gpu, gpu_model, gpu_nets
-from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.condensed.cost import MODEL as CONDENSED
 from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.condensed.filter import pack_fragments
 from prunekit.ops.cuda.devices import GPUS, gpu_of
-from prunekit.ops.cuda.record.cost import (
-    RecordProblem,
-    best_launches,
-    choose_launch,
-    launches,
-    memory_seconds,
-    modeled_seconds,
-    shared_bytes,
-)
+from prunekit.ops.cuda.record.cost import MODEL, RecordProblem
 from prunekit.ops.cuda.record.filter import pack_records
 
 TURING = GPUS["rtx-2070-super"]
@@ -61,10 +53,10 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
         before = float("inf")
         for density in (0.5, 0.25, 0.1, 0.05, 0.01):
             problem = RecordProblem(256, 128, (3, 3), 1, density, 1, (52, 52))
-            chosen = choose_launch(problem, device)
+            chosen = MODEL.choose_launch(problem, device)
             assert chosen is not None
             multiply_adds = 2 * 256 * 128 * 9 * density * 52 * 52 / (device.fma_peak_gflops * 1e9)
-            assert max(multiply_adds, memory_seconds(problem, device)) < chosen[1] < before
+            assert max(multiply_adds, MODEL.memory_seconds(problem, chosen[0], device)) < chosen[1] < before
             before = chosen[1]
 
 
@@ -73,13 +65,13 @@ def test_the_float16_model_is_above_its_floors_and_falls_with_the_weights() -> N
         before = float("inf")
         for density in (0.5, 0.1, 0.01):
             problem = CondensedProblem(256, 128, (3, 3), 1, density, 1, (52, 52), padding=(1, 1))
-            chosen = condensed_cost.choose_launch(problem, device)
+            chosen = CONDENSED.choose_launch(problem, device)
             assert chosen is not None
             launch, seconds = chosen
             multiply_adds = 256 * 128 * 9 * problem.kept_columns * 52 * 52
             floor = 2 * multiply_adds / (device.tensor_peak_gflops * 1e9)
-            assert max(floor, condensed_cost.memory_seconds(problem, launch, device)) < seconds < before
-            assert condensed_cost.shared_bytes(problem, launch) <= device.shared_bytes
+            assert max(floor, CONDENSED.memory_seconds(problem, launch, device)) < seconds < before
+            assert CONDENSED.shared_bytes(problem, launch) <= device.shared_bytes
             before = seconds
 
 
@@ -98,23 +90,23 @@ def test_expected_steps_are_those_of_a_random_mask() -> None:
 
 def test_the_best_cut_is_the_least_modeled() -> None:
     problem = RecordProblem(64, 32, (3, 3), 1, 0.1, 2, (17, 23), (2, 2))
-    best = best_launches(problem, TURING, 5)
-    times = [modeled_seconds(problem, launch, TURING) for launch in best]
+    best = MODEL.best_launches(problem, TURING, 5)
+    times = [MODEL.modeled_seconds(problem, launch, TURING) for launch in best]
     assert times == sorted(times)
-    assert all(shared_bytes(problem, launch) <= TURING.shared_bytes for launch in best)
+    assert all(MODEL.shared_bytes(problem, launch) <= TURING.shared_bytes for launch in best)
 
 
 def test_searching_all_cuts_at_once_finds_what_trying_each_finds() -> None:
     for kernel, density, name in ((3, 0.1, "rtx-2070-super"), (1, 0.02, "a100"), (5, 0.3, "h100")):
         device = GPUS[name]
         problem = RecordProblem(48, 20, (kernel, kernel), 2, density, 2, (17, 23), padding=(kernel // 2, kernel // 2))
-        times = [modeled_seconds(problem, cut, device) for cut in launches(problem, device.shared_bytes)]
-        assert modeled_seconds(problem, best_launches(problem, device, 1)[0], device) == min(times)
+        times = [MODEL.modeled_seconds(problem, cut, device) for cut in MODEL.launches(problem, device.shared_bytes)]
+        assert MODEL.modeled_seconds(problem, MODEL.best_launches(problem, device, 1)[0], device) == min(times)
         halves = CondensedProblem.of(problem)
-        cuts = list(condensed_cost.launches(halves, device.shared_bytes))
-        times = [condensed_cost.modeled_seconds(halves, cut, device) for cut in cuts]
-        chosen = condensed_cost.best_launches(halves, device, 3)
-        assert [condensed_cost.modeled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
+        cuts = list(CONDENSED.launches(halves, device.shared_bytes))
+        times = [CONDENSED.modeled_seconds(halves, cut, device) for cut in cuts]
+        chosen = CONDENSED.best_launches(halves, device, 3)
+        assert [CONDENSED.modeled_seconds(halves, cut, device) for cut in chosen] == sorted(times)[:3]
         assert len(cuts) == len(set(cuts)) > 50
 
 

@@ -16,13 +16,12 @@ from prunekit.ops.cuda.bitmap.filter import (
     ALIGNMENT,
     RECORD_WORDS,
     BitmapHeader,
-    cut_into_bitmaps,
+    compress_fragments,
     expand_bitmaps,
     pack_bitmaps,
-    unpack_bitmaps,
 )
 from prunekit.ops.cuda.bitmap.op import bitmap_conv2d_reference
-from prunekit.ops.cuda.condensed.filter import DTYPES, pack_fragments
+from prunekit.ops.cuda.condensed.filter import DTYPES, cut_into_steps, pack_fragments
 from tests.support.bitmap_problems import bitmap_problems
 from tests.support.conv_cases import random_cases
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, emulate
@@ -38,7 +37,7 @@ def test_packing_and_reading_back_gives_the_weight(dtype: torch.dtype) -> None:
         weight = case.weight.to(dtype)
         for chunk_channels in (1, 3, 100):
             packed = pack_bitmaps(weight, case.mask, case.groups, chunk_channels)
-            unpacked, mask = unpack_bitmaps(packed)
+            unpacked, mask = packed.unpack()
             assert torch.equal(mask, case.mask)
             assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
             assert packed.header.nnz == int(case.mask.sum())
@@ -52,14 +51,14 @@ def test_kept_zeros_stay_kept() -> None:
     weight = torch.zeros(3, 2, 1, 1, dtype=torch.float16)
     mask = torch.tensor([[1, 0], [0, 0], [1, 1]]).view(3, 2, 1, 1) > 0
     for zeros in (weight, -weight):
-        assert torch.equal(unpack_bitmaps(pack_bitmaps(zeros, mask, 1, 4))[1], mask)
+        assert torch.equal(pack_bitmaps(zeros, mask, 1, 4).unpack()[1], mask)
 
 
 def test_a_step_takes_80_bytes_and_two_for_each_kept_weight() -> None:
     weight = torch.randn(64, 48, 3, 3).half()
     condensed = condense(weight, torch.rand(weight.shape) < 0.2)
     for chunk in (16, 48):
-        packed = cut_into_bitmaps(condensed, chunk)
+        packed = compress_fragments(cut_into_steps(condensed, chunk))
         header = packed.header
         assert packed.records.numel() == RECORD_WORDS * header.num_steps
         assert 0 <= packed.values.numel() - header.nnz < ALIGNMENT * header.num_runs
@@ -123,7 +122,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         places = torch.randint(x.numel(), (2,), generator=generator)
         for place, special in zip(places.tolist(), (torch.inf, torch.nan), strict=True):
             torch.as_strided(x, (x.numel(),), (1,))[place] = special
-        weight, mask = unpack_bitmaps(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
@@ -168,6 +167,6 @@ def test_wrong_filters_are_refused() -> None:
             pack_bitmaps(*arguments)
     packed = pack_bitmaps(weight, mask, 1, 2)
     with pytest.raises(InputError, match="header tells of"):
-        unpack_bitmaps(replace(packed, values=packed.values[2:]))
+        replace(packed, values=packed.values[2:]).unpack()
     with pytest.raises(InputError, match="11 numbers"):
         BitmapHeader.read([1, 2, 3])

@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunekit.ops.cuda.bitmap.cost import (
-    BitmapLaunch,
-    adding_seconds,
-    best_launches,
-    cache_seconds,
-    choose_launch,
-    memory_seconds,
-    modeled_seconds,
-    shared_bytes,
-)
+from prunekit.ops.cuda.bitmap.cost import MODEL, BitmapLaunch
 from prunekit.ops.cuda.bitmap.filter import pack_bitmaps
 from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.devices import GPUS
@@ -35,24 +26,24 @@ def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:
         before = math.inf
         for density in (0.5, 0.1, 0.01):
             problem = _small_map(density)
-            chosen = choose_launch(problem, device)
+            chosen = MODEL.choose_launch(problem, device)
             assert chosen is not None
             launch, seconds = chosen
             products = 2 * 256 * 128 * 9 * problem.kept_columns * 13 * 13 / (device.tensor_peak_gflops * 1e9)
-            floor = max(products, memory_seconds(problem, launch, device), cache_seconds(problem, launch, device))
-            assert floor + adding_seconds(problem, launch, device) < seconds <= before
-            assert shared_bytes(problem, launch) <= device.shared_bytes
+            floors = MODEL.memory_seconds(problem, launch, device), MODEL.cache_seconds(problem, launch, device)
+            assert max(products, *floors) + MODEL.adding_seconds(problem, launch, device) < seconds <= before
+            assert MODEL.shared_bytes(problem, launch) <= device.shared_bytes
             assert 1 <= launch.cuts <= math.ceil(128 / launch.chunk_channels)
             before = seconds
 
 
 def test_the_best_launches_are_sorted_and_all_different() -> None:
     problem, device = _small_map(0.1), GPUS["a100"]
-    best = best_launches(problem, device, 6)
-    seconds = [modeled_seconds(problem, launch, device) for launch in best]
+    best = MODEL.best_launches(problem, device, 6)
+    seconds = [MODEL.modeled_seconds(problem, launch, device) for launch in best]
     assert len(set(best)) == 6
     assert seconds == sorted(seconds)
-    assert choose_launch(problem, device) == (best[0], seconds[0])
+    assert MODEL.choose_launch(problem, device) == (best[0], seconds[0])
 
 
 def test_memory_is_what_a_packed_filter_takes() -> None:
@@ -64,7 +55,8 @@ def test_memory_is_what_a_packed_filter_takes() -> None:
         packed = pack_bitmaps(weight, torch.rand(weight.shape, generator=generator) < density, 1, chunk)
         launch = BitmapLaunch(chunk, 8, 4, 2, 1, 4, 1, 1, 1)
         taken = 4 * packed.records.numel() + 2 * packed.values.numel() + 2 * (128 + 256) * 13 * 13
-        assert memory_seconds(problem, launch, device) * device.memory_gb_per_s * 1e9 == pytest.approx(taken, rel=0.02)
+        modeled = MODEL.memory_seconds(problem, launch, device) * device.memory_gb_per_s * 1e9
+        assert modeled == pytest.approx(taken, rel=0.02)
 
 
 PLAN = """
@@ -95,6 +87,6 @@ def test_shared_memory_is_what_the_launch_computes(tmp_path: Path) -> None:
         header = pack_bitmaps(weight, mask, 1, launch.chunk_channels).header
         words = [str(word) for word in (*header.words(), *launch.words())]
         said = subprocess.run([program, *words], capture_output=True, text=True, check=True).stdout.split()
-        assert int(said[0]) == shared_bytes(_small_map(0.1), launch, header.longest, header.longest_aligned)
+        assert int(said[0]) == MODEL.shared_bytes(_small_map(0.1), launch, header.longest, header.longest_aligned)
         units = -(-13 // launch.tile_h) * 16 * launch.warp_units  # tiles of two units a line, 16 row groups
         assert int(said[1]) == (launch.cuts * units * 16 * 8 if launch.cuts > 1 else 0)  # sums

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.bitmap.filter import unpack_bitmaps
 from tests.support.bitmap_problems import bitmap_problems
 from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
@@ -70,7 +69,7 @@ def problems() -> list[tuple[FilterCase, Tensor]]:
     for case in [case for case, expected in problems[:6] if expected.numel() and case.packed.header.nnz]:
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
         torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2] = torch.inf
-        weight, mask = unpack_bitmaps(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected = masked_conv2d_oracle(conv.x, weight, mask, None, *geometry)
         problems.append((replace(case, conv=conv), expected))

@@ -16,7 +16,6 @@ from prunekit.ops.cuda.condensed.filter import (
     FragmentHeader,
     cut_into_steps,
     pack_fragments,
-    unpack_fragments,
 )
 from prunekit.ops.cuda.condensed.op import condensed_conv2d_reference
 from tests.support.condensed_problems import condensed_problems
@@ -39,7 +38,7 @@ def test_packing_and_reading_back_gives_the_weight(dtype: torch.dtype) -> None:
         weight = case.weight.to(dtype)
         for chunk_channels in (1, 3, 16, 100):
             packed = pack_fragments(weight, case.mask, case.groups, chunk_channels)
-            unpacked, mask = unpack_fragments(packed)
+            unpacked, mask = packed.unpack()
             assert torch.equal(mask, case.mask)
             assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
             assert packed.header.nnz == int(case.mask.sum())
@@ -50,7 +49,7 @@ def test_kept_zeros_stay_kept() -> None:
     weight = torch.zeros(3, 2, 1, 1, dtype=torch.float16)
     mask = torch.tensor([[1, 0], [0, 0], [1, 1]]).view(3, 2, 1, 1) > 0
     for zeros in (weight, -weight):
-        assert torch.equal(unpack_fragments(pack_fragments(zeros, mask, 1, 4))[1], mask)
+        assert torch.equal(pack_fragments(zeros, mask, 1, 4).unpack()[1], mask)
 
 
 def test_one_condensed_filter_serves_several_cuts() -> None:
@@ -59,7 +58,7 @@ def test_one_condensed_filter_serves_several_cuts() -> None:
     condensed = condense(weight, mask)
     taps = {chunk: cut_into_steps(condensed, chunk) for chunk in (4, 30)}
     for packed in taps.values():
-        assert torch.equal(unpack_fragments(packed)[1], mask)
+        assert torch.equal(packed.unpack()[1], mask)
     assert taps[30].header.num_steps == len(condensed.columns) // 16
     assert taps[4].header.num_steps > taps[30].header.num_steps  # each chunk is padded to 16 columns
 
@@ -117,7 +116,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         places = torch.randint(x.numel(), (2,), generator=generator)
         for place, special in zip(places.tolist(), (torch.inf, torch.nan), strict=True):
             torch.as_strided(x, (x.numel(),), (1,))[place] = special
-        weight, mask = unpack_fragments(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")
@@ -159,6 +158,6 @@ def test_wrong_filters_are_refused() -> None:
             pack_fragments(*arguments)
     packed = pack_fragments(weight, mask, 1, 2)
     with pytest.raises(InputError, match="header tells of"):
-        unpack_fragments(replace(packed, rows=packed.rows[2:]))
+        replace(packed, rows=packed.rows[2:]).unpack()
     with pytest.raises(InputError, match="9 numbers"):
         FragmentHeader.read([1, 2, 3])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.condensed.filter import pack_fragments, unpack_fragments
+from prunekit.ops.cuda.condensed.filter import pack_fragments
 from tests.support.condensed_problems import condensed_problems
 from tests.support.emulated_kernels import COMPILER, Convolution, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
@@ -56,8 +56,8 @@ MUTANTS = {
     ),
     "every slice runs all steps": (
         KERNEL,
-        "int step = first; step < count; step += conv.slices) {\n    const int4",
-        "int step = 0; step < count; step += 1) {\n    const int4",
+        "int step = first; step < count; step += conv.slices) {\n      const int4",
+        "int step = 0; step < count; step += 1) {\n      const int4",
         "",
     ),
     "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
@@ -128,7 +128,7 @@ def problems() -> list[tuple[FilterCase, Tensor]]:
     for case in specials:
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
         torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2 | 1] = torch.inf
-        weight, mask = unpack_fragments(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected = masked_conv2d_oracle(conv.x, weight, mask, None, *geometry)
         problems.append((replace(case, conv=conv), expected))

@@ -157,21 +157,25 @@ int main() {
   auto records = smallest<prunekit::RecordConv>();
   records.tile_h = 4, records.lanes = records.lanes_w = 1;
   const int64_t record_header[prunekit::RECORD_HEADER_WORDS] = {8, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2};
-  std::puts(prunekit::launch_record_conv2d(records, record_header, nullptr).c_str());
+  const auto plan = prunekit::plan_record_launch(records, record_header);
+  std::puts(prunekit::launch_record_conv2d(records, plan, record_header, false, nullptr).c_str());
   auto fragments = smallest<prunekit::CondensedConv>();
   fragments.warp_units = 4, fragments.tile_h = fragments.units_w = fragments.pixel_warps = fragments.slices = 1;
   const int64_t fragment_header[prunekit::FRAGMENT_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0};
   for (const bool is_bfloat16 : {false, true}) {
-    std::puts(prunekit::launch_condensed_conv2d(fragments, is_bfloat16, fragment_header, nullptr).c_str());
+    const auto plan = prunekit::plan_condensed_launch(fragments, fragment_header);
+    std::puts(prunekit::launch_condensed_conv2d(fragments, plan, fragment_header, is_bfloat16, nullptr).c_str());
   }
   auto bitmaps = smallest<prunekit::BitmapConv>();
   bitmaps.warp_units = 8, bitmaps.tile_h = bitmaps.units_w = bitmaps.pixel_warps = bitmaps.slices = bitmaps.cuts = 1;
   const int64_t bitmap_header[prunekit::BITMAP_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0};
-  const auto plan = prunekit::plan_bitmap_launch(bitmaps, bitmap_header);
-  std::puts(prunekit::launch_bitmap_conv2d(bitmaps, plan, false, nullptr).c_str());
+  const auto bitmap_plan = prunekit::plan_bitmap_launch(bitmaps, bitmap_header);
+  std::puts(prunekit::launch_bitmap_conv2d(bitmaps, bitmap_plan, bitmap_header, false, nullptr).c_str());
   fragments.warp_units = 8;
   const int64_t sparse_header[prunekit::SEMI_STRUCTURED_HEADER_WORDS] = {16, 1, 1, 1, 1, 1, 0, 0, 0, 1};
-  std::puts(prunekit::launch_semi_structured_conv2d(fragments, false, sparse_header, nullptr).c_str());
+  const auto sparse_plan = prunekit::plan_semi_structured_launch(fragments, sparse_header);
+  std::puts(
+      prunekit::launch_semi_structured_conv2d(fragments, sparse_plan, sparse_header, false, nullptr).c_str());
 }
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.record.filter import RecordHeader, pack_records, unpack_records, window_taps
+from prunekit.ops.cuda.record.filter import RecordHeader, pack_records, window_taps
 from prunekit.ops.cuda.record.op import record_conv2d_reference
 from tests.support.conv_cases import random_cases
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, compile_all, emulate
@@ -31,7 +31,7 @@ def test_packing_and_reading_back_gives_the_weight() -> None:
         taps = window_taps(weight.shape[2:], case.stride, case.dilation)
         for chunk_channels, slices in ((4, 1), (12, 2), (100, 5)) if taps == 2 else ((1, 1), (3, 2), (100, 5)):
             packed = pack_records(weight, case.mask, case.groups, taps, chunk_channels, slices)
-            unpacked, mask = unpack_records(packed)
+            unpacked, mask = packed.unpack()
             assert torch.equal(mask, case.mask)
             assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
             assert packed.header.nnz == int(case.mask.sum())
@@ -106,6 +106,6 @@ def test_wrong_filters_are_refused() -> None:
             pack_records(*arguments)
     packed = pack_records(weight, mask, 1, 9, 2, 1)
     with pytest.raises(InputError, match="header tells of"):
-        unpack_records(replace(packed, records=packed.records[2:]))
+        replace(packed, records=packed.records[2:]).unpack()
     with pytest.raises(InputError, match="11 numbers"):
         RecordHeader.read([1, 2, 3])

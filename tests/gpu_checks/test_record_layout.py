@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunekit.ops.cuda.devices import GPUS
-from prunekit.ops.cuda.record.cost import TILE_W, RecordLaunch, RecordProblem, best_launches, tile_layout
+from prunekit.ops.cuda.record.cost import MODEL, TILE_W, RecordLaunch, RecordProblem, tile_layout
 
 _BANKS, _LANES = 32, 16  # 16 lanes load 8 bytes each at a time
 
@@ -46,6 +46,6 @@ def test_the_skew_costs_little_memory() -> None:
     for size, channels in ((52, 128), (26, 256), (13, 512)):
         problem = RecordProblem(2 * channels, channels, (3, 3), 1, 0.1, 1, (size, size), padding=(1, 1))
         for gpu in GPUS.values():
-            (launch,) = best_launches(problem, gpu, 1)
+            (launch,) = MODEL.best_launches(problem, gpu, 1)
             lines, pitch, _, plane = (int(n) for n in tile_layout(problem, launch))
             assert lines * pitch <= plane <= 1.25 * lines * pitch

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prunekit.ops.cuda.semi_structured.filter import unpack_semi_structured
 from tests.support.emulated_kernels import COMPILER, Build, EmulationError, FilterCase, emulate
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from tests.support.semi_structured_problems import semi_structured_problems
@@ -35,7 +34,7 @@ def test_a_dropped_weight_contributes_nothing_to_inf_and_nan() -> None:
         places = torch.randint(x.numel(), (2,), generator=generator)
         for place, special in zip(places.tolist(), (torch.inf, torch.nan), strict=True):
             torch.as_strided(x, (x.numel(),), (1,))[place] = special
-        weight, mask = unpack_semi_structured(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         expected.append(masked_conv2d_oracle(x, weight, mask, None, *geometry))
         plain = replace(conv, x=x, bias=None, residual=None, activation="none")

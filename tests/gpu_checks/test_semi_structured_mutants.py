@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit.ops.cuda.semi_structured import filter as semi_structured_filter
 from prunekit.ops.cuda.semi_structured import quad_order
-from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured, unpack_semi_structured
+from prunekit.ops.cuda.semi_structured.filter import pack_semi_structured
 from tests.support.emulated_kernels import COMPILER, FilterCase
 from tests.support.oracles import masked_conv2d_oracle
 from tests.support.planted_bugs import all_caught
@@ -64,7 +64,7 @@ def _problems() -> list[tuple[FilterCase, Tensor]]:
             continue
         conv = replace(case.conv, x=case.conv.x.clone(), bias=None, residual=None, activation="none")
         torch.as_strided(conv.x, (conv.x.numel(),), (1,))[conv.x.numel() // 2] = torch.inf
-        weight, mask = unpack_semi_structured(case.packed)
+        weight, mask = case.packed.unpack()
         geometry = conv.stride, conv.padding, conv.dilation, case.packed.header.groups
         problems.append((replace(case, conv=conv), masked_conv2d_oracle(conv.x, weight, mask, None, *geometry)))
     return problems
@@ -98,5 +98,5 @@ def test_a_weight_lost_in_packing_is_seen(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(semi_structured_filter, "order_columns", planted["order_columns"])
     weight = torch.randn(32, 16, 3, 3).half()
     mask = torch.rand(weight.shape) < 0.4
-    unpacked, read = unpack_semi_structured(pack_semi_structured(weight, mask, 1, 16, 1))
+    unpacked, read = pack_semi_structured(weight, mask, 1, 16, 1).unpack()
     assert not (torch.equal(read, mask) and torch.equal(unpacked, torch.where(mask, weight, 0)))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.condensed.cost import MODEL as CONDENSED
 from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.devices import GPUS
-from prunekit.ops.cuda.record import cost as record_cost
+from prunekit.ops.cuda.record.cost import MODEL as RECORD
 from prunekit.ops.cuda.record.cost import RecordProblem
-from prunekit.ops.cuda.semi_structured import cost as semi_structured_cost
+from prunekit.ops.cuda.semi_structured.cost import MODEL as SEMI_STRUCTURED
 from tests.support import ROOT
 from tests.support.emulated_kernels import COMPILER
 
@@ -51,21 +51,21 @@ def _line(is_record: bool, problem: RecordProblem | CondensedProblem, chunk: int
 def test_both_formulas_give_the_same_bytes(program: Path) -> None:
     lines, expected = [], []
     for problem, draw in _problems(60):
-        for launch in draw.sample(list(record_cost.launches(problem, 96 << 10)), 5):
+        for launch in draw.sample(list(RECORD.launches(problem, 96 << 10)), 5):
             longest = 2 * draw.randint(0, 400)
             cut = [*launch.words(), launch.slices, problem.window_taps, 0]
             lines.append(_line(True, problem, launch.chunk_channels, longest, cut))
-            expected.append(record_cost.shared_bytes(problem, launch, longest))
+            expected.append(RECORD.shared_bytes(problem, launch, longest))
         here = CondensedProblem.of(problem)
-        for launch_16 in draw.sample(list(condensed_cost.launches(here, 96 << 10)), 5):
+        for launch_16 in draw.sample(list(CONDENSED.launches(here, 96 << 10)), 5):
             longest = draw.randint(0, 100)
             lines.append(_line(False, here, launch_16.chunk_channels, longest, [*launch_16.words(), 0]))
-            expected.append(condensed_cost.shared_bytes(here, launch_16, longest))
-        for sparse in draw.sample(semi_structured_cost.best_launches(here, GPUS["a100"], 200), 5):
+            expected.append(CONDENSED.shared_bytes(here, launch_16, longest))
+        for sparse in draw.sample(SEMI_STRUCTURED.best_launches(here, GPUS["a100"], 200), 5):
             longest = draw.randint(0, 100)
             cut = [*sparse.words(), sparse.fragments]
             lines.append(_line(False, here, sparse.chunk_channels, longest, cut))
-            expected.append(semi_structured_cost.shared_bytes(here, sparse, longest))
+            expected.append(SEMI_STRUCTURED.shared_bytes(here, sparse, longest))
     done = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=True)
     assert list(map(int, done.stdout.split())) == expected
     assert len(expected) == 900
@@ -75,7 +75,7 @@ def test_chosen_cuts_fit_their_device() -> None:
     for problem, draw in _problems(20):
         gpu = draw.choice(list(GPUS.values()))
         here = CondensedProblem.of(problem)
-        for launch in record_cost.best_launches(problem, gpu, 3):
-            assert record_cost.shared_bytes(problem, launch) <= gpu.shared_bytes
-        for launch_16 in condensed_cost.best_launches(here, gpu, 3):
-            assert condensed_cost.shared_bytes(here, launch_16) <= gpu.shared_bytes
+        for launch in RECORD.best_launches(problem, gpu, 3):
+            assert RECORD.shared_bytes(problem, launch) <= gpu.shared_bytes
+        for launch_16 in CONDENSED.best_launches(here, gpu, 3):
+            assert CONDENSED.shared_bytes(here, launch_16) <= gpu.shared_bytes

@@ -32,7 +32,7 @@ from prunekit.ops.cuda.condensed.op import CondensedKernel
 from prunekit.ops.cuda.devices import GPUS, Gpu
 from prunekit.ops.cuda.plan import ConvPlan, forward_job
 from prunekit.ops.cuda.problem import ConvProblem
-from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, best_launches
+from prunekit.ops.cuda.record.cost import MODEL, RecordLaunch, RecordProblem
 from prunekit.ops.cuda.registry import SPARSE_KERNELS
 from tests.support.emulated_dispatch import EmulatedGpu, dispatched
 from tests.support.sparse_choices import HALF_KERNELS
@@ -180,7 +180,7 @@ def test_an_empty_mask_has_a_choice() -> None:
 
 def test_a_measurement_wins_over_the_model_unless_its_cut_does_not_fit() -> None:
     gpu, cache = GPUS["rtx-2070-super"], KernelCache(None)
-    (launch,) = best_launches(LAYER, gpu, 1)
+    (launch,) = MODEL.best_launches(LAYER, gpu, 1)
     key = key_of(LAYER, FLOAT, gpu, False, "inference")
     cache.put(key, KernelTimes("record", launch, 2e-4, 1e-4))
     choice = choose_kernel(replace(LAYER, density=0.0501), FLOAT, gpu, allow_tf32=False, cache=cache)

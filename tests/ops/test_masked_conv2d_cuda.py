@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import prunekit
 from prunekit.nn import MaskedConv2d
 from prunekit.ops.cuda import dispatch as cuda
-from prunekit.ops.cuda.bitmap.filter import bitmap_packer, pack_bitmaps, unpack_bitmaps
+from prunekit.ops.cuda.bitmap.filter import bitmap_packer, pack_bitmaps
 from prunekit.ops.cuda.condensed.filter import fragment_packer, pack_fragments
 from prunekit.ops.cuda.devices import GPUS
 from prunekit.ops.cuda.packed_filter import PackedFilter
@@ -244,7 +244,7 @@ def test_half_precision_weights_fill_their_pattern_as_packing_them_does() -> Non
             assert torch.equal(bitmaps.records, packed.records)
             # Values that fill a run up are any; elsewhere a kept -0.0 stays one, as the bitmap says what is kept.
             assert torch.equal(bitmaps.weight(), packed.weight())
-            assert torch.equal(unpack_bitmaps(bitmaps)[1], case.mask)
+            assert torch.equal(bitmaps.unpack()[1], case.mask)
 
 
 def _bits(packed: PackedFilter) -> list[Tensor]:

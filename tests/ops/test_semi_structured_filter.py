@@ -17,7 +17,6 @@ from prunekit.ops.cuda.semi_structured.filter import (
     SemiStructuredHeader,
     cover_columns,
     pack_semi_structured,
-    unpack_semi_structured,
 )
 from prunekit.ops.cuda.semi_structured.op import semi_structured_conv2d_reference
 from tests.support.conv_cases import random_cases
@@ -34,7 +33,7 @@ def test_packing_and_reading_back_gives_the_weight(dtype: torch.dtype) -> None:
         weight, fragments = case.weight.to(dtype), FRAGMENTS[number % 3]
         for chunk_channels in (1, 3, 16):
             packed = pack_semi_structured(weight, case.mask, case.groups, chunk_channels, fragments)
-            unpacked, mask = unpack_semi_structured(packed)
+            unpacked, mask = packed.unpack()
             assert torch.equal(mask, case.mask)
             assert torch.equal(unpacked, torch.where(case.mask, weight, 0))
             # Once each: places that hold a weight are as many as the weights.
@@ -46,7 +45,7 @@ def test_kept_zeros_stay_kept() -> None:
     weight = torch.zeros(3, 2, 1, 1, dtype=torch.float16)
     mask = torch.tensor([[1, 0], [0, 0], [1, 1]]).view(3, 2, 1, 1) > 0
     for zeros in (weight, -weight):
-        assert torch.equal(unpack_semi_structured(pack_semi_structured(zeros, mask, 1, 4, 1))[1], mask)
+        assert torch.equal(pack_semi_structured(zeros, mask, 1, 4, 1).unpack()[1], mask)
 
 
 def _packed(density: float, fragments: int, chunk: int = 32) -> SemiStructuredFilter:
@@ -82,7 +81,7 @@ def test_one_condensed_filter_serves_several_covers() -> None:
     mask = torch.rand(weight.shape) < 0.15
     condensed = condense(weight, mask, 2)
     for chunk, fragments in ((4, 1), (30, 2), (7, 4)):
-        assert torch.equal(unpack_semi_structured(cover_columns(condensed, chunk, fragments))[1], mask)
+        assert torch.equal(cover_columns(condensed, chunk, fragments).unpack()[1], mask)
 
 
 def test_the_reference_agrees_with_the_oracle() -> None:
@@ -115,6 +114,6 @@ def test_wrong_filters_are_refused() -> None:
             pack_semi_structured(*arguments)
     packed = pack_semi_structured(weight, mask, 1, 2, 2)
     with pytest.raises(InputError, match="header tells of"):
-        unpack_semi_structured(replace(packed, metadata=packed.metadata[1:]))
+        replace(packed, metadata=packed.metadata[1:]).unpack()
     with pytest.raises(InputError, match="10 numbers"):
         SemiStructuredHeader.read([1, 2, 3])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
-from tests.support.rooms import OWN_MODELS, ROOMS
+from tests.support.rooms import ROOMS
 
 MODULES = sorted((ROOT / "prunekit").rglob("*.py"))
 
@@ -33,7 +33,7 @@ def test_imports_point_one_way(path: Path) -> None:
         return
     assert room in ROOMS, f"{room} has no place in the order of rooms: {ROOMS}"
     allowed = set(ROOMS[: ROOMS.index(room) + 1])
-    own = {name for name in imported_modules(path) - OWN_MODELS.get(room, set()) if name.startswith("prunekit.")}
+    own = {name for name in imported_modules(path) if name.startswith("prunekit.")}
     assert {name.split(".")[1] for name in own} <= allowed
 
 

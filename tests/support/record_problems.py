@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.record.cost import RecordLaunch, RecordProblem, launches, shared_bytes
+from prunekit.ops.cuda.record.cost import MODEL, RecordLaunch, RecordProblem
 from prunekit.ops.cuda.record.filter import pack_records, window_taps
 from prunekit.ops.memory_format import conv_memory_format
 from tests.support.emulated_kernels import Convolution, FilterCase
@@ -101,14 +101,14 @@ def _size(y: Tensor) -> tuple[int, int]:
 
 def _draw_launch(problem: RecordProblem, draw: random.Random) -> RecordLaunch:
     """Any cut that fits, few warps more often than many: emulated threads take their time."""
-    choices = list(launches(problem, _SHARED_BYTES))
+    choices = list(MODEL.launches(problem, _SHARED_BYTES))
     assert choices, problem
     few = [launch for launch in choices if launch.warps <= draw.choice((2, 4, 12))]
-    chosen = draw.choice(few or choices)
+    chosen: RecordLaunch = draw.choice(few or choices)
     # The model asks for runs that cut a band evenly; the kernel takes any.
     lanes_w = draw.randint(1, -(-problem.size[1] // 2))
     uneven = replace(chosen, lanes=draw.randint(-(-chosen.lanes // 2), chosen.lanes), lanes_w=lanes_w)
-    if draw.random() < 0.6 and shared_bytes(problem, uneven) <= _SHARED_BYTES:
+    if draw.random() < 0.6 and MODEL.shared_bytes(problem, uneven) <= _SHARED_BYTES:
         chosen = uneven
-    assert shared_bytes(problem, chosen) <= _SHARED_BYTES
+    assert MODEL.shared_bytes(problem, chosen) <= _SHARED_BYTES
     return chosen

@@ -15,5 +15,3 @@ STUDY = [
     "report", "console", "benchmark", "doctor", "demo", "cli",
 ]  # fmt: skip
 ROOMS = [*LIBRARY, *STUDY]
-#: Modules of the study that a library room may name: detectors, which a compacted model's file says it holds.
-OWN_MODELS = {"compaction": {"prunekit.detection.yolov3"}}

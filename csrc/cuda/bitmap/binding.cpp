@@ -13,15 +13,15 @@ struct BitmapOp {
 
   static bool is_sound(const int64_t* header) { return true; }
   static auto tensors(Conv& conv, const int64_t* header) { return bitmap_tensors(conv, header); }
-  static std::string launch(Conv& conv, const Tensor& x, const int64_t* header, bool is_bfloat16, void* stream) {
-    const BitmapLaunch plan = plan_bitmap_launch(conv, header);
-    Tensor workspace = x;
+  static GridLaunch plan(Conv& conv, Tensor& workspace, const int64_t* header) {
+    const GridLaunch plan = plan_bitmap_launch(conv, header);
     if (plan.refusal.empty() && workspace_size(conv) > 0) {
-      workspace = torch::stable::new_empty(x, {workspace_size(conv)}, ScalarType::Float);
+      workspace = torch::stable::new_empty(workspace, {workspace_size(conv)}, ScalarType::Float);
       conv.workspace = workspace.mutable_data_ptr<float>();
     }
-    return launch_bitmap_conv2d(conv, plan, is_bfloat16, stream);
+    return plan;
   }
+  static constexpr auto& launch = launch_bitmap_conv2d;
 };
 
 PRUNEKIT_CONV_OP(BitmapOp)

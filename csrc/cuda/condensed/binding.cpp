@@ -13,9 +13,10 @@ struct CondensedOp {
 
   static bool is_sound(const int64_t* header) { return true; }
   static auto tensors(Conv& conv, const int64_t* header) { return condensed_tensors(conv, header); }
-  static std::string launch(Conv& conv, const Tensor& x, const int64_t* header, bool is_bfloat16, void* stream) {
-    return launch_condensed_conv2d(conv, is_bfloat16, header, stream);
+  static GridLaunch plan(Conv& conv, Tensor& workspace, const int64_t* header) {
+    return plan_condensed_launch(conv, header);
   }
+  static constexpr auto& launch = launch_condensed_conv2d;
 };
 
 PRUNEKIT_CONV_OP(CondensedOp)

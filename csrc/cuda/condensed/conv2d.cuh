@@ -54,66 +54,56 @@ struct CondensedSteps {
   template <bool IS_BFLOAT16, int UNITS>
   static __device__ __forceinline__ void run(
       const CondensedConv& conv, const CondensedChunk& here, int row_group, int first, int count,
-      const int (&offset)[UNITS / 2], float (&sum)[1][UNITS][4]);
+      const int (&offset)[UNITS / 2], float (&sum)[1][UNITS][4]) {
+    const int4* steps = here.steps + row_group * conv.longest * 32;
+    const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
+    const int lane = threadIdx.x % 32;
+    const device::SharedAddress base = device::shared_address(here.inputs);
+    for (int step = first; step < count; step += conv.slices) {
+      const int4 weights = steps[step * 32 + lane];
+      const device::SharedAddress tap = base + taps[step * STEP_COLUMNS + lane % STEP_COLUMNS];
+#pragma unroll
+      for (int pair = 0; pair < UNITS / 2; ++pair) {
+        uint32_t input[4];
+        device::load_matrices_transposed(input, tap + offset[pair]);
+        device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair], weights, input[0], input[1]);
+        device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair + 1], weights, input[2], input[3]);
+      }
+    }
+  }
 
   // The same, weight by weight and kept ones only: for inputs with inf and nan.
   template <bool IS_BFLOAT16, int UNITS>
   static __device__ __forceinline__ void run_one_by_one(
       const CondensedConv& conv, const CondensedChunk& here, int row_group, int first, int count,
-      const UnitPlace& first_place, float (&sum)[1][UNITS][4]);
-};
-
-template <bool IS_BFLOAT16, int UNITS>
-__device__ __forceinline__ void CondensedSteps::run(
-    const CondensedConv& conv, const CondensedChunk& here, int row_group, int first, int count,
-    const int (&offset)[UNITS / 2], float (&sum)[1][UNITS][4]) {
-  const int4* steps = here.steps + row_group * conv.longest * 32;
-  const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
-  const int lane = threadIdx.x % 32;
-  const device::SharedAddress base = device::shared_address(here.inputs);
-  for (int step = first; step < count; step += conv.slices) {
-    const int4 weights = steps[step * 32 + lane];
-    const device::SharedAddress tap = base + taps[step * STEP_COLUMNS + lane % STEP_COLUMNS];
-#pragma unroll
-    for (int pair = 0; pair < UNITS / 2; ++pair) {
-      uint32_t input[4];
-      device::load_matrices_transposed(input, tap + offset[pair]);
-      device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair], weights, input[0], input[1]);
-      device::multiply_add<IS_BFLOAT16>(sum[0][2 * pair + 1], weights, input[2], input[3]);
-    }
-  }
-}
-
-template <bool IS_BFLOAT16, int UNITS>
-__device__ __forceinline__ void CondensedSteps::run_one_by_one(
-    const CondensedConv& conv, const CondensedChunk& here, int row_group, int first, int count,
-    const UnitPlace& first_place, float (&sum)[1][UNITS][4]) {
-  const int4* steps = here.steps + row_group * conv.longest * 32;
-  const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
-  const int lane = threadIdx.x % 32;
+      const UnitPlace& first_place, float (&sum)[1][UNITS][4]) {
+    const int4* steps = here.steps + row_group * conv.longest * 32;
+    const int32_t* taps = here.taps + row_group * conv.longest * STEP_COLUMNS;
+    const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int step = first; step < count; step += conv.slices) {
+    for (int step = first; step < count; step += conv.slices) {
 #pragma unroll 1
-    for (int column = 0; column < STEP_COLUMNS; ++column) {
-      const int holder = lane / 4 * 4 + column % 8 / 2, half = column / 8 * 4 + column % 2;
-      const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + half;
-      const unsigned char* tap =
-          reinterpret_cast<const unsigned char*>(here.inputs) + taps[step * STEP_COLUMNS + column];
-      UnitPlace place = first_place;
+      for (int column = 0; column < STEP_COLUMNS; ++column) {
+        const int holder = lane / 4 * 4 + column % 8 / 2, half = column / 8 * 4 + column % 2;
+        const uint16_t* weights = reinterpret_cast<const uint16_t*>(steps + step * 32 + holder) + half;
+        const unsigned char* tap =
+            reinterpret_cast<const unsigned char*>(here.inputs) + taps[step * STEP_COLUMNS + column];
+        UnitPlace place = first_place;
 #pragma unroll
-      for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
-        const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + place.offset(conv));
+        for (int unit = 0; unit < UNITS; ++unit, place.step(conv)) {
+          const uint16_t* from = reinterpret_cast<const uint16_t*>(tap + place.offset(conv));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint16_t weight = weights[i / 2 * 2], input = from[lane % 4 * 2 + i % 2];
-          if (weight != DROPPED) {
-            sum[0][unit][i] += device::widen<IS_BFLOAT16>(weight) * device::widen<IS_BFLOAT16>(input);
+          for (int i = 0; i < 4; ++i) {
+            const uint16_t weight = weights[i / 2 * 2], input = from[lane % 4 * 2 + i % 2];
+            if (weight != DROPPED) {
+              sum[0][unit][i] += device::widen<IS_BFLOAT16>(weight) * device::widen<IS_BFLOAT16>(input);
+            }
           }
         }
       }
     }
   }
-}
+};
 
 // Add the slices' sums into slice 0's, through shared memory, in the order of slices.
 template <int FRAGMENTS, int UNITS>

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 
 #include "condensed/filter.h"
 
@@ -105,27 +104,21 @@ inline void join_lines(CondensedConv& conv) {
   }
 }
 
-struct CondensedLaunch {
-  unsigned grid_x, grid_y, threads;
-  int64_t shared_bytes;
-  std::string refusal;  // why the kernel cannot run like this, or empty
-};
-
 // Fill what follows from the header and the block's choice; the sizes, strides and choices of CondensedConv are set.
-inline CondensedLaunch plan_condensed_launch(
-    CondensedConv& conv, const int64_t* header, const StepLayout& step = CONDENSED_STEP) {
+// `run_bytes` is what the longest run takes in shared memory, and `is_known` whether there is a kernel for the choice.
+inline GridLaunch plan_block(
+    CondensedConv& conv, const int64_t* header, int64_t fragments, int64_t run_bytes, bool is_known) {
   const int64_t groups = header[FRAGMENT_GROUPS];
   conv.group_channels = header[FRAGMENT_GROUP_CHANNELS];
-  conv.num_row_groups = ceil_div(header[FRAGMENT_OUT_CHANNELS] / groups, FRAGMENT_ROWS * step.fragments);
+  conv.num_row_groups = ceil_div(header[FRAGMENT_OUT_CHANNELS] / groups, FRAGMENT_ROWS * fragments);
   conv.chunk_channels = header[FRAGMENT_CHUNK_CHANNELS];
   conv.num_chunks = ceil_div(conv.group_channels, conv.chunk_channels);
   conv.kernel_h = header[FRAGMENT_KERNEL_H];
   conv.kernel_w = header[FRAGMENT_KERNEL_W];
   conv.longest = header[FRAGMENT_LONGEST];
   join_lines(conv);
-  const bool is_choice = (conv.warp_units == 4 || conv.warp_units == 8) && conv.tile_h > 0 && conv.units_w > 0 &&
-      conv.pixel_warps > 0 && conv.block_row_groups > 0 && conv.slices > 0 &&
-      (conv.buffers == 1 || conv.buffers == 2) &&
+  const bool is_choice = is_known && conv.tile_h > 0 && conv.units_w > 0 && conv.pixel_warps > 0 &&
+      conv.block_row_groups > 0 && conv.slices > 0 && (conv.buffers == 1 || conv.buffers == 2) &&
       int64_t{conv.tile_h} * conv.units_w <= int64_t{conv.warp_units} * conv.pixel_warps;
   const int64_t warps = int64_t{conv.pixel_warps} * conv.block_row_groups * conv.slices;
   if (!is_choice || warps > MAX_CONDENSED_WARPS) {
@@ -136,9 +129,9 @@ inline CondensedLaunch plan_condensed_launch(
   // An odd number of units, so that planes begin in all banks in turn.
   const int64_t plane = plane_h * conv.units_w | 1;
   const int64_t inputs = 16 * plane * conv.kernel_w * conv.chunk_channels;
-  const int64_t filter = int64_t{16} * step.size() * conv.longest * conv.block_row_groups;
+  const int64_t filter = run_bytes * conv.block_row_groups;
   // Slices are added through the same memory.
-  const int64_t sums = int64_t{4} * 4 * conv.warp_units * step.fragments * 32 * (warps - warps / conv.slices);
+  const int64_t sums = int64_t{4} * 4 * conv.warp_units * fragments * 32 * (warps - warps / conv.slices);
   const int64_t shared_bytes = conv.buffers * (inputs + filter) > sums ? conv.buffers * (inputs + filter) : sums;
   if (plane_h > (1 << 20) || shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};
@@ -155,8 +148,14 @@ inline CondensedLaunch plan_condensed_launch(
       static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
 }
 
-// Run on CUDA's current device and `stream` (a cudaStream_t); `conv` holds all but what plan_condensed_launch fills.
-// Returns why it could not be launched, or an empty text.
-std::string launch_condensed_conv2d(CondensedConv conv, bool is_bfloat16, const int64_t* header, void* stream);
+inline GridLaunch plan_condensed_launch(CondensedConv& conv, const int64_t* header) {
+  const int64_t run_bytes = int64_t{16} * CONDENSED_STEP.size() * header[FRAGMENT_LONGEST];
+  return plan_block(conv, header, 1, run_bytes, conv.warp_units == 4 || conv.warp_units == 8);
+}
+
+// Run on CUDA's current device and `stream` (a cudaStream_t), as it was planned. Returns why it could not be launched, or
+// an empty text.
+std::string launch_condensed_conv2d(
+    const CondensedConv& conv, const GridLaunch& launch, const int64_t* header, bool is_bfloat16, void* stream);
 
 }  // namespace prunekit

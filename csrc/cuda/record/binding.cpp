@@ -13,9 +13,10 @@ struct RecordOp {
 
   static bool is_sound(const int64_t* header) { return header[RECORD_SLICES] > 0 && header[RECORD_WINDOW_TAPS] > 0; }
   static auto tensors(Conv& conv, const int64_t* header) { return record_tensors(conv, header); }
-  static std::string launch(Conv& conv, const Tensor& x, const int64_t* header, bool is_bfloat16, void* stream) {
-    return launch_record_conv2d(conv, header, stream);
+  static GridLaunch plan(Conv& conv, Tensor& workspace, const int64_t* header) {
+    return plan_record_launch(conv, header);
   }
+  static constexpr auto& launch = launch_record_conv2d;
 };
 
 PRUNEKIT_CONV_OP(RecordOp)

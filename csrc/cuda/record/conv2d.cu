@@ -4,11 +4,8 @@
 
 namespace prunekit {
 
-std::string launch_record_conv2d(RecordConv conv, const int64_t* header, void* stream) {
-  const RecordLaunch launch = plan_record_launch(conv, header);
-  if (!launch.refusal.empty()) {
-    return launch.refusal;
-  }
+std::string launch_record_conv2d(
+    const RecordConv& conv, const GridLaunch& launch, const int64_t* header, bool is_bfloat16, void* stream) {
   const RecordWindow window =
       RecordWindow::of(conv, header[RECORD_KERNEL_H], header[RECORD_KERNEL_W], header[RECORD_WINDOW_TAPS]);
   std::string problem;

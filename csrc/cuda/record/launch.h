@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <numeric>
-#include <string>
 
 #include "record/filter.h"
 
@@ -132,14 +131,8 @@ inline void lay_out_tile(RecordConv& conv, int64_t width, int window_stride) {
   }
 }
 
-struct RecordLaunch {
-  unsigned grid_x, grid_y, threads;
-  int64_t shared_bytes;
-  std::string refusal;  // why the kernel cannot run like this, or empty
-};
-
 // Fill what follows from the header, the kernel's size and the block's choice; RecordConv's own sizes are set.
-inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
+inline GridLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
   const int kernel_h = header[RECORD_KERNEL_H], kernel_w = header[RECORD_KERNEL_W];
   conv.groups = header[RECORD_GROUPS];
   conv.group_channels = header[RECORD_GROUP_CHANNELS];
@@ -219,8 +212,8 @@ inline RecordLaunch plan_record_launch(RecordConv& conv, const int64_t* header) 
       static_cast<unsigned>(tiles), static_cast<unsigned>(rows), static_cast<unsigned>(32 * warps), shared_bytes, ""};
 }
 
-// Run on CUDA's current device and `stream` (a cudaStream_t); `conv` holds all but what plan_record_launch fills.
-// Returns why it could not be launched, or an empty text.
-std::string launch_record_conv2d(RecordConv conv, const int64_t* header, void* stream);
+// Run as `launch_condensed_conv2d` of condensed/launch.h does; the kernel is for float32 only.
+std::string launch_record_conv2d(
+    const RecordConv& conv, const GridLaunch& launch, const int64_t* header, bool is_bfloat16, void* stream);
 
 }  // namespace prunekit

@@ -17,9 +17,10 @@ struct SemiStructuredOp {
     return fragments == 1 || fragments == 2 || fragments == 4;
   }
   static auto tensors(Conv& conv, const int64_t* header) { return semi_structured_tensors(conv, header); }
-  static std::string launch(Conv& conv, const Tensor& x, const int64_t* header, bool is_bfloat16, void* stream) {
-    return launch_semi_structured_conv2d(conv, is_bfloat16, header, stream);
+  static GridLaunch plan(Conv& conv, Tensor& workspace, const int64_t* header) {
+    return plan_semi_structured_launch(conv, header);
   }
+  static constexpr auto& launch = launch_semi_structured_conv2d;
 };
 
 PRUNEKIT_CONV_OP(SemiStructuredOp)

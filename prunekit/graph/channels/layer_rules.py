@@ -16,34 +16,25 @@ from torch import Tensor, fx, nn
 
 from prunekit.graph.channels.channel_flow import ChannelFlow, Equal, Layer, require, rule
 from prunekit.graph.channels.values import Value, channels, finite_or_nan, unknown
-from prunekit.graph.nodes import arguments, layer_name, readers, shape_of, source
+from prunekit.graph.nodes import arguments, layer_name, operator_name, readers, shape_of, source
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(flow: ChannelFlow, node: fx.Node) -> Value:
-    """Read a convolution."""
-    a = arguments(node)
+    """Read a convolution; of a transposed one, how many taps meet at a pixel depends on the place, as beside zeros."""
+    a, transposed = arguments(node), "transpose" in operator_name(node)
     value = flow.value(a["input"])
     name, module = _owner(flow, a["weight"], a["bias"], node)
-    require(not getattr(module, "transposed", False), "is not a convolution's own")
-    require(_is_plain(flow, node, module) or a["groups"] == 1, "works in groups in a forward of its own")
+    require(getattr(module, "transposed", transposed) == transposed, "is not a convolution's own")
+    if transposed:
+        require(a["groups"] == 1, "works in groups")
+    else:
+        require(_is_plain(flow, node, module) or a["groups"] == 1, "works in groups in a forward of its own")
     require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
     require(value.dim in (None, 1), "reads channels from another dimension than the second")
     own = a["padding"] == "same" or (not isinstance(a["padding"], str) and any(_as_list(a["padding"])))
-    return _layer(flow, node, name, module, value, 1, pads=bool(own) or value.framed, a=a)
-
-
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed_convolution(flow: ChannelFlow, node: fx.Node) -> Value:
-    """Read a transposed convolution: how many taps meet at a pixel depends on the place, as with zeros beside it."""
-    a = arguments(node)
-    value = flow.value(a["input"])
-    name, module = _owner(flow, a["weight"], a["bias"], node)
-    require(getattr(module, "transposed", True), "is not a convolution's own")
-    require(a["groups"] == 1, "works in groups")
-    require(len(value.shape) == module.weight.dim(), "reads images without a batch dimension")
-    require(value.dim in (None, 1), "reads channels from another dimension than the second")
-    return _layer(flow, node, name, module, value, 1, pads=True, a=a, transposed=True)
+    pads = transposed or bool(own) or value.framed
+    return _layer(flow, node, name, module, value, 1, pads=pads, a=a, transposed=transposed)
 
 
 @rule("linear")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -69,3 +71,17 @@ class Units:
         for label, reason in reasons.items():
             found.setdefault(self.find(label), reason)
         return found
+
+
+def sharing(units: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Return the names in groups that share units, all in the order of `units`."""
+    members: dict[int, list[str]] = {}
+    group_of: dict[int, int] = {}
+    for number, (name, own) in enumerate(units.items()):
+        met = {group_of[unit] for unit in own if unit in group_of}
+        members[number] = [other for group in met for other in members.pop(group)] + [name]
+        group_of = {unit: number if group in met else group for unit, group in group_of.items()}
+        group_of.update(dict.fromkeys(own, number))
+    order = {name: at for at, name in enumerate(units)}
+    groups = (sorted(names, key=order.__getitem__) for names in members.values())
+    return sorted(groups, key=lambda names: order[names[0]])

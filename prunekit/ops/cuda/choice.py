@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prunekit.comparison import check_within
 from prunekit.ops.cuda.cache import KernelCache, KernelKey, KernelTimes
+from prunekit.ops.cuda.cost_model import LAUNCH_SECONDS
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
 from prunekit.ops.cuda.registry import SPARSE_KERNELS, has_sparse_kernel, kernels_for
@@ -34,7 +35,6 @@ MEASURED_CUTS = 6
 #: What the rounding of sums explains, in relative RMS: in half precision two results that are each rounded once.
 MAX_RELATIVE_RMS = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _LEAST_DENSITY = 1e-3  # the models have no notion of a filter without weights
-_LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -131,32 +131,6 @@ def rounded(problem: ConvProblem) -> ConvProblem:
     return replace(problem, density=max(_LEAST_DENSITY, float(f"{problem.density:.2g}")))
 
 
-def extra_seconds(
-    candidate: tuple[SparseKernel, KernelLaunch],
-    direction: str,
-    problem: ConvProblem,
-    dense_problem: ConvProblem,
-    gpu: Gpu,
-    dtype: torch.dtype,
-) -> float:
-    """Model what is done beside the kernel: filling in the weights, and bringing the phases of a gradient home.
-
-    Args:
-        candidate: the kernel and its cut.
-        direction: `ConvJob`'s.
-        problem: of the convolution that the kernel runs.
-        dense_problem: of the convolution itself.
-        gpu: the device's figures.
-        dtype: of the pixels.
-    """
-    launches, moved = 0, 0.0
-    if direction != "inference":
-        launches, moved = candidate[0].fill_cost(problem, candidate[1])
-    if direction == "input_grad" and dense_problem.stride != (1, 1):
-        moved += 2 * dtype.itemsize * problem.num_pixels[1]
-    return launches * _LAUNCH_SECONDS + moved / (gpu.memory_gb_per_s * 1e9)
-
-
 def candidates(
     problem: ConvProblem,
     dtype: torch.dtype,
@@ -165,11 +139,18 @@ def candidates(
     direction: str = "inference",
     dense_problem: ConvProblem | None = None,
 ) -> list[Candidate]:
-    """Return the `count` best cuts of each kernel that runs the convolution, those of least modeled time first."""
-    here, found = rounded(problem), []
+    """Return the `count` best cuts of each kernel that runs the convolution, those of least modeled time first.
+
+    What is done beside the kernel counts: filling in the weights, and bringing the phases of a gradient home. For the
+    arguments see `choose_kernel`.
+    """
+    here, found, brought_home = rounded(problem), [], 0
+    if direction == "input_grad" and (dense_problem or problem).stride != (1, 1):
+        brought_home = 2 * dtype.itemsize * problem.num_pixels[1]
     for kernel in kernels_for(here, dtype, gpu):
         for launch in kernel.best_launches(here, gpu, count):
-            extra = extra_seconds((kernel, launch), direction, problem, dense_problem or problem, gpu, dtype)
+            launches, moved = (0, 0.0) if direction == "inference" else kernel.fill_cost(problem, launch)
+            extra = launches * LAUNCH_SECONDS + (moved + brought_home) / (gpu.memory_gb_per_s * 1e9)
             found.append(Candidate(kernel, launch, kernel.seconds(here, launch, gpu) + extra))
     return sorted(found, key=lambda candidate: candidate.seconds)
 

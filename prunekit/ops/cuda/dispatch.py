@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,7 @@ def _plan(
     x_shape: tuple[int, ...],
     dtype: torch.dtype,
     mask: Tensor,
-    *geometry: object,
+    *geometry: Any,
 ) -> ConvPlan | None:
     """Return the plan, or None for dense; a mask's first call and calls while a graph is captured pack nothing."""
     if device is None or not has_sparse_kernel(dtype, device.gpu):
@@ -134,7 +135,7 @@ def _plan(
         if key not in known.seen or device.is_capturing:
             known.seen.add(key)
             return None
-        job: ConvJob | None = _JOBS[direction](x_shape, mask, *geometry)  # type: ignore[arg-type]
+        job: ConvJob | None = _JOBS[direction](x_shape, mask, *geometry)
         plan = None
         if job is not None:
             choice = job.choose(device.gpu, dtype, allow_tf32=device.allow_tf32, cache=kernel_cache())
@@ -155,18 +156,9 @@ def _keep(known: _PackedMask, key: tuple[object, ...], plan: ConvPlan | None) ->
         known.plans.popitem(last=False)
 
 
-def masked_conv2d_cuda(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def masked_conv2d_cuda(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """Run the op on CUDA tensors; see `prunekit.ops.masked_conv2d` for the arguments."""
-    device, geometry = device_of(x), (stride, padding, dilation, groups)
+    device = device_of(x)
     plan = _plan(device, "forward", tuple(x.shape), x.dtype, mask, *geometry)
     if plan is not None and device is not None:
         return plan.run(x, weight, bias, ops=device.ops).contiguous(memory_format=conv_memory_format(x, weight))
@@ -176,17 +168,10 @@ def masked_conv2d_cuda(
 
 
 def masked_conv2d_input_grad_cuda(
-    grad: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    x_shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    grad: Tensor, weight: Tensor, mask: Tensor, x_shape: list[int], *geometry: Any
 ) -> Tensor:
     """Run the gradient to the input on CUDA tensors, as a transposed convolution over kept weights."""
-    device, geometry = device_of(grad), (stride, padding, dilation, groups)
+    device = device_of(grad)
     plan = _plan(device, "input_grad", tuple(x_shape), grad.dtype, mask, *geometry)
     if plan is not None and device is not None:
         return plan.run(grad, weight, ops=device.ops).contiguous(memory_format=conv_memory_format(grad, weight))

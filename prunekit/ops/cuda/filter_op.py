@@ -41,7 +41,7 @@ def define_conv2d(kernel: str, filter: type[PackedFilter]) -> Callable[..., Tens
     @fallback(name)
     def reference(x: Tensor, header: list[int], *arguments: Any) -> Tensor:
         packed = filter.read(header, *arguments[: len(tensors)])
-        return unpacked_output(x, packed.unpack(), packed.header.groups, *arguments[len(tensors) : -1])
+        return unpacked_output(x, packed, *arguments[len(tensors) : -1])
 
     @fake(name)
     def _(x: Tensor, header: list[int], *arguments: Any) -> Tensor:
@@ -55,22 +55,14 @@ def define_conv2d(kernel: str, filter: type[PackedFilter]) -> Callable[..., Tens
 
 
 def unpacked_output(
-    x: Tensor,
-    unpacked: tuple[Tensor, Tensor],
-    groups: int,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    activation: str,
-    negative_slope: float,
+    x: Tensor, packed: PackedFilter, bias: Tensor | None, residual: Tensor | None, *arguments: Any
 ) -> Tensor:
-    """Run the masked reference on an unpacked filter's (weight, mask), halves in float32; the result is as x is."""
-    weight, mask = unpacked
+    """Run the masked reference on an unpacked filter, halves in float32; the result is as x is."""
+    (weight, mask), groups = packed.unpack(), packed.header.groups
+    *geometry, activation, negative_slope = arguments
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide_bias, wide_residual = (None if t is None else t.to(dtype) for t in (bias, residual))
-    y = masked_conv2d_reference(x.to(dtype), weight.to(dtype), mask, wide_bias, stride, padding, dilation, groups)
+    y = masked_conv2d_reference(x.to(dtype), weight.to(dtype), mask, wide_bias, *geometry, groups)
     y = finish(y, wide_residual, activation, negative_slope)
     return y.to(x.dtype).contiguous(memory_format=conv_memory_format(x))
 

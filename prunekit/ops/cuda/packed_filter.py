@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,18 +41,28 @@ class FilterHeader:
         return cls(*words)
 
     @property
+    def longest_run(self) -> tuple[int, ...]:
+        """What a block holds of a run at most: the numbers that are called longest, in the format's units."""
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name.startswith("longest"))
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """The weight's shape [K, C / groups, R, S]."""
         return self.out_channels, self.group_channels, self.kernel_h, self.kernel_w
 
 
 @dataclass(frozen=True)
-class FilterParts:
-    """A header, and the tensors that a format adds to it as fields.
+class PackedFilter(ABC):
+    """A filter with its weights: a header, and the tensors that a format adds to it as fields, in the op's order.
 
     Attributes:
+        HEADER: the header's class.
+        WEIGHTS: the tensor that the weights stand in.
         header: what launches need to know.
     """
+
+    HEADER: ClassVar[type[FilterHeader]]
+    WEIGHTS: ClassVar[str]
 
     header: FilterHeader
 
@@ -67,15 +77,7 @@ class FilterParts:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same with its tensors on `device`."""
-        make: Callable[..., Self] = type(self)
-        return make(self.header, *(tensor.to(device) for tensor in self.tensors()))
-
-
-@dataclass(frozen=True)
-class PackedFilter(FilterParts, ABC):
-    """A filter with its weights; its tensors are the op's, in the op's order."""
-
-    HEADER: ClassVar[type[FilterHeader]]
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.tensor_names()})
 
     @classmethod
     def read(cls, words: Sequence[int], *tensors: Any) -> Self:
@@ -87,19 +89,67 @@ class PackedFilter(FilterParts, ABC):
         """Return the op's arguments between x and the bias: the header's words, then the tensors."""
         return self.header.words(), *self.tensors()
 
+    @classmethod
+    def stored(cls, weights: Tensor) -> Tensor:
+        """Return kept weights, a tensor of their own, as the filter has them."""
+        return weights
+
     @abstractmethod
     def unpack(self) -> tuple[Tensor, Tensor]:
-        """Return (weight [K, C / groups, R, S] with zeros where dropped, mask); for files and references, so slow."""
+        """Return (weight [K, C / groups, R, S] with zeros where dropped, mask); for files and references, so slow.
+
+        Raises:
+            InputError: the tensors are not the ones of the header.
+        """
 
     def weight(self) -> Tensor:
         """Return the weight [K, C / groups, R, S], with zeros where dropped."""
         return self.unpack()[0]
 
 
-@dataclass(frozen=True)
-class FilterPattern(FilterParts, ABC):
-    """A filter without its weights: what the mask alone decides."""
+def scattered(header: FilterHeader, where: Sequence[Any], values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask) of kept weights.
 
-    @abstractmethod
-    def fill(self, weight: Tensor) -> PackedFilter:
-        """Gather `weight`, of the mask's shape and on the pattern's device, into its places; waits for nothing."""
+    Args:
+        header: of their filter.
+        where: int64 [nnz] each: output channel, input channel of its group, and tap, as NumPy's.
+        values: [nnz], on the CPU.
+    """
+    weight = torch.zeros(*header.shape[:2], header.kernel_h * header.kernel_w, dtype=values.dtype)
+    mask, at = torch.zeros(weight.shape, dtype=torch.bool), tuple(map(torch.from_numpy, where))
+    weight[at], mask[at] = values, True
+    return weight.view(header.shape), mask.view(header.shape)
+
+
+@dataclass(frozen=True)
+class FilterPattern:
+    """A filter without its weights: what the mask alone decides, so that new weights cost one gather.
+
+    Attributes:
+        blank: the filter, with anything in the place of its weights.
+        slots: int64 [nnz], which elements of `PackedFilter.WEIGHTS` are weights; None: those of `sources`, in order.
+        sources: int64 [nnz], which element of the weight each of them is.
+    """
+
+    blank: PackedFilter
+    slots: Tensor | None
+    sources: Tensor
+
+    @property
+    def header(self) -> FilterHeader:
+        """The filter's header."""
+        return self.blank.header
+
+    def to(self, device: torch.device | str) -> FilterPattern:
+        """Return the same with its tensors on `device`."""
+        slots = None if self.slots is None else self.slots.to(device)
+        return FilterPattern(self.blank.to(device), slots, self.sources.to(device))
+
+    def fill(self, weight: Tensor) -> Any:
+        """Return the filter of `weight`, of the mask's shape and on the pattern's device; waits for nothing."""
+        weights = self.blank.stored(weight.detach().reshape(-1)[self.sources])
+        if self.slots is not None:
+            whole = getattr(self.blank, self.blank.WEIGHTS).view(weights.dtype).clone()
+            weights = whole.view(-1).index_copy_(0, self.slots, weights).view(whole.shape)
+        filled: dict[str, Any] = {self.blank.WEIGHTS: weights}
+        return replace(self.blank, **filled)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,15 +232,15 @@ def input_grad_problem(forward: ConvProblem, transposed: TransposedConv, x_size:
     )
 
 
-def forward_job(
-    x_shape: Sequence[int],
-    mask: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> ConvJob | None:
-    """Return the job of the convolution itself, or None where no sparse kernel takes its sizes."""
+def forward_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob | None:
+    """Return the job of the convolution itself, or None where no sparse kernel takes its sizes.
+
+    Args:
+        x_shape: of the input.
+        mask: bool [K, C / groups, R, S].
+        geometry: stride, padding, dilation, groups.
+    """
+    stride, padding, dilation, groups = geometry
     size = conv_output_size(x_shape, mask.shape, stride, padding, dilation)
     kernel = (mask.shape[2], mask.shape[3])
     numbers = [*stride, *padding, *dilation]
@@ -248,53 +249,29 @@ def forward_job(
     if x_shape[0] == 0 or 0 in size:
         return None
     here = mask.cpu()
-    density = float(here.float().mean())
-    problem = ConvProblem(
-        mask.shape[0],
-        mask.shape[1],
-        kernel,
-        groups,
-        density,
-        x_shape[0],
-        size,
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
-        (dilation[0], dilation[1]),
-    )
-    geometry = list(stride), list(padding), list(dilation)
-    return ConvJob("forward", problem, here, None, geometry, None, tuple(x_shape), problem)
+    density, pairs = float(here.float().mean()), ((pair[0], pair[1]) for pair in (stride, padding, dilation))
+    problem = ConvProblem(mask.shape[0], mask.shape[1], kernel, groups, density, x_shape[0], size, *pairs)
+    lists = list(stride), list(padding), list(dilation)
+    return ConvJob("forward", problem, here, None, lists, None, tuple(x_shape), problem)
 
 
-def input_grad_job(
-    x_shape: Sequence[int],
-    mask: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> ConvJob | None:
-    """Return the job of the gradient to the input, or None where no sparse kernel takes its sizes."""
-    forward = forward_job(x_shape, mask, stride, padding, dilation, groups)
+def input_grad_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob | None:
+    """Return the job of the gradient to the input; see `forward_job`."""
+    forward = forward_job(x_shape, mask, *geometry)
     if forward is None:
         return None
+    stride, padding, dilation, groups = geometry
     transposed = TransposedConv.of(mask.shape[2:], stride, padding, dilation, groups)
     sources = transposed.sources(mask.shape)
     kept = (sources >= 0) & forward.mask.flatten()[sources.clamp(min=0)]
     if kept.numel() >= MAX_WEIGHTS:
         return None
     problem = input_grad_problem(forward.problem, transposed, x_shape[2:])
-    geometry = [1, 1], [0, 0], list(transposed.dilation)
-    return ConvJob("input_grad", problem, kept, sources, geometry, transposed, tuple(x_shape), forward.problem)
+    lists = [1, 1], [0, 0], list(transposed.dilation)
+    return ConvJob("input_grad", problem, kept, sources, lists, transposed, tuple(x_shape), forward.problem)
 
 
-def inference_job(
-    x_shape: Sequence[int],
-    mask: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> ConvJob | None:
-    """Return the job of a convolution whose weights stay, or None where no sparse kernel takes its sizes."""
-    job = forward_job(x_shape, mask, stride, padding, dilation, groups)
+def inference_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob | None:
+    """Return the job of a convolution whose weights stay; see `forward_job`."""
+    job = forward_job(x_shape, mask, *geometry)
     return None if job is None else replace(job, direction="inference")

@@ -12,26 +12,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from prunekit.ops.cuda.cost_model import CostModel
 from prunekit.ops.cuda.devices import Gpu
-from prunekit.ops.cuda.packed_filter import FilterPattern, PackedFilter
+from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter
 from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
-
-
-class CostModel(Protocol):
-    """What a kernel's `cost` module offers; problems are of the kernel's own class."""
-
-    def best_launches(self, problem: Any, gpu: Gpu, count: int) -> Sequence[Any]:
-        """Return the `count` cuts of least modeled time that fit the device, best first."""
-        ...
-
-    def modeled_seconds(self, problem: Any, launch: Any, gpu: Gpu) -> float:
-        """Return the modeled time of the kernel alone; inf where no block fits."""
-        ...
 
 
 class SparseKernel(ABC):
@@ -45,7 +34,6 @@ class SparseKernel(ABC):
         architectures: by dtype the least compute capability, for example 80.
         cost: its model of time.
         problem_type: of the model's convolutions.
-        launch_type: of its cuts, which are integers only.
         filter_type: of its packed filters.
         largest_launch_number: no number of a cut is larger, which a damaged file may claim.
     """
@@ -54,9 +42,13 @@ class SparseKernel(ABC):
     architectures: ClassVar[Mapping[torch.dtype, int]]
     cost: ClassVar[CostModel]
     problem_type: ClassVar[type[ConvProblem]]
-    launch_type: ClassVar[type[KernelLaunch]]
     filter_type: ClassVar[type[PackedFilter]]
     largest_launch_number: ClassVar[int] = 4096
+
+    @property
+    def launch_type(self) -> type[KernelLaunch]:
+        """Of its cuts, which are integers only."""
+        return self.cost.launch_type
 
     def takes(self, problem: ConvProblem, dtype: torch.dtype, gpu: Gpu) -> bool:
         """Tell whether the kernel runs such a convolution on this device."""
@@ -74,14 +66,17 @@ class SparseKernel(ABC):
 
     def seconds(self, problem: ConvProblem, launch: Any, gpu: Gpu) -> float:
         """Return the modeled time of the kernel alone; inf where no block fits."""
-        return self.cost.modeled_seconds(self.problem_type.of(problem), launch, gpu)
+        return float(self.cost.modeled_seconds(self.problem_type.of(problem), launch, gpu))
 
     @abstractmethod
     def fill_cost(self, problem: ConvProblem, launch: Any) -> tuple[int, float]:
         """Return (launches, bytes moved) of `FilterPattern.fill`."""
 
     @abstractmethod
-    def is_possible(self, problem: ConvProblem, launch: Any, gpu: Gpu, header: Any = None) -> bool:
+    def knows(self, problem: Any, launch: Any, gpu: Gpu) -> bool:
+        """Tell whether the kernel knows this cut of a problem of its own class on the device."""
+
+    def is_possible(self, problem: ConvProblem, launch: Any, gpu: Gpu, header: FilterHeader | None = None) -> bool:
         """Tell whether the kernel knows this cut and a block of it fits the device.
 
         Args:
@@ -90,6 +85,10 @@ class SparseKernel(ABC):
             gpu: the device.
             header: of the packed filter; None expects what is usual.
         """
+        here, longest = self.problem_type.of(problem), () if header is None else header.longest_run
+        if not self.knows(here, launch, gpu):
+            return False
+        return bool(self.cost.shared_bytes(here, launch, *longest) <= gpu.shared_bytes)
 
     @abstractmethod
     def packer(self, mask: Tensor, problem: ConvProblem, sources: Tensor | None) -> Callable[..., FilterPattern]:

@@ -51,7 +51,18 @@ def gradient_at(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return gradient
 
 
-class RescaleFunction(torch.autograd.Function):
+class SecantFunction(torch.autograd.Function):
+    """A function of one number of which `forward` saves the slope that multipliers are multiplied with."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply with the saved slope."""
+        (multiplier,) = ctx.saved_tensors
+        return grad * multiplier, None, None
+
+
+class RescaleFunction(SecantFunction):
     """f itself forwards; backwards the secant instead of the tangent."""
 
     @staticmethod
@@ -62,13 +73,6 @@ class RescaleFunction(torch.autograd.Function):
             secant(y - y_ref, x - x_ref, x.abs() + y.abs(), lambda: gradient_at(function, (x + x_ref) / 2))
         )
         return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply with the secant's slope."""
-        (multiplier,) = ctx.saved_tensors
-        return grad * multiplier, None, None
 
 
 class MaxPoolFunction(torch.autograd.Function):

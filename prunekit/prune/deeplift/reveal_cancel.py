@@ -20,7 +20,14 @@ from torch.nn.functional import linear
 
 from prunekit.prune.deeplift.contributions import WeightContributions, read_conv2d
 from prunekit.prune.deeplift.replay import Call, Handler, Rule, apply_function
-from prunekit.prune.deeplift.rescale import ELEMENTWISE, PRODUCTS, RESCALE_HANDLERS, gradient_at, secant
+from prunekit.prune.deeplift.rescale import (
+    ELEMENTWISE,
+    PRODUCTS,
+    RESCALE_HANDLERS,
+    SecantFunction,
+    gradient_at,
+    secant,
+)
 
 # Linear steps that may turn a rise into a fall: their change is split by sign afterwards.
 SIGNED = frozenset({"sub", "subtract", "__rsub__", "rsub", "neg", "negative", "div", "true_divide", "conv_transpose2d"})
@@ -82,7 +89,7 @@ def _swap(halves: Tensor, is_swapped: Tensor) -> Tensor:
     return torch.where(is_swapped, halves.roll(len(halves) // 2, dims=0), halves)
 
 
-class RevealCancelFunction(torch.autograd.Function):
+class RevealCancelFunction(SecantFunction):
     """What Δ⁺ does to f, on average over coming before and after Δ⁻, and the reverse.
 
     Δy⁺ = ½ [f(x_ref + Δ⁺) - f(x_ref)] + ½ [f(x) - f(x_ref + Δ⁻)], and its multiplier is Δy⁺ / Δ⁺.
@@ -103,13 +110,6 @@ class RevealCancelFunction(torch.autograd.Function):
         size = x_ref.abs() + torch.maximum(y_ref.abs(), y.abs())
         ctx.save_for_backward(secant(delta_y, halves - twice_ref, torch.cat([size, size]), slope))
         return torch.cat([y_ref, y_ref]) + delta_y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Multiply with each half's slope."""
-        (multiplier,) = ctx.saved_tensors
-        return grad * multiplier, None, None
 
 
 def merge(halves: Tensor, z_ref: Tensor) -> Tensor:

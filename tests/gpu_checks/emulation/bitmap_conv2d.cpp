@@ -8,7 +8,7 @@ namespace {
 
 // Launches the kernel, and behind it the one that adds the cuts where there are several.
 void run(prunekit::BitmapConv conv, bool is_bfloat16, const int64_t* header, unsigned seed) {
-  const prunekit::BitmapLaunch launch = prunekit::plan_bitmap_launch(conv, header);
+  const prunekit::GridLaunch launch = prunekit::plan_bitmap_launch(conv, header);
   if (!launch.refusal.empty()) {
     simt::stop(launch.refusal.c_str());
   }
@@ -23,7 +23,7 @@ void run(prunekit::BitmapConv conv, bool is_bfloat16, const int64_t* header, uns
         simt::launch(
             dim3(launch.grid_x, launch.grid_y), dim3(launch.threads), launch.shared_bytes, seed, [&] { kernel(conv); });
         if (conv.cuts > 1) {
-          const prunekit::BitmapLaunch adding = prunekit::plan_cut_launch(conv);
+          const prunekit::GridLaunch adding = prunekit::plan_cut_launch(conv);
           simt::launch(dim3(adding.grid_x, adding.grid_y), dim3(adding.threads), adding.shared_bytes, seed, [&] {
             add_cuts(conv);
           });

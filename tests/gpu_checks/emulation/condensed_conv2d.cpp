@@ -7,7 +7,7 @@
 namespace {
 
 void run(prunekit::CondensedConv conv, bool is_bfloat16, const int64_t* header, unsigned seed) {
-  const prunekit::CondensedLaunch launch = prunekit::plan_condensed_launch(conv, header);
+  const prunekit::GridLaunch launch = prunekit::plan_condensed_launch(conv, header);
   if (!launch.refusal.empty()) {
     simt::stop(launch.refusal.c_str());
   }

@@ -7,7 +7,7 @@
 namespace {
 
 void run(prunekit::RecordConv conv, bool is_bfloat16, const int64_t* header, unsigned seed) {
-  const prunekit::RecordLaunch launch = prunekit::plan_record_launch(conv, header);
+  const prunekit::GridLaunch launch = prunekit::plan_record_launch(conv, header);
   if (!launch.refusal.empty()) {
     simt::stop(launch.refusal.c_str());
   }

@@ -36,8 +36,7 @@ int64_t condensed(const Numbers& n, const int (&cut)[8]) {
   header[FRAGMENT_KERNEL_H] = n.r, header[FRAGMENT_KERNEL_W] = n.s;
   header[FRAGMENT_CHUNK_CHANNELS] = n.chunk_channels, header[FRAGMENT_LONGEST] = n.longest;
   header[SEMI_STRUCTURED_FRAGMENTS] = cut[7];
-  const CondensedLaunch launch =
-      cut[7] ? plan_semi_structured_launch(conv, header) : plan_condensed_launch(conv, header);
+  const GridLaunch launch = cut[7] ? plan_semi_structured_launch(conv, header) : plan_condensed_launch(conv, header);
   return launch.refusal.empty() ? launch.shared_bytes : -1;
 }
 
@@ -52,7 +51,7 @@ int64_t record(const Numbers& n, const int (&cut)[8]) {
   header[RECORD_OUT_CHANNELS] = n.k, header[RECORD_GROUP_CHANNELS] = n.c, header[RECORD_GROUPS] = n.groups;
   header[RECORD_KERNEL_H] = n.r, header[RECORD_KERNEL_W] = n.s, header[RECORD_CHUNK_CHANNELS] = n.chunk_channels;
   header[RECORD_SLICES] = cut[5], header[RECORD_WINDOW_TAPS] = cut[6], header[RECORD_LONGEST] = n.longest;
-  const RecordLaunch launch = plan_record_launch(conv, header);
+  const GridLaunch launch = plan_record_launch(conv, header);
   return launch.refusal.empty() ? launch.shared_bytes : -1;
 }
 

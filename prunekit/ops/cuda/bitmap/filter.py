@@ -9,27 +9,21 @@ channels make a chunk is chosen for one size and device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.condensed import filter as fragment_filter
 from prunekit.ops.cuda.condensed.filter import (
     STEP_COLUMNS,
     FragmentFilter,
     FragmentHeader,
     fragment_packer,
     pack_fragments,
-    unpack_fragments,
 )
 from prunekit.ops.cuda.packed_filter import FilterPattern, PackedFilter
-
-if TYPE_CHECKING:
-    from prunekit_kernels.condensed_filter import CondensedFilter
 
 #: int32 words of a step, and values that each run is filled up to (csrc/cuda/bitmap/filter.h).
 RECORD_WORDS = 20
@@ -72,7 +66,7 @@ class BitmapFilter(PackedFilter):
         rows: int32 [row groups · 16], the output channel of each row; -1 where there is none.
     """
 
-    HEADER = BitmapHeader
+    HEADER, WEIGHTS = BitmapHeader, "values"
 
     header: BitmapHeader
     starts: Tensor
@@ -81,32 +75,7 @@ class BitmapFilter(PackedFilter):
     rows: Tensor
 
     def unpack(self) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return unpack_bitmaps(self)
-
-
-@dataclass(frozen=True)
-class BitmapPattern(FilterPattern):
-    """A bitmap filter without its weights: what the mask alone decides, so that new weights cost one gather.
-
-    Attributes:
-        header: see there.
-        starts: int32 [runs + 1, 2].
-        records: int32 [steps, 20].
-        rows: int32 [row groups · 16].
-        sources: int64 [8 · num_aligned], which element of the weight each value is; what fills a run up repeats the
-            one before it.
-    """
-
-    header: BitmapHeader
-    starts: Tensor
-    records: Tensor
-    rows: Tensor
-    sources: Tensor
-
-    def fill(self, weight: Tensor) -> BitmapFilter:
-        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
-        values = weight.detach().reshape(-1)[self.sources]
-        return BitmapFilter(self.header, self.starts, self.records, values, self.rows)
+        return expand_bitmaps(self).unpack()
 
 
 def pack_bitmaps(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int) -> BitmapFilter:
@@ -125,47 +94,28 @@ def pack_bitmaps(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int)
     return compress_fragments(pack_fragments(weight, mask, groups, chunk_channels))
 
 
-def bitmap_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], BitmapPattern]:
-    """Condense a mask; return what packs its places for a number of channels a chunk, on the CPU.
-
-    Args:
-        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
-        groups: number of channel groups.
-        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+def bitmap_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FilterPattern]:
+    """Condense a mask; return what packs its places for a number of channels a chunk; see `SparseKernel.packer`.
 
     Raises:
         InputError: shapes, dtypes or numbers do not fit, now or for the chunk.
     """
     pack_fragment = fragment_packer(mask, groups, sources)
 
-    def pack(chunk_channels: int) -> BitmapPattern:
+    def pack(chunk_channels: int) -> FilterPattern:
         pattern = pack_fragment(chunk_channels)
-        kept = pattern.fragments.clone()
-        kept.view(-1)[pattern.slots] = 0  # any bits but those of what is dropped
-        filter = pattern.starts, pattern.columns, kept.view(torch.float16), pattern.rows
-        compressed, places = _compress(FragmentFilter(pattern.header, *filter))
+        assert pattern.slots is not None
+        # Zeros are kept: any bits but those of what is dropped.
+        compressed, places = _compress(pattern.fill(torch.zeros(mask.numel(), dtype=torch.float16)))
         # Of each value its element of the weight: both stand in the order of the fragments' elements.
         element = pattern.sources[pattern.slots.argsort()].numpy()
         of_value = np.full(len(compressed.values), -1)
         of_value[places] = np.arange(len(places))
-        last = np.maximum.accumulate(of_value)
-        taken = torch.from_numpy(element[last])
-        return BitmapPattern(compressed.header, compressed.starts, compressed.records, compressed.rows, taken)
+        last = np.maximum.accumulate(of_value)  # what fills a run up repeats the value before it
+        blank = replace(compressed, values=compressed.values[:0])
+        return FilterPattern(blank, None, torch.from_numpy(element[last]))
 
     return pack
-
-
-def cut_into_bitmaps(condensed: CondensedFilter, chunk_channels: int) -> BitmapFilter:
-    """Cut a condensed filter into chunks of channels: several may be made of one, to compare them on a device.
-
-    Args:
-        condensed: of `prunekit_kernels.condense`, float16 or bfloat16.
-        chunk_channels: input channels that a block stages at once.
-
-    Raises:
-        InputError: the filter's sizes are none that a bitmap filter can name.
-    """
-    return compress_fragments(fragment_filter.cut_into_steps(condensed, chunk_channels))
 
 
 def compress_fragments(packed: FragmentFilter) -> BitmapFilter:
@@ -266,12 +216,3 @@ def expand_bitmaps(packed: BitmapFilter) -> FragmentFilter:
         torch.from_numpy(bits.reshape(-1, 32, 8)).view(packed.values.dtype).to(device),
         packed.rows,
     )
-
-
-def unpack_bitmaps(packed: BitmapFilter) -> tuple[Tensor, Tensor]:
-    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask) of a bitmap filter, by reading its pieces.
-
-    Raises:
-        InputError: the tensors are not the ones of the header.
-    """
-    return unpack_fragments(expand_bitmaps(packed))

@@ -8,7 +8,7 @@ stand in the compiled code; nothing in it was measured on a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from prunekit.ops.cuda.condensed.filter import ROWS, STEP_COLUMNS
+from prunekit.ops.cuda.cost_model import CostModel, Cuts
 from prunekit.ops.cuda.devices import Gpu
-from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed, least
+from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed
 
 UNIT_PIXELS = 8
 MAX_WARPS = 8  # of a block (csrc/cuda/condensed/launch.h)
@@ -74,12 +75,12 @@ class CondensedProblem(ConvProblem):
         """(P, Q) as the kernel runs them."""
         return (1, self.size[0] * self.size[1]) if self.is_one_line else self.size
 
-    def steps(self, chunk_channels: int) -> float:
+    def steps(self, chunk_channels: Any) -> Any:
         """Expected steps of a run of so many channels: its columns come in sixteens."""
         taps = chunk_channels * math.prod(self.kernel_size)
         columns = taps * self.kept_columns
-        expected = (columns / STEP_COLUMNS + 15 / 32) * (1 - math.exp(-columns))
-        return min(expected, -(-taps // STEP_COLUMNS))
+        expected = (columns / STEP_COLUMNS + 15 / 32) * (1 - np.exp(-columns))
+        return np.minimum(expected, -(-taps // STEP_COLUMNS))
 
     @property
     def staging(self) -> tuple[int, int]:
@@ -103,13 +104,13 @@ STEP_INSTRUCTIONS = 12
 STEP_LATENCY = 75
 # Of the tensor cores' peak, what products reach at best: assumed; on 9.0 the peak needs wgmma, which is not used.
 _MMA_SHARE, _MMA_SHARE_90 = 0.85, 0.55
-_MAX_RESIDENT_WARPS = {4: 24, 8: 16}  # of a multiprocessor, by the kernels' registers
+_RESIDENT_WARPS = {4: 24, 8: 16}  # of a multiprocessor, by units of a warp: the kernels' registers allow so many
 _BLOCK_INSTRUCTIONS = 600  # what a warp does once
-_STORE_INSTRUCTIONS = 14  # an element
-_TAP_INSTRUCTIONS = 20  # turning 32 columns into places
+STORE_INSTRUCTIONS = 14  # an element
+TAP_INSTRUCTIONS = 20  # turning 32 columns into places
 _CHUNK_CYCLES = 80  # two barriers
-_COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
-_LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
+_STEP_BYTES = (2 * ROWS + 4) * STEP_COLUMNS  # weights, and places of columns
+COPY_LATENCY = 450  # of loads that mostly come from the second-level cache
 
 
 def mma_share(gpu: Gpu) -> float:
@@ -120,133 +121,6 @@ def mma_share(gpu: Gpu) -> float:
 def bank_conflicts(kept_columns: float) -> float:
     """Cycles of a load of eight units in place of one: as counted in packed random filters (tests)."""
     return 1 + 1.2 * (1 - kept_columns)
-
-
-def shared_bytes(problem: CondensedProblem, launch: CondensedLaunch, longest: int | None = None) -> int:
-    """Return a block's shared memory in bytes, as csrc/cuda/condensed/launch.h computes it.
-
-    Args:
-        problem: the convolution.
-        launch: its cut.
-        longest: steps of the longest run of the packed filter; None expects four standard deviations above the mean.
-    """
-    return int(_shared_bytes(problem, launch, longest))
-
-
-def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None) -> Any:
-    """Compute it for one cut or for columns of them."""
-    taps_h, taps_w = problem.kernel_size
-    plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
-    inputs = 16 * (plane_h * launch.units_w | 1) * taps_w * launch.chunk_channels
-    if longest is None:
-        taps = launch.chunk_channels * taps_h * taps_w
-        kept = problem.kept_columns
-        columns = np.minimum(taps * kept + 4 * np.sqrt(taps * kept * (1 - kept)), taps)
-        longest = np.ceil(columns / STEP_COLUMNS)
-    sums = 4 * 4 * launch.warp_units * 32 * (launch.warps - launch.warps // launch.slices)
-    step_bytes = (2 * ROWS + 4) * STEP_COLUMNS
-    return np.maximum(launch.buffers * (inputs + step_bytes * longest * launch.row_groups), sums)
-
-
-def modeled_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
-    """Return the modeled time of one convolution in float16.
-
-    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
-    cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
-    """
-    return float(_modeled_seconds(problem, launch, gpu))
-
-
-def _modeled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
-    """Compute it for one cut or for columns of them."""
-    p, q = problem.lines
-    tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
-    blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    bytes_shared, units = _shared_bytes(problem, launch), launch.warp_units
-    most_warps = np.where(units == 8, *(min(_MAX_RESIDENT_WARPS[n], gpu.max_warps) for n in (8, 4)))
-    resident = np.minimum(gpu.shared_bytes_multiprocessor // (bytes_shared + 1024), most_warps // launch.warps)
-    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
-    resident = np.maximum(resident, 1)
-    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
-    run = _steps(problem, launch)
-    steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
-    products = units * (1 if gpu.capability >= 80 else 2)
-    lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
-    product_cycles = units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
-    # What a thread stages in a chunk.
-    taps_h = problem.kernel_size[0]
-    plane_h = (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (taps_h - 1) + 1
-    threads = 32 * launch.warps
-    staged = np.ceil(plane_h * launch.units_w * launch.chunk_channels / threads)
-    instructions, loads = problem.staging
-    copied = run * launch.row_groups * 32 / threads  # 16 bytes each
-    issue = steps * (STEP_INSTRUCTIONS + units + products) + staged * instructions
-    issue = issue + copied * (8 + _TAP_INSTRUCTIONS / 2)
-    matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
-    shared = steps * (4 + 1 + matrices) + staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
-    latency = steps * (STEP_LATENCY + matrices + product_cycles) + staged * _COPY_LATENCY
-    store = 4 * units * _STORE_INSTRUCTIONS / launch.slices + 8 * units * (launch.slices > 1)
-    seconds: Any = 0.0
-    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
-        warps = here * launch.warps
-        busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = np.maximum(np.maximum(issue * busiest, steps * product_cycles * busiest), shared * warps)
-        cycles = chunks * (np.maximum(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
-    return np.where(fits, np.maximum(seconds, _memory_seconds(problem, launch, run, gpu)) + _LAUNCH_SECONDS, math.inf)
-
-
-def _steps(problem: CondensedProblem, launch: Any) -> Any:
-    """Steps of a run, of one cut or of columns of them."""
-    if isinstance(launch.chunk_channels, int):
-        return problem.steps(launch.chunk_channels)
-    chunks, places = np.unique(launch.chunk_channels, return_inverse=True)
-    return np.array([problem.steps(int(chunk)) for chunk in chunks])[places]
-
-
-def memory_seconds(problem: CondensedProblem, launch: CondensedLaunch, gpu: Gpu) -> float:
-    """Return the time that the steps, the input and the output take at the memory's full bandwidth."""
-    return float(_memory_seconds(problem, launch, problem.steps(launch.chunk_channels), gpu))
-
-
-def _memory_seconds(problem: CondensedProblem, launch: Any, run: Any, gpu: Gpu) -> Any:
-    chunks = problem.group_channels / launch.chunk_channels
-    steps = problem.groups * problem.num_row_groups * chunks * run
-    inputs, outputs = problem.num_pixels
-    return (36 * STEP_COLUMNS * steps + 2 * inputs + 2 * outputs) / (gpu.memory_gb_per_s * 1e9)
-
-
-def launches(problem: CondensedProblem, max_shared_bytes: int) -> Iterator[CondensedLaunch]:
-    """Yield the cuts worth comparing."""
-    cuts = _cuts(problem)
-    fit = _shared_bytes(problem, CondensedLaunch.columns(cuts)) <= max_shared_bytes
-    yield from (CondensedLaunch(*numbers) for numbers in cuts[fit].tolist())
-
-
-def _cuts(problem: CondensedProblem) -> np.ndarray[Any, Any]:
-    """Return int64 [cuts, fields of `CondensedLaunch`]."""
-    return _all_cuts(problem.lines, problem.num_row_groups, min(128, max(4, problem.group_channels)))
-
-
-@lru_cache(maxsize=512)
-def _all_cuts(lines: tuple[int, int], num_row_groups: int, most_channels: int) -> np.ndarray[Any, Any]:
-    chunks = crossed([n for n in (4, 8, 16, 32, 64, 128) if n <= most_channels], (1, 2))
-    parts = []
-    for warp_units, pixel_warps in ((units, warps) for units in (4, 8) for warps in range(1, MAX_WARPS + 1)):
-        shares = [
-            (g, s)
-            for g in (1, 2, 4, 8)
-            for s in (1, 2, 3, 4, 6, 8)
-            if g <= num_row_groups and 2 <= pixel_warps * g * s <= MAX_WARPS
-        ]
-        tiles = tile_choices(lines, warp_units * pixel_warps)
-        parts.append(crossed([warp_units], tiles, [pixel_warps], shares, chunks) if shares and tiles else _NO_CUTS)
-    units, tile_h, units_w, pixels, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
-    return np.stack([chunk_channels, units, tile_h, units_w, pixels, row_groups, slices, buffers], 1)
-
-
-_NO_CUTS = np.empty((0, 8), np.int64)
 
 
 def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
@@ -262,15 +136,168 @@ def tile_choices(lines: tuple[int, int], units: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[CondensedLaunch, float] | None:
-    """Return the cut of least modeled time and that time in seconds, or None where no block fits the device."""
-    best = best_launches(problem, gpu, 1)
-    return (best[0], modeled_seconds(problem, best[0], gpu)) if best else None
+def plane_h(problem: CondensedProblem, launch: Any) -> Any:
+    """Lines of inputs that a block stages."""
+    return (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (problem.kernel_size[0] - 1) + 1
 
 
-@lru_cache(maxsize=4096)
-def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[CondensedLaunch, ...]:
-    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
-    cuts = _cuts(problem)
-    seconds = _modeled_seconds(problem, CondensedLaunch.columns(cuts), gpu)
-    return tuple(CondensedLaunch(*cuts[place].tolist()) for place in least(seconds, count))
+def num_tiles(problem: CondensedProblem, launch: Any) -> Any:
+    """Tiles of all images."""
+    p, q = problem.lines
+    return problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
+
+
+def longest_steps(problem: CondensedProblem, launch: Any) -> Any:
+    """Steps of the longest run that a random mask is expected to have."""
+    taps, kept = launch.chunk_channels * math.prod(problem.kernel_size), problem.kept_columns
+    columns = np.minimum(taps * kept + 4 * np.sqrt(taps * kept * (1 - kept)), taps)
+    return np.ceil(columns / STEP_COLUMNS)
+
+
+def chunk_choices(problem: CondensedProblem) -> tuple[tuple[int, int], ...]:
+    """Return (channels a chunk, buffers) worth comparing."""
+    most = max(4, problem.group_channels)
+    return tuple((chunk, buffers) for chunk in (4, 8, 16, 32, 64, 128) if chunk <= most for buffers in (1, 2))
+
+
+@lru_cache(maxsize=512)
+def block_cuts(
+    lines: tuple[int, int],
+    kernels: tuple[tuple[tuple[int, ...], int], ...],
+    chunks: tuple[tuple[int, ...], ...],
+    pixel_warps: Sequence[int] = range(1, MAX_WARPS + 1),
+    slices: tuple[int, ...] = (1, 2, 3, 4, 6, 8),
+) -> Cuts:
+    """Return int64 [cuts, numbers of a launch]: channels a chunk, a kernel's, tile, warps, row groups, slices, others.
+
+    Args:
+        lines: (P, Q).
+        kernels: (numbers that it is compiled for, the last of them the units of a warp; row groups of one conv group).
+        chunks: (channels a chunk, what else belongs to it).
+        pixel_warps: worth comparing.
+        slices: likewise.
+    """
+    rows = [
+        (*kernel, *tile, warps, groups, shares)
+        for kernel, row_groups in kernels
+        for warps in pixel_warps
+        for tile in tile_choices(lines, kernel[-1] * warps)
+        for groups in (1, 2, 4, 8)
+        for shares in slices
+        if groups <= row_groups and 2 <= warps * groups * shares <= MAX_WARPS
+    ]
+    if not rows or not chunks:
+        return np.empty((0, 0), np.int64)
+    cuts, at = crossed(rows, chunks), len(rows[0])
+    return cuts[:, [at, *range(at), *range(at + 1, cuts.shape[1])]]
+
+
+class CondensedModel(CostModel):
+    """The condensed kernel's; those of kernels with other steps in the same blocks derive from it.
+
+    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
+    cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
+    """
+
+    launch_type: ClassVar[type[KernelLaunch]] = CondensedLaunch
+
+    def cuts(self, problem: CondensedProblem) -> Cuts:  # noqa: D102
+        kernels = tuple(((units,), problem.num_row_groups) for units in (4, 8))
+        return block_cuts(problem.lines, kernels, chunk_choices(problem))
+
+    def shared_bytes(self, problem: CondensedProblem, launch: Any, *longest: int) -> Any:  # noqa: D102
+        inputs = 16 * (plane_h(problem, launch) * launch.units_w | 1) * problem.kernel_size[1] * launch.chunk_channels
+        runs = self.run_bytes(problem, launch, *longest) * launch.row_groups
+        warps_adding = launch.warps - launch.warps // launch.slices
+        sums = 4 * 4 * self.fragments(launch) * launch.warp_units * 32 * warps_adding
+        return np.maximum(launch.buffers * (inputs + runs), sums)
+
+    def run_bytes(self, problem: CondensedProblem, launch: Any, *longest: int) -> Any:
+        """Return the bytes of the longest run; see `shared_bytes`."""
+        return _STEP_BYTES * (longest[0] if longest else longest_steps(problem, launch))
+
+    def fragments(self, launch: Any) -> Any:
+        """Return how many groups of 16 output channels share a step's columns."""
+        del launch
+        return 1
+
+    def steps(self, problem: CondensedProblem, launch: Any) -> Any:
+        """Return the expected steps of a run."""
+        return problem.steps(launch.chunk_channels)
+
+    def most_warps(self, problem: CondensedProblem, launch: Any) -> Any:  # noqa: D102
+        del problem
+        return np.where(launch.warp_units == 8, _RESIDENT_WARPS[8], _RESIDENT_WARPS[4])
+
+    def row_groups(self, problem: CondensedProblem, launch: Any) -> Any:
+        """Return the row groups of one conv group."""
+        return -(-(problem.out_channels // problem.groups) // (ROWS * self.fragments(launch)))
+
+    def blocks(self, problem: CondensedProblem, launch: Any) -> Any:  # noqa: D102
+        return num_tiles(problem, launch) * problem.groups * -(-self.row_groups(problem, launch) // launch.row_groups)
+
+    def chunks(self, problem: CondensedProblem, launch: Any) -> Any:
+        """Return the chunks that a block goes through."""
+        return np.ceil(problem.group_channels / launch.chunk_channels)
+
+    def wave(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> Callable[[Any], Any]:  # noqa: D102
+        run, units = self.steps(problem, launch), self.fragments(launch) * launch.warp_units
+        steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
+        lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
+        products = steps * units * ROWS * STEP_COLUMNS * UNIT_PIXELS / lanes
+        # What a thread stages in a chunk.
+        staged = np.ceil(plane_h(problem, launch) * launch.units_w * launch.chunk_channels / (32 * launch.warps))
+        instructions, loads = problem.staging
+        issue, shared, latency = self.step_cycles(problem, launch, gpu, run, steps)
+        issue = issue + staged * instructions
+        shared = shared + staged * (4 * loads + 4 * problem.kernel_size[1])
+        latency = latency + products + staged * COPY_LATENCY
+        stores = self.store_instructions(launch, 4 * units) / launch.slices + 2 * 4 * units * (launch.slices > 1)
+
+        def cycles(blocks: Any) -> Any:
+            warps = blocks * launch.warps
+            busiest = -(-warps // 4)  # warps of a scheduler
+            throughput = np.maximum(np.maximum(issue, products) * busiest, shared * warps)
+            chunk = np.maximum(throughput, latency) + _CHUNK_CYCLES
+            return self.chunks(problem, launch) * chunk + (stores + _BLOCK_INSTRUCTIONS) * busiest
+
+        return cycles
+
+    def step_cycles(
+        self, problem: CondensedProblem, launch: Any, gpu: Gpu, run: Any, steps: Any
+    ) -> tuple[Any, Any, Any]:
+        """Return what a warp's steps and the copies of them take in a chunk, beside products and inputs.
+
+        Args:
+            problem: the convolution.
+            launch: its cut.
+            gpu: the device.
+            run: steps of a run.
+            steps: of these a slice's.
+
+        Returns:
+            (instructions, cycles of shared memory, cycles one after the other).
+        """
+        units = launch.warp_units
+        products = units * (1 if gpu.capability >= 80 else 2)
+        copied = run * launch.row_groups / launch.warps  # 16 bytes each
+        issue = steps * (STEP_INSTRUCTIONS + units + products) + copied * (8 + TAP_INSTRUCTIONS / 2)
+        matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
+        return issue, steps * (4 + 1 + matrices) + 8 * copied, steps * (STEP_LATENCY + matrices)
+
+    def store_instructions(self, launch: Any, sums: Any) -> Any:
+        """Return the instructions that write so many sums of a thread."""
+        del launch
+        return STORE_INSTRUCTIONS * sums
+
+    def memory_seconds(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
+        moved = self.filter_bytes(problem, launch) + 2 * sum(problem.num_pixels)
+        return moved / (gpu.memory_gb_per_s * 1e9)
+
+    def filter_bytes(self, problem: CondensedProblem, launch: Any) -> Any:
+        """Return the bytes of all steps."""
+        runs = problem.groups * problem.num_row_groups * problem.group_channels / launch.chunk_channels
+        return _STEP_BYTES * runs * self.steps(problem, launch)
+
+
+MODEL = CondensedModel()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter
+from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, scattered
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter
@@ -82,53 +82,29 @@ class FragmentFilter(PackedFilter):
         rows: int32 [row groups · 16], the output channel of each row; -1 where there is none.
     """
 
-    HEADER = FragmentHeader
+    HEADER, WEIGHTS = FragmentHeader, "fragments"
 
     header: FragmentHeader
     starts: Tensor
     columns: Tensor
     fragments: Tensor
     rows: Tensor
+
+    @classmethod
+    def stored(cls, weights: Tensor) -> Tensor:
+        """Return kept weights: adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept."""
+        return weights.add_(0.0)
 
     def unpack(self) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return unpack_fragments(self)
-
-
-def fill_fragments(fragments: Tensor, slots: Tensor, sources: Tensor, weight: Tensor) -> Tensor:
-    """Return a copy of a pattern's fragments in the weight's dtype, with its elements `sources` in `slots`."""
-    # Adding +0.0 makes a kept -0.0 the +0.0 by which kernels know that it is kept.
-    values = weight.detach().reshape(-1)[sources].add_(0.0)
-    filled = fragments.view(weight.dtype).clone()
-    filled.view(-1).index_copy_(0, slots, values)
-    return filled
-
-
-@dataclass(frozen=True)
-class FragmentPattern(FilterPattern):
-    """A fragment filter without its weights: what the mask alone decides, so that new weights cost one gather.
-
-    Attributes:
-        header: see there.
-        starts: int32 [runs + 1].
-        columns: int32 [steps, 16].
-        fragments: int16 [steps, 32, 8], the bits of -0.0 where no weight belongs.
-        rows: int32 [row groups · 16].
-        slots: int64 [nnz], the elements of `fragments` that are weights.
-        sources: int64 [nnz], which element of the weight each of them is.
-    """
-
-    header: FragmentHeader
-    starts: Tensor
-    columns: Tensor
-    fragments: Tensor
-    rows: Tensor
-    slots: Tensor
-    sources: Tensor
-
-    def fill(self, weight: Tensor) -> FragmentFilter:
-        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
-        fragments = fill_fragments(self.fragments, self.slots, self.sources, weight)
-        return FragmentFilter(self.header, self.starts, self.columns, fragments, self.rows)
+        header = self.header
+        sizes = [len(t) for t in (self.starts, self.columns, self.fragments, self.rows)]
+        num_rows = header.groups * header.num_row_groups * ROWS
+        if sizes != [header.num_runs + 1, header.num_steps, header.num_steps, num_rows]:
+            raise InputError(
+                f"the fragment filter's header tells of {header.num_runs} runs, {header.num_steps} steps and "
+                f"{num_rows} rows; got {sizes[0] - 1}, {sizes[1]} columns, {sizes[2]} fragments and {sizes[3]}."
+            )
+        return unpacked(self, *_kept(self))
 
 
 def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: int) -> FragmentFilter:
@@ -150,34 +126,41 @@ def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: in
     return cut_into_steps(_condensed(weight, mask, groups), chunk_channels)
 
 
-def fragment_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FragmentPattern]:
-    """Condense a mask; return what packs its places for a number of channels a chunk, on the CPU.
-
-    Args:
-        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
-        groups: number of channel groups.
-        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+def fragment_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FilterPattern]:
+    """Condense a mask; return what packs its places for a number of channels a chunk; see `SparseKernel.packer`.
 
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
     """
     condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
 
-    def pack(chunk_channels: int) -> FragmentPattern:
+    def pack(chunk_channels: int) -> FilterPattern:
         packed = cut_into_steps(condensed, chunk_channels)
-        slots, *places = _kept(packed)
-        element = torch.from_numpy(np.ravel_multi_index(places, (*mask.shape[:2], mask[0, 0].numel())))
-        return FragmentPattern(
-            packed.header,
-            packed.starts,
-            packed.columns,
-            torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16),
-            packed.rows,
-            torch.from_numpy(slots),
-            element if sources is None else sources.flatten()[element],
-        )
+        return without_weights(packed, *_kept(packed), sources=sources)
 
     return pack
+
+
+def without_weights(packed: Any, slots: _Array, *where: _Array, sources: Tensor | None) -> FilterPattern:
+    """Return the pattern of a filter of fragments, its weights replaced by the bits of -0.0.
+
+    Args:
+        packed: has `fragments`.
+        slots: of its kept weights' elements.
+        where: output channel, input channel of its group and tap of each.
+        sources: int64 of the mask's shape, the element of the weight that belongs there; None: the one in the same
+            place.
+    """
+    k, c, r, s = packed.header.shape
+    element = torch.from_numpy(np.ravel_multi_index(where, (k, c, r * s)))
+    blank = replace(packed, fragments=torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16))
+    return FilterPattern(blank, torch.from_numpy(slots), element if sources is None else sources.flatten()[element])
+
+
+def unpacked(packed: Any, slots: _Array, *where: _Array) -> tuple[Tensor, Tensor]:
+    """Return the weight and the mask of a filter of fragments; for the arguments see `without_weights`."""
+    weight, mask = scattered(packed.header, where, packed.fragments.cpu().flatten()[torch.from_numpy(slots)])
+    return weight.to(packed.fragments.device), mask.to(packed.fragments.device)
 
 
 def _condensed(weight: Tensor, mask: Tensor, groups: int) -> CondensedFilter:
@@ -278,32 +261,6 @@ def _from_fragments(fragments: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Undo `_to_fragments`."""
     blocks = fragments.reshape(-1, 8, 4, 2, 2, 2)  # steps, group, thread, column_half, row_half, pair
     return np.ascontiguousarray(blocks.transpose(0, 3, 2, 5, 4, 1)).reshape(-1, ROWS)
-
-
-def unpack_fragments(packed: FragmentFilter) -> tuple[Tensor, Tensor]:
-    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask) of a fragment filter, by reading its pieces.
-
-    Raises:
-        InputError: the tensors are not the ones of the header.
-    """
-    header = packed.header
-    sizes = [len(t) for t in (packed.starts, packed.columns, packed.fragments, packed.rows)]
-    num_rows = header.groups * header.num_row_groups * ROWS
-    if sizes != [header.num_runs + 1, header.num_steps, header.num_steps, num_rows]:
-        raise InputError(
-            f"the fragment filter's header tells of {header.num_runs} runs, {header.num_steps} steps and {num_rows} "
-            f"rows; got {sizes[0] - 1}, {sizes[1]} columns, {sizes[2]} fragments and {sizes[3]}."
-        )
-    slots, row, channel, tap = _kept(packed)
-    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
-    mask = np.zeros(weight.shape, bool)
-    weight[row, channel, tap] = packed.fragments.cpu().view(torch.int16).numpy().ravel()[slots]
-    mask[row, channel, tap] = True
-    device = packed.fragments.device
-    return (
-        torch.from_numpy(weight.reshape(header.shape)).view(packed.fragments.dtype).to(device),
-        torch.from_numpy(mask.reshape(header.shape)).to(device),
-    )
 
 
 def _kept(packed: FragmentFilter) -> tuple[_Array, _Array, _Array, _Array]:

@@ -8,15 +8,16 @@ stand in the compiled code; nothing in it was measured on a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from functools import lru_cache, reduce
 from typing import Any, ClassVar
 
 import numpy as np
 
+from prunekit.ops.cuda.cost_model import CostModel, Cuts
 from prunekit.ops.cuda.devices import Gpu
-from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed, least
+from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed
 from prunekit.ops.cuda.record.filter import ROWS, WINDOW_CHANNELS, window_taps
 
 TILE_W = 2
@@ -93,7 +94,7 @@ class RecordProblem(ConvProblem):
 
 @dataclass(frozen=True)
 class RecordCost:
-    """Instructions of one record, as tests/gpu_checks/test_cuda_compiles.py counts them in the compiled kernels.
+    """Instructions of one record, as tests/gpu_checks/test_cuda_compiles.py counts them; numbers or columns of them.
 
     Attributes:
         dispatch: around a slot's multiply-adds.
@@ -102,10 +103,10 @@ class RecordCost:
         max_warps: of a multiprocessor, by the kernel's registers.
     """
 
-    dispatch: int
-    load: int
-    load_cycles: int
-    max_warps: int
+    dispatch: Any
+    load: Any
+    load_cycles: Any
+    max_warps: Any
 
 
 #: By (window taps, stride, tile_h).
@@ -135,34 +136,14 @@ _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do
 _COPY_LATENCY = 236  # of loads that mostly come from the second-level cache
 COPY_BATCH, _COPY_REST = 24, 8  # loads of a thread under way together (csrc/cuda/record/conv2d.cuh)
 _RECORD_BATCH = 2  # pairs of records likewise
-_LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
 
-def record_cost(problem: RecordProblem, tile_h: int) -> RecordCost:
-    """Return what a record costs in the kernel that runs the problem with this tile."""
+def record_cost(problem: RecordProblem, tile_h: Any) -> RecordCost:
+    """Return what a record costs in the kernel that runs the problem with this tile, or these tiles."""
     taps, stride = problem.kernel
-    return RECORD_COSTS[taps, stride, tile_h]
-
-
-def shared_bytes(problem: RecordProblem, launch: RecordLaunch, longest: float | None = None) -> int:
-    """Return a block's shared memory in bytes, as csrc/cuda/record/launch.h computes it.
-
-    Args:
-        problem: the convolution.
-        launch: its cut.
-        longest: records of the longest run of the packed filter; None expects four standard deviations above the mean.
-    """
-    return int(_shared_bytes(problem, launch, longest))
-
-
-def _shared_bytes(problem: RecordProblem, launch: Any, longest: Any = None) -> Any:
-    """Compute it for one cut or for columns of them."""
-    tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
-    if longest is None:
-        longest = _longest_run(problem, launch)
-    sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
-    starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
-    return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * longest), sums)
+    costs = [astuple(RECORD_COSTS[taps, stride, height]) for height in problem.tile_heights]
+    is_tallest = tile_h == problem.tile_heights[0]
+    return RecordCost(*(np.where(is_tallest, *of_heights) for of_heights in zip(costs[0], costs[-1], strict=True)))
 
 
 def _touched_lines(problem: RecordProblem, launch: Any) -> Any:
@@ -230,8 +211,8 @@ class _ChunkWork:
     fetched: Any  # cycles of the second-level cache, for a block's copies
 
     @classmethod
-    def of(cls, problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> _ChunkWork:
-        cost, pixels, threads = record_cost(problem, tile_h), tile_h * TILE_W, 32 * launch.warps
+    def of(cls, problem: RecordProblem, launch: Any, gpu: Gpu) -> _ChunkWork:
+        cost, pixels, threads = record_cost(problem, launch.tile_h), launch.tile_h * TILE_W, 32 * launch.warps
         lines, pitch, _, plane = tile_layout(problem, launch)
         tile = plane * launch.chunk_channels / threads
         records = 2 * launch.row_groups * _longest_run(problem, launch) / threads
@@ -275,69 +256,9 @@ def _largest(*cycles: Any) -> Any:
     return reduce(np.maximum, cycles)
 
 
-def modeled_seconds(problem: RecordProblem, launch: RecordLaunch, gpu: Gpu) -> float:
-    """Return the modeled time of one convolution.
-
-    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
-    memory, the second-level cache, and one block's copies and a warp's records one after the other; the memory's bytes
-    are a floor below it all.
-    """
-    return float(_modeled_seconds(problem, launch.tile_h, launch, gpu))
-
-
-def _modeled_seconds(problem: RecordProblem, tile_h: int, launch: Any, gpu: Gpu) -> Any:
-    """Compute it for one cut or for columns of them, all of this tile."""
-    p, q = problem.size
-    runs = -(-(-(-p // tile_h) * launch.lanes_w) // launch.lanes)
-    tiles = problem.batch * runs * -(-q // (launch.lanes_w * TILE_W))
-    blocks = tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
-    bytes_shared = _shared_bytes(problem, launch)
-    resident = np.minimum(
-        gpu.shared_bytes_multiprocessor // (bytes_shared + 1024),
-        min(record_cost(problem, tile_h).max_warps, gpu.max_warps) // launch.warps,
-    )
-    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
-    resident = np.maximum(resident, 1)
-    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
-    work, is_overlapped = _ChunkWork.of(problem, tile_h, launch, gpu), (gpu.capability >= 80) & (launch.buffers == 2)
-    has_slices = launch.slices > 1
-    end = ROWS * tile_h * TILE_W * (_STORE_INSTRUCTIONS / launch.slices + _ADD_INSTRUCTIONS * has_slices)
-    waits = _BLOCK_WAITS * _COPY_LATENCY + _ADD_CYCLES * ROWS * has_slices
-    seconds: Any = 0.0
-    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
-        cycles = chunks * work.cycles(launch, here, is_overlapped)
-        cycles = cycles + (end + _BLOCK_INSTRUCTIONS) * -(-here * launch.warps // 4) + waits
-        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
-    return np.where(fits, np.maximum(seconds, memory_seconds(problem, gpu)) + _LAUNCH_SECONDS, math.inf)
-
-
 #: Of so many normal deviates, the expected largest: row groups of a block.
 _EXPECTED_MAXIMUM = {1: 0.0, 2: 0.56, 3: 0.85, 4: 1.03, 5: 1.16, 6: 1.27, 8: 1.42, 10: 1.54, 12: 1.63, 16: 1.77}
 _EXPECTED_MAXIMA = np.interp(np.arange(17), list(_EXPECTED_MAXIMUM), list(_EXPECTED_MAXIMUM.values()))
-
-
-def memory_seconds(problem: RecordProblem, gpu: Gpu) -> float:
-    """Return the time that the records, the input and the output take at the memory's full bandwidth."""
-    records = problem.groups * problem.num_row_groups * problem.group_channels * (problem.slots + problem.loads)
-    inputs, outputs = problem.num_pixels
-    return (8 * records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
-
-
-def launches(problem: RecordProblem, max_shared_bytes: int) -> Iterator[RecordLaunch]:
-    """Yield the cuts worth comparing."""
-    for tile_h in problem.tile_heights:
-        cuts = _cuts(problem, tile_h)
-        fit = _shared_bytes(problem, RecordLaunch.columns(cuts)) <= max_shared_bytes
-        yield from (RecordLaunch(*numbers) for numbers in cuts[fit].tolist())
-
-
-def _cuts(problem: RecordProblem, tile_h: int) -> np.ndarray[Any, Any]:
-    """Return int64 [cuts, fields of `RecordLaunch`]."""
-    (p, q), is_paired = problem.size, problem.window_taps == WINDOW_CHANNELS
-    tiles = -(-p // tile_h), -(-q // TILE_W)
-    limits = problem.num_row_groups, record_cost(problem, tile_h).max_warps
-    return _all_cuts(tile_h, tiles, limits, WINDOW_CHANNELS if is_paired else 1, min(64, problem.group_channels))
 
 
 @lru_cache(maxsize=512)
@@ -375,16 +296,59 @@ def _runs_of_lanes(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, in
     return sorted(runs, reverse=True)
 
 
-def choose_launch(problem: RecordProblem, gpu: Gpu) -> tuple[RecordLaunch, float] | None:
-    """Return the cut of least modeled time and that time in seconds, or None where no block fits the device."""
-    best = best_launches(problem, gpu, 1)
-    return (best[0], modeled_seconds(problem, best[0], gpu)) if best else None
+class RecordModel(CostModel):
+    """The record kernel's.
+
+    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
+    memory, the second-level cache, and one block's copies and a warp's records one after the other; the memory's bytes
+    are a floor below it all.
+    """
+
+    launch_type = RecordLaunch
+
+    def cuts(self, problem: RecordProblem) -> Cuts:  # noqa: D102
+        (p, q), (taps, stride) = problem.size, problem.kernel
+        is_paired = taps == WINDOW_CHANNELS
+        least, channels = WINDOW_CHANNELS if is_paired else 1, min(64, problem.group_channels)
+        tables = []
+        for tile_h in problem.tile_heights:
+            limits = problem.num_row_groups, RECORD_COSTS[taps, stride, tile_h].max_warps
+            tables.append(_all_cuts(tile_h, (-(-p // tile_h), -(-q // TILE_W)), limits, least, channels))
+        return np.concatenate(tables)
+
+    def shared_bytes(self, problem: RecordProblem, launch: Any, *longest: int) -> Any:  # noqa: D102
+        tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
+        (records,) = longest or (_longest_run(problem, launch),)
+        sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
+        starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
+        return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * records), sums)
+
+    def most_warps(self, problem: RecordProblem, launch: Any) -> Any:  # noqa: D102
+        return record_cost(problem, launch.tile_h).max_warps
+
+    def blocks(self, problem: RecordProblem, launch: Any) -> Any:  # noqa: D102
+        p, q = problem.size
+        runs = -(-(-(-p // launch.tile_h) * launch.lanes_w) // launch.lanes)
+        tiles = problem.batch * runs * -(-q // (launch.lanes_w * TILE_W))
+        return tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
+
+    def wave(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> Callable[[Any], Any]:  # noqa: D102
+        chunks, has_slices = np.ceil(problem.group_channels / launch.chunk_channels), launch.slices > 1
+        work, is_overlapped = _ChunkWork.of(problem, launch, gpu), (gpu.capability >= 80) & (launch.buffers == 2)
+        stores = ROWS * launch.tile_h * TILE_W * (_STORE_INSTRUCTIONS / launch.slices + _ADD_INSTRUCTIONS * has_slices)
+        waits = _BLOCK_WAITS * _COPY_LATENCY + _ADD_CYCLES * ROWS * has_slices
+
+        def cycles(blocks: Any) -> Any:
+            ends = (stores + _BLOCK_INSTRUCTIONS) * -(-blocks * launch.warps // 4)
+            return chunks * work.cycles(launch, blocks, is_overlapped) + ends + waits
+
+        return cycles
+
+    def memory_seconds(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
+        del launch
+        records = problem.groups * problem.num_row_groups * problem.group_channels * (problem.slots + problem.loads)
+        inputs, outputs = problem.num_pixels
+        return (8 * records + 4 * inputs + 4 * outputs) / (gpu.memory_gb_per_s * 1e9)
 
 
-@lru_cache(maxsize=4096)
-def best_launches(problem: RecordProblem, gpu: Gpu, count: int) -> tuple[RecordLaunch, ...]:
-    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
-    tables = {tile_h: _cuts(problem, tile_h) for tile_h in problem.tile_heights}
-    seconds = [_modeled_seconds(problem, h, RecordLaunch.columns(cuts), gpu) for h, cuts in tables.items()]
-    cuts = np.concatenate(list(tables.values()))
-    return tuple(RecordLaunch(*cuts[place].tolist()) for place in least(np.concatenate(seconds), count))
+MODEL = RecordModel()

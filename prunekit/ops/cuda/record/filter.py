@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter
+from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, scattered
 
 #: Output channels of a row group: what a lane sums in registers (csrc/cuda/record/filter.h).
 ROWS = 8
@@ -92,43 +92,48 @@ class RecordFilter(PackedFilter):
         rows: int32 [K].
     """
 
-    HEADER = RecordHeader
+    HEADER, WEIGHTS = RecordHeader, "records"
 
     header: RecordHeader
     starts: Tensor
     records: Tensor
     rows: Tensor
+
+    @classmethod
+    def stored(cls, weights: Tensor) -> Tensor:
+        """Return the bits of kept weights."""
+        return weights.view(torch.int32)
 
     def unpack(self) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return unpack_records(self)
-
-
-@dataclass(frozen=True)
-class RecordPattern(FilterPattern):
-    """A record filter without its weights: what the mask alone decides, so that new weights cost one gather.
-
-    Attributes:
-        header: see there.
-        starts: int32 [runs · slices + 1].
-        records: int32 [records, 2], with 0 where a weight belongs.
-        rows: int32 [K].
-        slots: int64 [nnz], the records that carry weights.
-        sources: int64 [nnz], which element of the weight each of them carries.
-    """
-
-    header: RecordHeader
-    starts: Tensor
-    records: Tensor
-    rows: Tensor
-    slots: Tensor
-    sources: Tensor
-
-    def fill(self, weight: Tensor) -> RecordFilter:
-        """Return the filter of `weight`, float32 and on the pattern's device."""
-        records = self.records.clone()
-        bits = weight.detach().reshape(-1).view(torch.int32)[self.sources]
-        records.view(-1).index_copy_(0, 2 * self.slots + 1, bits)
-        return RecordFilter(self.header, self.starts, records, self.rows)
+        header = self.header
+        num_segments = header.num_runs * header.slices
+        if (len(self.starts), len(self.records), len(self.rows)) != (
+            num_segments + 1,
+            header.num_records,
+            header.out_channels,
+        ):
+            raise InputError(
+                f"the record filter's header tells of {num_segments} segments, {header.num_records} records and "
+                f"{header.out_channels} rows; got {len(self.starts) - 1}, {len(self.records)} and {len(self.rows)}."
+            )
+        stream = self.records.cpu().numpy()
+        operation, argument = np.roll(stream[:, 0], 1).astype(np.int64), stream[:, 1]
+        run = np.repeat(np.arange(num_segments), np.diff(self.starts.cpu().numpy())) // header.slices
+        is_load, is_slot = operation == header.load_window, operation < header.load_window
+        last_load = np.maximum.accumulate(np.where(is_load, np.arange(len(stream)), -1))
+        window = argument[last_load[is_slot]].astype(np.int64)
+        group_row, chunk = np.divmod(run[is_slot], header.num_chunks)
+        group, row_group = np.divmod(group_row, header.num_row_groups)
+        row_in_tile, window_tap = np.divmod(operation[is_slot], header.window_taps)
+        row = self.rows.cpu().numpy()[group * header.rows_per_group + row_group * ROWS + row_in_tile]
+        channel = chunk * header.chunk_channels + (window >> 16)
+        tap = (window >> 8 & 255) * header.kernel_w + (window & 255)
+        if header.window_taps == WINDOW_CHANNELS:
+            channel += window_tap
+        else:
+            tap += window_tap
+        weight, mask = scattered(header, (row, channel, tap), torch.from_numpy(argument[is_slot].view(np.float32)))
+        return weight.to(self.records.device), mask.to(self.records.device)
 
 
 def window_taps(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> int:
@@ -161,13 +166,14 @@ def pack_records(
             f"got {weight.dtype} of shape {tuple(weight.shape)} and {mask.dtype} of shape {tuple(mask.shape)}."
         )
     pattern = pack_pattern(mask, groups, window_taps, chunk_channels, slices)
-    return pattern.to(weight.device).fill(weight)
+    packed: RecordFilter = pattern.to(weight.device).fill(weight)
+    return packed
 
 
 def pack_pattern(
     mask: Tensor, groups: int, window_taps: int, chunk_channels: int, slices: int, sources: Tensor | None = None
-) -> RecordPattern:
-    """Pack the places of the weights that `mask` keeps; `RecordPattern.fill` adds the weights.
+) -> FilterPattern:
+    """Pack the places of the weights that `mask` keeps; `FilterPattern.fill` adds the weights, float32.
 
     Args:
         mask: bool [K, C / groups, R, S], True = kept.
@@ -205,7 +211,8 @@ def pack_pattern(
     carried = records[slots, 1].copy()
     records[slots, 1] = 0
     tensors = [torch.from_numpy(a.astype(np.int32)) for a in (starts, records, rows)]
-    return RecordPattern(header, *tensors, *(torch.from_numpy(a) for a in (slots, carried)))
+    blank = RecordFilter(header, *tensors)
+    return FilterPattern(blank, torch.from_numpy(2 * slots + 1), torch.from_numpy(carried))
 
 
 _LAST = np.iinfo(np.int64).max
@@ -289,47 +296,3 @@ def _places(header: RecordHeader, row: _Array, channel: _Array, tap: _Array) -> 
     tap_h, tap_w = np.divmod(tap, header.kernel_w)
     taps = header.kernel_h * header.kernel_w
     return run, channel_in_chunk * taps + tap, channel_in_chunk << 16 | tap_h << 8 | tap_w, row_in_tile
-
-
-def unpack_records(packed: RecordFilter) -> tuple[Tensor, Tensor]:
-    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask) of a record filter, by reading its records.
-
-    Raises:
-        InputError: the tensors are not the ones of the header.
-    """
-    header = packed.header
-    num_segments = header.num_runs * header.slices
-    if (len(packed.starts), len(packed.records), len(packed.rows)) != (
-        num_segments + 1,
-        header.num_records,
-        header.out_channels,
-    ):
-        raise InputError(
-            f"the record filter's header tells of {num_segments} segments, {header.num_records} records and "
-            f"{header.out_channels} rows; got {len(packed.starts) - 1}, {len(packed.records)} and {len(packed.rows)}."
-        )
-    stream = packed.records.cpu().numpy()
-    operation, argument = np.roll(stream[:, 0], 1).astype(np.int64), stream[:, 1]
-    run = np.repeat(np.arange(num_segments), np.diff(packed.starts.cpu().numpy())) // header.slices
-    is_load, is_slot = operation == header.load_window, operation < header.load_window
-    last_load = np.maximum.accumulate(np.where(is_load, np.arange(len(stream)), -1))
-    window = argument[last_load[is_slot]].astype(np.int64)
-    group_row, chunk = np.divmod(run[is_slot], header.num_chunks)
-    group, row_group = np.divmod(group_row, header.num_row_groups)
-    row_in_tile, window_tap = np.divmod(operation[is_slot], header.window_taps)
-    row = packed.rows.cpu().numpy()[group * header.rows_per_group + row_group * ROWS + row_in_tile]
-    channel = chunk * header.chunk_channels + (window >> 16)
-    tap = (window >> 8 & 255) * header.kernel_w + (window & 255)
-    if header.window_taps == WINDOW_CHANNELS:
-        channel += window_tap
-    else:
-        tap += window_tap
-    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.float32)
-    mask = np.zeros(weight.shape, bool)
-    weight[row, channel, tap] = argument[is_slot].view(np.float32)
-    mask[row, channel, tap] = True
-    device = packed.records.device
-    return (
-        torch.from_numpy(weight.reshape(header.shape)).to(device),
-        torch.from_numpy(mask.reshape(header.shape)).to(device),
-    )

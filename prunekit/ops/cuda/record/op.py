@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from prunekit.ops.cuda.cost_model import CostModel
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.filter_op import define_conv2d
 from prunekit.ops.cuda.packed_filter import FilterPattern
 from prunekit.ops.cuda.problem import ConvProblem
-from prunekit.ops.cuda.record import cost
-from prunekit.ops.cuda.record.cost import RECORD_COSTS, RecordLaunch, RecordProblem, shared_bytes
-from prunekit.ops.cuda.record.filter import RecordFilter, RecordPattern, pack_pattern
-from prunekit.ops.cuda.sparse_kernel import CostModel, SparseKernel
+from prunekit.ops.cuda.record.cost import MODEL, RECORD_COSTS, RecordProblem
+from prunekit.ops.cuda.record.filter import RecordFilter, pack_pattern
+from prunekit.ops.cuda.sparse_kernel import SparseKernel
 
 _FILL_LAUNCHES, _FILL_BYTES = 3, 44  # a weight's record read and written, its two indices, itself
 
@@ -36,26 +36,21 @@ class RecordKernel(SparseKernel):
 
     name = "record"
     architectures: ClassVar[Mapping[torch.dtype, int]] = {torch.float32: 75}
-    cost: ClassVar[CostModel] = cost
+    cost: ClassVar[CostModel] = MODEL
     problem_type = RecordProblem
-    launch_type = RecordLaunch
     filter_type = RecordFilter
 
-    def fill_cost(self, problem: ConvProblem, launch: RecordLaunch) -> tuple[int, float]:  # noqa: D102
+    def fill_cost(self, problem: ConvProblem, launch: Any) -> tuple[int, float]:  # noqa: D102
         del launch
         return _FILL_LAUNCHES, _FILL_BYTES * problem.density * problem.num_weights
 
-    def is_possible(  # noqa: D102
-        self, problem: ConvProblem, launch: RecordLaunch, gpu: Gpu, header: Any = None
-    ) -> bool:
-        here = RecordProblem.of(problem)
-        taps, stride = here.kernel
+    def knows(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> bool:  # noqa: D102
+        taps, stride = problem.kernel
         cost = RECORD_COSTS.get((taps, stride, launch.tile_h))
         return (
             cost is not None
             and launch.warps <= min(cost.max_warps, gpu.max_warps)
             and launch.chunk_channels % (2 if taps == 2 else 1) == 0
-            and shared_bytes(here, launch, None if header is None else header.longest) <= gpu.shared_bytes
         )
 
     def packer(  # noqa: D102
@@ -63,7 +58,7 @@ class RecordKernel(SparseKernel):
     ) -> Callable[..., FilterPattern]:
         here = RecordProblem.of(problem)
 
-        def pack(chunk_channels: int, slices: int) -> RecordPattern:
+        def pack(chunk_channels: int, slices: int) -> FilterPattern:
             return pack_pattern(mask, problem.groups, here.window_taps, chunk_channels, slices, sources)
 
         return pack

@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from prunekit.ops.cuda.condensed.cost import (
-    _BLOCK_INSTRUCTIONS,
-    _CHUNK_CYCLES,
-    _COPY_LATENCY,
-    _LAUNCH_SECONDS,
-    _STORE_INSTRUCTIONS,
-    _TAP_INSTRUCTIONS,
-    MAX_WARPS,
     STEP_LATENCY,
+    TAP_INSTRUCTIONS,
     UNIT_PIXELS,
+    CondensedModel,
     CondensedProblem,
-    mma_share,
-    tile_choices,
+    block_cuts,
+    chunk_choices,
 )
 from prunekit.ops.cuda.condensed.filter import ROWS
+from prunekit.ops.cuda.cost_model import Cuts
 from prunekit.ops.cuda.devices import Gpu
-from prunekit.ops.cuda.problem import KernelLaunch, crossed, least
+from prunekit.ops.cuda.problem import KernelLaunch
 from prunekit.ops.cuda.semi_structured.filter import FRAGMENTS, SPARSE_STEP_COLUMNS
 
 #: (fragments, units of a warp) that the kernel is compiled for, and the warps of a multiprocessor that its registers
@@ -122,25 +117,22 @@ def expected_steps(problem: CondensedProblem, chunk_channels: Any, fragments: An
     return np.where(columns <= taps, np.minimum(expected, np.ceil(taps / SPARSE_STEP_COLUMNS)), expected)
 
 
-def _num_row_groups(problem: CondensedProblem, fragments: Any) -> Any:
-    """Row groups of one conv group."""
-    return -(-(problem.out_channels // problem.groups) // (ROWS * fragments))
+class SemiStructuredModel(CondensedModel):
+    """The model of the kernel on sparse tensor cores; devices without them run none of its cuts."""
 
+    launch_type = SemiStructuredLaunch
 
-def shared_bytes(problem: CondensedProblem, launch: SemiStructuredLaunch, longest: int | None = None) -> int:
-    """Return a block's shared memory in bytes, as csrc/cuda/condensed/launch.h computes it.
+    def cuts(self, problem: CondensedProblem) -> Cuts:  # noqa: D102
+        group_rows = problem.out_channels // problem.groups
+        # With more fragments half of the rows would be empty.
+        fitting = [kernel for kernel in RESIDENT_WARPS if kernel[0] == 1 or ROWS * kernel[0] < 2 * group_rows]
+        kernels = tuple((kernel, -(-group_rows // (ROWS * kernel[0]))) for kernel in fitting)
+        return block_cuts(problem.lines, kernels, chunk_choices(problem))
 
-    Args:
-        problem: the convolution.
-        launch: its cut.
-        longest: steps of the longest run of the packed filter; None expects four standard deviations above the mean.
-    """
-    return int(_shared_bytes(problem, launch, longest))
+    def run_bytes(self, problem: CondensedProblem, launch: Any, *longest: int) -> Any:  # noqa: D102
+        return step_bytes(launch.fragments) * (longest[0] if longest else self._longest_steps(problem, launch))
 
-
-def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None) -> Any:
-    inputs = 16 * (_plane_h(problem, launch) * launch.units_w | 1) * problem.kernel_size[1] * launch.chunk_channels
-    if longest is None:
+    def _longest_steps(self, problem: CondensedProblem, launch: Any) -> Any:
         taps = launch.chunk_channels * math.prod(problem.kernel_size)
         share = _by_fragments(problem, launch.fragments, "columns")
         spread = np.sqrt(taps * np.maximum(share * (1 - share), 0.01))
@@ -149,127 +141,41 @@ def _shared_bytes(problem: CondensedProblem, launch: Any, longest: Any = None) -
             np.minimum(taps * share + 4 * spread, np.maximum(taps, taps * share + spread)),
             taps * share + 2 * spread,
         )
-        longest = np.ceil(columns / SPARSE_STEP_COLUMNS)
-    sums = 4 * 4 * launch.fragments * launch.warp_units * 32 * (launch.warps - launch.warps // launch.slices)
-    return np.maximum(launch.buffers * (inputs + step_bytes(launch.fragments) * longest * launch.row_groups), sums)
+        return np.ceil(columns / SPARSE_STEP_COLUMNS)
+
+    def fragments(self, launch: Any) -> Any:  # noqa: D102
+        return launch.fragments
+
+    def steps(self, problem: CondensedProblem, launch: Any) -> Any:  # noqa: D102
+        return expected_steps(problem, launch.chunk_channels, launch.fragments)
+
+    def most_warps(self, problem: CondensedProblem, launch: Any) -> Any:  # noqa: D102
+        del problem
+        are_here = [(launch.fragments == f) & (launch.warp_units == units) for f, units in RESIDENT_WARPS]
+        return np.select(are_here, list(RESIDENT_WARPS.values()))
+
+    def step_cycles(  # noqa: D102
+        self, problem: CondensedProblem, launch: Any, gpu: Gpu, run: Any, steps: Any
+    ) -> tuple[Any, Any, Any]:
+        del gpu
+        fragments, units = launch.fragments, launch.warp_units
+        steps_a_warp = run * launch.row_groups / launch.warps
+        copied = steps_a_warp * fragments * 1.125  # 16 bytes each
+        loads = 1 + fragments + np.ceil(fragments / 2)
+        issue = steps * (STEP_INSTRUCTIONS + 2 * units + loads + fragments * units)
+        issue = issue + 8 * copied + steps_a_warp * TAP_INSTRUCTIONS
+        matrices = 4 * units * _by_fragments(problem, fragments, "conflicts")
+        shared = steps * (4 * fragments + 1 + np.ceil(fragments / 2) + matrices) + 8 * copied
+        return issue, shared, steps * (STEP_LATENCY + matrices)
+
+    def modeled_seconds(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
+        seconds = super().modeled_seconds(problem, launch, gpu)
+        return seconds if gpu.capability >= 80 else math.inf * seconds
+
+    def filter_bytes(self, problem: CondensedProblem, launch: Any) -> Any:  # noqa: D102
+        chunks = problem.group_channels / launch.chunk_channels
+        steps = problem.groups * self.row_groups(problem, launch) * chunks * self.steps(problem, launch)
+        return step_bytes(launch.fragments) * steps
 
 
-def _plane_h(problem: CondensedProblem, launch: Any) -> Any:
-    """Lines of inputs that a block stages."""
-    return (launch.tile_h - 1) * problem.stride[0] + problem.dilation[0] * (problem.kernel_size[0] - 1) + 1
-
-
-def modeled_seconds(problem: CondensedProblem, launch: SemiStructuredLaunch, gpu: Gpu) -> float:
-    """Return the modeled time of one convolution in float16; inf where the GPU cannot run it.
-
-    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
-    cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
-    """
-    return float(_modeled_seconds(problem, launch, gpu))
-
-
-def _modeled_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
-    """Compute it for one cut or for columns of them."""
-    if gpu.capability < 80:
-        return np.full(np.shape(launch.fragments), math.inf)
-    p, q = problem.lines
-    fragments, units = launch.fragments, launch.warp_units
-    tiles = problem.batch * -(-p // launch.tile_h) * -(-q // (launch.units_w * UNIT_PIXELS))
-    blocks = tiles * problem.groups * -(-_num_row_groups(problem, fragments) // launch.row_groups)
-    bytes_shared = _shared_bytes(problem, launch)
-    most_warps = np.select([(fragments == f) & (units == u) for f, u in RESIDENT_WARPS], list(RESIDENT_WARPS.values()))
-    most_warps = np.minimum(most_warps, gpu.max_warps)
-    resident = np.minimum(gpu.shared_bytes_multiprocessor // (bytes_shared + 1024), most_warps // launch.warps)
-    fits = (resident >= 1) & (bytes_shared <= gpu.shared_bytes)
-    resident = np.maximum(resident, 1)
-    chunks = np.ceil(problem.group_channels / launch.chunk_channels)
-    run = expected_steps(problem, launch.chunk_channels, fragments)
-    steps = run / launch.slices + (launch.slices - 1) / (2 * launch.slices)  # of the slice that has most, about
-    lanes = gpu.tensor_lanes * mma_share(gpu) / 4  # of a scheduler
-    # A product of 32 columns takes as long as one of 16 dense ones.
-    product_cycles = fragments * units * ROWS * (SPARSE_STEP_COLUMNS // 2) * UNIT_PIXELS / lanes
-    # What a thread stages in a chunk.
-    threads = 32 * launch.warps
-    staged = np.ceil(_plane_h(problem, launch) * launch.units_w * launch.chunk_channels / threads)
-    instructions, loads = problem.staging
-    steps_a_warp = run * launch.row_groups * 32 / threads
-    copied = steps_a_warp * fragments * 1.125  # 16 bytes each
-    step_loads = 1 + fragments + np.ceil(fragments / 2)
-    issue = steps * (STEP_INSTRUCTIONS + 2 * units + step_loads + fragments * units) + staged * instructions
-    issue = issue + 8 * copied + steps_a_warp * _TAP_INSTRUCTIONS
-    matrices = 4 * units * _by_fragments(problem, fragments, "conflicts")
-    shared = steps * (4 * fragments + 1 + np.ceil(fragments / 2) + matrices)
-    shared = shared + staged * (4 * loads + 4 * problem.kernel_size[1]) + 8 * copied
-    latency = steps * (STEP_LATENCY + matrices + product_cycles) + staged * _COPY_LATENCY
-    sums = 4 * fragments * units
-    store = sums * _STORE_INSTRUCTIONS / launch.slices + 2 * sums * (launch.slices > 1)
-    seconds: Any = 0.0
-    full, rest = np.divmod(blocks, gpu.multiprocessors * resident)
-    for waves, here in ((full, resident), (rest > 0, -(-rest // gpu.multiprocessors))):
-        warps = here * launch.warps
-        busiest = -(-warps // 4)  # warps of a scheduler
-        throughput = np.maximum(np.maximum(issue, steps * product_cycles) * busiest, shared * warps)
-        cycles = chunks * (np.maximum(throughput, latency) + _CHUNK_CYCLES) + (store + _BLOCK_INSTRUCTIONS) * busiest
-        seconds = seconds + waves * cycles / (gpu.clock_ghz * 1e9)
-    seconds = np.maximum(seconds, _memory_seconds(problem, launch, gpu)) + _LAUNCH_SECONDS
-    return np.where(fits, seconds, math.inf)
-
-
-def memory_seconds(problem: CondensedProblem, launch: SemiStructuredLaunch, gpu: Gpu) -> float:
-    """Return the time that the steps, the input and the output take at the memory's full bandwidth."""
-    return float(_memory_seconds(problem, launch, gpu))
-
-
-def _memory_seconds(problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:
-    chunks = problem.group_channels / launch.chunk_channels
-    run = expected_steps(problem, launch.chunk_channels, launch.fragments)
-    steps = problem.groups * _num_row_groups(problem, launch.fragments) * chunks * run
-    inputs, outputs = problem.num_pixels
-    return (step_bytes(launch.fragments) * steps + 2 * inputs + 2 * outputs) / (gpu.memory_gb_per_s * 1e9)
-
-
-def _launches(problem: CondensedProblem) -> np.ndarray[Any, Any]:
-    """Return the cuts worth comparing, int64 [cuts, numbers of a SemiStructuredLaunch]."""
-    group_rows = problem.out_channels // problem.groups
-    return _all_cuts(problem.lines, group_rows, min(128, max(4, problem.group_channels)))
-
-
-@lru_cache(maxsize=512)
-def _all_cuts(lines: tuple[int, int], group_rows: int, most_channels: int) -> np.ndarray[Any, Any]:
-    chunks = crossed([n for n in (4, 8, 16, 32, 64, 128) if n <= most_channels], (1, 2))
-    parts = []
-    for fragments, warp_units in RESIDENT_WARPS:
-        if fragments > 1 and ROWS * fragments >= 2 * group_rows:
-            continue  # half of the rows would be empty
-        for pixel_warps in range(1, MAX_WARPS + 1):
-            shares = [
-                (rows, slices)
-                for rows in (1, 2, 4, 8)
-                for slices in (1, 2, 3, 4, 6, 8)
-                if rows <= -(-group_rows // (ROWS * fragments)) and 2 <= pixel_warps * rows * slices <= MAX_WARPS
-            ]
-            tiles = tile_choices(lines, warp_units * pixel_warps)
-            if shares and tiles:
-                parts.append(crossed([(fragments, warp_units)], tiles, [pixel_warps], shares, chunks))
-    if not parts:
-        return np.empty((0, 9), np.int64)
-    fragments, units, tile_h, units_w, pixels, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
-    return np.stack([chunk_channels, fragments, units, tile_h, units_w, pixels, row_groups, slices, buffers], 1)
-
-
-@lru_cache(maxsize=4096)
-def _best(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[tuple[SemiStructuredLaunch, float], ...]:
-    cuts = _launches(problem)
-    seconds = _modeled_seconds(problem, SemiStructuredLaunch.columns(cuts), gpu)
-    return tuple((SemiStructuredLaunch(*cuts[at].tolist()), float(seconds[at])) for at in least(seconds, count))
-
-
-def choose_launch(problem: CondensedProblem, gpu: Gpu) -> tuple[SemiStructuredLaunch, float] | None:
-    """Return the cut of least modeled time and that time in seconds, or None where the device runs none."""
-    best = _best(problem, gpu, 1)
-    return best[0] if best else None
-
-
-def best_launches(problem: CondensedProblem, gpu: Gpu, count: int) -> tuple[SemiStructuredLaunch, ...]:
-    """Return the `count` cuts of least modeled time, best first: what measuring on the device chooses among."""
-    return tuple(launch for launch, _ in _best(problem, gpu, count))
+MODEL = SemiStructuredModel()

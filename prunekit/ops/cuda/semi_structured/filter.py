@@ -20,12 +20,14 @@ from prunekit.errors import InputError
 from prunekit.ops.cuda.condensed.filter import (
     DTYPES,
     ROWS,
+    FragmentFilter,
     FragmentHeader,
     _bank_order,
     _condensed,
     _from_fragments,
     _to_fragments,
-    fill_fragments,
+    unpacked,
+    without_weights,
 )
 from prunekit.ops.cuda.packed_filter import FilterPattern, PackedFilter
 from prunekit.ops.cuda.semi_structured.quad_order import order_columns
@@ -76,7 +78,7 @@ class SemiStructuredFilter(PackedFilter):
         rows: int32 [row groups · fragments · 16], the output channel of each row; -1 where there is none.
     """
 
-    HEADER = SemiStructuredHeader
+    HEADER, WEIGHTS = SemiStructuredHeader, "fragments"
 
     header: SemiStructuredHeader
     starts: Tensor
@@ -84,39 +86,21 @@ class SemiStructuredFilter(PackedFilter):
     fragments: Tensor
     metadata: Tensor
     rows: Tensor
+
+    @classmethod
+    def stored(cls, weights: Tensor) -> Tensor:  # noqa: D102
+        return FragmentFilter.stored(weights)
 
     def unpack(self) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return unpack_semi_structured(self)
-
-
-@dataclass(frozen=True)
-class SemiStructuredPattern(FilterPattern):
-    """A semi-structured filter without its weights: what the mask alone decides, so that new weights cost one gather.
-
-    Attributes:
-        header: see there.
-        starts: int32 [runs + 1].
-        columns: int32 [steps, 32].
-        fragments: int16 [steps, fragments, 32, 8], the bits of -0.0 where no weight belongs.
-        metadata: int32 [steps, fragments, 8, 2].
-        rows: int32 [row groups · fragments · 16].
-        slots: int64 [nnz], the elements of `fragments` that are weights.
-        sources: int64 [nnz], which element of the weight each of them is.
-    """
-
-    header: SemiStructuredHeader
-    starts: Tensor
-    columns: Tensor
-    fragments: Tensor
-    metadata: Tensor
-    rows: Tensor
-    slots: Tensor
-    sources: Tensor
-
-    def fill(self, weight: Tensor) -> SemiStructuredFilter:
-        """Return the filter of `weight`, float16 or bfloat16 and on the pattern's device."""
-        fragments = fill_fragments(self.fragments, self.slots, self.sources, weight)
-        return SemiStructuredFilter(self.header, self.starts, self.columns, fragments, self.metadata, self.rows)
+        header, sizes = self.header, [len(t) for t in self.tensors()]
+        num_rows = header.groups * header.num_row_groups * header.fragments * ROWS
+        steps = header.num_steps
+        if sizes != [header.num_runs + 1, steps, steps, steps, num_rows]:
+            raise InputError(
+                f"the semi-structured filter's header tells of {header.num_runs} runs, {steps} steps and {num_rows} "
+                f"rows; got tensors of {sizes}."
+            )
+        return unpacked(self, *_kept(self))
 
 
 def pack_semi_structured(
@@ -145,33 +129,17 @@ def pack_semi_structured(
 
 def semi_structured_packer(
     mask: Tensor, groups: int, sources: Tensor | None = None
-) -> Callable[[int, int], SemiStructuredPattern]:
-    """Condense a mask; return what packs its places for (channels a chunk, fragments), on the CPU.
-
-    Args:
-        mask: bool [K, C / groups, R, S] on the CPU, True = kept.
-        groups: number of channel groups.
-        sources: int64 of mask's shape, the element of the weight that belongs there; None: the one in the same place.
+) -> Callable[[int, int], FilterPattern]:
+    """Condense a mask; return what packs its places for (channels a chunk, fragments); see `SparseKernel.packer`.
 
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
     """
     condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
 
-    def pack(chunk_channels: int, fragments: int) -> SemiStructuredPattern:
+    def pack(chunk_channels: int, fragments: int) -> FilterPattern:
         packed = cover_columns(condensed, chunk_channels, fragments)
-        slots, *places = _kept(packed)
-        element = torch.from_numpy(np.ravel_multi_index(places, (*mask.shape[:2], mask[0, 0].numel())))
-        return SemiStructuredPattern(
-            packed.header,
-            packed.starts,
-            packed.columns,
-            torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16),
-            packed.metadata,
-            packed.rows,
-            torch.from_numpy(slots),
-            element if sources is None else sources.flatten()[element],
-        )
+        return without_weights(packed, *_kept(packed), sources=sources)
 
     return pack
 
@@ -283,33 +251,6 @@ def _store_pairs(
     shift = 16 * np.arange(2)[None, :] + 4 * np.arange(4)[:, None]
     metadata = (words.transpose(0, 3, 5, 1, 2, 4) << shift).sum((-1, -2))
     return _to_fragments(by_fragment.reshape(-1, ROWS)), metadata.astype(np.uint32).view(np.int32)
-
-
-def unpack_semi_structured(packed: SemiStructuredFilter) -> tuple[Tensor, Tensor]:
-    """Return (weight [K, C / groups, R, S] with zeros where dropped, mask), by reading a filter's pieces.
-
-    Raises:
-        InputError: the tensors are not the ones of the header.
-    """
-    header = packed.header
-    tensors = packed.starts, packed.columns, packed.fragments, packed.metadata, packed.rows
-    num_rows = header.groups * header.num_row_groups * header.fragments * ROWS
-    steps = header.num_steps
-    if [len(t) for t in tensors] != [header.num_runs + 1, steps, steps, steps, num_rows]:
-        raise InputError(
-            f"the semi-structured filter's header tells of {header.num_runs} runs, {steps} steps and {num_rows} rows; "
-            f"got tensors of {[len(t) for t in tensors]}."
-        )
-    slots, out, channel, tap = _kept(packed)
-    weight = np.zeros((header.out_channels, header.group_channels, header.kernel_h * header.kernel_w), np.int16)
-    mask = np.zeros(weight.shape, bool)
-    weight[out, channel, tap] = packed.fragments.cpu().view(torch.int16).numpy().ravel()[slots]
-    mask[out, channel, tap] = True
-    device = packed.fragments.device
-    return (
-        torch.from_numpy(weight.reshape(header.shape)).view(packed.fragments.dtype).to(device),
-        torch.from_numpy(mask.reshape(header.shape)).to(device),
-    )
 
 
 def _kept(packed: SemiStructuredFilter) -> tuple[_Array, _Array, _Array, _Array]:

@@ -19,20 +19,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.ops.cuda.condensed.cost import MAX_WARPS, CondensedProblem
-from prunekit.ops.cuda.condensed.filter import MAX_CHANNELS, ROWS
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
+from prunekit.ops.cuda.condensed.filter import ROWS
+from prunekit.ops.cuda.condensed.op import CondensedKernel
+from prunekit.ops.cuda.cost_model import CostModel
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.filter_op import define_conv2d
 from prunekit.ops.cuda.packed_filter import FilterPattern
 from prunekit.ops.cuda.problem import ConvProblem
-from prunekit.ops.cuda.semi_structured import cost
-from prunekit.ops.cuda.semi_structured.cost import RESIDENT_WARPS, SemiStructuredLaunch, expected_steps, shared_bytes
+from prunekit.ops.cuda.semi_structured.cost import MODEL, RESIDENT_WARPS, expected_steps
 from prunekit.ops.cuda.semi_structured.filter import (
     SPARSE_STEP_COLUMNS,
     SemiStructuredFilter,
     semi_structured_packer,
 )
-from prunekit.ops.cuda.sparse_kernel import CostModel, SparseKernel
 
 # Four launches; of a weight its two indices, itself read, gathered and made plain, and written; of a fragment's element
 # the pattern's read and written.
@@ -41,38 +41,24 @@ _FILL_LAUNCHES, _FILL_BYTES, _FRAGMENT_BYTES = 4, 28, 2 * 2 * ROWS * SPARSE_STEP
 semi_structured_conv2d_reference = define_conv2d("semi_structured", SemiStructuredFilter)
 
 
-class SemiStructuredKernel(SparseKernel):
+class SemiStructuredKernel(CondensedKernel):
     """See csrc/cuda/semi_structured/conv2d.cuh."""
 
     name = "semi_structured"
     architectures: ClassVar[Mapping[torch.dtype, int]] = {torch.float16: 80, torch.bfloat16: 80}
-    cost: ClassVar[CostModel] = cost
-    problem_type = CondensedProblem
-    launch_type = SemiStructuredLaunch
+    cost: ClassVar[CostModel] = MODEL
     filter_type = SemiStructuredFilter
 
-    def takes_sizes(self, problem: ConvProblem) -> bool:  # noqa: D102
-        return problem.group_channels * problem.groups < MAX_CHANNELS
-
-    def fill_cost(self, problem: ConvProblem, launch: SemiStructuredLaunch) -> tuple[int, float]:  # noqa: D102
+    def fill_cost(self, problem: ConvProblem, launch: Any) -> tuple[int, float]:  # noqa: D102
         here = CondensedProblem.of(problem)
         row_groups = math.ceil(here.out_channels // here.groups / (ROWS * launch.fragments))
         runs = here.groups * row_groups * math.ceil(here.group_channels / launch.chunk_channels)
         fragments = launch.fragments * runs * float(expected_steps(here, launch.chunk_channels, launch.fragments))
         return _FILL_LAUNCHES, _FILL_BYTES * problem.density * problem.num_weights + _FRAGMENT_BYTES * fragments
 
-    def is_possible(  # noqa: D102
-        self, problem: ConvProblem, launch: SemiStructuredLaunch, gpu: Gpu, header: Any = None
-    ) -> bool:
-        return (
-            gpu.capability >= 80
-            and (launch.fragments, launch.warp_units) in RESIDENT_WARPS
-            and launch.tile_h * launch.units_w <= launch.warp_units * launch.pixel_warps
-            and launch.buffers <= 2
-            and launch.warps <= MAX_WARPS
-            and shared_bytes(CondensedProblem.of(problem), launch, None if header is None else header.longest)
-            <= gpu.shared_bytes
-        )
+    def knows(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> bool:  # noqa: D102
+        is_compiled = (launch.fragments, launch.warp_units) in RESIDENT_WARPS
+        return super().knows(problem, launch, gpu) and gpu.capability >= 80 and is_compiled
 
     def packer(  # noqa: D102
         self, mask: Tensor, problem: ConvProblem, sources: Tensor | None
