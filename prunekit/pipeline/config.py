@@ -172,6 +172,12 @@ class TrainingChoices(SharedChoices, ObjectiveChoices):
     objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
     train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
 
+    @property
+    def selects(self) -> bool:
+        """Whether a training keeps what does best on held-out images."""
+        trainings = (getattr(self, section, None) for section in ("pretrain", "optimize", "finetune"))
+        return any(training.selection == "holdout" for training in trainings if training)
+
     @field_serializer("pretrain", "optimize", "finetune", check_fields=False)
     def _without_what_all_share(self, training: TrainConfig, info: Any) -> dict[str, Any]:
         return training.model_dump(mode=info.mode, exclude=_SAID_ONCE)
@@ -208,7 +214,8 @@ class TrainingOption:
 
 # Options for settings of all trainings at once; TrainConfig describes them.
 _OF_ALL = {"max_steps": "max_steps", "train_batch_size": "batch_size", "batch_norm": "batch_norm",
-           "precision": "precision", "augment": "augmentation", "checkpoint_every": "checkpoint_every"}  # fmt: skip
+           "precision": "precision", "selection": "selection", "augment": "augmentation",
+           "checkpoint_every": "checkpoint_every"}  # fmt: skip
 _DESCRIPTIONS = {
     "augment": "augment training images: random flips and shifts, for detectors scaling and colors too",
     "pretrain_epochs": "epochs of robust pre-training (0: the weights are already trained)",

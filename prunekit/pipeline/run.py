@@ -60,7 +60,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             training = None
             if train_dataset is not None:
                 digest = inputs.train_data_sha256
-                training = make_training(config.objective, config.train_attack, train_dataset, digest, progress, config)
+                training = make_training(
+                    config.objective, config.train_attack, train_dataset, digest, progress, config, config.selects
+                )
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
