@@ -31,7 +31,7 @@ from prunekit.demo import DemoConfig, prepare_demo
 from prunekit.detection import CocoDataset
 from prunekit.environment import describe_environment, thread_count
 from prunekit.errors import InputError
-from prunekit.evaluation.evaluate import evaluate_cases
+from prunekit.evaluation.evaluate import Subject, evaluate_cases
 from prunekit.files import write_text
 from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
@@ -192,10 +192,8 @@ def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float |
         return
     start.workspace.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
     began = time.perf_counter()
-    clean, attacked = (
-        result.figures()
-        for result in evaluate_cases(artifact.model, artifact.task, start.dataset, config, [ATTACK], SilentProgress())
-    )
+    subject = Subject(artifact.model, artifact.task, start.dataset, config, SilentProgress())
+    clean, attacked = (result.figures() for result in evaluate_cases(subject, [ATTACK]))
     row = {"seed": config.seed, **asdict(step), "model": artifact.sha256, "churn": churn, "images": len(start.dataset)}
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
     row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}

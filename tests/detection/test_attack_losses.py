@@ -22,7 +22,7 @@ from prunekit.detection import (
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.boxes import split_anchors
 from prunekit.detection.rates import attack_success, false_positives
-from prunekit.evaluation.evaluate import Evaluation, evaluate
+from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
 from tests.support.detection_oracles import bce, decode_loop, iou_scalar, mean
 
@@ -168,6 +168,7 @@ def shapes(shapes_config: RunConfig) -> tuple[Detector, CocoDataset]:
 
 def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset], shapes_config: RunConfig) -> None:
     model, dataset = shapes
+    subject = Subject(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress())
 
     def under(name: str) -> Evaluation:
         def attack(
@@ -176,9 +177,9 @@ def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset]
             chosen = AttackLosses(losses.components[name], losses.margin, {}, losses.badness)
             return STANDARD(model, x, chosen, generator)
 
-        return evaluate(model, DetectionTask.of(model), dataset, shapes_config, attack, SilentProgress())
+        return evaluate(subject, attack)
 
-    clean = evaluate(model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress())
+    clean = evaluate(subject, None)
     success, found = {}, {}
     for name in ("vanish", "fabricate", "mislabel"):
         attacked = under(name)
