@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.ending import Verbose, error_console, tell, user_errors
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
@@ -65,7 +65,7 @@ def compact_command(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="module of yours that registers the model")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Remove pruned filters for good: a smaller detector with the same outputs, and a certificate that says so."""
     with user_errors(verbose):
@@ -85,9 +85,9 @@ def compact_command(
                 written.append(out.with_suffix(EXPORTS[export_to]))
                 for _ in progress.track(range(1), f"exporting to {export_to}", 1):
                     export(result.model, result.example, export_to, written[-1])
-        out_console.print(str(result.certificate), highlight=False, soft_wrap=True, markup=False)
+        tell(str(result.certificate))
         for file in written:
-            out_console.print(f"Written: {file}", highlight=False, soft_wrap=True)
+            tell(f"Written: {file}")
 
 
 def _spec(model: str | None, width: float | None, num_classes: int, model_args: Sequence[str]) -> ModelSpec | None:
