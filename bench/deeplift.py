@@ -14,8 +14,6 @@ trust where the machine is busy) per batch of N images:
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.captum_deeplift import captum_contributions
+from bench.scripts import begin, command_line, print_row
 from prunekit.comparison import relative_rms
 from prunekit.detection import yolov3
-from prunekit.environment import describe_environment
 from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
 from prunekit.prune.layers import prunable_layers
 
@@ -37,28 +35,27 @@ LARGEST_DIFFERENCE = 1e-2
 
 def main() -> None:
     """Print JSON lines: the environment, the passes in turn, Captum layer by layer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--captum-layers", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    begin(**vars(arguments))
     torch.manual_seed(0)
     net = yolov3().eval()
     x, x_ref = torch.rand(2, arguments.images, 3, arguments.image_size, arguments.image_size)
-    print(json.dumps({"environment": describe_environment(), **vars(arguments)}), flush=True)
     timings = time_passes(net, x, x_ref, arguments.runs)
     baseline = timings["training_pass"]
     for name, timing in timings.items():
         ratios = {"ratio": timing.seconds / baseline.seconds, "cpu_ratio": timing.cpu_seconds / baseline.cpu_seconds}
-        print(json.dumps({"pass": name, **timing._asdict(), **ratios}), flush=True)
+        print_row({"pass": name, **timing._asdict(), **ratios})
     layers = list(prunable_layers(net))
     chosen = layers[:: max(1, len(layers) // arguments.captum_layers)][: arguments.captum_layers]
     rows = [time_captum(net, name, x, x_ref) for name in chosen]
     mean = Elapsed(*(statistics.mean(values) * len(layers) for values in zip(*rows, strict=True)))
-    print(json.dumps({"captum": f"all {len(layers)} layers, extrapolated", **mean._asdict()}))
+    print_row({"captum": f"all {len(layers)} layers, extrapolated", **mean._asdict()})
 
 
 class Elapsed(NamedTuple):
@@ -118,7 +115,7 @@ def time_captum(net: nn.Module, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed
     if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"Captum's contributions of {layer} differ by {difference:.2e}: nothing to time.")
     elapsed = measure(lambda: captum_contributions(net, layer, x, x_ref, sum_of_logits))
-    print(json.dumps({"captum": layer, **elapsed._asdict(), "difference": difference}), flush=True)
+    print_row({"captum": layer, **elapsed._asdict(), "difference": difference})
     return elapsed
 
 
