@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from bench.zoo_rows import Check
 from bench.zoo_weights import random_images
 from prunekit.comparison import Comparison, check_equal
-from prunekit.errors import InputError, WrongOutputError
+from prunekit.errors import InputError, WrongOutputError, first_line
 
 #: The largest relative RMS of an output that counts as right.
 MOST = 1e-4
@@ -132,8 +132,3 @@ def part_outputs(model: nn.Module, parts: Sequence[str], x: Tensor) -> dict[str,
             stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
         model(x)
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit
-from bench.zoo_checks import MOST, allowed_error, check_input, first_line, input_effect, own_rounding
+from bench.zoo_checks import MOST, allowed_error, check_input, input_effect, own_rounding
 from bench.zoo_models import ZooModel, load_registry
 from bench.zoo_rows import Row, Tool
 from bench.zoo_times import Call, measure
@@ -26,6 +26,7 @@ from bench.zoo_weights import drop_filters, enliven, make_sparse, random_images
 from prunekit.benchmark.peers import torch_compiled
 from prunekit.compaction import compact
 from prunekit.environment import installed_version
+from prunekit.errors import first_line
 from prunekit.files import write_text
 from prunekit.nn import native_status
 

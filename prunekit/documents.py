@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunekit import documents
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.files import atomic_path
 
@@ -189,11 +189,7 @@ def _read_bytes(data: bytes) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 def _why(source: str | Path | bytes, error: Exception) -> str:
     """Return what kind of file it is, where it is another one than safetensors, or what reading it said."""
     kind = None if isinstance(source, bytes) or is_safetensors(source) else kind_of_file(source)
-    return _one_line(error) if kind is None else f"it is {kind}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".") if kind is None else f"it is {kind}"
 
 
 def save_described(
