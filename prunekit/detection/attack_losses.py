@@ -7,7 +7,7 @@ in real-time object detection systems"): each is the negative loss towards what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,22 +45,6 @@ class DetectorTask:
     def loss(self, outputs: Outputs) -> DetectionLoss:
         """Return the training loss of raw logits, per head [N, A·(5+C), H, W]."""
         return detection_loss(outputs, self.targets, self.anchors, self.strides, self.num_classes)
-
-    def total(self, outputs: Outputs) -> Tensor:
-        """Return the total training losses [N]."""
-        return self.loss(outputs).total
-
-    def localization(self, outputs: Outputs) -> Tensor:
-        """Return the box losses [N]."""
-        return self.loss(outputs).box
-
-    def objectness(self, outputs: Outputs) -> Tensor:
-        """Return the objectness losses [N]."""
-        return self.loss(outputs).objectness
-
-    def classification(self, outputs: Outputs) -> Tensor:
-        """Return the class losses [N]."""
-        return self.loss(outputs).classification
 
     def vanish(self, outputs: Outputs) -> Tensor:
         """Return minus the objectness loss towards nothing anywhere, [N]."""
@@ -142,15 +126,16 @@ def attack_losses(
     among all others'. The training loss counts both for each image alone, and it is what the detector was made good at.
     """
     task = DetectorTask(targets, anchors, strides, num_classes)
-    components = {
-        "total": task.total,
-        "classification": task.classification,
-        "localization": task.localization,
-        "objectness": task.objectness,
+    components: dict[str, Callable[[Outputs], Tensor]] = {
+        "total": lambda outputs: task.loss(outputs).total,
+        "classification": lambda outputs: task.loss(outputs).classification,
+        "localization": lambda outputs: task.loss(outputs).box,
+        "objectness": lambda outputs: task.loss(outputs).objectness,
         "vanish": task.vanish,
         "fabricate": task.fabricate,
     }
     if num_classes > 1:  # a single class cannot be mistaken
         components["mislabel"] = task.mislabel
     # Not the total: the overlap that its objectness part aims at is held constant in gradients.
-    return AttackLosses(task.total, task.margin, components, badness=task.total, smooth=task.vanish)
+    total = components["total"]
+    return AttackLosses(total, task.margin, components, badness=total, smooth=task.vanish)
