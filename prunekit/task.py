@@ -74,6 +74,19 @@ class ModelSpec:
         """
         return _built(self.name, family_of(self.name).build, self.arguments)
 
+    def outlined(self, **arguments: Any) -> nn.Module:
+        """Build the model without memory, with other values for some arguments; nothing is drawn."""
+        with torch.device("meta"), torch.random.fork_rng([]):
+            return self.updated(**arguments).build()
+
+    def require_usual(self, least_classes: int) -> None:
+        """Raise InputError unless `num_classes` and `width`, as far as they are said, make sense."""
+        classes, width = self.arguments.get("num_classes", least_classes), self.arguments.get("width", 1.0)
+        if not isinstance(classes, int) or classes < least_classes:
+            raise InputError(f"Expected num_classes to be a whole number of at least {least_classes}, got {classes!r}")
+        if not isinstance(width, int | float) or not 0 < width <= 4:
+            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+
     def updated(self, **arguments: Any) -> ModelSpec:
         """Return the spec with other values for some arguments."""
         return ModelSpec(self.name, {**self.arguments, **arguments})

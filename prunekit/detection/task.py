@@ -92,12 +92,7 @@ class DetectionTask:
     image_size: int = USUAL_SIZE
 
     def __post_init__(self) -> None:
-        classes = self.spec.arguments.get("num_classes", 1)
-        if not isinstance(classes, int) or classes < 1:
-            raise InputError(f"Expected num_classes to be a whole number of at least 1, got {classes!r}")
-        width = self.spec.arguments.get("width", 1.0)
-        if not isinstance(width, int | float) or not 0 < width <= 4:
-            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+        self.spec.require_usual(least_classes=1)
 
     @classmethod
     def of(cls, model: Detector, width: float = 1.0) -> DetectionTask:
@@ -109,8 +104,7 @@ class DetectionTask:
     @cached_property
     def heads(self) -> Heads:
         """The heads of the spec's detector, which is built without memory to be asked."""
-        with torch.device("meta"), torch.random.fork_rng([]):
-            return Heads.of(self.spec.build())
+        return Heads.of(self.spec.outlined())
 
     @property
     def augmentation(self) -> dict[str, Any]:
@@ -263,8 +257,7 @@ class DetectionTask:
             return load(model, read_state_dict(path), path, self.spec.name, partly)
         detector = self._darknets(model, path)
         if partly:
-            found = transfer_darknet_weights(detector, path)
-            return found if found.made_anew else None
+            return transfer_darknet_weights(detector, path).unless_whole
         load_darknet_weights(detector, path)
         return None
 
@@ -274,11 +267,10 @@ class DetectionTask:
             return self
         state: State = {}
         if _may_be_darknets(path):
-            with torch.device("meta"), torch.random.fork_rng([]):
-                num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
+            num_classes: int | None = darknet_num_classes(self._darknets(self.spec.outlined(), path), path)
         else:
             state = read_state_dict(path)
-            num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
+            num_classes = num_classes_in(state, self.spec.outlined)
         if num_classes is None:
             raise InputError(
                 f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}, "

@@ -17,7 +17,7 @@ from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.pipeline.store import WorkStore, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
-from prunekit.state_dicts import Transfer, transfer
+from prunekit.state_dicts import Transfer, fill, transfer
 from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
 from prunekit.training.data import TrainingData
 from prunekit.training.objectives import ObjectiveConfig
@@ -108,12 +108,10 @@ def open_checkpoint(path: str | Path, task: Task, heads_seed: int | None = None)
     for fact, value in {"model": task.spec.name, **task.spec.arguments}.items():
         if description.get(fact) != value and not (fact in _OF_HEADS and heads_seed is not None):
             raise InputError(f"Expected the model in {path} to be of {fact} {value}, got {description.get(fact)}.")
-    if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
     model, state = _build(task, heads_seed), {key: v for key, v in tensors.items() if not key.startswith(_MASK)}
     if has_other_classes and len(state) == len(tensors):
         return _transferred(model, task, transfer(model, state, path, task.spec.name))
-    _load_state(model, state, path)
+    fill(model, state, path, task.spec.name)
     masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
     if masks and {k: m.shape for k, m in masks.items()} != {
         k: c.weight.shape for k, c in prunable_layers(model).items()
@@ -296,13 +294,6 @@ def find_checkpoint(source: Path, unit: str | None = None, spec: ModelSpec | Non
 def example_image(image_size: int) -> Tensor:
     """Return a random image to trace, compare and time on, [1, 3, image_size, image_size] in [0, 1]."""
     return torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-
-
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"Expected {path} to hold the model's state: {str(error).splitlines()[0]}.") from None
 
 
 def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
