@@ -15,17 +15,11 @@ from pydantic.fields import FieldInfo
 
 from prunekit.cli.ending import Verbose, user_errors
 from prunekit.config import read_settings
-from prunekit.pipeline.config import (
-    MachineChoices,
-    SharedChoices,
-    TrainingChoices,
-    TrainingOption,
-    over_file,
-    training_options,
-)
-from prunekit.pipeline.objective_config import NoiseConfig, ObjectiveChoices
+from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
+from prunekit.pipeline.training_options import TrainingOption, over_file, training_options
 from prunekit.training.config import ScoreTraining, TrainConfig
+from prunekit.training.objective import NoiseConfig, VerifiedConfig
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -34,7 +28,7 @@ _NAMES = {
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
 _PANELS = {
-    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": ObjectiveChoices,
+    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": VerifiedConfig,
     "Noise": NoiseConfig,
 }  # fmt: skip
 

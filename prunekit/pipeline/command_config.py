@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
-from prunekit.pipeline.objective_config import NoiseConfig
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
+from prunekit.training.objective import NoiseConfig
 
 
 class DetectorChoices(SharedChoices):

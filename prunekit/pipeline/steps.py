@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
-from prunekit.pipeline.objective_config import ObjectiveChoices
+from prunekit.pipeline.config import TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.progress import Progress
@@ -65,7 +65,7 @@ def make_training(
     dataset: Data,
     sha256: str,
     progress: Progress,
-    choices: ObjectiveChoices | None = None,
+    choices: TrainingChoices | None = None,
 ) -> Training:
     """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset."""
     num_bytes = len(dataset) * 3 * dataset.image_size**2

@@ -218,7 +218,7 @@ def test_unknown_names_and_norms_that_do_not_fit_are_refused() -> None:
     for name in ("free", "n-fgsm"):
         with pytest.raises(InputError, match=f"norm linf for the objective {name}, got l2"):
             make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=PgdConfig(1.0, 0.1, 2, norm="l2")))
-    with pytest.raises(InputError, match="replays of at least 1"):
+    with pytest.raises(InputError, match="replays: input should be greater than or equal to 1, got 0"):
         ObjectiveConfig(replays=0)
 
 
