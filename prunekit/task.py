@@ -22,32 +22,10 @@ from prunekit.attacks import AttackLosses
 from prunekit.errors import InputError
 from prunekit.registry import look_up, register
 from prunekit.state_dicts import Transfer
-from prunekit.task_data import Data
+from prunekit.task_data import Data as Data
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = [
-    "Data",
-    "Family",
-    "Figure",
-    "Figures",
-    "LabelsImages",
-    "Losses",
-    "ModelSpec",
-    "Options",
-    "Predictions",
-    "Task",
-    "TellsFlips",
-    "family_of",
-    "load_plugin",
-    "models",
-    "name_factory",
-    "register_model",
-    "register_task",
-    "takes_argument",
-    "task_of",
-]
 
 Figures = Mapping[str, float | None]
 #: What a task finds in images, by image id.
@@ -168,11 +146,7 @@ class Task(Losses, Protocol):
         ...
 
     def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> Data:
-        """Open a data set, at a size of the task's or the data's own if none is given.
-
-        Raises:
-            InputError: In one sentence, for anything that keeps it from being used.
-        """
+        """Open a data set, at a size of the task's or the data's own if none is given; InputError if it cannot be."""
         ...
 
     def for_data(self, data: Any) -> Task:
@@ -182,8 +156,7 @@ class Task(Losses, Protocol):
     def fitted(self, data: Any, seed: int) -> Task:
         """Return the task with what else of the model can be fitted to data, such as a detector's anchors.
 
-        Raises:
-            InputError: When there is nothing of that kind, or the data are too few.
+        InputError when there is nothing of that kind, or the data are too few.
         """
         ...
 
@@ -245,11 +218,7 @@ class Task(Losses, Protocol):
         ...
 
     def for_weights(self, path: Path) -> Task:
-        """Return the task with what such a file says, the number of classes at least, in its spec.
-
-        Raises:
-            InputError: When the file does not say enough.
-        """
+        """Return the task with what such a file says, the number of classes at least; InputError if it does not."""
         ...
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
