@@ -23,9 +23,8 @@ from prunekit.detection import (
     yolov3_tiny,
 )
 from prunekit.errors import InputError
-from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
-from prunekit.pipeline.store import check_folder
+from prunekit.pipeline.store import check_folder, write_json
 from prunekit.report import write_report
 from prunekit.training.config import TrainConfig
 from prunekit.training.loop import train
@@ -206,7 +205,7 @@ def _claim(config: DemoConfig) -> None:
                 f"such as --out {config.out}-{config.seed}."
             )
     else:
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
 
 
 def _render(config: DemoConfig, split: str, num_images: int, seed: int, progress: Progress) -> Path:

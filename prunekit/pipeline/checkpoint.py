@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.documents import read_described, read_description, save_described
+from prunekit import documents
+from prunekit.documents import read_described, read_description
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.store import WorkStore, sha256
+from prunekit.pipeline.store import WorkStore, read_json, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
 from prunekit.state_dicts import Transfer, fill, transfer
@@ -74,7 +74,7 @@ def save_model(
     description |= {"drops_filters": drops_filters} if masks else {}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    save_described(path, tensors, FORMAT, description)
+    documents.write(path, tensors, {"format": FORMAT, **description})
 
 
 def untrained(task: Task, seed: int) -> Checkpoint:
@@ -306,24 +306,13 @@ def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
     if stem not in stems:
         raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got {stem!r}.")
     try:
-        model = _read_object(run / "units" / f"{stem}.json")["model"]
+        model = read_json(run / "units" / f"{stem}.json")["model"]
         path, expected, spec = run / model["path"], str(model["sha256"]), ModelSpec(**model["spec"])
     except (KeyError, TypeError) as error:
         raise InputError(f"Expected units/{stem}.json of {run} to name its model, got none ({error}).") from None
     if not path.is_file() or sha256(path) != expected:
         raise InputError(f"Expected the model of {stem} at {path}, got {'another file' if path.is_file() else 'none'}.")
     return path, spec
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"Expected readable JSON at {path}: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"Expected a JSON object at {path}, got a {type(content).__name__}.")
-    return content
 
 
 def _listed(names: Sequence[str]) -> str:

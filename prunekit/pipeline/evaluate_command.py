@@ -6,7 +6,6 @@ more attacks can be asked for later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ from prunekit.pipeline.results import (
     postprocessing_columns,
     size_columns,
 )
-from prunekit.pipeline.store import StageFolder, command_store
+from prunekit.pipeline.store import StageFolder, command_store, write_json
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
@@ -227,7 +226,7 @@ def _time(work: _Work) -> Part:
         for _ in work.progress.track(range(1), "accelerating and timing", 1):
             compaction = compacted(work.artifact, x, work.progress)
             latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
-        write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
+        write_json(folder.file("acceleration.json"), report.to_json())
         columns = latency_columns(latency) | postprocessing_columns(latency) | compaction_columns(latency, compaction)
         return {**_sizes(work, model, x), **columns, **machine}, ["acceleration.json"]
 
@@ -252,7 +251,7 @@ def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, An
         "cases": cases,
     }
     content |= {name: found[name] for name in ("verified", "certified", "checks", "latency") if name in found}
-    write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")
+    write_json(work.config.out / EVALUATION, content)
 
 
 def _source(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> Checkpoint | None:

@@ -14,7 +14,6 @@ Layout, all files written under a temporary name and renamed:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.results import Inputs, RatioResult, results_csv
-from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, sha256
+from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, read_json, sha256, write_json
 from prunekit.pipeline.variants import Unit
 from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
@@ -89,15 +88,11 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """Read one of the folder's JSON files."""
-        path = self.root / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"Expected readable JSON at {path}: {error}.") from None
+        return read_json(self.root / name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one of the folder's JSON files, atomically."""
-        write_text(self.root / name, json.dumps(content, indent=2) + "\n")
+        write_json(self.root / name, content)
 
 
 class OpenRun(RunFolder):
@@ -135,7 +130,7 @@ class OpenRun(RunFolder):
         where = model.relative_to(self.root) if model.is_relative_to(self.root) else model.absolute()
         holds = {"path": str(where), "sha256": sha256(model), "spec": asdict(spec)}
         done = {"key": self._key, "model": holds, "files": digests, "row": row.columns()}
-        write_text(self.unit(unit), json.dumps(done, indent=2) + "\n")
+        write_json(self.unit(unit), done)
         self.write_results()
 
     def write_results(self) -> None:
