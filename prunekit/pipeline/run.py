@@ -97,8 +97,9 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     assert artifact.path is not None  # a stage has written it, or it was given
     folder.finish(unit, row, files, artifact.path, artifact.task.spec)
     shown = job.start.task.figures[0]
-    clean, attacked = row.accuracy.get(shown.column), row.accuracy.get(f"attacked_{shown.column}")
-    summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {row.latency_ms:.1f} ms"
+    columns = row.columns
+    clean, attacked = columns.get(shown.column), columns.get(f"attacked_{shown.column}")
+    summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {columns['latency_ms']:.1f} ms"
     folder.log(summary)
     progress.message(summary)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ class OpenRun(RunFolder):
         """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""
         columns = finished_work(self.unit(unit), self._key, "row", self.root)
         try:
-            row = None if columns is None else RatioResult.from_columns(columns)
-        except (ValueError, TypeError):  # of another version
+            row = None if columns is None else RatioResult(columns)
+        except ValueError:  # of another version
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
-        return row and replace(row, **asdict(unit.variant))
+        return row and RatioResult({**row.columns, **asdict(unit.variant)})
 
     def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path], model: Path, spec: ModelSpec) -> None:
         """Declare a unit finished; it stays so while `files` stay as they are.
@@ -129,7 +129,7 @@ class OpenRun(RunFolder):
         digests = {str(path.relative_to(self.root)): sha256(path) for path in files}
         where = model.relative_to(self.root) if model.is_relative_to(self.root) else model.absolute()
         holds = {"path": str(where), "sha256": sha256(model), "spec": asdict(spec)}
-        done = {"key": self._key, "model": holds, "files": digests, "row": row.columns()}
+        done = {"key": self._key, "model": holds, "files": digests, "row": dict(row.columns)}
         write_json(self.unit(unit), done)
         self.write_results()
 

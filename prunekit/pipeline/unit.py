@@ -92,25 +92,26 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
-    row = RatioResult(
-        ratio=unit.ratio,
+    columns = {
+        "ratio": unit.ratio,
         **asdict(unit.variant),
-        accuracy=_accuracy(job, evaluations, transfer) | verified,
-        churn=churn,
+        **_accuracy(job, evaluations, transfer),
+        **verified,
+        "churn": churn,
         **size_columns(model, costs, sparsity(artifact.masks)),
         **latency_columns(latency),
         **compaction_columns(latency, compaction),
-        postprocessing=postprocessing_columns(latency),
-        sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
-        layers=len(acceleration.rows),
-        images=len(job.dataset),
-        image_size=job.dataset.image_size,
-        attack=job.config.attack,
-        threads=torch.get_num_threads(),
-        instruction_set=native_status().instruction_set,
-        processor=processor().name,
-    )
-    return row, files, artifact
+        **postprocessing_columns(latency),
+        "sparse_layers": sum(layer.implementation != "dense" for layer in acceleration.rows),
+        "layers": len(acceleration.rows),
+        "images": len(job.dataset),
+        "image_size": job.dataset.image_size,
+        "attack": job.config.attack,
+        "threads": torch.get_num_threads(),
+        "instruction_set": native_status().instruction_set,
+        "processor": processor().name,
+    }
+    return RatioResult(columns), files, artifact
 
 
 def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]:
