@@ -17,12 +17,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from captum.attr import LayerDeepLift
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
-from bench.captum_deeplift import captum_contributions
 from bench.scripts import begin, command_line, print_row
 from prunekit.comparison import relative_rms
 from prunekit.detection import yolov3
@@ -117,6 +118,52 @@ def time_captum(net: nn.Module, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed
     elapsed = measure(lambda: captum_contributions(net, layer, x, x_ref, sum_of_logits))
     print_row({"captum": layer, **elapsed._asdict(), "difference": difference})
     return elapsed
+
+
+class _Explained(nn.Module):
+    """A model and its target as one module, as Captum wants it."""
+
+    def __init__(self, model: nn.Module, target: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.target = target
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.target(self.model(x))
+
+
+def captum_contributions(
+    model: nn.Module, layer: str, x: Tensor, x_ref: Tensor, target: Callable[[Any], Tensor]
+) -> Tensor:
+    """Return the signed contributions [N, K, C, R, S] of one convolution.
+
+    Args:
+        model: in eval mode; Captum knows modules only, each called once.
+        layer: the convolution's name.
+        x: images [N, ...].
+        x_ref: references [N, ...].
+        target: maps outputs to one number per image; it must not care how many images there are.
+    """
+    conv = model.get_submodule(layer)
+    assert isinstance(conv, nn.Conv2d)
+    multipliers = LayerDeepLift(_Explained(model, target), conv, multiply_by_inputs=False).attribute(x, x_ref)
+    delta = _input_of(model, conv, x) - _input_of(model, conv, x_ref)
+    weight = conv.weight.detach()
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    gradients = [
+        conv2d_weight(delta[n : n + 1], list(weight.shape), multipliers[n : n + 1], *geometry)  # type: ignore[no-untyped-call]
+        for n in range(len(x))
+    ]
+    return torch.stack(gradients).detach() * weight
+
+
+def _input_of(model: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hook = conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    return seen[0]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def test_rates_are_positive_and_the_best_of_two_is_kept(one_thread: None) -> Non
     assert peak.stream_gb_per_s > 0.1
     assert peak.shared_write_ns is None  # of one thread
     better = Peak(peak.peak_gflops * 2, peak.peak_kind, peak.dense_gemm_gflops / 2, peak.stream_gb_per_s / 2, 7.5)
-    assert peak.best(better) == Peak(peak.peak_gflops * 2, peak.peak_kind, peak.dense_gemm_gflops, peak.stream_gb_per_s, 7.5)
+    assert peak.best(better) == Peak(
+        peak.peak_gflops * 2, peak.peak_kind, peak.dense_gemm_gflops, peak.stream_gb_per_s, 7.5
+    )
     assert better.best(replace(better, shared_write_ns=28.0)).shared_write_ns == 28.0
 
 
