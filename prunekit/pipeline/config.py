@@ -66,10 +66,11 @@ class MachineChoices(Config):
         (), description="module of yours, package.module, that registers models, tasks, attacks or scores (repeatable)"
     )
 
-    @field_validator("plugin", mode="before")
+    @field_validator("plugin", "scores", "structure", "pruning", "attack", mode="before", check_fields=False)
     @classmethod
-    def _split_plugins(cls, value: Any) -> Any:
-        return split_names(value)
+    def _split_names(cls, value: Any, info: Any) -> Any:
+        is_several = cls.model_fields[info.field_name].annotation == tuple[str, ...]
+        return split_names(value) if is_several else value
 
 
 class SharedChoices(MachineChoices):
@@ -267,11 +268,6 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
             if not 0 <= ratio < 100:
                 raise ValueError(f"each ratio must be at least 0 and below 100 percent, got {ratio:g}")
         return tuple(sorted(set(ratios)))
-
-    @field_validator("scores", "structure", "pruning", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        return split_names(value)
 
     @model_validator(mode="after")
     def _training_has_data(self) -> RunConfig:
