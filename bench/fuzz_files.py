@@ -48,7 +48,6 @@ class Kind(Protocol):
 
     def write(self, folder: Path) -> Path:
         """Write a valid file, and whatever it needs beside it, into an empty folder; return the file to damage."""
-        ...
 
     def open(self, path: Path) -> object:
         """Open a file and use what it holds, as a user does; return what `is_right` judges.
@@ -56,7 +55,6 @@ class Kind(Protocol):
         Raises:
             InputError: The file is refused; any other exception is a fault.
         """
-        ...
 
     def is_right(self, expected: object, found: object) -> bool:
         """Return whether what a damaged file gave is right.
@@ -65,7 +63,6 @@ class Kind(Protocol):
             expected: What `open` returned for the valid file.
             found: What it returned for the damaged one.
         """
-        ...
 
 
 @runtime_checkable
@@ -74,7 +71,6 @@ class SelfDamaging(Protocol):
 
     def mutate(self, content: bytes, rng: random.Random) -> bytes:
         """Return a damaged copy of a file's content."""
-        ...
 
 
 #: By the name that `--kind` takes. A new kind is a class with the methods of `Kind` and a line here.

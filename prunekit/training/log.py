@@ -19,7 +19,6 @@ class StepLog(Protocol):
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Note the numbers of the step that made the update number `step`, counted from 1."""
-        ...
 
 
 class SilentLog:
