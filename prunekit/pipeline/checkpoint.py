@@ -108,6 +108,8 @@ def open_checkpoint(path: str | Path, task: Task, heads_seed: int | None = None)
     for fact, value in {"model": task.spec.name, **task.spec.arguments}.items():
         if description.get(fact) != value and not (fact in _OF_HEADS and heads_seed is not None):
             raise InputError(f"Expected the model in {path} to be of {fact} {value}, got {description.get(fact)}.")
+    if wrong := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(f"Expected finite weights in {path}, but {wrong[0]} has some that are not.")
     model, state = _build(task, heads_seed), {key: v for key, v in tensors.items() if not key.startswith(_MASK)}
     if has_other_classes and len(state) == len(tensors):
         return _transferred(model, task, transfer(model, state, path, task.spec.name))
