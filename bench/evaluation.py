@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from bench.scripts import Row, begin, command_line, print_row
 from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset
-from prunekit.detection.boxes import split_anchors
 from prunekit.task import ModelSpec, models
 from prunekit.timing import time_in_turn
 
@@ -77,8 +76,7 @@ def measure(name: str, image_size: int, runs: int) -> Row:
 def busy_outputs(task: DetectionTask, model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return raw logits like the model's for x, in which every box scores about 0.02 in one class of its own."""
     outputs = [torch.randn_like(logits) for logits in model(x)]
-    for logits, head_anchors in zip(outputs, task.heads.anchors, strict=True):
-        cells = split_anchors(logits, len(head_anchors), NUM_CLASSES)  # [1, A, H, W, 5+C]
+    for cells, _, _ in task.heads.cells(outputs):  # views [1, A, H, W, 5+C]
         cells[..., 4] -= 3
         cells[..., 5:] = -9
         label = torch.randint(NUM_CLASSES, cells.shape[:4])

@@ -18,7 +18,7 @@ from prunekit.detection.anchors import fit_anchors
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import evaluate_detections
-from prunekit.detection.boxes import Detections, decode, nms
+from prunekit.detection.boxes import Detections, Heads, decode, nms
 from prunekit.detection.coco import SIZE_STEP, USUAL_SIZE, Batch, CocoDataset
 from prunekit.detection.darknet_weights import (
     darknet_num_classes,
@@ -32,7 +32,7 @@ from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.pictures import LabeledBox, draw_boxes
 from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.detection.target import Target
-from prunekit.detection.yolov3 import MODELS, Anchors, Detector
+from prunekit.detection.yolov3 import MODELS, Detector
 from prunekit.documents import read_document
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_checkpoint, is_safetensors, kind_of_file
@@ -53,24 +53,6 @@ AUGMENTATION: dict[str, Any] = {
 _PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 Found = Mapping[int, Detections]
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What a detector's outputs mean: each head's anchors and stride, and the number of classes."""
-
-    anchors: Sequence[Anchors]
-    strides: Sequence[int]
-    num_classes: int
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Heads:
-        """Return a detector's."""
-        if not isinstance(model, Detector):
-            raise InputError(
-                f"Expected a prunekit.detection.Detector for the task detection, got {type(model).__name__}."
-            )
-        return cls(model.anchors, model.strides, model.num_classes)
 
 
 @dataclass(frozen=True)
@@ -131,7 +113,7 @@ class DetectionTask:
 
     def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
         """Return the training loss of raw logits, in its parts."""
-        return detection_loss(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return detection_loss(outputs, targets, self.heads)
 
     def loss(self, model: nn.Module, x: Tensor, targets: Sequence[Target]) -> Tensor:
         """Return the training losses [N]."""
@@ -139,16 +121,15 @@ class DetectionTask:
 
     def attack_losses(self, targets: Sequence[Target]) -> AttackLosses:
         """Return what loses, invents, moves or renames objects."""
-        return attack_losses(targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return attack_losses(targets, self.heads)
 
     def divergence(self, attacked: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
         """Return `detection_divergence`, [N]."""
-        counts = [len(sizes) for sizes in self.heads.anchors]
-        return detection_divergence(attacked, clean, counts, self.heads.num_classes)
+        return detection_divergence(attacked, clean, self.heads)
 
     def attribution(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """Return how sure the detector is of the objects that are there, [N]."""
-        return matched_logits(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return matched_logits(outputs, targets, self.heads)
 
     @torch.inference_mode()
     def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Detections]:
@@ -292,7 +273,7 @@ class DetectionTask:
 
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return boxes [N, M, 4], xyxy in input pixels, and scores [N, M, classes]."""
-        return decode(outputs, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return decode(outputs, self.heads)
 
 
 def _may_be_darknets(path: Path) -> bool:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from prunekit.attacks import PgdConfig, cross_entropy_per_image, pgd, softmax_divergence
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.detection import DetectionTask, Target, detection_loss
+from prunekit.detection.boxes import Heads
 from prunekit.errors import InputError
 from prunekit.task import Losses
 from prunekit.training.augment import NO_AUGMENTATION
@@ -98,7 +99,7 @@ def test_the_detectors_clean_objective_is_the_mean_detection_loss() -> None:
     x, targets = data.images.float() / 255, data.targets
     assert not isinstance(targets, Tensor)
     loss = make_objective("clean", DetectionTask.of(model))(model, TrainBatch(x, targets), _generator())
-    expected = detection_loss(model(x), targets, model.anchors, model.strides, model.num_classes).total.mean()
+    expected = detection_loss(model(x), targets, Heads.of(model)).total.mean()
     assert torch.equal(loss, expected)
 
 
