@@ -102,10 +102,10 @@ def _checked(shape: tuple[int, ...], compared: str, comparing: Callable[[], Comp
         found = comparing()
     except (WrongOutputError, AttributeError) as error:  # the latter: the result has no such submodule
         return Check(shape=shape, compared=compared, problem=first_line(error))
-    error = found.relative_rms
-    if not math.isfinite(error):
-        return Check(shape=shape, compared=compared, problem=f"Expected finite outputs, got an error of {error}.")
-    return Check(shape=shape, compared=compared, error=error, tensors=found.tensors, elements=found.elements)
+    rms = found.relative_rms
+    if not math.isfinite(rms):
+        return Check(shape=shape, compared=compared, problem=f"Expected finite outputs, got an error of {rms}.")
+    return Check(shape=shape, compared=compared, error=rms, tensors=found.tensors, elements=found.elements)
 
 
 def has_discontinuous_end(model: nn.Module, x: Tensor, expected: object) -> bool:

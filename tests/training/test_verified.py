@@ -105,8 +105,8 @@ def test_training_on_bounds_verifies_more(name: str) -> None:
     verified = {}
     for objective in ("clean", name):
         model = linear_classifier()
-        verified = VerifiedConfig(train_eps=eps, eps_warmup=0.0, eps_ramp=0.2, kappa=0.0, mixtrain_images=20)
-        knobs = ObjectiveConfig(verified=verified)
+        bounds = VerifiedConfig(train_eps=eps, eps_warmup=0.0, eps_ramp=0.2, kappa=0.0, mixtrain_images=20)
+        knobs = ObjectiveConfig(verified=bounds)
         optimize(model, trainable(model), data, make_objective(objective, ClassifierLosses(), knobs), config)
         assert isinstance(data.targets, Tensor)
         verified[objective] = float((verified_margins(model, data.images, data.targets, eps) > 0).double().mean())
