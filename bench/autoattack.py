@@ -9,8 +9,6 @@ chained by hand, with equal settings. One JSON line for each implementation.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.scripts import command_line, print_row
 from prunekit.attacks import AutoAttackConfig, classification_losses
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import open_checkpoint, spec_of
@@ -67,7 +66,7 @@ IMPLEMENTATIONS = {"prunekit": ours, "torchattacks": theirs}
 
 def main() -> None:
     """Attack a classifier that prunekit trained, on images of a data set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="model.safetensors of prunekit train")
     parser.add_argument("--data", type=Path, required=True, help="what prunekit evaluate takes")
     parser.add_argument("--images", type=int, default=200, help="how many, evenly spaced over the data set")
@@ -85,7 +84,7 @@ def main() -> None:
     for name in options.by.split(","):
         found = IMPLEMENTATIONS[name](model, batch.images, batch.targets, config)
         clean = float(_is_right(model, batch.images, batch.targets).double().mean())
-        print(json.dumps({"by": name, "images": options.images, "clean": clean, **found}), flush=True)
+        print_row({"by": name, "images": options.images, "clean": clean, **found})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -30,12 +29,12 @@ import torch
 from torch import Tensor, nn
 
 import prunekit
+from bench.scripts import Row, begin, command_line, print_row
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn
 from prunekit.benchmark.peers import PEERS, as_tuple
 from prunekit.benchmark.problems import NETS, random_image
 from prunekit.compaction import Certificate, compact
 from prunekit.comparison import relative_rms
-from prunekit.environment import describe_environment
 from prunekit.progress import SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, apply_masks, channel_groups, prunable_layers, score_model
 
@@ -54,12 +53,11 @@ class Masked:
 def main() -> None:
     """Print JSON lines: the environment, then the rows."""
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
+    begin(arguments.threads)
     rows = measure_speed(arguments) if arguments.question == "speed" else compare(arguments)
     with torch.inference_mode(False), torch.no_grad():
         for row in rows:
-            print(json.dumps(row), flush=True)
+            print_row(row)
 
 
 def build(name: str) -> nn.Module:
@@ -98,7 +96,7 @@ def mask(net: nn.Module, image_size: int, ratio: float, is_silent: bool = False)
     return Masked(masked, groups, masks)
 
 
-def measure_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_speed(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each competitor."""
     size = arguments.image_size or NETS[arguments.model].image_size
     x = random_image(size)
@@ -148,7 +146,7 @@ def _compacted(masked: Masked, small: nn.Module, x: Tensor, ratio: float, forms:
 
 def _timed(
     competitors: Sequence[Competitor], certificates: dict[float, Any], arguments: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     errors = {}
     with torch.inference_mode():
         for competitor in competitors:
@@ -184,7 +182,7 @@ def _timed(
         yield row
 
 
-def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each net and kind of constants: both cuts' latency and distance from the masked net."""
     for name in arguments.models.split(","):
         x = random_image(arguments.image_size or NETS[name].image_size)
@@ -195,14 +193,14 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield row | _compare(masked, x, arguments)
 
 
-def _compare(masked: Masked, x: Tensor, arguments: argparse.Namespace) -> dict[str, Any]:
+def _compare(masked: Masked, x: Tensor, arguments: argparse.Namespace) -> Row:
     ours = compact(masked.net, x, multiple_of=1, latency_runs=0).model
     nets = {"prunekit": ours, "torch-pruning": cut_by_torch_pruning(masked, x)}
     expected = as_tuple(masked.net(x))
     calls = {label: PEERS[arguments.form].build(net, x) for label, net in nets.items()}
     with torch.inference_mode():
         seconds = seconds_in_turn(calls, arguments.runs, SilentProgress())
-    row: dict[str, Any] = {"form": PEERS[arguments.form].name, "threads": arguments.threads}
+    row: Row = {"form": PEERS[arguments.form].name, "threads": arguments.threads}
     for label, net in nets.items():
         pairs = zip(expected, as_tuple(net(x)), strict=True)
         row |= {
@@ -231,7 +229,7 @@ def cut_by_torch_pruning(masked: Masked, x: Tensor) -> nn.Module:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     questions = parser.add_subparsers(dest="question", required=True)
     speed = questions.add_parser("speed")
     speed.add_argument("--model", default="yolov3", choices=NETS)

@@ -14,20 +14,19 @@ trust where the machine is busy) per batch of N images:
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from captum.attr import LayerDeepLift
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
-from bench.captum_deeplift import captum_contributions
+from bench.scripts import begin, command_line, print_row
 from prunekit.comparison import relative_rms
 from prunekit.detection import yolov3
-from prunekit.environment import describe_environment
 from prunekit.prune.deeplift import Comparison, deeplift_contributions, deeplift_scores
 from prunekit.prune.layers import prunable_layers
 
@@ -37,28 +36,27 @@ LARGEST_DIFFERENCE = 1e-2
 
 def main() -> None:
     """Print JSON lines: the environment, the passes in turn, Captum layer by layer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--captum-layers", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    begin(**vars(arguments))
     torch.manual_seed(0)
     net = yolov3().eval()
     x, x_ref = torch.rand(2, arguments.images, 3, arguments.image_size, arguments.image_size)
-    print(json.dumps({"environment": describe_environment(), **vars(arguments)}), flush=True)
     timings = time_passes(net, x, x_ref, arguments.runs)
     baseline = timings["training_pass"]
     for name, timing in timings.items():
         ratios = {"ratio": timing.seconds / baseline.seconds, "cpu_ratio": timing.cpu_seconds / baseline.cpu_seconds}
-        print(json.dumps({"pass": name, **timing._asdict(), **ratios}), flush=True)
+        print_row({"pass": name, **timing._asdict(), **ratios})
     layers = list(prunable_layers(net))
     chosen = layers[:: max(1, len(layers) // arguments.captum_layers)][: arguments.captum_layers]
     rows = [time_captum(net, name, x, x_ref) for name in chosen]
     mean = Elapsed(*(statistics.mean(values) * len(layers) for values in zip(*rows, strict=True)))
-    print(json.dumps({"captum": f"all {len(layers)} layers, extrapolated", **mean._asdict()}))
+    print_row({"captum": f"all {len(layers)} layers, extrapolated", **mean._asdict()})
 
 
 class Elapsed(NamedTuple):
@@ -118,8 +116,54 @@ def time_captum(net: nn.Module, layer: str, x: Tensor, x_ref: Tensor) -> Elapsed
     if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"Captum's contributions of {layer} differ by {difference:.2e}: nothing to time.")
     elapsed = measure(lambda: captum_contributions(net, layer, x, x_ref, sum_of_logits))
-    print(json.dumps({"captum": layer, **elapsed._asdict(), "difference": difference}), flush=True)
+    print_row({"captum": layer, **elapsed._asdict(), "difference": difference})
     return elapsed
+
+
+class _Explained(nn.Module):
+    """A model and its target as one module, as Captum wants it."""
+
+    def __init__(self, model: nn.Module, target: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.target = target
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.target(self.model(x))
+
+
+def captum_contributions(
+    model: nn.Module, layer: str, x: Tensor, x_ref: Tensor, target: Callable[[Any], Tensor]
+) -> Tensor:
+    """Return the signed contributions [N, K, C, R, S] of one convolution.
+
+    Args:
+        model: in eval mode; Captum knows modules only, each called once.
+        layer: the convolution's name.
+        x: images [N, ...].
+        x_ref: references [N, ...].
+        target: maps outputs to one number per image; it must not care how many images there are.
+    """
+    conv = model.get_submodule(layer)
+    assert isinstance(conv, nn.Conv2d)
+    multipliers = LayerDeepLift(_Explained(model, target), conv, multiply_by_inputs=False).attribute(x, x_ref)
+    delta = _input_of(model, conv, x) - _input_of(model, conv, x_ref)
+    weight = conv.weight.detach()
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    gradients = [
+        conv2d_weight(delta[n : n + 1], list(weight.shape), multipliers[n : n + 1], *geometry)  # type: ignore[no-untyped-call]
+        for n in range(len(x))
+    ]
+    return torch.stack(gradients).detach() * weight
+
+
+def _input_of(model: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hook = conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(x)
+    hook.remove()
+    return seen[0]
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ only make it smaller.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bench.scripts import Row, begin, command_line, print_row
 from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset
-from prunekit.detection.boxes import split_anchors
-from prunekit.environment import describe_environment
 from prunekit.task import ModelSpec, models
 from prunekit.timing import time_in_turn
 
@@ -41,18 +38,17 @@ OPTIONS = Thresholds()
 
 def main() -> None:
     """Print JSON lines: the environment, then the stages' milliseconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", choices=models(), default="yolov3")
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
-    print(json.dumps(measure(arguments.model, arguments.image_size, arguments.runs)))
+    begin(arguments.threads)
+    print_row(measure(arguments.model, arguments.image_size, arguments.runs))
 
 
-def measure(name: str, image_size: int, runs: int) -> dict[str, object]:
+def measure(name: str, image_size: int, runs: int) -> Row:
     """Time each stage of one image's evaluation."""
     torch.manual_seed(0)
     task = DetectionTask(ModelSpec(name, {"num_classes": NUM_CLASSES}))
@@ -80,8 +76,7 @@ def measure(name: str, image_size: int, runs: int) -> dict[str, object]:
 def busy_outputs(task: DetectionTask, model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return raw logits like the model's for x, in which every box scores about 0.02 in one class of its own."""
     outputs = [torch.randn_like(logits) for logits in model(x)]
-    for logits, head_anchors in zip(outputs, task.heads.anchors, strict=True):
-        cells = split_anchors(logits, len(head_anchors), NUM_CLASSES)  # [1, A, H, W, 5+C]
+    for cells, _, _ in task.heads.cells(outputs):  # views [1, A, H, W, 5+C]
         cells[..., 4] -= 3
         cells[..., 5:] = -9
         label = torch.randint(NUM_CLASSES, cells.shape[:4])

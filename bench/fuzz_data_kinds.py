@@ -26,7 +26,7 @@ from prunekit.prune import MaskRule, apply_masks, score_model
 from prunekit.task import task_of
 
 _IMAGE_SIZE = 64  # pixels
-_NUM_CLASSES, _WIDTH = 2, 0.03
+_NUM_CLASSES, _WIDTH = 2, 0.02
 
 
 class CocoKind:
@@ -92,12 +92,12 @@ class DarknetKind:
 
     def write(self, folder: Path) -> Path:
         """Write random weights."""
-        save_darknet_weights(_narrow_detector(), folder / "net.weights", images_seen=12345)
+        save_darknet_weights(narrow_detector(), folder / "net.weights", images_seen=12345)
         return folder / "net.weights"
 
     def open(self, path: Path) -> object:
         """Load them into a detector."""
-        net = _narrow_detector()
+        net = narrow_detector()
         load_darknet_weights(net, path)
         return net
 
@@ -114,7 +114,7 @@ class DetectorKind:
 
     def write(self, folder: Path) -> Path:
         """Write a masked detector."""
-        net = _narrow_detector()
+        net = narrow_detector()
         masks = MaskRule(70)(score_model(net, "scaled"))
         apply_masks(net, masks)
         save_model(folder / "net.safetensors", net, DetectionTask.of(net, _WIDTH).spec, masks)
@@ -159,7 +159,8 @@ def _is_in_range(sample: Sample) -> bool:
     return bool(inside) and bool(sample.image.isfinite().all())
 
 
-def _narrow_detector() -> Detector:
+def narrow_detector() -> Detector:
+    """Return a small YOLOv3-tiny, the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return yolov3_tiny(_NUM_CLASSES, _WIDTH).eval()

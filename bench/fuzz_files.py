@@ -18,12 +18,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.fuzz_data_kinds import CocoKind, DarknetKind, DetectorKind, ImageKind
-from bench.fuzz_kinds import Kind, SelfDamaging
 from bench.fuzz_model_kinds import (
     AcceleratedKind,
     CompactedDetectorKind,
@@ -35,6 +35,43 @@ from bench.fuzz_model_kinds import (
 )
 from bench.mutations import mutate
 from prunekit.errors import InputError
+
+
+class Kind(Protocol):
+    """A kind of file that prunekit reads.
+
+    Attributes:
+        name: What `--kind` calls it.
+    """
+
+    name: str
+
+    def write(self, folder: Path) -> Path:
+        """Write a valid file, and whatever it needs beside it, into an empty folder; return the file to damage."""
+
+    def open(self, path: Path) -> object:
+        """Open a file and use what it holds, as a user does; return what `is_right` judges.
+
+        Raises:
+            InputError: The file is refused; any other exception is a fault.
+        """
+
+    def is_right(self, expected: object, found: object) -> bool:
+        """Return whether what a damaged file gave is right.
+
+        Args:
+            expected: What `open` returned for the valid file.
+            found: What it returned for the damaged one.
+        """
+
+
+@runtime_checkable
+class SelfDamaging(Protocol):
+    """A kind that damages its files by itself."""
+
+    def mutate(self, content: bytes, rng: random.Random) -> bytes:
+        """Return a damaged copy of a file's content."""
+
 
 #: By the name that `--kind` takes. A new kind is a class with the methods of `Kind` and a line here.
 KINDS: Mapping[str, Callable[[], Kind]] = {

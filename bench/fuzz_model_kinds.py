@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import prunekit
+from bench.fuzz_data_kinds import narrow_detector
 from bench.mutations import edit_json
 from prunekit import documents
-from prunekit.detection import yolov3_tiny
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
 from prunekit.prune import MaskRule, load_masks, save_masks, score_model
@@ -101,9 +101,7 @@ class CompactedDetectorKind(AcceleratedKind):
 
     def write(self, folder: Path) -> Path:
         """Compact a narrow yolov3-tiny and save it."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            net = yolov3_tiny(2, 0.02).eval()
+        net = narrow_detector()
         with torch.no_grad():
             for module in net.modules():
                 if isinstance(module, nn.Conv2d) and module.out_channels > 4 and module.bias is None:
@@ -163,9 +161,7 @@ class MasksKind:
     name = "masks"
 
     def __init__(self) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.net = yolov3_tiny(2, 0.02).eval()
+        self.net = narrow_detector()
 
     def write(self, folder: Path) -> Path:
         """Write masks of a narrow detector."""

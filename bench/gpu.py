@@ -13,14 +13,13 @@ verdict. On a processor (--device cpu) the same code runs on the reference, whic
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_model import RATIOS, Layer, yolov3_layers
-from bench.time_limit import TimeLimit
+from bench.scripts import Row, append_rows
+from bench.time_limit import TimeLimit, measuring_command_line
 from prunekit.ops.cuda import choice as kernel_choice
 from prunekit.ops.cuda.cache import KernelCache
 from prunekit.ops.cuda.devices import GPUS, Gpu, gpu_of
 from prunekit.ops.cuda.plan import ConvJob, inference_job, input_grad_job
 from prunekit.ops.masked_conv2d import dense_input_grad
-from prunekit.timing import cuda_seconds
+from prunekit.timing import captured, cuda_seconds, replay_seconds
 
 #: Relative RMS from float64 that rounding explains.
 _MOST_WRONG = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -46,44 +46,36 @@ _COLD_BYTES = 192 << 20  # more than any second-level cache
 _FIRST_SECONDS = 5.0  # that a shape is taken to need until one was measured
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, write rows and print the verdict; return the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0, help="begin nothing that would end after so long")
-    parser.add_argument("--device", default="cuda")
+    parser = measuring_command_line(__doc__)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--max-shapes", type=int, default=1000)
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--dtypes", default=",".join(_DTYPES))
-    parser.add_argument("--no-verdict", action="store_true")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    gpu = gpu_of(torch.cuda.get_device_properties(device)) if device.type == "cuda" else GPUS["rtx-4090"]
-    ratios = [int(word) for word in options.ratios.split(",")]
-    layers = sorted(yolov3_layers(options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
     limit = TimeLimit(60 * options.minutes)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]] = {}
-    with options.out.open("a") as out:
-        for ratio, dtype in passes(ratios, options.dtypes.split(","), gpu):
-            for layer, count in layers[: options.max_shapes]:
-
-                def measure(layer: Layer = layer, ratio: int = ratio, dtype: torch.dtype = dtype) -> dict[str, Any]:
-                    return measure_layer(layer, ratio, dtype, device, gpu, dense)
-
-                row = limit.run(f"{dtype}", measure, _FIRST_SECONDS if device.type == "cuda" else 0.0)
-                if row is None:
-                    continue
-                rows.append({"layer": asdict(layer), "count": count, **row, **machine_state(device)})
-                out.write(json.dumps(rows[-1]) + "\n")
-                out.flush()
+    rows = append_rows(options.out, measure_layers(options, torch.device(options.device), limit))
     if limit.skipped:
         sys.stdout.write(f"{len(limit.skipped)} of the rows did not fit the time: {limit.skipped[0]}\n")
     if not options.no_verdict:
         print_verdict(rows)
     return rows
+
+
+def measure_layers(options: argparse.Namespace, device: torch.device, limit: TimeLimit) -> Iterator[Row]:
+    """Yield a row a layer shape, ratio and dtype."""
+    is_cuda = device.type == "cuda"
+    gpu = gpu_of(torch.cuda.get_device_properties(device)) if is_cuda else GPUS["rtx-4090"]
+    ratios = [int(word) for word in options.ratios.split(",")]
+    layers = sorted(yolov3_layers(options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
+    dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]] = {}
+    for ratio, dtype in passes(ratios, options.dtypes.split(","), gpu):
+        for layer, count in layers[: options.max_shapes]:
+            measure = partial(measure_layer, layer, ratio, dtype, device, gpu, dense)
+            row = limit.run(f"{dtype}", measure, _FIRST_SECONDS if is_cuda else 0.0)
+            if row is not None:
+                yield {"layer": asdict(layer), "count": count, **row, **machine_state(device)}
 
 
 def passes(ratios: list[int], dtypes: list[str], gpu: Gpu) -> list[tuple[int, torch.dtype]]:
@@ -96,9 +88,9 @@ def passes(ratios: list[int], dtypes: list[str], gpu: Gpu) -> list[tuple[int, to
     return found + [(ratio, torch.bfloat16) for ratio in order if has_bfloat16]
 
 
-def machine_state(device: torch.device) -> dict[str, Any]:
+def machine_state(device: torch.device) -> Row:
     """The GPU, its driver, clocks and power at this moment, as nvidia-smi tells them."""
-    state: dict[str, Any] = {"torch": torch.__version__, "device": str(device)}
+    state: Row = {"torch": torch.__version__, "device": str(device)}
     if device.type == "cuda":
         fields = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", str(device.index or 0)]
@@ -114,7 +106,7 @@ def measure_layer(
     device: torch.device,
     gpu: Gpu,
     dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]],
-) -> dict[str, Any]:
+) -> Row:
     """Return the row of a ratio; the dense timings are taken once and kept in `dense`."""
     generator = torch.Generator().manual_seed(ratio)
     size = layer.size * layer.stride
@@ -165,12 +157,12 @@ def _dense_call(x: Tensor, weight: Tensor, layer: Layer) -> Callable[[], Tensor]
     return lambda: F.conv2d(x, weight, None, layer.stride, layer.kernel // 2)
 
 
-def tune(x: Tensor, weight: Tensor, job: ConvJob, gpu: Gpu) -> dict[str, Any]:
+def tune(x: Tensor, weight: Tensor, job: ConvJob, gpu: Gpu) -> Row:
     """Check and time the modeled best cuts; return the fastest's row."""
     kept = torch.where(job.mask.to(x.device), weight, 0)
     stride, padding, _ = job.geometry
     expected = F.conv2d(x.double(), kept.double(), None, stride, padding)
-    best: dict[str, Any] = {"sparse": None, "kernel": None, "launch": None}
+    best: Row = {"sparse": None, "kernel": None, "launch": None}
     for plan in job.plans(gpu, x.dtype, x.device, _CUTS if x.is_cuda else 1):
         filled = plan.pattern.fill(kept)
 
@@ -188,7 +180,7 @@ def tune(x: Tensor, weight: Tensor, job: ConvJob, gpu: Gpu) -> dict[str, Any]:
     return best
 
 
-def tune_gradient(x: Tensor, weight: Tensor, job: ConvJob, layer: Layer, gpu: Gpu) -> dict[str, Any]:
+def tune_gradient(x: Tensor, weight: Tensor, job: ConvJob, layer: Layer, gpu: Gpu) -> Row:
     """Check and time the gradient to the input beside cuDNN's; its layer of 3 channels needs none."""
     two = [layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1]
     density, size = job.dense_problem.density, (layer.size, layer.size)
@@ -221,36 +213,14 @@ def timed(call: Callable[[], Tensor], device: torch.device) -> dict[str, float]:
         call()
         elapsed = 1e3 * (time.perf_counter() - begin)
         return {"warm_ms": elapsed, "cold_ms": elapsed}
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        call()
-    flush = torch.empty(_COLD_BYTES, dtype=torch.uint8, device=device)
+    replay, flush = captured(call, device), torch.empty(_COLD_BYTES, dtype=torch.uint8, device=device)
     return {
-        "warm_ms": _median_ms(graph.replay, device, None),
-        "cold_ms": _median_ms(graph.replay, device, flush),
+        "warm_ms": 1e3 * statistics.median(replay_seconds(replay, _REPLAYS)),
+        "cold_ms": 1e3 * statistics.median(replay_seconds(replay, _REPLAYS, flush.zero_)),
     }
 
 
-def _median_ms(replay: Callable[[], None], device: torch.device, flush: Tensor | None) -> float:
-    times: list[float] = []
-    for _ in range(_REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        if flush is not None:
-            flush.zero_()
-        begin.record()
-        replay()
-        end.record()
-        torch.cuda.synchronize(device)
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
-def print_verdict(rows: list[dict[str, Any]]) -> None:
+def print_verdict(rows: list[Row]) -> None:
     """Per dtype and ratio: the layers' sum against cuDNN's, each layer taking the faster, and how the model did."""
     write = sys.stdout.write
     for dtype, ratio in sorted({(row["dtype"], row["ratio"]) for row in rows}):

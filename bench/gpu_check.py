@@ -8,15 +8,13 @@ the verdict, which is printed last, is made of those. Parts that end early leave
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import gpu, gpu_nets
+from bench.scripts import Row, command_line, read_rows
 from bench.time_limit import TimeLimit, run_process
 
 _MARGIN = 15.0  # seconds that a part has to end by itself, and this program for the verdict
@@ -38,7 +36,7 @@ class Part:
     command: Callable[[float], Sequence[str]]
     share: float
     rows: Path | None = None
-    verdict: Callable[[list[dict[str, Any]]], None] | None = None
+    verdict: Callable[[list[Row]], None] | None = None
 
 
 def parts_of(out: Path) -> list[Part]:
@@ -75,21 +73,13 @@ def run_parts(parts: Sequence[Part], limit: TimeLimit, margin: float = _MARGIN) 
     return ends
 
 
-def _rows(part: Part) -> list[dict[str, Any]]:
-    if part.rows is None or not part.rows.is_file():
-        return []
-    rows = []
-    for line in part.rows.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # its program was ended while it wrote
-            continue
-    return rows
+def _rows(part: Part) -> list[Row]:
+    return [] if part.rows is None else read_rows(part.rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run all; exit with 1 if a part did not end well."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything")
     options = parser.parse_args(arguments)

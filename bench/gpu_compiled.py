@@ -7,7 +7,6 @@ Prints the median milliseconds of one image, or an error. Compiling takes a minu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from bench.gpu_nets import DTYPES, FORMATS, allow_tf32, median_ms
+from bench.scripts import command_line
 from prunekit.benchmark.problems import pruned_net, random_image
 
 
 def main() -> None:
     """Compile, time and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--net", required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--dtype", choices=sorted(DTYPES), required=True)

@@ -1,6 +1,7 @@
 """What would YOLOv3 take on GPUs that are not here? Modeled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--dtype float16] [--batch 16] [--layers rtx-2070-super | --choices | --break-even]
+    python -m bench.gpu_model [--dtype float16] [--batch 16]
+        [--layers rtx-2070-super | --choices | --break-even | --small-maps]
 
 Nothing is run on a GPU. The models (prunekit/ops/cuda/record/cost.py for float32, condensed_cost.py,
 bitmap_cost.py and semi_structured_cost.py for float16) count the compiled kernels' instructions, shared memory's
@@ -11,18 +12,21 @@ docs/gpu.md lists the assumptions.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bench.scripts import command_line
 from prunekit.detection.yolov3 import yolov3
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.cuda import choice as kernel_choice
+from prunekit.ops.cuda.bitmap import cost as bitmap_cost
+from prunekit.ops.cuda.condensed import cost as condensed_cost
+from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.devices import GPUS, Gpu
 from prunekit.ops.cuda.plan import input_grad_problem
 from prunekit.ops.cuda.problem import ConvProblem
@@ -31,6 +35,11 @@ from prunekit.ops.cuda.transposed_conv import TransposedConv
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
+SMALL_RATIOS = (50, 80, 90, 95, 99)
+# Out channels, in channels, kernel, stride, output.
+SMALL_LAYERS = (
+    (1024, 512, 3, 1, 13), (1024, 512, 3, 2, 13), (512, 1024, 1, 1, 13), (512, 256, 3, 1, 26), (256, 512, 1, 1, 26),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,38 +148,68 @@ def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu
     return f"{dense / total:.2f}×, {sparse_layers}"
 
 
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    for cells in (headings, ["---"] * len(headings), *rows):
+        sys.stdout.write(f"| {' | '.join(cells)} |\n")
+
+
 def print_choices(layers: Mapping[Layer, int], batch: int, dtype: str) -> None:
     """Print what the dispatch would bring, forward and backward, on every GPU."""
-    write = sys.stdout.write
-    write(f"| modeled, batch {batch} | dense | " + " | ".join(f"{ratio} %" for ratio in RATIOS) + " |\n")
-    write("|---" * (len(RATIOS) + 2) + "|\n")
+    rows = []
     for gpu in GPUS.values():
         dense_sides = [dtype, "tf32"] if dtype == "float32" and gpu.tf32_lanes else [dtype]
         for direction in ("inference", "input_grad"):
             for side in dense_sides:
-                cells = " | ".join(dispatched(layers, direction, r, gpu, dtype, side == "tf32") for r in RATIOS)
-                write(f"| {gpu.name}, {direction} | {side} | {cells} |\n")
+                cells = [dispatched(layers, direction, r, gpu, dtype, side == "tf32") for r in RATIOS]
+                rows.append([f"{gpu.name}, {direction}", side, *cells])
+    print_table([f"modeled, batch {batch}", "dense", *(f"{ratio} %" for ratio in RATIOS)], rows)
 
 
 def print_break_even(layers: Mapping[Layer, int], dtype: str) -> None:
     """Print for every layer shape and GPU from which percentage of zeros on the sparse kernel is faster."""
-    write = sys.stdout.write
-    write("| layer | output | layers | " + " | ".join(gpu.name for gpu in GPUS.values()) + " |\n")
-    write("|---" * (len(GPUS) + 3) + "|\n")
+    rows = []
     for layer, count in sorted(layers.items(), key=lambda pair: (pair[0].kernel, pair[0].stride, -pair[0].size)):
         points = [break_even(layer, gpu, dtype) for gpu in GPUS.values()]
-        cells = " | ".join("none" if p is None else f"{p:.1f}" if p > 99 else f"{p:.0f}" for p in points)
-        write(f"| {layer} | {layer.size}×{layer.size} | {count} | {cells} |\n")
+        cells = ["none" if p is None else f"{p:.1f}" if p > 99 else f"{p:.0f}" for p in points]
+        rows.append([str(layer), f"{layer.size}×{layer.size}", str(count), *cells])
+    print_table(["layer", "output", "layers", *(gpu.name for gpu in GPUS.values())], rows)
+
+
+def print_small_maps(batch: int) -> None:
+    """Print for layers of 13×13 and 26×26 the float16 microseconds of the bitmap and the condensed kernel, and dense.
+
+    The dense floor is an implicit GEMM at 70 % of the tensor cores' peak or the bytes of weights, input and output,
+    whichever is larger, without a launch; inf stands where no block of a kernel fits.
+    """
+    for gpu in GPUS.values():
+        rows = []
+        for sizes in SMALL_LAYERS:
+            layer = Layer(*sizes, batch)
+            pairs = [small_map_seconds(layer, 1 - ratio / 100, gpu) for ratio in SMALL_RATIOS]
+            cells = [" / ".join(f"{1e6 * seconds:.1f}" for seconds in pair) for pair in pairs]
+            dense = f"{1e6 * dense_seconds(layer, gpu, 'float16'):.1f}"
+            rows.append([f"{layer}, {layer.size}×{layer.size}", dense, *cells])
+        sys.stdout.write("\n")
+        print_table([f"{gpu.name}, batch {batch}", "dense floor", *(f"{ratio} %" for ratio in SMALL_RATIOS)], rows)
+
+
+def small_map_seconds(layer: Layer, density: float, gpu: Gpu) -> list[float]:
+    """Return the modeled times of the bitmap and condensed kernels at their best cuts; inf where no block fits."""
+    problem = CondensedProblem.of(layer.problem(density))
+    chosen = bitmap_cost.choose_launch(problem, gpu), condensed_cost.choose_launch(problem, gpu)
+    return [one[1] if one else float("inf") for one in chosen]
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--image-size", type=int, default=416)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
     parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
     parser.add_argument("--break-even", action="store_true", help="print it for every layer shape and GPU")
+    parser.add_argument("--small-maps", action="store_true", help="compare two float16 kernels on 13×13 and 26×26")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     options = parser.parse_args()
     dtype: str = options.dtype
@@ -181,6 +220,9 @@ def main() -> None:
         return
     if options.break_even:
         print_break_even(layers, dtype)
+        return
+    if options.small_maps:
+        print_small_maps(options.batch)
         return
     if options.layers:
         gpu = GPUS[options.layers]
@@ -195,15 +237,15 @@ def main() -> None:
             )
         return
     has_winograd = dtype == "float32"
-    write(f"| modeled, batch {options.batch}, {dtype} | " + " | ".join(f"{ratio} %" for ratio in RATIOS))
-    write(" | dense ms |" + (" by Winograd |" if has_winograd else ""))
-    write("\n" + "|---" * (len(RATIOS) + 2 + has_winograd) + "|\n")
+    rows = []
     for gpu in GPUS.values():
         times = [net_seconds(layers, 1 - ratio / 100, gpu, dtype) for ratio in RATIOS]
-        speedups = " | ".join(f"{dense / sparse:.2f}×" for sparse, dense in times)
         winograd = sum(count * winograd_seconds(layer, gpu) for layer, count in layers.items())
-        last = f" {1e3 * winograd:.2f} |" if has_winograd else ""
-        write(f"| {gpu.name} | {speedups} | {1e3 * times[0][1]:.2f} |{last}\n")
+        milliseconds = [times[0][1], winograd][: 1 + has_winograd]
+        cells = [f"{dense / sparse:.2f}×" for sparse, dense in times]
+        rows.append([gpu.name, *cells, *(f"{1e3 * seconds:.2f}" for seconds in milliseconds)])
+    headings = ["dense ms", "by Winograd"][: 1 + has_winograd]
+    print_table([f"modeled, batch {options.batch}, {dtype}", *(f"{ratio} %" for ratio in RATIOS), *headings], rows)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +25,15 @@ from torch import Tensor, nn
 import prunekit
 from bench.gpu import machine_state
 from bench.gpu_model import RATIOS
-from bench.time_limit import TimeLimit, run_process
+from bench.scripts import Row, append_rows
+from bench.time_limit import TimeLimit, measuring_command_line, run_process
 from prunekit.benchmark.problems import pruned_net, random_image
 from prunekit.nn import AccelerationReport
 from prunekit.nn.accelerate_gpu import accelerate_on_gpu
 from prunekit.ops.cuda.devices import GPUS
 from prunekit.ops.cuda.dispatch import CudaDevice
 from prunekit.ops.cuda.sparse_kernel import cuda_op
-from prunekit.timing import time_in_turn
+from prunekit.timing import captured, time_in_turn
 
 NETS = {"yolov3": 416, "resnet50": 224}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,31 +43,21 @@ _FIRST_SECONDS = 15.0  # that one acceleration is taken to need until one was me
 _TUNING_SHARE = 1 / 12  # of the time that is left
 _COMPILE_SECONDS, _LEAST_COMPILE_SECONDS = 90.0, 30.0
 Call = Callable[[], object]
-Row = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, write rows and print the verdict; return the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0, help="begin nothing that would end after so long")
-    parser.add_argument("--device", default="cuda")
+    parser = measuring_command_line(__doc__)
     parser.add_argument("--image-size", type=int, help="of both nets, in pixels; by default 416 and 224")
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--width", type=float, default=1.0, help="of both nets' layers, 1 as published")
     parser.add_argument("--ratios", default=",".join(map(str, (90, 95, *(r for r in RATIOS if r not in (90, 95))))))
     parser.add_argument("--dtypes", default="float32,float16", help="of the pruned nets")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--no-verdict", action="store_true")
     options = parser.parse_args(arguments)
     device, limit = torch.device(options.device), TimeLimit(60 * options.minutes)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    with options.out.open("a") as out:
-        for row in measure_nets(options, device, limit):
-            rows.append(row | machine_state(device))
-            out.write(json.dumps(rows[-1]) + "\n")
-            out.flush()
+    measured = (row | machine_state(device) for row in measure_nets(options, device, limit))
+    rows = append_rows(options.out, measured)
     for note in limit.skipped:
         sys.stdout.write(f"did not fit the time: {note}\n")
     if not options.no_verdict:
@@ -117,7 +106,7 @@ def compiled(name: str, size: int, options: argparse.Namespace, dtype: str, limi
         return row | {"note": f"torch.compile was left out: {limit.left:.0f} s were left"}
     arguments = ["--net", name, "--image-size", str(size), "--dtype", dtype, "--width", str(options.width)]
     command = [sys.executable, "-m", "bench.gpu_compiled", *arguments, "--device", options.device]
-    code, printed = run_process(command, seconds, is_quiet=True)
+    code, printed = run_process(command, seconds, subprocess.PIPE)
     if code != 0:
         why = f"was ended after {seconds:.0f} s" if code is None else f"failed with exit code {code}"
         return row | {"note": f"torch.compile {why}"}
@@ -148,20 +137,6 @@ def _ways_to_run(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Call]]:
     if x.is_cuda:
         ways["cuda-graph"] = lambda: captured(lambda: net(x), x.device)
     return ways
-
-
-def captured(call: Call, device: torch.device) -> Call:
-    """Capture a call as a CUDA graph and return its replay."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-    return graph.replay
 
 
 @contextmanager

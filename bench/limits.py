@@ -19,8 +19,6 @@ Copies (phases of strides, upsampling, in and out) and halos are taken as measur
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -32,6 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 import prunekit
+from bench.scripts import command_line, print_row
 from prunekit.benchmark.problems import NETS, pruned_net, random_image
 from prunekit.engine.filters import ConvChoice
 from prunekit.engine.geometry import layouts_of, row_vectors_of
@@ -165,7 +164,7 @@ def measure(fast: AcceleratedModel, x: Tensor, runs: int) -> tuple[dict[str, flo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, a line a ratio, and with --layers JSON lines, one a convolution."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--model", choices=sorted(NETS), default="yolov3")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=416)
@@ -190,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             total += costs
             if options.layers:
                 row = dict(zip(names, astuple(costs), strict=True))
-                print(json.dumps({"ratio": ratio, "layer": name, "weight": conv.weight, "cut": str(conv.choice),
-                                  "ms": milliseconds[name], "account_ms": costs.total, **row}))  # fmt: skip
+                facts = {"ratio": ratio, "layer": name, "weight": conv.weight, "cut": str(conv.choice)}
+                print_row({**facts, "ms": milliseconds[name], "account_ms": costs.total, **row})
         measured = sum(milliseconds.values()) + other
         numbers = (measured, other, *astuple(total), total.total + other)
         table.add_row(f"{ratio:g}", *(f"{number:.1f}" for number in numbers))

@@ -8,15 +8,11 @@ STEPS steps without what an attack does once; `whole_attack_ratio` is per step o
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
-
 import torch
 
+from bench.scripts import add_net_options, begin, command_line, net_facts, print_row, with_gradients
 from prunekit.attacks import PgdConfig, pgd
 from prunekit.detection import DetectionTask, Target
-from prunekit.environment import describe_environment
 from prunekit.task import ModelSpec
 from prunekit.timing import time_in_turn
 
@@ -25,9 +21,10 @@ STEPS = 5
 
 def main() -> None:
     """Print JSON lines: the environment, then the costs."""
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    print(json.dumps({"environment": describe_environment(), "threads": arguments.threads}), flush=True)
+    parser = command_line(__doc__)
+    add_net_options(parser, "yolov3-tiny", batch_size=4, runs=9)
+    arguments = parser.parse_args()
+    begin(arguments.threads)
     torch.manual_seed(0)
     spec = ModelSpec(arguments.model, {"num_classes": 80, "width": arguments.width})
     model = spec.build()
@@ -56,38 +53,13 @@ def main() -> None:
     step_ms = (times["attack of 1 + steps"].median_ms - times["attack of 1"].median_ms) / STEPS
     pass_ms = times["passes"].median_ms / STEPS
     row = {
-        "model": arguments.model,
-        "width": arguments.width,
-        "image_size": size,
-        "batch_size": arguments.batch_size,
+        **net_facts(arguments),
         "forward_backward_ms": pass_ms,
         "pgd_step_ms": step_ms,
         "ratio": step_ms / pass_ms,
         "whole_attack_ratio": times["attack of 1 + steps"].median_ms / (1 + STEPS) / pass_ms,
     }
-    print(json.dumps(row), flush=True)
-
-
-def with_gradients(call: Callable[[], None]) -> Callable[[], None]:
-    """Let a call differentiate although timing switches gradients off."""
-
-    def run() -> None:
-        with torch.inference_mode(False):
-            call()
-
-    return run
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="yolov3-tiny")
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--image-size", type=int, default=416)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=9)
-    return parser.parse_args()
+    print_row(row)
 
 
 if __name__ == "__main__":

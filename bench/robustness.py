@@ -15,23 +15,22 @@ table: mean ± standard deviation over the seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from bench.scripts import Row, append_rows, begin, command_line, print_row, read_rows, whole_lines
 from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.demo import DemoConfig, prepare_demo
 from prunekit.detection import CocoDataset
-from prunekit.environment import describe_environment, thread_count
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
-from prunekit.evaluation.evaluate import evaluate_cases
+from prunekit.evaluation.evaluate import Subject, evaluate_cases
 from prunekit.files import write_text
 from prunekit.kept_images import KeptImages
 from prunekit.pipeline import Progress, RunConfig, SilentProgress
@@ -53,8 +52,6 @@ FIGURES = {
     "kept_weights_share": "weights left",
     "kept_macs_share": "MACs left",
 }
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,8 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A process that is killed while it writes leaves half a line.
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole != lines:
-            write_text(path, "".join(whole))
-        self.rows: list[Row] = [row for line in whole if (row := _parse(line)) is not None]
+        write_text(path, "".join(whole_lines(path)))
+        self.rows = [row for row in read_rows(path) if "step" in row]
 
     def find(self, seed: int, step: Step, model: str) -> Row | None:
         """Return the row of this very detector."""
@@ -109,11 +101,8 @@ class Rows:
 
     def add(self, row: Row) -> None:
         """Write a row down and print it."""
-        line = json.dumps(row)
-        with self._path.open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
-        self.rows.append(row)
+        print_row(row)
+        self.rows += append_rows(self._path, [row])
 
 
 def main() -> None:
@@ -130,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> None:
     with thread_count(arguments.threads):
         cells, seeds = parse_cells(arguments.cells), parse_numbers("--seeds", arguments.seeds)
         longer = parse_numbers("--longer", arguments.longer) if arguments.longer else ()
-        print(json.dumps({"environment": describe_environment(), "threads": torch.get_num_threads()}), flush=True)
+        begin(torch.get_num_threads())
         rows = Rows(arguments.out / "rows.jsonl")
         for seed in seeds:
             with ConsoleProgress(error_console) as progress:
@@ -192,10 +181,8 @@ def evaluate_step(start: Start, step: Step, artifact: Checkpoint, churn: float |
         return
     start.workspace.progress.message(f"seed {config.seed}: evaluating {_label(asdict(step))}")
     began = time.perf_counter()
-    clean, attacked = (
-        result.figures()
-        for result in evaluate_cases(artifact.model, artifact.task, start.dataset, config, [ATTACK], SilentProgress())
-    )
+    subject = Subject(artifact.model, artifact.task, start.dataset, config, SilentProgress())
+    clean, attacked = (result.figures() for result in evaluate_cases(subject, [ATTACK]))
     row = {"seed": config.seed, **asdict(step), "model": artifact.sha256, "churn": churn, "images": len(start.dataset)}
     row |= {"ap": clean["ap"], "ap50": clean["ap50"]}
     row |= {"attacked_ap": attacked["ap"], "attacked_ap50": attacked["ap50"]}
@@ -244,7 +231,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"), help="folder for data, weights and rows")
     parser.add_argument("--seeds", default="0,1,2", help="of data and training")
     parser.add_argument("--cells", default="unstructured:90,filter:75", help="structure:ratio in percent")
@@ -273,14 +260,6 @@ def _spread(values: list[float | None]) -> str:
         return "–"
     spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.3f}{spread}"
-
-
-def _parse(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "step" in row else None
 
 
 if __name__ == "__main__":

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, TypeVar
+
+from bench.scripts import command_line
 
 _Result = TypeVar("_Result")
 _LAST_SECONDS = 5.0
+
+
+def measuring_command_line(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of scripts that measure for a limited time and then judge."""
+    parser = command_line(doc)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=4.0, help="begin nothing that would end after so long")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--no-verdict", action="store_true")
+    return parser
 
 
 @dataclass
@@ -56,24 +71,34 @@ class TimeLimit:
         return result
 
 
-def run_process(command: Sequence[str], seconds: float, *, is_quiet: bool = False) -> tuple[int | None, str]:
-    """Run a program for at most so long; it and what it started are ended then.
+def run_process(
+    command: Sequence[str],
+    seconds: float,
+    output: IO[str] | int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> tuple[int | None, str]:
+    """Run a program for at most so long; it and what it started, compilers say, are ended then.
 
     Args:
         command: program and arguments.
         seconds: after which it is ended.
-        is_quiet: keep what it prints, and return it; else it prints where this program does.
+        output: a file for what it prints, errors included, or subprocess.PIPE to have it returned; else it prints where
+            this program does.
+        env: its environment; this program's if not given.
 
     Returns:
         Its exit code, None if it was ended, and what it printed.
     """
-    output = subprocess.PIPE if is_quiet else None
-    process = subprocess.Popen(command, stdout=output, text=True, start_new_session=True)
+    errors = None if output is None or output == subprocess.PIPE else subprocess.STDOUT
+    process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, env=env, start_new_session=True)
     try:
         printed, _ = process.communicate(timeout=max(0.0, seconds))
         return process.returncode, printed or ""
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     try:
         printed, _ = process.communicate(timeout=_LAST_SECONDS)
         return None, printed or ""

@@ -17,18 +17,21 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.scripts import command_line
+from bench.time_limit import run_process
 from bench.zoo_models import REGISTRY, Registry, load_registry
-from bench.zoo_rows import TOOLS, Row, Tool, append_row, read_rows, rewrite_rows
+from bench.zoo_rows import TOOLS, Row, Tool, append_row, read_rows
 from bench.zoo_summary import judge, table
 from bench.zoo_trial import Trial
+from prunekit.benchmark.rows import to_lines
 from prunekit.errors import InputError
+from prunekit.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +60,7 @@ def run_zoo(options: argparse.Namespace) -> list[Row]:
     if rows and not options.resume:
         raise InputError(f"Expected --resume or a new file, got {options.out}, which holds {len(rows)} rows.")
     try:
-        rewrite_rows(options.out, rows)  # without the half line that a killed process leaves
+        write_text(options.out, to_lines(rows))  # without the half line that a killed process leaves
     except OSError as error:
         raise InputError(
             f"Expected a place for a file, got {options.out}, which cannot be written: {error}."
@@ -77,20 +80,12 @@ def run_child(trial: Trial, time_limit: float) -> Row:
     """Run a trial in a process of its own, and return its row, or one that says how the process ended."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "row.json", Path(folder) / "log"
+        command = [sys.executable, "-m", "bench.zoo_trial", json.dumps(asdict(trial)), str(path)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_threads(trial.threads)}
         with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bench.zoo_trial", json.dumps(asdict(trial)), str(path)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_threads(trial.threads)},
-                start_new_session=True,  # so that compilers that it starts end with it
-            )
-            try:
-                code = process.wait(time_limit)
-            except subprocess.TimeoutExpired:
-                return _failed(trial, "Timeout", f"it took longer than {time_limit:g} s")
-            finally:
-                _end(process)
+            code = run_process(command, time_limit, output, env)[0]
+        if code is None:
+            return _failed(trial, "Timeout", f"it took longer than {time_limit:g} s")
         if code == 0 and path.exists():
             return Row.model_validate_json(path.read_text())
         last = (log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
@@ -117,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         InputError: Neither `--out` nor `--summary` was given.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, help="JSON lines, one a model and tool")
     parser.add_argument("--summary", type=Path, help="print the table and verdict of this file, and measure nothing")
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out and run what is not there")
@@ -166,16 +161,6 @@ def _failed(trial: Trial, kind: str, text: str) -> Row:
 
 def _threads(count: int) -> dict[str, str]:
     return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process and of what it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        process.wait()
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from bench.zoo_rows import Check
 from bench.zoo_weights import random_images
-from prunekit.comparison import relative_rms
-from prunekit.errors import InputError
+from prunekit.comparison import Comparison, check_equal
+from prunekit.errors import InputError, WrongOutputError, first_line
 
 #: The largest relative RMS of an output that counts as right.
 MOST = 1e-4
@@ -31,44 +30,9 @@ def allowed_error(own_rounding: float | None) -> float:
     return max(MOST, 2 * (own_rounding or 0.0))
 
 
-class UnequalOutputsError(Exception):
-    """Outputs that cannot be compared: another structure or shape, or no tensor at all."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The largest relative RMS over the outputs, and how much was compared."""
-
-    error: float
-    tensors: int
-    elements: int
-
-
 def compare(expected: object, actual: object) -> Comparison:
-    """Compare outputs of any nesting, element by element.
-
-    Raises:
-        UnequalOutputsError: They differ in structure, shape or dtype, or hold no element.
-    """
-    (ours, our_spec), (theirs, their_spec) = tree_flatten(expected), tree_flatten(actual)
-    if our_spec != their_spec:
-        raise UnequalOutputsError(f"Expected outputs of structure {our_spec}, got {their_spec}.")
-    errors, elements = [], 0
-    for a, b in zip(ours, theirs, strict=True):
-        if not isinstance(a, Tensor):
-            if type(a) is not type(b) or a != b:
-                raise UnequalOutputsError(f"Expected the output {a!r}, got {b!r}.")
-            continue
-        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
-            found = f"{tuple(b.shape)} of {b.dtype}" if isinstance(b, Tensor) else type(b).__name__
-            raise UnequalOutputsError(f"Expected an output of shape {tuple(a.shape)} of {a.dtype}, got {found}.")
-        if a.numel():
-            errors.append(relative_rms(a, b))
-            elements += a.numel()
-    if not errors:
-        raise UnequalOutputsError("Expected outputs with tensors to compare, got none.")
-    # max() drops a nan that is not the first.
-    return Comparison(math.nan if any(map(math.isnan, errors)) else max(errors), len(errors), elements)
+    """Compare outputs of any nesting; WrongOutputError where they differ in kind, or hold nothing to compare."""
+    return check_equal(expected, actual, "the result", math.inf)
 
 
 def input_effect(model: nn.Module, x: Tensor) -> float | None:
@@ -77,8 +41,8 @@ def input_effect(model: nn.Module, x: Tensor) -> float | None:
     None where the two outputs cannot be compared, as of detectors that find another number of objects.
     """
     try:
-        error = compare(model(x), model(random_images(*x.shape[:1], *x.shape[2:]))).error
-    except UnequalOutputsError:
+        error = compare(model(x), model(random_images(*x.shape[:1], *x.shape[2:]))).relative_rms
+    except WrongOutputError:
         return None
     return error if math.isfinite(error) else None
 
@@ -92,7 +56,7 @@ def own_rounding(model: nn.Module, x: Tensor) -> float | None:
     try:
         exact = copy.deepcopy(model).double()(x.double())
         rounded = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, model(x))
-        return compare(exact, rounded).error
+        return compare(exact, rounded).relative_rms
     except Exception:  # foreign code, in a dtype that it may never have seen
         return None
 
@@ -136,18 +100,19 @@ def _check(model: nn.Module, fast: nn.Module, x: Tensor, expected: object, parts
 def _checked(shape: tuple[int, ...], compared: str, comparing: Callable[[], Comparison]) -> Check:
     try:
         found = comparing()
-    except (UnequalOutputsError, AttributeError) as error:  # the latter: the result has no such submodule
+    except (WrongOutputError, AttributeError) as error:  # the latter: the result has no such submodule
         return Check(shape=shape, compared=compared, problem=first_line(error))
-    if not math.isfinite(found.error):
-        return Check(shape=shape, compared=compared, problem=f"Expected finite outputs, got an error of {found.error}.")
-    return Check(shape=shape, compared=compared, error=found.error, tensors=found.tensors, elements=found.elements)
+    rms = found.relative_rms
+    if not math.isfinite(rms):
+        return Check(shape=shape, compared=compared, problem=f"Expected finite outputs, got an error of {rms}.")
+    return Check(shape=shape, compared=compared, error=rms, tensors=found.tensors, elements=found.elements)
 
 
 def has_discontinuous_end(model: nn.Module, x: Tensor, expected: object) -> bool:
     """Return whether noise as large as rounding changes the model's own outputs beyond what counts as right."""
     try:
-        return not compare(expected, model(x * (1 + _ROUNDING * torch.randn_like(x)))).error <= MOST
-    except UnequalOutputsError:
+        return not compare(expected, model(x * (1 + _ROUNDING * torch.randn_like(x)))).relative_rms <= MOST
+    except WrongOutputError:
         return True
 
 
@@ -167,8 +132,3 @@ def part_outputs(model: nn.Module, parts: Sequence[str], x: Tensor) -> dict[str,
             stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
         model(x)
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

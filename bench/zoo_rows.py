@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from prunekit.errors import InputError
-from prunekit.files import write_text
+from prunekit.benchmark.rows import read_json_lines, to_lines
 
-FORMAT = "prunekit-zoo-1"
 Tool = Literal["accelerate", "compact"]
 TOOLS: tuple[Tool, ...] = ("accelerate", "compact")
 
@@ -107,37 +104,10 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: It is a folder, cannot be read, or has a line that is no row.
     """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Expected a file of JSON lines, got {path}, which cannot be read ({error}).") from error
-    # A process that is killed while it writes leaves half a line.
-    whole = [(number, line) for number, line in enumerate(lines, 1) if line.endswith("\n") and line.strip()]
-    return [_row(line, f"{path}, line {number}") for number, line in whole]
-
-
-def rewrite_rows(path: Path, rows: list[Row]) -> None:
-    """Write all rows anew, under a temporary name that is then renamed."""
-    write_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
+    return read_json_lines(path, Row, "bench.zoo", has_half_line=True)
 
 
 def append_row(path: Path, row: Row) -> None:
     """Add one row to the file."""
     with path.open("a") as file:
-        file.write(row.model_dump_json() + "\n")
-
-
-def _row(line: str, where: str) -> Row:
-    try:
-        content = json.loads(line)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f'Expected a row of bench.zoo ("format": "{FORMAT}"), got something else in {where}.')
-        return Row.model_validate(content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"Expected a row of bench.zoo, got text that is not JSON in {where}.") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise InputError(f"Expected a row of bench.zoo, got a wrong {name} in {where}: {problem['msg']}.") from error
+        file.write(to_lines([row]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from bench.zoo_rows import Latency
 from prunekit.timing import WARM_UP_RUNS
@@ -46,17 +44,6 @@ def measure(calls: Mapping[str, Call], against: str) -> tuple[int, dict[str, Lat
             names.reverse()
     base = np.asarray(seconds[against])
     return rounds, {name: _latency(np.asarray(values), base) for name, values in seconds.items()}
-
-
-def compiled(model: nn.Module, x: Tensor) -> Call:
-    """Return the model under torch.compile with freezing, channels last, compiled for x."""
-    torch._dynamo.reset()
-    frozen: Any = copy.deepcopy(model)
-    frozen.to(memory_format=torch.channels_last)
-    call: Any = torch.compile(frozen, options={"freezing": True})
-    there = x.contiguous(memory_format=torch.channels_last)
-    call(there)
-    return lambda: call(there)
 
 
 def _seconds(call: Call) -> float:

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 import prunekit
-from bench.zoo_checks import MOST, allowed_error, check_input, first_line, input_effect, own_rounding
+from bench.zoo_checks import MOST, allowed_error, check_input, input_effect, own_rounding
 from bench.zoo_models import ZooModel, load_registry
 from bench.zoo_rows import Row, Tool
-from bench.zoo_times import Call, compiled, measure
+from bench.zoo_times import Call, measure
 from bench.zoo_weights import drop_filters, enliven, make_sparse, random_images
+from prunekit.benchmark.peers import torch_compiled
 from prunekit.compaction import compact
 from prunekit.environment import installed_version
+from prunekit.errors import first_line
 from prunekit.files import write_text
 from prunekit.nn import native_status
 
@@ -150,7 +152,9 @@ def _judge(model: nn.Module, fast: nn.Module, x: Tensor, zoo_model: ZooModel, tr
     calls: dict[str, Call] = {"eager": lambda: model(x), "prunekit": lambda: fast(x)}
     if trial.compile:
         try:
-            calls["compile"] = compiled(model, x)
+            compiled = torch_compiled(model, x)
+            compiled()
+            calls["compile"] = compiled
         except Exception as error:  # a foreign compiler raises what it likes
             facts["compile_problem"] = f"{type(error).__name__}: {first_line(error)}"
     rounds, latencies = measure(calls, against="eager")

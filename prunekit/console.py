@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
@@ -64,9 +63,7 @@ class ConsoleProgress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
@@ -84,22 +81,27 @@ class ConsoleProgress:
         self._bars.console.print(escape(text), highlight=False)
 
 
+def titled(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    """Return a table without rows: columns of text, then of numbers, which are aligned and never wrapped."""
+    table = Table(*texts, title=title, title_justify="left")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def results_table(rows: Sequence[Row], figures: Sequence[Figure]) -> Table:
     """Return a short table of results.csv's rows, with a task's figures."""
-    table = Table(title="Pruned, attacked, accelerated, timed", title_justify="left")
     groups = variants(rows)
-    if len(groups) > 1:  # their names need the room of the other figures' columns
-        table.add_column("\nvariant")
-        figures = figures[:1]
+    names = ["\nvariant"] if len(groups) > 1 else []
+    figures = figures[:1] if names else figures  # names need the room of the other figures' columns
     clean = [(f"\n{figure.name}", figure.column, "{:.3f}") for figure in figures]
     attacked = [(f"attacked\n{figure.name}", f"attacked_{figure.column}", "{:.3f}") for figure in figures]
     columns = (("ratio", "ratio", "{:g} %"), *clean, *attacked, *_LATENCIES)
-    for heading, _, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = titled("Pruned, attacked, accelerated, timed", names, (heading for heading, _, _ in columns))
     for name, group in groups.items():
         for row in group:
             cells = [_cell(row[column], form) for _, column, form in columns]
-            table.add_row(*([name] if len(groups) > 1 else []), *cells, end_section=row is group[-1])
+            table.add_row(*([name] if names else []), *cells, end_section=row is group[-1])
     return table
 
 
@@ -108,9 +110,7 @@ def compacted_table(rows: Sequence[Row]) -> Table | None:
     compacted = [row for row in rows if row.get("latency_ms_compacted")]
     if not compacted:
         return None
-    table = Table(title="Dropped filters removed for good", title_justify="left")
-    for heading, _, _ in _COMPACTED:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = titled("Dropped filters removed for good", (), (heading for heading, _, _ in _COMPACTED))
     for row in compacted:
         table.add_row(*(_cell(row[column], form) for _, column, form in _COMPACTED))
     return table
@@ -118,13 +118,10 @@ def compacted_table(rows: Sequence[Row]) -> Table | None:
 
 def evaluation_table(cases: Mapping[str, Mapping[str, float | None]], figures: Sequence[Figure]) -> Table:
     """Return a short table of an evaluation's cases, clean and under each attack, with a task's figures."""
-    table = Table(title="Clean and attacked", title_justify="left")
-    table.add_column("attack")
     known = {name for case in cases.values() for name in case}
     columns = [(f"\n{figure.name}", figure.column) for figure in figures]
     columns += [(heading, column) for heading, column in _FIGURES if column in known or "attack" in column]
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = titled("Clean and attacked", ["attack"], (heading for heading, _ in columns))
     for name, case in cases.items():
         table.add_row(name, *(_cell(_known(case.get(column)), "{:.3f}") for _, column in columns))
     return table
@@ -132,9 +129,7 @@ def evaluation_table(cases: Mapping[str, Mapping[str, float | None]], figures: S
 
 def checks_table(report: CheckReport) -> Table:
     """Return the checks of an evaluation, each with its verdict and what was seen."""
-    table = Table(title="Is this evaluation sound?", title_justify="left")
-    for heading in ("check", "", "what was seen"):
-        table.add_column(heading)
+    table = titled("Is this evaluation sound?", ("check", "", "what was seen"), ())
     for row in report.rows:
         table.add_row(row.name, "[green]passed" if row.passed else "[red]failed", escape(row.sentence))
     return table

@@ -23,9 +23,8 @@ from prunekit.detection import (
     yolov3_tiny,
 )
 from prunekit.errors import InputError
-from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
-from prunekit.pipeline.store import check_folder
+from prunekit.pipeline.store import check_folder, write_json
 from prunekit.report import write_report
 from prunekit.training.config import TrainConfig
 from prunekit.training.loop import train
@@ -33,6 +32,11 @@ from prunekit.training.loop import train
 # Robust pre-training of a net this small needs the rate that trained it: at a gentle one it stays as fragile as it was.
 PRETRAIN_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1.2e-2, 6e-3
 SCORE_IMAGES = 64
+# What the demo is told and its run is told again.
+_OF_THE_RUN = (
+    "seed", "width", "image_size", "ratios", "structure", "scores", "pruning",
+    "pretrain_epochs", "optimize_epochs", "finetune_epochs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,22 +155,13 @@ def main_job(config: DemoConfig, train_data: Path, data: Path) -> RunConfig:
         data=data,
         train_data=train_data,
         out=config.out / "run",
-        width=config.width,
-        image_size=config.image_size,
-        ratios=config.ratios,
-        structure=config.structure,
-        scores=config.scores,
-        pruning=config.pruning,
         objective="n-fgsm",
-        pretrain_epochs=config.pretrain_epochs,
-        optimize_epochs=config.optimize_epochs,
         score_optimizer="adamw",
-        finetune_epochs=config.finetune_epochs,
         pretrain_learning_rate=PRETRAIN_LEARNING_RATE,
         finetune_learning_rate=FINETUNE_LEARNING_RATE,
         augment=False,
         score_images=SCORE_IMAGES,
-        seed=config.seed,
+        **{name: getattr(config, name) for name in _OF_THE_RUN},
     )
 
 
@@ -206,7 +201,7 @@ def _claim(config: DemoConfig) -> None:
                 f"such as --out {config.out}-{config.seed}."
             )
     else:
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
 
 
 def _render(config: DemoConfig, split: str, num_images: int, seed: int, progress: Progress) -> Path:

@@ -6,7 +6,6 @@ import importlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -112,18 +111,10 @@ def _cuda_kernels() -> Check:
 
 
 def _nvcc() -> Check:
-    return _command(
-        "nvcc",
-        ["--version"],
-        lambda lines: next((line for line in lines if "release" in line), lines[-1]),
-        "the CUDA toolkit compiles GPU kernels",
-    )
-
-
-def _command(name: str, arguments: list[str], pick: Callable[[list[str]], str], advice: str) -> Check:
-    path = shutil.which(name)
-    if path is None:
-        return Check(name, "not found", advice)
-    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    return Check(name, pick(lines) if lines else "gives no version", "" if lines else advice)
+    advice = "the CUDA toolkit compiles GPU kernels"
+    if (path := shutil.which("nvcc")) is None:
+        return Check("nvcc", "not found", advice)
+    lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip().splitlines()
+    if not lines:
+        return Check("nvcc", "gives no version", advice)
+    return Check("nvcc", next((line for line in lines if "release" in line), lines[-1]))

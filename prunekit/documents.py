@@ -22,8 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prunekit import documents
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.files import atomic_path
 
@@ -189,25 +188,7 @@ def _read_bytes(data: bytes) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 def _why(source: str | Path | bytes, error: Exception) -> str:
     """Return what kind of file it is, where it is another one than safetensors, or what reading it said."""
     kind = None if isinstance(source, bytes) or is_safetensors(source) else kind_of_file(source)
-    return _one_line(error) if kind is None else f"it is {kind}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def save_described(
-    path: str | Path, tensors: Mapping[str, Tensor], file_format: str, description: Mapping[str, Any]
-) -> None:
-    """Write tensors and their description atomically.
-
-    Args:
-        path: The safetensors file.
-        tensors: By name, on any device.
-        file_format: What the file holds, with the number of its layout: "prunekit detector 1".
-        description: JSON-able.
-    """
-    documents.write(path, tensors, {"format": file_format, **description})
+    return first_line(error).rstrip(".") if kind is None else f"it is {kind}"
 
 
 def read_description(path: str | Path, file_format: str, what: str) -> dict[str, Any]:
@@ -221,12 +202,12 @@ def read_description(path: str | Path, file_format: str, what: str) -> dict[str,
     Raises:
         InputError: When the file is missing, damaged, or none of that format that prunekit wrote.
     """
-    return _of_format(documents.read_document(path, what), file_format, what, path)
+    return _of_format(read_document(path, what), file_format, what, path)
 
 
 def read_described(path: str | Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a file's description and its tensors by name; arguments and errors are `read_description`'s."""
-    content = documents.read(path, what)
+    content = read(path, what)
     return _of_format(content.document, file_format, what, path), content.tensors
 
 

@@ -8,6 +8,8 @@ next, so the first images stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,16 @@ class KeptImages:
         if pixels is None:
             return None
         return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.clone()
+
+
+def kept_or_decoded(kept: KeptImages | None, image_id: int, decode: Callable[[], Tensor]) -> Tensor:
+    """Return an image from where it is kept, or decoded, and then kept if there is a place for it."""
+    image = kept.get(image_id) if kept is not None else None
+    if image is None:
+        image = decode()
+        if kept is not None:
+            kept.keep(image_id, image)
+    return image
 
 
 def _packed(image: Tensor) -> Tensor:

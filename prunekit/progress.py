@@ -15,11 +15,9 @@ class Progress(Protocol):
 
     def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
         """Yield `items`, of which there are `total`, showing how far the loop has come."""
-        ...
 
     def message(self, text: str) -> None:
         """Show one line."""
-        ...
 
 
 class SilentProgress:

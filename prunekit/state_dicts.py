@@ -41,6 +41,11 @@ class Transfer:
     num_classes: int | None = None
 
     @property
+    def unless_whole(self) -> Transfer | None:
+        """What was taken; None where all of it was."""
+        return self if self.made_anew else None
+
+    @property
     def summary(self) -> str:
         """What was taken, in one line."""
         return f"took {len(self.taken)} of {len(self.taken) + len(self.made_anew)} layers; made anew: " + (
@@ -67,11 +72,10 @@ def read_state_dict(path: Path) -> State:
 
 def load(model: nn.Module, state: Mapping[str, Tensor], path: Path, what: str, partly: bool) -> Transfer | None:
     """`fill` a model, or with `partly` `transfer`; return what was taken if it was not all."""
-    if not partly:
-        fill(model, state, path, what)
-        return None
-    found = transfer(model, state, path, what)
-    return found if found.made_anew else None
+    if partly:
+        return transfer(model, state, path, what).unless_whole
+    fill(model, state, path, what)
+    return None
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
@@ -109,11 +113,7 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], path: Path, what: st
     layers: dict[str, list[str]] = {}
     for key in own:
         layers.setdefault(key.rpartition(".")[0], []).append(key)
-    taken = [
-        layer
-        for layer, keys in layers.items()
-        if all(key.endswith(_COUNTER) or (key in state and state[key].shape == own[key].shape) for key in keys)
-    ]
+    taken = [layer for layer, keys in layers.items() if all(_fits(key, own, state) for key in keys)]
     fitting = {key: state[key] for layer in taken for key in layers[layer] if key in state}
     if 2 * sum(value.numel() for value in fitting.values()) < sum(value.numel() for value in own.values()):
         wrong = _difference(own, state)
@@ -124,28 +124,30 @@ def transfer(model: nn.Module, state: Mapping[str, Tensor], path: Path, what: st
     return Transfer(tuple(taken), tuple(layer for layer in layers if layer not in taken))
 
 
-def num_classes_in(state: Mapping[str, Tensor], build: Callable[[int], nn.Module]) -> int | None:
+def num_classes_in(state: Mapping[str, Tensor], outlined: Callable[..., nn.Module]) -> int | None:
     """Return the number of classes of a state dict's model, told by the sizes that grow with it.
 
     Args:
         state: By the model's own names.
-        build: Builds the model for a number of classes; called on the meta device, without memory.
+        outlined: Builds the model without memory for a number of classes, `num_classes`.
 
     Returns:
         The number with which every tensor fits; None if there is none.
     """
-    with torch.device("meta"), torch.random.fork_rng([]):
-        two, three = build(2).state_dict(), build(3).state_dict()
-        grows = next((key for key in two if two[key].shape != three[key].shape), None)
-        if grows is None or grows not in state or not state[grows].ndim:
-            return None
-        rows, more = len(two[grows]), len(three[grows]) - len(two[grows])
-        found, rest = divmod(len(state[grows]) - rows, more) if more > 0 else (0, 1)
-        if rest or found + 2 < 1:
-            return None
-        wanted = build(found + 2).state_dict()
-    fits = all(key.endswith(_COUNTER) or (key in state and state[key].shape == wanted[key].shape) for key in wanted)
-    return found + 2 if fits else None
+    two, three = (outlined(num_classes=number).state_dict() for number in (2, 3))
+    grows = next((key for key in two if two[key].shape != three[key].shape), None)
+    if grows is None or grows not in state or not state[grows].ndim:
+        return None
+    rows, more = len(two[grows]), len(three[grows]) - len(two[grows])
+    found, rest = divmod(len(state[grows]) - rows, more) if more > 0 else (0, 1)
+    if rest or found + 2 < 1:
+        return None
+    wanted = outlined(num_classes=found + 2).state_dict()
+    return found + 2 if all(_fits(key, wanted, state) for key in wanted) else None
+
+
+def _fits(key: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return key.endswith(_COUNTER) or (key in state and state[key].shape == own[key].shape)
 
 
 def _read(path: Path) -> Any:

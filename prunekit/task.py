@@ -22,32 +22,10 @@ from prunekit.attacks import AttackLosses
 from prunekit.errors import InputError
 from prunekit.registry import look_up, register
 from prunekit.state_dicts import Transfer
-from prunekit.task_data import Data
+from prunekit.task_data import Data as Data
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = [
-    "Data",
-    "Family",
-    "Figure",
-    "Figures",
-    "LabelsImages",
-    "Losses",
-    "ModelSpec",
-    "Options",
-    "Predictions",
-    "Task",
-    "TellsFlips",
-    "family_of",
-    "load_plugin",
-    "models",
-    "name_factory",
-    "register_model",
-    "register_task",
-    "takes_argument",
-    "task_of",
-]
 
 Figures = Mapping[str, float | None]
 #: What a task finds in images, by image id.
@@ -73,6 +51,19 @@ class ModelSpec:
             InputError: When the family is unknown, does not take the arguments, or builds no model.
         """
         return _built(self.name, family_of(self.name).build, self.arguments)
+
+    def outlined(self, **arguments: Any) -> nn.Module:
+        """Build the model without memory, with other values for some arguments; nothing is drawn."""
+        with torch.device("meta"), torch.random.fork_rng([]):
+            return self.updated(**arguments).build()
+
+    def require_usual(self, least_classes: int) -> None:
+        """Raise InputError unless `num_classes` and `width`, as far as they are said, make sense."""
+        classes, width = self.arguments.get("num_classes", least_classes), self.arguments.get("width", 1.0)
+        if not isinstance(classes, int) or classes < least_classes:
+            raise InputError(f"Expected num_classes to be a whole number of at least {least_classes}, got {classes!r}")
+        if not isinstance(width, int | float) or not 0 < width <= 4:
+            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
 
     def updated(self, **arguments: Any) -> ModelSpec:
         """Return the spec with other values for some arguments."""
@@ -103,18 +94,15 @@ class Losses(Protocol):
 
     def loss(self, model: nn.Module, x: Tensor, targets: Any) -> Tensor:
         """Return the training losses [N] of a model on images x [N, 3, H, W]."""
-        ...
 
     def attack_losses(self, targets: Any) -> AttackLosses:
         """Return what attacks raise, as functions of outputs; its `total` is the training loss."""
-        ...
 
     def divergence(self, attacked: Any, clean: Any) -> Tensor:
         """Return how far outputs for attacked images are from those for clean ones, [N].
 
         0 where they agree and positive elsewhere, whatever the right answer is; TRADES needs it.
         """
-        ...
 
 
 @runtime_checkable
@@ -123,7 +111,6 @@ class LabelsImages(Protocol):
 
     def labels(self, targets: Any) -> Tensor:
         """Return the right classes, int64 [N]."""
-        ...
 
 
 class Task(Losses, Protocol):
@@ -132,116 +119,84 @@ class Task(Losses, Protocol):
     @property
     def spec(self) -> ModelSpec:
         """What builds the model; some arguments may be missing until `for_data`."""
-        ...
 
     @property
     def input_multiple(self) -> int:
         """What sides of input images are multiples of: 32 for YOLO, 1 for most classifiers."""
-        ...
 
     @property
     def image_size(self) -> int:
         """The side of usual images in pixels, where neither options nor data say one."""
-        ...
 
     @property
     def augmentation(self) -> Mapping[str, Any]:
         """How training images vary: values of `prunekit.training.augment.AugmentConfig`'s fields, by name."""
-        ...
 
     @property
     def figures(self) -> Sequence[Figure]:
         """The metrics that tables and plots show, the main one first."""
-        ...
 
     def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> Data:
-        """Open a data set, at a size of the task's or the data's own if none is given.
-
-        Raises:
-            InputError: In one sentence, for anything that keeps it from being used.
-        """
-        ...
+        """Open a data set, at a size of the task's or the data's own if none is given; InputError if it cannot be."""
 
     def for_data(self, data: Any) -> Task:
         """Return the task with what the data say, such as the number of classes, in its spec."""
-        ...
 
     def fitted(self, data: Any, seed: int) -> Task:
         """Return the task with what else of the model can be fitted to data, such as a detector's anchors.
 
-        Raises:
-            InputError: When there is nothing of that kind, or the data are too few.
+        InputError when there is nothing of that kind, or the data are too few.
         """
-        ...
 
     def attribution(self, outputs: Any, targets: Any) -> Tensor:
         """Return what DeepLIFT explains, [N]."""
-        ...
 
     def predict(self, model: nn.Module, x: Tensor, batch: Any, options: Options) -> Predictions:
         """Return what a model finds in images x [N, 3, H, W], the batch's own or attacked, on the CPU."""
-        ...
 
     def postprocessing(self, outputs: Any, options: Options) -> Mapping[str, Callable[[], object]]:
         """Return the steps from outputs to predictions that are timed beside the network, by name."""
-        ...
 
     def metrics(self, predictions: Predictions, data: Any) -> Figures:
         """Return how good predictions are, by figure; nan or None where there is nothing to measure on."""
-        ...
 
     def success(self, clean: Predictions, attacked: Predictions, data: Any) -> Figures:
         """Return what an attack took: "attack_success" first, the share of what was right and no longer is."""
-        ...
 
     def columns(
         self, clean: Figures, attacked: Figures | None, transferred: Figures | None, success: Figures | None
     ) -> Figures:
         """Return the columns of results.csv on accuracy, of the same names in every row; None is an empty cell."""
-        ...
 
     def save_predictions(self, stem: Path, predictions: Predictions, data: Any) -> list[Path]:
         """Write predictions to `stem` with suffixes; return the files."""
-        ...
 
     def load_predictions(self, stem: Path, data: Any) -> Predictions:
         """Read what `save_predictions` wrote."""
-        ...
 
     def shown(self, stem: Path) -> Mapping[int, Any]:
         """Read, by image id, what `picture` shows of the predictions in `stem`'s files."""
-        ...
 
     def picture(self, image: Image.Image, example: Mapping[str, Any], found: Any) -> Image.Image:
         """Draw an image for the report with what was found in it; with the truth where `found` is None."""
-        ...
 
     def describe(self, config: Mapping[str, Any]) -> str:
         """Say in one line how accuracy is measured under a configuration."""
-        ...
 
     def reads(self, path: Path) -> bool:
         """Return whether a file is one for `load_weights`, of whatever kind: a trainer's checkpoint, say."""
-        ...
 
     def load_weights(self, model: nn.Module, path: Path, partly: bool = False) -> Transfer | None:
         """Read weights from a file that prunekit did not write; InputError if there is no such format.
 
         With `partly` also those of other classes or of a backbone alone; return what was taken if it was not all.
         """
-        ...
 
     def for_weights(self, path: Path) -> Task:
-        """Return the task with what such a file says, the number of classes at least, in its spec.
-
-        Raises:
-            InputError: When the file does not say enough.
-        """
-        ...
+        """Return the task with what such a file says, the number of classes at least; InputError if it does not."""
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Write trained weights for other programs too; return the files' names."""
-        ...
 
 
 @runtime_checkable
@@ -250,7 +205,6 @@ class TellsFlips(Protocol):
 
     def flipped(self, example: Mapping[str, Any], clean: Any, attacked: Any) -> bool:
         """Return whether an attack made a right answer wrong; answers are as `Task.shown` reads them."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ class Sample(Protocol):
     @property
     def image(self) -> Tensor:
         """[3, S, S] in [0, 1]."""
-        ...
 
     @property
     def target(self) -> Any:
         """What is to be learned about it."""
-        ...
 
 
 class Batch(Protocol):
@@ -30,21 +28,17 @@ class Batch(Protocol):
     @property
     def images(self) -> Tensor:
         """[N, 3, S, S] in [0, 1]."""
-        ...
 
     @property
     def targets(self) -> Any:
         """What the task's losses take: labels [N], or one target an image."""
-        ...
 
     @property
     def image_ids(self) -> Sequence[int]:
         """Each image's id in its data set."""
-        ...
 
     def to(self, device: Any) -> Any:
         """Return the batch on a device."""
-        ...
 
 
 class Data(Protocol):
@@ -53,7 +47,6 @@ class Data(Protocol):
     @property
     def image_size(self) -> int:
         """Side of the square images in pixels."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -63,43 +56,33 @@ class Data(Protocol):
         Raises:
             InputError: When the image cannot be read.
         """
-        ...
 
     def collate(self, samples: list[Any]) -> Any:
         """Join samples to a `Batch`."""
-        ...
 
     def notes(self) -> list[str]:
         """Say what was left out, a sentence each."""
-        ...
 
     def identity(self) -> Any:
         """Return, JSON-able, what the data are beside their images: categories, size."""
-        ...
 
     def fingerprint(self, index: int) -> bytes:
         """Return what identifies an image and what is known about it; raise InputError if it cannot be decoded."""
-        ...
 
     def part(self, count: int) -> Any:
         """Return a view of the first `count` images in which an attack has something to take."""
-        ...
 
     def resolution(self) -> float:
         """Return how much of the task's main figure one object or image can make at most."""
-        ...
 
     def examples(self, count: int) -> list[int]:
         """Return the indices of up to `count` images that are worth showing."""
-        ...
 
     def example(self, index: int) -> dict[str, Any]:
         """Describe an image for the report, JSON-able: its "id", its "file_name", and what `Task.picture` shows."""
-        ...
 
     def visible(self, index: int, image: Tensor) -> Tensor:
         """Return the part of an image, [3, S, S] as the network sees it, that is not border."""
-        ...
 
 
 @runtime_checkable
@@ -109,7 +92,6 @@ class NamesClasses(Protocol):
     @property
     def class_names(self) -> Sequence[str]:
         """The names, in the order of the labels."""
-        ...
 
 
 @runtime_checkable
@@ -118,7 +100,6 @@ class HasTrainingPart(Protocol):
 
     def training(self) -> Any:
         """Return the data to learn from, of the same size and classes."""
-        ...
 
 
 @runtime_checkable
@@ -138,4 +119,3 @@ class KeepsImages(Protocol):
 
     def is_kept(self, index: int) -> bool:
         """Return whether taking an image decodes nothing."""
-        ...

@@ -56,8 +56,13 @@ def cuda_seconds(call: Callable[[], object], runs: int = 10) -> float:
         call: launches work, waits for nothing, and allocates nothing but its output.
         runs: replays that are timed, one by one.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
+    return float(np.median(replay_seconds(captured(call), WARM_UP_RUNS + runs)[WARM_UP_RUNS:]))
+
+
+def captured(call: Callable[[], object], device: torch.device | None = None) -> Callable[[], None]:
+    """Capture a call, after a warm-up, as a CUDA graph, and return its replay; `call` is as in `cuda_seconds`."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(WARM_UP_RUNS):
             call()
@@ -65,12 +70,18 @@ def cuda_seconds(call: Callable[[], object], runs: int = 10) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph, stream=stream):
         call()
+    return graph.replay
+
+
+def replay_seconds(replay: Callable[[], None], runs: int, before: Callable[[], object] = lambda: None) -> list[float]:
+    """Return the seconds of each replay by the GPU's clock; `before` is called before each, and not timed."""
     seconds = []
-    for _ in range(WARM_UP_RUNS + runs):
+    for _ in range(runs):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before()
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         seconds.append(begin.elapsed_time(end) / 1e3)
-    return float(np.median(seconds[WARM_UP_RUNS:]))
+    return seconds

@@ -17,7 +17,7 @@ from prunekit import documents
 from prunekit.compaction import compact
 from prunekit.compaction import load as load_compacted
 from prunekit.compaction import save as save_compacted
-from prunekit.documents import read_described, save_described
+from prunekit.documents import read_described
 from prunekit.ops.native import native_status
 from prunekit.prune.tensor_files import load_tensors, save_tensors
 
@@ -61,7 +61,7 @@ def test_what_safetensors_gives_is_not_aligned(tmp_path: Path) -> None:
         (lambda path: save_file(ODD, path), _read_raw),
         (lambda path: documents.write(path, ODD), lambda path: documents.read(path.read_bytes(), "odd").tensors),
         (lambda path: save_tensors(path, ODD), lambda path: load_tensors(path, "odd tensors")),
-        (lambda path: save_described(path, ODD, "odd", {}), _read_described),
+        (lambda path: documents.write(path, ODD, {"format": "odd"}), _read_described),
     ],
     ids=["raw", "bytes", "scores and masks", "described"],
 )

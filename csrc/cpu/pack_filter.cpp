@@ -10,7 +10,7 @@ namespace prunekit {
 namespace {
 
 // Four rows share loads where several of them keep a tap; with few kept weights overlaps are rare and one row with
-// a longer pixel block wins. Measured on YOLOv3's layers (bench/layers.py): the two meet near 20 % density.
+// a longer pixel block wins. Measured on YOLOv3's layers (prunekit bench layers): the two meet near 20 % density.
 constexpr double ROWS4_MIN_DENSITY = 0.2;
 // Bytes of input that a channel block may touch so that it stays in a 32 KB L1 beside weights and accumulators.
 constexpr int64_t L1_BUDGET = 28 * 1024;

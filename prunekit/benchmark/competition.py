@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunekit.benchmark.peers import Call
 from prunekit.comparison import relative_rms
+from prunekit.errors import first_line
 from prunekit.nn import MAX_RELATIVE_RMS
 from prunekit.progress import Progress
 
@@ -118,8 +119,7 @@ def seconds_in_turn(calls: Mapping[str, Call], runs: int, progress: Progress) ->
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an exception's message, behind its type."""
-    message = str(error).strip()
-    return f"{type(error).__name__}: {message.splitlines()[0]}" if message else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def _num_turns(calls: Mapping[str, Call], runs: int) -> int:

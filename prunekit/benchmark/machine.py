@@ -68,8 +68,8 @@ class Peak:
     """What the machine gave at most, with the threads that torch had.
 
     Attributes:
-        gflops: the rate that percentages are of, in 10⁹ floating-point operations a second (two a multiply-add).
-        kind: "fma" for a loop of nothing but multiply-adds; "dense_gemm" for the largest matrix product, where the
+        peak_gflops: the rate that percentages are of, in 10⁹ floating-point operations a second (two a multiply-add).
+        peak_kind: "fma" for a loop of nothing but multiply-adds; "dense_gemm" for the largest matrix product, where the
             compiled extension has no such loop.
         dense_gemm_gflops: the rate of the matrix product, for comparison.
         stream_gb_per_s: 10⁹ bytes a second read from memory.
@@ -77,8 +77,8 @@ class Peak:
             thread, or without the compiled extension.
     """
 
-    gflops: float
-    kind: str
+    peak_gflops: float
+    peak_kind: str
     dense_gemm_gflops: float
     stream_gb_per_s: float
     shared_write_ns: float | None = None
@@ -89,8 +89,8 @@ class Peak:
         gemm = _gemm_gflops(torch.get_num_threads())
         fma = _fma_gflops()
         return cls(
-            gflops=gemm if fma is None else max(fma, gemm),  # whatever was reached is no more than the peak
-            kind="dense_gemm" if fma is None else "fma",
+            peak_gflops=gemm if fma is None else max(fma, gemm),  # whatever was reached is no more than the peak
+            peak_kind="dense_gemm" if fma is None else "fma",
             dense_gemm_gflops=gemm,
             stream_gb_per_s=_stream_gb_per_s(),
             shared_write_ns=native.shared_write_ns() if native.is_available() and torch.get_num_threads() > 1 else None,
@@ -103,8 +103,8 @@ class Peak:
         """
         shared = [cost for cost in (self.shared_write_ns, other.shared_write_ns) if cost is not None]
         return Peak(
-            max(self.gflops, other.gflops),
-            self.kind,
+            max(self.peak_gflops, other.peak_gflops),
+            self.peak_kind,
             max(self.dense_gemm_gflops, other.dense_gemm_gflops),
             max(self.stream_gb_per_s, other.stream_gb_per_s),
             max(shared, default=None),

@@ -35,6 +35,7 @@ from prunekit.timing import Timing
 # Interquartile range over median. With nothing else running, a net of 4 ms spread by 4 to 8 % in most engines; where
 # five processes shared two cores, one of 100 ms spread by 25 to 40 %.
 _QUIET_SPREAD = 0.15
+_OF_THE_COMPETITOR = ("kind", "ratio", "density", "kept_macs", "weight_bytes", "choices")
 # Two virtual cores of a Zen 4 took 4 to 5 ns on one cache of the third level and 15 on two.
 _NEAR_NS = 9.0
 
@@ -205,23 +206,19 @@ def _rows(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **facts,
         "against": fastest,
-        "peak_gflops": peak.gflops,
-        "peak_kind": peak.kind,
-        "dense_gemm_gflops": peak.dense_gemm_gflops,
-        "stream_gb_per_s": peak.stream_gb_per_s,
-        "shared_write_ns": peak.shared_write_ns,
+        **asdict(peak),
     }
-    rows = []
-    for c in competitors:
-        figures = {
+    return [
+        Row(
+            **common,
             **_figures(c, seconds[c.label], peak),
-            "relative_rms": errors[c.label],
-            "speedup": medians[fastest] / medians[c.label],
-            "speedup_over_eager": medians[PEERS[EAGER].name] / medians[c.label],
+            relative_rms=errors[c.label],
+            speedup=medians[fastest] / medians[c.label],
+            speedup_over_eager=medians[PEERS[EAGER].name] / medians[c.label],
             **(asdict(memory[c.label]) if c.label in memory else {}),
-        }
-        rows.append(Row(**common, **figures))
-    return rows
+        )
+        for c in competitors
+    ]
 
 
 def _figures(competitor: Competitor, seconds: Sequence[float], peak: Peak) -> dict[str, Any]:
@@ -232,16 +229,11 @@ def _figures(competitor: Competitor, seconds: Sequence[float], peak: Peak) -> di
     gflops = flops / timing.median_ms / 1e6
     return {
         "competitor": competitor.name,
-        "kind": competitor.kind,
-        "ratio": competitor.ratio,
-        "density": competitor.density,
-        "kept_macs": competitor.kept_macs,
-        "weight_bytes": competitor.weight_bytes,
-        "choices": competitor.choices,
+        **{name: getattr(competitor, name) for name in _OF_THE_COMPETITOR},
         "runs": len(seconds),
         **asdict(timing),
         "spread": float((high - low) / middle),
         "gflops": gflops,
-        "percent_of_peak": 100 * gflops / peak.gflops,
-        "bound_ms": max(flops / peak.gflops, competitor.weight_bytes / peak.stream_gb_per_s) / 1e6,
+        "percent_of_peak": 100 * gflops / peak.peak_gflops,
+        "bound_ms": max(flops / peak.peak_gflops, competitor.weight_bytes / peak.stream_gb_per_s) / 1e6,
     }

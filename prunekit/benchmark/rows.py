@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,8 +13,8 @@ from prunekit.benchmark.competition import Kind, label_of
 from prunekit.errors import InputError
 from prunekit.files import write_text
 
-FORMAT = "prunekit-bench-1"
 Question = Literal["layers", "end-to-end"]
+Lined = TypeVar("Lined", bound=BaseModel)
 
 
 class Row(BaseModel):
@@ -108,15 +108,31 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: it is a folder, cannot be read, or has a line that is no row.
     """
+    return read_json_lines(path, Row, "prunekit bench")
+
+
+def read_json_lines(path: Path, kind: type[Lined], what: str, has_half_line: bool = False) -> list[Lined]:
+    """Read a file of JSON lines; a missing one has none.
+
+    Args:
+        path: the file.
+        kind: what each line is; its field `format` has a default that says so.
+        what: whose rows they are, for messages.
+        has_half_line: whether a last line that does not end is one that was not written to its end, and is left out.
+
+    Raises:
+        InputError: it is a folder, cannot be read, or has a line of another kind.
+    """
     if not path.exists():
         return []
     if path.is_dir():
         raise InputError(f"Expected a file of JSON lines, got a folder: {path}.")
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Expected a file of JSON lines, but {path} cannot be read: {error}.") from None
-    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    wanted = lines[:-1] if has_half_line and lines and not lines[-1].endswith("\n") else lines
+    return [_parsed(line, f"{path}, line {n}", kind, what) for n, line in enumerate(wanted, 1) if line.strip()]
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -124,7 +140,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, to_lines([*read_rows(path), *rows]))
 
 
-def to_lines(rows: Iterable[Row]) -> str:
+def to_lines(rows: Iterable[BaseModel]) -> str:
     """Return rows as JSON lines."""
     return "".join(row.model_dump_json() + "\n" for row in rows)
 
@@ -135,16 +151,17 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if runs[row.problem] == row.run]
 
 
-def _row(line: str, where: str) -> Row:
+def _parsed(line: str, where: str, kind: type[Lined], what: str) -> Lined:
+    file_format = kind.model_fields["format"].default
     try:
         content = json.loads(line)
     except json.JSONDecodeError:
-        raise InputError(f"{where}: expected a row of prunekit bench, got text that is not JSON.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f'{where}: expected a row of prunekit bench ("format": "{FORMAT}"), got another thing.')
+        raise InputError(f"{where}: expected a row of {what}, got text that is not JSON.") from None
+    if not isinstance(content, dict) or content.get("format") != file_format:
+        raise InputError(f'{where}: expected a row of {what} ("format": "{file_format}"), got another thing.')
     try:
-        return Row.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{where}: expected a row of prunekit bench, got a wrong {name}: {problem['msg']}.") from None
+        raise InputError(f"{where}: expected a row of {what}, got a wrong {name}: {problem['msg']}.") from None

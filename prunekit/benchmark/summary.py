@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from prunekit.benchmark.rows import Row, latest
+from prunekit.console import titled
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,7 @@ def _sum(rows: Sequence[Row]) -> Point:
 
 def _table_of_net(curve: Curve) -> Table:
     title = f"{curve.name}, {curve.first.image_size}×{curve.first.image_size}"
-    lines = Table(title=title, title_justify="left")
-    lines.add_column("competitor")
-    for heading in ("ms", "spread", "against\ndense", "against\neager", "% of\npeak"):
-        lines.add_column(heading, justify="right", no_wrap=True)
+    lines = titled(title, ["competitor"], ("ms", "spread", "against\ndense", "against\neager", "% of\npeak"))
     has_memory = any(row.serving_mib is not None for row in curve.rows)
     if has_memory:
         lines.add_column("\nMiB", justify="right")
@@ -135,26 +133,18 @@ def _table_of_layers(curve: Curve) -> Table:
     count = sum({row.layer: row.count for row in curve.rows}.values())
     shapes = f"{len(layers)} shape{'s'[: len(layers) > 1]}"
     title = f"{curve.name}, {count} convolutions of {shapes}, {curve.first.image_size} pixels"
-    lines = Table(title=title, title_justify="left")
-    for heading in (
-        "ratio",
-        "fastest\ndense ms",
-        "prunekit\nms",
-        "against\nfastest dense",
-        "against\neager",
-        "slowest\nshape",
-        "fastest\nshape",
-    ):
-        lines.add_column(heading, justify="right", no_wrap=True)
+    times = ("ratio", "fastest\ndense ms", "prunekit\nms")
+    speedups = ("against\nfastest dense", "against\neager", "slowest\nshape", "fastest\nshape")
+    lines = titled(title, (), (*times, *speedups))
     for point in curve.points:
-        speedups = [one.speedup for layer in layers for one in layer if one.ratio == point.ratio]
+        by_shape = [one.speedup for layer in layers for one in layer if one.ratio == point.ratio]
         lines.add_row(
             f"{point.ratio:g} %",
             f"{point.dense_ms:.2f}",
             f"{point.ms:.2f}",
             f"{point.speedup:.2f}×",
             f"{point.eager_ms / point.ms:.2f}×",
-            f"{min(speedups):.2f}×",
-            f"{max(speedups):.2f}×",
+            f"{min(by_shape):.2f}×",
+            f"{max(by_shape):.2f}×",
         )
     return lines

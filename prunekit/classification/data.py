@@ -18,7 +18,7 @@ from prunekit.classification.formats import HOLDOUT, PARTS, TEST, TRAIN, Sources
 from prunekit.classification.sources import Source
 from prunekit.detection.letterbox import to_grayscale
 from prunekit.errors import InputError
-from prunekit.kept_images import KeptImages
+from prunekit.kept_images import KeptImages, kept_or_decoded
 
 HOLDOUT_EVERY = 10  # every tenth training image of a class is held out: to choose by, never to learn from
 USUAL_SIZE = 224  # pixels, for images of several sizes
@@ -117,11 +117,7 @@ class ClassificationData(Dataset[Sample]):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.kept.get(index) if self.kept is not None else None
-        if image is None:
-            image = self._decode(self._indices[index])
-            if self.kept is not None:
-                self.kept.keep(index, image)
+        image = kept_or_decoded(self.kept, index, lambda: self._decode(self._indices[index]))
         return Sample(image, self._source.labels[self._indices[index]], index)
 
     def is_kept(self, index: int) -> bool:

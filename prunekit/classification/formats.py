@@ -12,7 +12,7 @@ import numpy as np
 
 from prunekit.classification.sources import Array, Files, Pixels, Source, class_folders, read_folders
 from prunekit.detection.image_files import SUFFIXES
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 
 TRAIN, HOLDOUT, TEST = PARTS = ("train", "holdout", "test")
 _SIDE = 32  # pixels, of CIFAR's and SVHN's images
@@ -93,7 +93,9 @@ def _svhn_part(path: Path) -> Array:
     try:
         content: dict[str, Any] = loadmat(path, variable_names=["X", "y"])
     except Exception as error:  # scipy's reader raises whatever a damaged file makes it stumble over
-        raise InputError(f"Expected SVHN's digits in {path}, but it cannot be read: {_said(error)}.") from None
+        raise InputError(
+            f"Expected SVHN's digits in {path}, but it cannot be read: {first_line(error).rstrip('.')}."
+        ) from None
     x, y = content.get("X"), content.get("y")
     if x is None or y is None or x.ndim != 4 or x.shape[:3] != (_SIDE, _SIDE, 3) or x.dtype != np.uint8:
         raise InputError(f"Expected SVHN's X of 32×32×3×N bytes and y in {path}, got {_shapes(content)}.")
@@ -135,7 +137,8 @@ def _read_idx(path: Path, magic: int) -> Pixels:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"Expected MNIST's format in {path}, but it cannot be decompressed: {_said(error)}.") from None
+        said = first_line(error).rstrip(".")
+        raise InputError(f"Expected MNIST's format in {path}, but it cannot be decompressed: {said}.") from None
     dims = magic & 0xFF
     header = np.frombuffer(content[: 4 * (1 + dims)], dtype=">i4") if len(content) >= 4 * (1 + dims) else np.zeros(1)
     if int(header[0]) != magic:
@@ -214,7 +217,3 @@ def _shapes(content: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} of {'×'.join(map(str, value.shape))} {value.dtype}" for name, value in arrays.items()
     ) or ("neither of them")
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -24,23 +24,18 @@ class Source(Protocol):
     @property
     def labels(self) -> Sequence[int]:
         """Index into the classes, by image."""
-        ...
 
     def name(self, index: int) -> str:
         """Return what the report calls an image."""
-        ...
 
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's width and height in pixels; InputError if it cannot be read."""
-        ...
 
     def pixels(self, index: int) -> Pixels:
         """Return an image as RGB, [H, W, 3]; InputError if it cannot be decoded."""
-        ...
 
     def raw(self, index: int) -> bytes:
         """Return an image's bytes as stored, which identify it."""
-        ...
 
 
 @dataclass(frozen=True)

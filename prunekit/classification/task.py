@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from prunekit.classification.models import MODELS
 from prunekit.classification.pictures import captioned
 from prunekit.classification.state_dicts import load_state_dict, own_names
 from prunekit.documents import read_document
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.file_kinds import is_safetensors
 from prunekit.files import write_text
 from prunekit.state_dicts import Transfer, num_classes_in, read_state_dict
@@ -58,12 +57,7 @@ class ClassificationTask:
     figures: tuple[Figure, ...] = (Figure("accuracy", "accuracy"),)
 
     def __post_init__(self) -> None:
-        classes = self.spec.arguments.get("num_classes", 2)
-        if not isinstance(classes, int) or classes < 2:
-            raise InputError(f"Expected num_classes to be a whole number of at least 2, got {classes!r}")
-        width = self.spec.arguments.get("width", 1.0)
-        if not isinstance(width, int | float) or not 0 < width <= 4:
-            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+        self.spec.require_usual(least_classes=2)
 
     @property
     def input_multiple(self) -> int:
@@ -218,9 +212,7 @@ class ClassificationTask:
             return self
         state = read_state_dict(path)
         for spec in self._stems():
-            with torch.device("meta"), torch.random.fork_rng([]):
-                renamed = own_names(spec.build(), state)
-            if (number := num_classes_in(renamed, partial(_with_classes, spec))) is not None:
+            if (number := num_classes_in(own_names(spec.outlined(), state), spec.outlined)) is not None:
                 return ClassificationTask(spec.updated(num_classes=number))
         raise InputError(
             f"--weights: expected the weights of a {self.spec.name} of any number of classes in {path}, "
@@ -236,10 +228,6 @@ class ClassificationTask:
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Nothing: the tensors of model.safetensors are the state dict."""
         return []
-
-
-def _with_classes(spec: ModelSpec, number: int) -> nn.Module:
-    return spec.updated(num_classes=number).build()
 
 
 def returns_logits(model: nn.Module) -> bool:
@@ -260,7 +248,7 @@ def _require_logits(spec: ModelSpec, data: ClassificationData) -> None:
         outputs = _outputs(model, data.image_size)
     except Exception as error:  # the user's own code
         wanted = f"Expected {spec.name} to take images [N, 3, {data.image_size}, {data.image_size}]"
-        raise InputError(f"{wanted}, got {type(error).__name__}: {(str(error).splitlines() or [''])[0]}.") from error
+        raise InputError(f"{wanted}, got {type(error).__name__}: {first_line(error)}.") from error
     if not _is_logits(outputs) or outputs.shape[1] != len(data.classes):
         found = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         wanted = f"logits [N, {len(data.classes)}], one for each class of the data"

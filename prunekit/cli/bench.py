@@ -16,7 +16,7 @@ from prunekit.benchmark.problems import RATIOS
 from prunekit.benchmark.rows import Question, to_lines
 from prunekit.benchmark.settings import QUICK_RATIOS, QUICK_RUNS, RUNS, split
 from prunekit.benchmark.summary import curves, table
-from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.ending import Verbose, error_console, out_console, tell, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
 
@@ -79,12 +79,14 @@ ImageSize = Annotated[
     int | None, typer.Option(help="image size in pixels (default: 416 for detectors, 224 for classifiers)")
 ]
 Out = Annotated[Path | None, typer.Option(help="JSON lines file to append to")]
+Memory = Annotated[
+    bool, typer.Option("--memory", help="of whole networks, also measure each engine's memory, in a separate process")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer runs, and three ratios only")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")]
 
 
-@bench_app.command("end-to-end", epilog=END_TO_END_EXAMPLES)
-def end_to_end_command(
+def bench_command(
+    context: typer.Context,
     models: Models = "yolov3",
     threads: Threads = None,
     ratios: Ratios = None,
@@ -92,34 +94,45 @@ def end_to_end_command(
     runs: Runs = None,
     width: Width = 1.0,
     image_size: ImageSize = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="also measure each engine's memory, in a separate process")
-    ] = False,
+    memory: Memory = False,
     quick: Quick = False,
     out: Out = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time whole networks, pruned at each ratio and accelerated, interleaved with dense engines."""
+    """Time the question that the command is called after."""
+    question: Question = "layers" if context.info_name == "layers" else "end-to-end"
     with user_errors(verbose):
-        _bench("end-to-end", models, threads, ratios, peers, runs, width, image_size, memory, quick, out)
+        settings = Settings(
+            question,
+            models=split("--models", models, str),
+            threads=(torch.get_num_threads(),) if threads is None else split("--threads", threads, int),
+            ratios=(QUICK_RATIOS if quick else RATIOS) if ratios is None else split("--ratios", ratios, float),
+            peers=split("--peers", peers, str),
+            runs=(QUICK_RUNS if quick else RUNS[question]) if runs is None else runs,
+            width=width,
+            image_size=image_size,
+            memory=memory,
+        )
+        with ConsoleProgress(error_console) as progress:
+            rows = run_bench(settings, out, progress)
+        if out is None:
+            sys.stdout.write(to_lines(rows))
+            return
+        for curve in curves(rows):
+            out_console.print(table(curve))
+        tell(f"Rows: {out}")
 
 
-@bench_app.command("layers", epilog=LAYERS_EXAMPLES)
-def layers_command(
-    models: Models = "yolov3",
-    threads: Threads = None,
-    ratios: Ratios = None,
-    peers: Peers = _ALL_PEERS,
-    runs: Runs = None,
-    width: Width = 1.0,
-    image_size: ImageSize = None,
-    quick: Quick = False,
-    out: Out = None,
-    verbose: Verbose = False,
-) -> None:
-    """Time each distinct convolution of a network on its real input, interleaved with dense engines."""
-    with user_errors(verbose):
-        _bench("layers", models, threads, ratios, peers, runs, width, image_size, False, quick, out)
+bench_app.command(
+    "end-to-end",
+    epilog=END_TO_END_EXAMPLES,
+    help="Time whole networks, pruned at each ratio and accelerated, interleaved with dense engines.",
+)(bench_command)
+bench_app.command(
+    "layers",
+    epilog=LAYERS_EXAMPLES,
+    help="Time each distinct convolution of a network on its real input, interleaved with dense engines.",
+)(bench_command)
 
 
 @bench_app.command("plot", epilog=PLOT_EXAMPLES)
@@ -136,38 +149,4 @@ def plot_command(
                 raise InputError(f"Expected a file of prunekit bench's rows, got nothing at {file}.")
             rows += read_rows(file)
         write_plot(rows, out)
-        out_console.print(f"Written: {out}", highlight=False, soft_wrap=True)
-
-
-def _bench(
-    question: Question,
-    models: str,
-    threads: str | None,
-    ratios: str | None,
-    peers: str,
-    runs: int | None,
-    width: float,
-    image_size: int | None,
-    memory: bool,
-    quick: bool,
-    out: Path | None,
-) -> None:
-    settings = Settings(
-        question,
-        models=split("--models", models, str),
-        threads=(torch.get_num_threads(),) if threads is None else split("--threads", threads, int),
-        ratios=(QUICK_RATIOS if quick else RATIOS) if ratios is None else split("--ratios", ratios, float),
-        peers=split("--peers", peers, str),
-        runs=(QUICK_RUNS if quick else RUNS[question]) if runs is None else runs,
-        width=width,
-        image_size=image_size,
-        memory=memory,
-    )
-    with ConsoleProgress(error_console) as progress:
-        rows = run_bench(settings, out, progress)
-    if out is None:
-        sys.stdout.write(to_lines(rows))
-        return
-    for curve in curves(rows):
-        out_console.print(table(curve))
-    out_console.print(f"Rows: {out}", highlight=False, soft_wrap=True)
+        tell(f"Written: {out}")

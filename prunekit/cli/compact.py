@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.ending import Verbose, error_console, tell, user_errors
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.pipeline.config import SharedChoices, architectures
+from prunekit.pipeline.config import SharedChoices, architectures, wrong_image_size
 from prunekit.pipeline.own_models import model_arguments, name_own_model
-from prunekit.task import ModelSpec, Task, load_plugin, models, takes_argument
+from prunekit.task import ModelSpec, load_plugin, models, takes_argument
 
 COMPACT_EXAMPLES = f"""
 Examples:
@@ -65,7 +65,7 @@ def compact_command(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="number of torch threads (default: torch's choice)")] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="module of yours that registers the model")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Remove pruned filters for good: a smaller detector with the same outputs, and a certificate that says so."""
     with user_errors(verbose):
@@ -76,7 +76,10 @@ def compact_command(
         with thread_count(threads), ConsoleProgress(error_console) as progress:
             spec = _spec(model, width, num_classes, model_args or ())
             detector = find_checkpoint(source, unit, spec)
-            x = example_image(_size(image_size, detector.task))
+            size = detector.task.image_size if image_size is None else image_size
+            if wrong := wrong_image_size(size, detector.task):
+                raise InputError(f"{wrong}.")
+            x = example_image(size)
             for _ in progress.track(range(1), "compacting", 1):
                 result = compact(detector.model, x, multiple_of=multiple_of)
             save(result, out)
@@ -85,9 +88,9 @@ def compact_command(
                 written.append(out.with_suffix(EXPORTS[export_to]))
                 for _ in progress.track(range(1), f"exporting to {export_to}", 1):
                     export(result.model, result.example, export_to, written[-1])
-        out_console.print(str(result.certificate), highlight=False, soft_wrap=True, markup=False)
+        tell(str(result.certificate))
         for file in written:
-            out_console.print(f"Written: {file}", highlight=False, soft_wrap=True)
+            tell(f"Written: {file}")
 
 
 def _spec(model: str | None, width: float | None, num_classes: int, model_args: Sequence[str]) -> ModelSpec | None:
@@ -95,13 +98,6 @@ def _spec(model: str | None, width: float | None, num_classes: int, model_args: 
         return None
     classes = {"num_classes": num_classes} if takes_argument(model, "num_classes") else {}
     return requested_spec(model, width, arguments=model_arguments(model_args)).updated(**classes)
-
-
-def _size(image_size: int | None, task: Task) -> int:
-    size = task.image_size if image_size is None else image_size
-    if size % task.input_multiple:
-        raise InputError(f"--image-size: expected a multiple of {task.input_multiple}, got {size}.")
-    return size
 
 
 def _check(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.ending import out_console, user_errors
+from prunekit.cli.ending import Verbose, tell, user_errors
 from prunekit.detection import CocoDataset, write_coco_json
 from prunekit.errors import InputError
 
@@ -31,7 +31,7 @@ def convert_command(
     split: Annotated[
         str | None, typer.Option(help="split to convert: train, val, test, … (default: the one to evaluate on)")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a detection data set in YOLO's or Pascal VOC's layout to COCO's annotation JSON."""
     with user_errors(verbose):
@@ -40,11 +40,7 @@ def convert_command(
         data = CocoDataset.open(source, split=split)
         boxes = write_coco_json(data, out)
         for note in data.notes():
-            _print(note)
+            tell(note)
         if data.splits:
-            _print(f"Split: {data.split} (of {', '.join(data.splits)})")
-        _print(f"Written: {out} ({len(data)} images, {boxes} boxes, {data.num_classes} classes)")
-
-
-def _print(text: str) -> None:
-    out_console.print(text, highlight=False, soft_wrap=True, markup=False)
+            tell(f"Split: {data.split} (of {', '.join(data.splits)})")
+        tell(f"Written: {out} ({len(data)} images, {boxes} boxes, {data.num_classes} classes)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,8 +21,15 @@ EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What can come of sound input and a sound program; their messages say all there is to say.
 _EXPECTED_FAILURES = (MeaninglessEvaluationError, TrainingDivergedError, CompletenessError, GradientError)
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")]
+
 out_console = Console()
 error_console = Console(stderr=True)
+
+
+def tell(text: str) -> None:
+    """Print a line of the result, in one piece however narrow the terminal is."""
+    out_console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

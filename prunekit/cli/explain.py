@@ -20,7 +20,7 @@ from prunekit.benchmark.explanation import Explanation, explain_model, explain_r
 from prunekit.benchmark.machine import Machine
 from prunekit.benchmark.measure import Group, measure_group
 from prunekit.benchmark.problems import Problem, prune_by_magnitude, random_image
-from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.ending import Verbose, error_console, out_console, user_errors
 from prunekit.cli.explain_tables import layers_table, peers_table, shares_table, summary
 from prunekit.console import ConsoleProgress
 from prunekit.engine.model import AcceleratedModel
@@ -99,7 +99,7 @@ def explain_command(
     ] = None,
     runs: Annotated[int, typer.Option(help="timed runs of each dense engine")] = _RUNS,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write all results to this JSON file")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Explain why a pruned network is not faster: what each layer costs, what limits it, and what would help."""
     with user_errors(verbose):

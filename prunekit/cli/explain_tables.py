@@ -43,14 +43,8 @@ def _number(value: float | None, unit: float, digits: int) -> str:
 def shares_table(found: Explanation) -> Table:
     """Return the milliseconds by what limits them."""
     table = Table(title="Where the time is, and what would help", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading, justify in (
-        ("", "right"),
-        ("ms", "right"),
-        ("in", "left"),
-        ("layers", "left"),
-        ("what helps", "left"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("", "ms", "in", "layers", "what helps"):
+        table.add_column(heading, justify="right" if heading in ("", "ms") else "left")
     for share in found.shares:
         more = len(share.layers) - _NAMED_LAYERS
         names = ", ".join(share.layers[:_NAMED_LAYERS]) + (f" and {more} more" if more > 0 else "")
@@ -65,10 +59,8 @@ def peers_table(rows: list[Row]) -> Table:
     for heading in ("", "ms", "p90", "against the fastest dense engine", "% of peak"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in sorted(rows, key=lambda row: -row.median_ms):
-        table.add_row(
-            row.competitor, f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.speedup:.2f}×",
-            f"{row.percent_of_peak:.0f}",
-        )  # fmt: skip
+        times = f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.speedup:.2f}×"
+        table.add_row(row.competitor, *times, f"{row.percent_of_peak:.0f}")
     return table
 
 

@@ -13,19 +13,13 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from prunekit.cli.ending import user_errors
+from prunekit.cli.ending import Verbose, user_errors
 from prunekit.config import read_settings
-from prunekit.pipeline.config import (
-    MachineChoices,
-    SharedChoices,
-    TrainingChoices,
-    TrainingOption,
-    over_file,
-    training_options,
-)
-from prunekit.pipeline.objective_config import NoiseConfig, ObjectiveChoices
+from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
+from prunekit.pipeline.training_options import TrainingOption, over_file, training_options
 from prunekit.training.config import ScoreTraining, TrainConfig
+from prunekit.training.objective import NoiseConfig, VerifiedConfig
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -34,7 +28,7 @@ _NAMES = {
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
 _PANELS = {
-    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": ObjectiveChoices,
+    "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": VerifiedConfig,
     "Noise": NoiseConfig,
 }  # fmt: skip
 
@@ -57,7 +51,7 @@ def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None
         parameters = [*_settings(config), *_of_trainings(config)]
         parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)
         parameters.append(_keyword("config", Annotated[Path | None, _CONFIG], None))
-        parameters.append(_keyword("verbose", Annotated[bool, _VERBOSE], False))
+        parameters.append(_keyword("verbose", Verbose, False))
         parameters.append(_keyword("context", typer.Context, inspect.Parameter.empty))
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -81,7 +75,6 @@ _CONFIG = typer.Option(
     callback=_read,
     is_eager=True,
 )
-_VERBOSE = typer.Option("--verbose", "-v", help="Show tracebacks of errors.")
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from prunekit import doctor as doctor_report
-from prunekit.cli.ending import EXIT_FAILURE, error_console, out_console, user_errors
+from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, user_errors
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
@@ -41,7 +41,7 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
         out_console.print(results_table(rows, folder.task().figures))
         if (compacted := compacted_table(rows)) is not None:
             out_console.print(compacted)
-        out_console.print(f"Report: {report}\nTable:  {folder.results}", highlight=False, soft_wrap=True)
+        tell(f"Report: {report}\nTable:  {folder.results}")
 
 
 def demo_command(
@@ -55,7 +55,7 @@ def demo_command(
             + DemoConfig.full(Path()).duration,
         ),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Render a small data set, train a narrow YOLOv3-tiny on it, and run the whole pipeline, offline.
 
@@ -63,11 +63,11 @@ def demo_command(
     """
     with user_errors(verbose):
         config = DemoConfig.full(out, seed) if full else DemoConfig(out, seed)
-        out_console.print(f"This takes {config.duration}.", highlight=False, soft_wrap=True)
+        tell(f"This takes {config.duration}.")
         with ConsoleProgress(error_console) as progress:
             folder = run_demo(config, progress)
         out_console.print(results_table(read_rows(folder.results), folder.task().figures))
-        out_console.print(next_steps(folder), highlight=False, soft_wrap=True)
+        tell(next_steps(folder))
 
 
 def doctor_command() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunekit.cli.ending import error_console, out_console, user_errors
+from prunekit.cli.ending import error_console, out_console, tell, user_errors
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, checks_table, evaluation_table
 from prunekit.pipeline.command_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
@@ -116,26 +116,26 @@ def _show(outcome: EvaluationOutcome) -> None:
     out_console.print(evaluation_table(outcome.cases, outcome.shown))
     if outcome.verified is not None:
         accuracy, eps = outcome.verified["verified_accuracy"], outcome.verified["eps"]
-        out_console.print(f"Verified accuracy at eps {eps:.3g}: {accuracy:.3f}", highlight=False)
+        tell(f"Verified accuracy at eps {eps:.3g}: {accuracy:.3f}")
     if outcome.certified is not None:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in outcome.certified.items())
-        out_console.print(f"Randomized smoothing: {figures}", highlight=False)
+        tell(f"Randomized smoothing: {figures}")
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
-        out_console.print(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated", highlight=False)
+        tell(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated")
         if (small := outcome.timing["latency_ms_compacted"]) is not None:
             both = outcome.timing["latency_ms_compacted_accelerated"]
-            out_console.print(f"Compacted: {small:.2f} ms, {both:.2f} ms accelerated", highlight=False)
+            tell(f"Compacted: {small:.2f} ms, {both:.2f} ms accelerated")
     if outcome.checks is not None:
         out_console.print(checks_table(outcome.checks))
     done = "Finished earlier" if outcome.was_finished else "Written"
-    out_console.print(f"{done}: {outcome.file}", highlight=False, soft_wrap=True)
+    tell(f"{done}: {outcome.file}")
 
 
 def _tell(outcome: StageOutcome) -> None:
     """Say what was made, or that it was there, and where."""
     if outcome.summary:
-        out_console.print(outcome.summary, highlight=False, soft_wrap=True)
+        tell(outcome.summary)
     done = "Finished earlier" if outcome.was_finished else "Written"
     for file in outcome.files:
-        out_console.print(f"{done}: {file}", highlight=False, soft_wrap=True)
+        tell(f"{done}: {file}")

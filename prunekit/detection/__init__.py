@@ -7,7 +7,7 @@ imported when they are first used.
 from typing import TYPE_CHECKING
 
 from prunekit.detection.attribution_target import matched_logits
-from prunekit.detection.boxes import Detections, decode, nms
+from prunekit.detection.boxes import Detections, Heads, decode, nms
 from prunekit.detection.darknet_weights import (
     darknet_num_classes,
     load_darknet_weights,
@@ -40,6 +40,7 @@ __all__ = [
     "DetectionTask",
     "Detections",
     "Detector",
+    "Heads",
     "ImageRecord",
     "Letterbox",
     "Sample",

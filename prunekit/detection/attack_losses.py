@@ -7,7 +7,7 @@ in real-time object detection systems"): each is the negative loss towards what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 
 from prunekit.attacks import AttackLosses
-from prunekit.detection.boxes import decode, intersection_and_union, split_anchors
+from prunekit.detection.boxes import Heads, decode, intersection_and_union
 from prunekit.detection.loss import CLASSIFICATION_WEIGHT, DetectionLoss, detection_loss, match, mean_per_image
 from prunekit.detection.target import Target
 
@@ -28,39 +28,14 @@ FOUND_IOU = 0.5
 
 @dataclass(frozen=True)
 class DetectorTask:
-    """The objects in N images and the facts of the detector that looks for them.
-
-    Attributes:
-        targets: per image the objects, boxes xyxy in input pixels.
-        anchors: per head, A pairs of width and height in input pixels.
-        strides: per head, input pixels per cell.
-        num_classes: number of classes.
-    """
+    """The objects in N images, boxes xyxy in input pixels, and what the detector's outputs mean that looks for them."""
 
     targets: Sequence[Target]
-    anchors: Sequence[Sequence[tuple[float, float]]]
-    strides: Sequence[int]
-    num_classes: int
+    heads: Heads
 
     def loss(self, outputs: Outputs) -> DetectionLoss:
         """Return the training loss of raw logits, per head [N, A·(5+C), H, W]."""
-        return detection_loss(outputs, self.targets, self.anchors, self.strides, self.num_classes)
-
-    def total(self, outputs: Outputs) -> Tensor:
-        """Return the total training losses [N]."""
-        return self.loss(outputs).total
-
-    def localization(self, outputs: Outputs) -> Tensor:
-        """Return the box losses [N]."""
-        return self.loss(outputs).box
-
-    def objectness(self, outputs: Outputs) -> Tensor:
-        """Return the objectness losses [N]."""
-        return self.loss(outputs).objectness
-
-    def classification(self, outputs: Outputs) -> Tensor:
-        """Return the class losses [N]."""
-        return self.loss(outputs).classification
+        return detection_loss(outputs, self.targets, self.heads)
 
     def vanish(self, outputs: Outputs) -> Tensor:
         """Return minus the objectness loss towards nothing anywhere, [N]."""
@@ -74,14 +49,12 @@ class DetectorTask:
         """Return minus the loss towards the same objects under the likeliest wrong class, [N]."""
         loss = self.loss(outputs)
         wrong = loss.total.new_zeros(len(self.targets))
-        for logits, head_anchors, stride in zip(outputs, self.anchors, self.strides, strict=True):
-            sizes = logits.new_tensor(head_anchors)  # [A, 2]
-            cells = split_anchors(logits, len(sizes), self.num_classes)  # [N, A, H, W, 5+C]
-            matches = match(self.targets, sizes, stride, rows=cells.shape[2], columns=cells.shape[3])
+        for cells, sizes, stride in self.heads.cells(outputs):
+            matches = match(self.targets, sizes, stride, *cells.shape[2:4])
             classes = cells[matches.places][:, 5:]  # [P, C]
-            is_right = one_hot(matches.labels, self.num_classes).bool()
+            is_right = one_hot(matches.labels, self.heads.num_classes).bool()
             likeliest = classes.masked_fill(is_right, -math.inf).argmax(dim=1)
-            wanted = one_hot(likeliest, self.num_classes).to(classes)
+            wanted = one_hot(likeliest, self.heads.num_classes).to(classes)
             class_loss = binary_cross_entropy_with_logits(classes, wanted, reduction="none").mean(dim=1)
             wrong = wrong + mean_per_image(class_loss, matches.places[0], len(cells))
         return -(loss.box + loss.objectness + CLASSIFICATION_WEIGHT * wrong)
@@ -94,7 +67,7 @@ class DetectorTask:
         max(excess, 0); afterwards minus the largest excess. An image without objects has lost all of them.
         """
         counts = torch.tensor([len(target.boxes) for target in self.targets])
-        boxes, scores = decode(outputs, self.anchors, self.strides, self.num_classes)  # [N, M, 4], [N, M, C]
+        boxes, scores = decode(outputs, self.heads)  # [N, M, 4], [N, M, C]
         image = torch.arange(len(counts)).repeat_interleave(counts).to(boxes.device)  # [T]
         wanted = torch.cat([target.boxes for target in self.targets]).to(boxes)  # [T, 4]
         labels = torch.cat([target.labels for target in self.targets]).to(boxes.device)  # [T]
@@ -106,8 +79,8 @@ class DetectorTask:
 
     def _objectness_towards(self, wanted: int, outputs: Outputs) -> Tensor:
         losses = []
-        for logits, head_anchors in zip(outputs, self.anchors, strict=True):
-            t = split_anchors(logits, len(head_anchors), self.num_classes)[..., 4]  # [N, A, H, W]
+        for cells, _, _ in self.heads.cells(outputs):
+            t = cells[..., 4]  # [N, A, H, W]
             losses.append(softplus(-t if wanted else t).flatten(1).mean(dim=1))
         return torch.stack(losses).sum(dim=0)
 
@@ -129,28 +102,24 @@ def margin_of_best(best: Tensor, counts: Tensor) -> Tensor:
     return torch.where(largest >= 0, -found, -largest)
 
 
-def attack_losses(
-    targets: Sequence[Target],
-    anchors: Sequence[Sequence[tuple[float, float]]],
-    strides: Sequence[int],
-    num_classes: int,
-) -> AttackLosses:
+def attack_losses(targets: Sequence[Target], heads: Heads) -> AttackLosses:
     """Return what attacks raise for images with these objects; the arguments are those of `detection_loss`.
 
     The worst result for an image is the one with the greatest total training loss. Average precision cannot decide
     that: it is a figure of a whole data set, and one image's misses and inventions count in the order of their scores
     among all others'. The training loss counts both for each image alone, and it is what the detector was made good at.
     """
-    task = DetectorTask(targets, anchors, strides, num_classes)
-    components = {
-        "total": task.total,
-        "classification": task.classification,
-        "localization": task.localization,
-        "objectness": task.objectness,
+    task = DetectorTask(targets, heads)
+    components: dict[str, Callable[[Outputs], Tensor]] = {
+        "total": lambda outputs: task.loss(outputs).total,
+        "classification": lambda outputs: task.loss(outputs).classification,
+        "localization": lambda outputs: task.loss(outputs).box,
+        "objectness": lambda outputs: task.loss(outputs).objectness,
         "vanish": task.vanish,
         "fabricate": task.fabricate,
     }
-    if num_classes > 1:  # a single class cannot be mistaken
+    if heads.num_classes > 1:  # a single class cannot be mistaken
         components["mislabel"] = task.mislabel
     # Not the total: the overlap that its objectness part aims at is held constant in gradients.
-    return AttackLosses(task.total, task.margin, components, badness=task.total, smooth=task.vanish)
+    total = components["total"]
+    return AttackLosses(total, task.margin, components, badness=total, smooth=task.vanish)

@@ -59,13 +59,7 @@ def evaluate_detections(dataset: CocoDataset, detections: Mapping[int, Detection
 
 def _ground_truth(dataset: CocoDataset) -> Any:
     entries = [
-        {
-            "image_id": number,
-            "category_id": annotation.label,
-            "bbox": _xywh(*annotation.box),
-            "area": annotation.area,
-            "iscrowd": int(annotation.is_crowd),
-        }
+        annotation.entry(number, annotation.label)
         for number, record in enumerate(dataset.images)
         for annotation in record.annotations
     ]
@@ -97,7 +91,3 @@ def _index(dataset: CocoDataset, entries: list[dict[str, Any]]) -> Any:
     with redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
-
-
-def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
-    return [x1, y1, x2 - x1, y2 - y1]

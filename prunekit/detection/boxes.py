@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from prunekit.detection.yolov3 import Anchors, Detector
+from prunekit.errors import InputError
 
 # exp(8) is about 3000 anchors wide, far beyond any image, and exp(-8) far below a pixel: the clamp only keeps
 # wild logits and the gradients of their boxes finite.
@@ -28,42 +31,59 @@ class Detections:
         return len(self.scores)
 
 
-def decode(
-    outputs: Sequence[Tensor],
-    anchors: Sequence[Sequence[tuple[float, float]]],
-    strides: Sequence[int],
-    num_classes: int,
-) -> tuple[Tensor, Tensor]:
-    """Turn raw logits into boxes and scores.
+@dataclass(frozen=True)
+class Heads:
+    """What a detector's outputs mean.
 
-    Args:
-        outputs: per head [N, A·(5+num_classes), H, W].
+    Attributes:
         anchors: per head, A pairs of width and height in input pixels.
         strides: per head, input pixels per cell.
         num_classes: number of classes.
-
-    Returns:
-        boxes [N, M, 4], xyxy in pixels of the network's input, and scores [N, M, num_classes],
-        objectness times class probability. M counts heads, then anchors, rows and columns.
     """
-    boxes, scores = [], []
-    for logits, head_anchors, stride in zip(outputs, anchors, strides, strict=True):
-        cells = split_anchors(logits, len(head_anchors), num_classes)  # [N, A, H, W, 5+C]
-        head_boxes = boxes_from_logits(
-            cells[..., :4],
-            columns=torch.arange(cells.shape[3], device=logits.device),
-            rows=torch.arange(cells.shape[2], device=logits.device)[:, None],
-            anchors=logits.new_tensor(head_anchors)[:, None, None, :],  # [A, 1, 1, 2]
-            stride=stride,
-        )
-        boxes.append(head_boxes.flatten(1, 3))
-        scores.append((cells[..., 4:5].sigmoid() * cells[..., 5:].sigmoid()).flatten(1, 3))
-    return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+
+    anchors: Sequence[Anchors]
+    strides: Sequence[int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Heads:
+        """Return a detector's."""
+        if not isinstance(model, Detector):
+            raise InputError(
+                f"Expected a prunekit.detection.Detector for the task detection, got {type(model).__name__}."
+            )
+        return cls(model.anchors, model.strides, model.num_classes)
+
+    def cells(self, outputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield each head's logits as `split_anchors` views them, its anchors [A, 2] and its stride."""
+        for logits, anchors, stride in zip(outputs, self.anchors, self.strides, strict=True):
+            yield split_anchors(logits, len(anchors), self.num_classes), logits.new_tensor(anchors), stride
 
 
 def split_anchors(logits: Tensor, num_anchors: int, num_classes: int) -> Tensor:
     """View a head's logits [N, A·(5+C), H, W] as [N, A, H, W, 5+C]: x, y, w, h, objectness, classes."""
     return logits.view(len(logits), num_anchors, 5 + num_classes, *logits.shape[2:]).movedim(2, -1)
+
+
+def decode(outputs: Sequence[Tensor], heads: Heads) -> tuple[Tensor, Tensor]:
+    """Turn raw logits, per head [N, A·(5+C), H, W], into boxes and scores.
+
+    Returns:
+        boxes [N, M, 4], xyxy in pixels of the network's input, and scores [N, M, C],
+        objectness times class probability. M counts heads, then anchors, rows and columns.
+    """
+    boxes, scores = [], []
+    for cells, sizes, stride in heads.cells(outputs):
+        head_boxes = boxes_from_logits(
+            cells[..., :4],
+            columns=torch.arange(cells.shape[3], device=cells.device),
+            rows=torch.arange(cells.shape[2], device=cells.device)[:, None],
+            anchors=sizes[:, None, None, :],  # [A, 1, 1, 2]
+            stride=stride,
+        )
+        boxes.append(head_boxes.flatten(1, 3))
+        scores.append((cells[..., 4:5].sigmoid() * cells[..., 5:].sigmoid()).flatten(1, 3))
+    return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
 
 def boxes_from_logits(t: Tensor, columns: Tensor, rows: Tensor, anchors: Tensor, stride: int) -> Tensor:

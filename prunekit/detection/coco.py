@@ -27,7 +27,7 @@ from prunekit.detection.target import Target
 from prunekit.detection.voc_folder import is_voc, read_voc
 from prunekit.detection.yolo_folder import find_yolo, read_yolo
 from prunekit.errors import InputError
-from prunekit.kept_images import KeptImages
+from prunekit.kept_images import KeptImages, kept_or_decoded
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
 _SPLITS = ("train", "val", "test", "trainval")
@@ -189,17 +189,16 @@ class CocoDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.images[index]
-        letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
-        image = self.kept.get(record.id) if self.kept is not None else None
-        if image is None:
-            image = self._decode(record, letterbox)
-            if self.kept is not None:
-                self.kept.keep(record.id, image)
+        letterbox = self._letterbox(record)
+        image = kept_or_decoded(self.kept, record.id, lambda: self._decode(record, letterbox))
         return Sample(image, letterbox.to_square(record.boxes), record.labels, record.id, letterbox)
 
     def is_kept(self, index: int) -> bool:
         """Return whether taking an image decodes nothing."""
         return self.kept is not None and self.images[index].id in self.kept
+
+    def _letterbox(self, record: ImageRecord) -> Letterbox:
+        return Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
 
     def _decode(self, record: ImageRecord, letterbox: Letterbox) -> Tensor:
         file = self.image_folder / record.file_name
@@ -269,9 +268,8 @@ class CocoDataset(Dataset[Sample]):
     def visible(self, index: int, image: Tensor) -> Tensor:
         """Return the part of a letterboxed image, [3, S, S], that is not border."""
         record = self.images[index]
-        letterbox = Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
         corners = torch.tensor([[0.0, 0.0, record.width, record.height]])
-        left, top, right, bottom = (round(value) for value in letterbox.to_square(corners)[0].tolist())
+        left, top, right, bottom = (round(value) for value in self._letterbox(record).to_square(corners)[0].tolist())
         return image[:, top:bottom, left:right]
 
 

@@ -32,6 +32,12 @@ class Annotation:
     area: float
     is_crowd: bool
 
+    def entry(self, image_id: int, category_id: int) -> dict[str, Any]:
+        """Return it as in COCO's JSON, without an id."""
+        x1, y1, x2, y2 = self.box
+        facts = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": self.area, "iscrowd": int(self.is_crowd)}
+        return {"image_id": image_id, "category_id": category_id, **facts}
+
 
 @dataclass(frozen=True)
 class ImageRecord:

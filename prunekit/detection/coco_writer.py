@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.detection.coco import CocoDataset
-from prunekit.detection.coco_json import Annotation
 from prunekit.files import write_text
 
 
@@ -26,9 +25,8 @@ def write_coco_json(data: CocoDataset, out: Path) -> int:
         name = _name(data.image_folder / record.file_name, root)
         images.append({"id": record.id, "file_name": name, "width": record.width, "height": record.height})
         for annotation in record.annotations:
-            annotations.append(
-                _entry(len(annotations) + 1, record.id, data.categories[annotation.label].id, annotation)
-            )
+            entry = annotation.entry(record.id, data.categories[annotation.label].id)
+            annotations.append({"id": len(annotations) + 1, **entry})
     categories = [{"id": category.id, "name": category.name} for category in data.categories]
     content = {"images": images, "annotations": annotations, "categories": categories}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -39,15 +37,3 @@ def write_coco_json(data: CocoDataset, out: Path) -> int:
 def _name(file: Path, root: Path) -> str:
     path = file.parent.resolve() / file.name
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def _entry(number: int, image_id: int, category_id: int, annotation: Annotation) -> dict[str, Any]:
-    x1, y1, x2, y2 = annotation.box
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": annotation.area,
-        "iscrowd": int(annotation.is_crowd),
-    }

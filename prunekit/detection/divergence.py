@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from prunekit.detection.boxes import MAX_LOG_SIZE, split_anchors
+from prunekit.detection.boxes import MAX_LOG_SIZE, Heads
 from prunekit.detection.loss import BOX_WEIGHT, CLASSIFICATION_WEIGHT, OBJECTNESS_WEIGHT
 
 
-def detection_divergence(
-    attacked: Sequence[Tensor], clean: Sequence[Tensor], num_anchors: Sequence[int], num_classes: int
-) -> Tensor:
+def detection_divergence(attacked: Sequence[Tensor], clean: Sequence[Tensor], heads: Heads) -> Tensor:
     """Return how far a detector's answers for attacked images are from those for the clean ones, [N].
 
     It is built like the detection loss, with the clean answer in the place of the ground truth. Per head, with
@@ -27,14 +25,12 @@ def detection_divergence(
     leaves out classes and boxes where nothing is: no training ever gave those numbers, which are the most, a meaning.
 
     Args:
-        attacked: Raw logits per head, [N, A·(5+num_classes), H, W].
+        attacked: Raw logits per head, [N, A·(5+C), H, W].
         clean: Likewise.
-        num_anchors: A of each head.
-        num_classes: Number of classes.
+        heads: What they mean.
     """
     total = attacked[0].new_zeros(len(attacked[0]))
-    for head_attacked, head_clean, count in zip(attacked, clean, num_anchors, strict=True):
-        ours, theirs = (split_anchors(logits, count, num_classes) for logits in (head_attacked, head_clean))
+    for (ours, _, _), (theirs, _, _) in zip(heads.cells(attacked), heads.cells(clean), strict=True):
         weight = theirs[..., 4].detach().sigmoid()  # [N, A, H, W]
         weight = weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
         objectness = bernoulli_divergence(ours[..., 4], theirs[..., 4]).mean(dim=(1, 2, 3))

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from prunekit.detection.coco_fields import UnusableError
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 
 #: Of the image files that folders are searched for.
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -62,7 +62,7 @@ def read_header(path: Path, annotated: Size | None) -> ImageHeader:
         with Image.open(path) as image:
             header = _header(image, annotated)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise UnusableError(f"cannot be read ({_said(error)})", _UNREADABLE) from error
+        raise UnusableError(f"cannot be read ({first_line(error)})", _UNREADABLE) from error
     width, height = header.size
     if not width or not height:
         raise UnusableError("has no pixels", _UNREADABLE)
@@ -94,7 +94,7 @@ def read_image(path: Path, width: int, height: int, upright: bool = False) -> Im
         with Image.open(path) as image:
             return _to_rgb(_turned(image, header.orientation) if is_turned else _as_stored(image, header.orientation))
     except Exception as error:  # likewise
-        raise InputError(f"Expected a complete image, but {path} cannot be decoded ({_said(error)})") from error
+        raise InputError(f"Expected a complete image, but {path} cannot be decoded ({first_line(error)})") from error
 
 
 def is_file(path: Path) -> bool:
@@ -142,7 +142,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError("its pixels are of 32 bits, and nothing says which value is white")
     return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

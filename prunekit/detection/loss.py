@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from prunekit.detection.boxes import boxes_from_logits, intersection_and_union, split_anchors
+from prunekit.detection.boxes import Heads, boxes_from_logits, intersection_and_union
 from prunekit.detection.target import Target
 
 BOX_WEIGHT = 0.05
@@ -54,28 +54,17 @@ class Matches:
     labels: Tensor
 
 
-def detection_loss(
-    outputs: Sequence[Tensor],
-    targets: Sequence[Target],
-    anchors: Sequence[Sequence[tuple[float, float]]],
-    strides: Sequence[int],
-    num_classes: int,
-) -> DetectionLoss:
+def detection_loss(outputs: Sequence[Tensor], targets: Sequence[Target], heads: Heads) -> DetectionLoss:
     """Measure how far raw logits are from the objects in the images.
 
     Args:
-        outputs: per head [N, A·(5+num_classes), H, W].
+        outputs: per head [N, A·(5+C), H, W].
         targets: per image the objects, boxes xyxy in input pixels; an image without any counts as background.
-        anchors: per head, A pairs of width and height in input pixels.
-        strides: per head, input pixels per cell.
-        num_classes: number of classes.
+        heads: what the outputs mean.
     """
     parts = outputs[0].new_zeros(3, len(targets))  # box, objectness, classification
-    for logits, head_anchors, stride in zip(outputs, anchors, strides, strict=True):
-        sizes = logits.new_tensor(head_anchors)  # [A, 2]
-        cells = split_anchors(logits, len(sizes), num_classes)  # [N, A, H, W, 5+C]
-        matches = match(targets, sizes, stride, rows=cells.shape[2], columns=cells.shape[3])
-        parts = parts + _head_loss(cells, matches, sizes, stride)
+    for cells, sizes, stride in heads.cells(outputs):
+        parts = parts + _head_loss(cells, match(targets, sizes, stride, *cells.shape[2:4]), sizes, stride)
     box, objectness, classification = parts.unbind()
     return DetectionLoss(box + objectness + classification, box, objectness, classification)
 

@@ -18,7 +18,7 @@ from prunekit.detection.anchors import fit_anchors
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import evaluate_detections
-from prunekit.detection.boxes import Detections, decode, nms
+from prunekit.detection.boxes import Detections, Heads, decode, nms
 from prunekit.detection.coco import SIZE_STEP, USUAL_SIZE, Batch, CocoDataset
 from prunekit.detection.darknet_weights import (
     darknet_num_classes,
@@ -32,7 +32,7 @@ from prunekit.detection.loss import DetectionLoss, detection_loss
 from prunekit.detection.pictures import LabeledBox, draw_boxes
 from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.detection.target import Target
-from prunekit.detection.yolov3 import MODELS, Anchors, Detector
+from prunekit.detection.yolov3 import MODELS, Detector
 from prunekit.documents import read_document
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_checkpoint, is_safetensors, kind_of_file
@@ -56,24 +56,6 @@ Found = Mapping[int, Detections]
 
 
 @dataclass(frozen=True)
-class Heads:
-    """What a detector's outputs mean: each head's anchors and stride, and the number of classes."""
-
-    anchors: Sequence[Anchors]
-    strides: Sequence[int]
-    num_classes: int
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Heads:
-        """Return a detector's."""
-        if not isinstance(model, Detector):
-            raise InputError(
-                f"Expected a prunekit.detection.Detector for the task detection, got {type(model).__name__}."
-            )
-        return cls(model.anchors, model.strides, model.num_classes)
-
-
-@dataclass(frozen=True)
 class DetectionTask:
     """A `prunekit.task.Task`: COCO data, the YOLO loss, average precision.
 
@@ -92,12 +74,7 @@ class DetectionTask:
     image_size: int = USUAL_SIZE
 
     def __post_init__(self) -> None:
-        classes = self.spec.arguments.get("num_classes", 1)
-        if not isinstance(classes, int) or classes < 1:
-            raise InputError(f"Expected num_classes to be a whole number of at least 1, got {classes!r}")
-        width = self.spec.arguments.get("width", 1.0)
-        if not isinstance(width, int | float) or not 0 < width <= 4:
-            raise InputError(f"Expected width to be a number above 0 and up to 4, got {width!r}")
+        self.spec.require_usual(least_classes=1)
 
     @classmethod
     def of(cls, model: Detector, width: float = 1.0) -> DetectionTask:
@@ -109,8 +86,7 @@ class DetectionTask:
     @cached_property
     def heads(self) -> Heads:
         """The heads of the spec's detector, which is built without memory to be asked."""
-        with torch.device("meta"), torch.random.fork_rng([]):
-            return Heads.of(self.spec.build())
+        return Heads.of(self.spec.outlined())
 
     @property
     def augmentation(self) -> dict[str, Any]:
@@ -137,7 +113,7 @@ class DetectionTask:
 
     def losses(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> DetectionLoss:
         """Return the training loss of raw logits, in its parts."""
-        return detection_loss(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return detection_loss(outputs, targets, self.heads)
 
     def loss(self, model: nn.Module, x: Tensor, targets: Sequence[Target]) -> Tensor:
         """Return the training losses [N]."""
@@ -145,16 +121,15 @@ class DetectionTask:
 
     def attack_losses(self, targets: Sequence[Target]) -> AttackLosses:
         """Return what loses, invents, moves or renames objects."""
-        return attack_losses(targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return attack_losses(targets, self.heads)
 
     def divergence(self, attacked: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
         """Return `detection_divergence`, [N]."""
-        counts = [len(sizes) for sizes in self.heads.anchors]
-        return detection_divergence(attacked, clean, counts, self.heads.num_classes)
+        return detection_divergence(attacked, clean, self.heads)
 
     def attribution(self, outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """Return how sure the detector is of the objects that are there, [N]."""
-        return matched_logits(outputs, targets, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return matched_logits(outputs, targets, self.heads)
 
     @torch.inference_mode()
     def predict(self, model: nn.Module, x: Tensor, batch: Batch, options: Options) -> dict[int, Detections]:
@@ -263,8 +238,7 @@ class DetectionTask:
             return load(model, read_state_dict(path), path, self.spec.name, partly)
         detector = self._darknets(model, path)
         if partly:
-            found = transfer_darknet_weights(detector, path)
-            return found if found.made_anew else None
+            return transfer_darknet_weights(detector, path).unless_whole
         load_darknet_weights(detector, path)
         return None
 
@@ -274,11 +248,10 @@ class DetectionTask:
             return self
         state: State = {}
         if _may_be_darknets(path):
-            with torch.device("meta"), torch.random.fork_rng([]):
-                num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
+            num_classes: int | None = darknet_num_classes(self._darknets(self.spec.outlined(), path), path)
         else:
             state = read_state_dict(path)
-            num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
+            num_classes = num_classes_in(state, self.spec.outlined)
         if num_classes is None:
             raise InputError(
                 f"--weights: expected the weights of {self.spec.name} of any number of classes in {path}, "
@@ -300,7 +273,7 @@ class DetectionTask:
 
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return boxes [N, M, 4], xyxy in input pixels, and scores [N, M, classes]."""
-        return decode(outputs, self.heads.anchors, self.heads.strides, self.heads.num_classes)
+        return decode(outputs, self.heads)
 
 
 def _may_be_darknets(path: Path) -> bool:

@@ -43,6 +43,32 @@ class EvaluationConfig(BatchConfig):
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and how.
+
+    Attributes:
+        model: The model, in eval mode.
+        task: What it is made for.
+        dataset: Images with their targets.
+        config: Batch size, workers, thresholds and seed.
+        progress: Shown batch by batch.
+    """
+
+    model: nn.Module
+    task: Task
+    dataset: Data
+    config: EvaluationConfig
+    progress: Progress
+
+    def batches(self, description: str) -> Iterator[Any]:
+        """Yield the data set's batches on the model's device, under a bar."""
+        device, config = device_of(self.model), self.config
+        loaded = load_batches(self.dataset, config.batch_size, config.workers)
+        total = math.ceil(len(self.dataset) / config.batch_size)
+        return (batch.to(device) for batch in self.progress.track(loaded, description, total))
+
+
+@dataclass(frozen=True)
 class Spread:
     """The least, mean and greatest of some values."""
 
@@ -121,41 +147,30 @@ class CaseResult:
 
 
 def evaluate(
-    model: nn.Module,
-    task: Task,
-    dataset: Data,
-    config: EvaluationConfig,
+    subject: Subject,
     attack: Attack | None,
-    progress: Progress,
     description: str = "evaluating",
     image_seen: ImageSeen | None = None,
     source: nn.Module | None = None,
     kept: AttackedBatches | None = None,
 ) -> Evaluation:
-    """Run `model` over `dataset`, each batch attacked first when there is an attack.
+    """Run a model over a data set, each batch attacked first when there is an attack.
 
     Args:
-        model: The model, in eval mode.
-        task: What it is made for.
-        dataset: Images with their targets.
-        config: Batch size, workers, thresholds and seed.
+        subject: The model and the data set.
         attack: None for a clean evaluation.
-        progress: Shown batch by batch.
         description: The bar's label.
         image_seen: Told of every image as the network sees it.
-        source: The model whose gradients the attack follows: `model` itself (white box) if not given, another
+        source: The model whose gradients the attack follows: the subject's (white box) if not given, another
             one of the same task and outputs for a transferred attack.
         kept: Where batches of an attack in parts are kept until all of them are there.
     """
-    device = device_of(model)
-    generator = torch.Generator(device).manual_seed(config.seed)
+    model, task, dataset, config = subject.model, subject.task, subject.dataset, subject.config
+    generator = torch.Generator(device_of(model)).manual_seed(config.seed)
     predictions: dict[int, Any] = {}
     by_part: dict[str, dict[int, Any]] = {}
     movements: list[Tensor] = []
-    num_batches = math.ceil(len(dataset) / config.batch_size)
-    loaded = load_batches(dataset, config.batch_size, config.workers)
-    for index, batch in enumerate(progress.track(loaded, description, num_batches)):
-        batch = batch.to(device)
+    for index, batch in enumerate(subject.batches(description)):
         x = batch.images
         if attack is not None:
             losses = task.attack_losses(batch.targets)
@@ -215,58 +230,38 @@ def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[Eva
 
 def evaluate_case(
     case: EvaluationCase,
-    model: nn.Module,
-    task: Task,
-    dataset: Data,
-    config: EvaluationConfig,
-    progress: Progress,
+    subject: Subject,
     clean: Predictions,
     source: nn.Module | None = None,
     kept: AttackedBatches | None = None,
 ) -> CaseResult:
-    """Evaluate `model` in one case.
+    """Evaluate a model in one case.
 
     Args:
         case: Clean, attacked, or under another model's attack.
-        model: The model, in eval mode.
-        task: What it is made for.
-        dataset: Images with their targets.
-        config: Batch size, workers, thresholds and seed.
-        progress: Shown batch by batch.
+        subject: The model and the data set.
         clean: What was found in the clean images; the clean case does not look at it.
         source: The model that a transferred attack is made on; other cases do not look at it.
         kept: Where batches of an attack in parts are kept until all of them are there.
     """
     attack = PRESETS.get(case.attack)
     made_on = source if case.transfer else None
-    evaluation = evaluate(model, task, dataset, config, attack, progress, case.name, source=made_on, kept=kept)
-    success = None if attack is None else task.success(clean, evaluation.predictions, dataset)
+    evaluation = evaluate(subject, attack, case.name, source=made_on, kept=kept)
+    success = None if attack is None else subject.task.success(clean, evaluation.predictions, subject.dataset)
     return CaseResult(case, evaluation, success)
 
 
-def evaluate_cases(
-    model: nn.Module,
-    task: Task,
-    dataset: Data,
-    config: EvaluationConfig,
-    attacks: Sequence[str],
-    progress: Progress,
-    source: nn.Module | None = None,
-) -> Iterator[CaseResult]:
-    """Evaluate `model` clean and under each attack; each result is yielded, and can be kept, when it is there.
+def evaluate_cases(subject: Subject, attacks: Sequence[str], source: nn.Module | None = None) -> Iterator[CaseResult]:
+    """Evaluate a model clean and under each attack; each result is yielded, and can be kept, when it is there.
 
     Args:
-        model: The model, in eval mode.
-        task: What it is made for.
-        dataset: Images with their targets.
-        config: Batch size, workers, thresholds and seed.
+        subject: The model and the data set.
         attacks: Names in `prunekit.attacks.PRESETS`.
-        progress: Shown batch by batch.
         source: With another model, such as the unpruned one, each attack is also made on it and transferred.
     """
     clean: Predictions = {}
     for case in evaluation_cases(attacks, transfer=source is not None):
-        result = evaluate_case(case, model, task, dataset, config, progress, clean, source)
+        result = evaluate_case(case, subject, clean, source)
         if case.attack == CLEAN:
             clean = result.evaluation.predictions
         yield result

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.compaction import CompactionResult
-from prunekit.comparison import relative_rms
-from prunekit.nn import MAX_RELATIVE_RMS, AccelerationReport, WrongOutputError, accelerate
-from prunekit.structure import tensors_of
+from prunekit.comparison import check_within
+from prunekit.nn import MAX_RELATIVE_RMS, AccelerationReport, accelerate
 from prunekit.task import Options, Task
 from prunekit.timing import Timing, time_in_turn
 
@@ -110,11 +109,4 @@ def measure_latency(
 
 def check_same_outputs(expected: Any, actual: Any) -> None:
     """Raise WrongOutputError unless every tensor of `actual` is within 1e-4 relative RMS of `expected`'s."""
-    for head, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(actual), strict=True)):
-        difference = relative_rms(a, b)
-        if not difference <= MAX_RELATIVE_RMS:  # also when it is nan
-            raise WrongOutputError(
-                f"The accelerated model's output {head} differs from the masked dense model's by "
-                f"{difference:.3g} relative RMS (at most {MAX_RELATIVE_RMS:g} is rounding); "
-                f"its latency is not measured."
-            )
+    check_within(expected, actual, "the accelerated model", MAX_RELATIVE_RMS, "the masked dense model")

@@ -17,11 +17,9 @@ from prunekit.attacks.gradient import loss_at, slope_at
 from prunekit.attacks.presets import STANDARD
 from prunekit.attacks.steps import STEPS
 from prunekit.evaluation import sanity_rules as rules
-from prunekit.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
+from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate
 from prunekit.evaluation.sanity_rules import Check, CheckReport
-from prunekit.progress import Progress
-from prunekit.task import Data, Figure, Task
-from prunekit.training.data import device_of, load_batches
+from prunekit.task import Figure
 
 LARGE_EPS = 64 / 255
 STEPS_FACTOR = 5
@@ -42,11 +40,7 @@ class Attacked:
 
 
 def check_evaluation(
-    model: nn.Module,
-    task: Task,
-    dataset: Data,
-    config: EvaluationConfig,
-    progress: Progress,
+    subject: Subject,
     attack: PgdConfig = STANDARD,
     source: nn.Module | None = None,
     num_images: int = 32,
@@ -54,11 +48,7 @@ def check_evaluation(
     """Attack a part of the data set in several ways and check that the figures are ordered as they must be.
 
     Args:
-        model: The model as it is evaluated.
-        task: What it is made for; the first of its figures is compared.
-        dataset: The evaluation data.
-        config: Batch size, workers, thresholds and seed of the evaluation.
-        progress: Shown evaluation by evaluation.
+        subject: What is evaluated; the first of its task's figures is compared.
         attack: The attack that is checked, with eps above 0 and enough steps to have converged.
         source: Another model of the same task, such as the unpruned one, whose attack is transferred. If not
             given, the model itself with noise on its filters.
@@ -68,30 +58,21 @@ def check_evaluation(
         The checks; `CheckReport.require` raises if one failed. Where the mode or the gradient is wrong already, the
         checks end there.
     """
-    part = dataset.part(num_images)
+    model, part = subject.model, dataclasses.replace(subject, dataset=subject.dataset.part(num_images))
     rows = [_check_mode(model)]
     if rows[0].passed:
-        rows.append(_check_gradient(model, task, part, config, attack))
+        rows.append(_check_gradient(part, attack))
     if not rows[-1].passed:
         return CheckReport(rows)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    attacked = _attack_in_all_ways(model, task, part, config, progress, attack, source or _sibling(model, config.seed))
-    return CheckReport(
-        [*rows, *_judge(attacked, attack, task.figures[0], part.resolution()), _check_state(model, before)]
-    )
+    attacked = _attack_in_all_ways(part, attack, source or _sibling(model, subject.config.seed))
+    judged = _judge(attacked, attack, subject.task.figures[0], part.dataset.resolution())
+    return CheckReport([*rows, *judged, _check_state(model, before)])
 
 
-def _attack_in_all_ways(
-    model: nn.Module,
-    task: Task,
-    dataset: Data,
-    config: EvaluationConfig,
-    progress: Progress,
-    attack: PgdConfig,
-    source: nn.Module,
-) -> Attacked:
+def _attack_in_all_ways(subject: Subject, attack: PgdConfig, source: nn.Module) -> Attacked:
     def under(chosen: PgdConfig | None, what: str, source: nn.Module | None = None) -> Evaluation:
-        return evaluate(model, task, dataset, config, chosen, progress, f"checking: {what}", source=source)
+        return evaluate(subject, chosen, f"checking: {what}", source=source)
 
     more = dataclasses.replace(attack, steps=STEPS_FACTOR * attack.steps)
     return Attacked(
@@ -153,11 +134,11 @@ def _check_mode(model: nn.Module) -> Check:
     return Check("eval mode", not training, sentence, {"layers_in_training_mode": len(training)})
 
 
-def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: EvaluationConfig, attack: PgdConfig) -> Check:
+def _check_gradient(subject: Subject, attack: PgdConfig) -> Check:
     """A loss must be higher a little up its gradient than a little down: both sides, because minima are curved."""
     move = STEPS[attack.norm](SMALL_STEP * attack.eps, step_size=SMALL_STEP * attack.eps)
     try:
-        rises = torch.cat([*_rises(model, task, dataset, config, move)])
+        rises = torch.cat([*_rises(subject, move)])
     except GradientError as error:
         return Check("gradient", False, str(error), {"rising_share": 0.0})
     share = float((rises > 0).double().mean())
@@ -168,17 +149,14 @@ def _check_gradient(model: nn.Module, task: Task, dataset: Data, config: Evaluat
     return Check("gradient", share >= MIN_RISING_SHARE, sentence, {"rising_share": share})
 
 
-def _rises(
-    model: nn.Module, task: Task, dataset: Data, config: EvaluationConfig, move: LinfStep | L2Step
-) -> Iterator[Tensor]:
+def _rises(subject: Subject, move: LinfStep | L2Step) -> Iterator[Tensor]:
     """Yield, batch by batch, each image's loss one step up its gradient less that one step down, [N]."""
-    precise = copy.deepcopy(model).double()  # the differences are near float32's rounding
-    for loaded in load_batches(dataset, config.batch_size, config.workers):
-        batch = loaded.to(device_of(model))
+    precise = copy.deepcopy(subject.model).double()  # the differences are near float32's rounding
+    for batch in subject.batches("checking: gradient"):
         x = batch.images
-        losses = task.attack_losses(batch.targets)
+        losses = subject.task.attack_losses(batch.targets)
         loss_per_image = losses.smooth or losses.total
-        grad = slope_at(model, x, loss_per_image).grad
+        grad = slope_at(subject.model, x, loss_per_image).grad
         up, down = (move.project(move.step(x, direction), x).double() for direction in (grad, -grad))
         yield (loss_at(precise, up, loss_per_image) - loss_at(precise, down, loss_per_image)).cpu()
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
-
-from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.progress import Progress
-from prunekit.task import Data, LabelsImages, Task
-from prunekit.training.data import device_of, load_batches
+from prunekit.evaluation.evaluate import Subject
+from prunekit.task import LabelsImages, Task
 from prunekit.verification import verified_margins
 
 
@@ -22,26 +17,18 @@ def labels_images(task: Task, option: str) -> LabelsImages:
     return task
 
 
-def verify(
-    model: nn.Module, task: Task, dataset: Data, eps: float, config: EvaluationConfig, progress: Progress
-) -> dict[int, float]:
+def verify(subject: Subject, eps: float) -> dict[int, float]:
     """Return each image's least margin over the L∞ ball of radius eps, bounded from below, by image id.
 
     Computed in float64, so that rounding has no say in practice.
 
     Args:
-        model: A classifier, in eval mode; it is copied.
-        task: What it is made for.
-        dataset: Images with their classes.
+        subject: A classifier, which is copied, and images with their classes.
         eps: The radius, for pixels in [0, 1].
-        config: Batch size and workers.
-        progress: Shown batch by batch.
     """
-    labels, precise = labels_images(task, "--verify"), copy.deepcopy(model).double()
+    labels, precise = labels_images(subject.task, "--verify"), copy.deepcopy(subject.model).double()
     margins: dict[int, float] = {}
-    batches = load_batches(dataset, config.batch_size, config.workers)
-    for loaded in progress.track(batches, f"verifying at eps {eps:.3g}", math.ceil(len(dataset) / config.batch_size)):
-        batch = loaded.to(device_of(model))
+    for batch in subject.batches(f"verifying at eps {eps:.3g}"):
         found = verified_margins(precise, batch.images.double(), labels.labels(batch.targets), eps)
         margins |= dict(zip(batch.image_ids, found.tolist(), strict=True))
     return margins

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.documents import read_described, read_description, save_described
+from prunekit import documents
+from prunekit.documents import read_described, read_description
 from prunekit.errors import InputError
 from prunekit.file_kinds import is_safetensors, kind_of_file
-from prunekit.pipeline.store import WorkStore, sha256
+from prunekit.pipeline.store import WorkStore, read_json, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
-from prunekit.state_dicts import Transfer, transfer
+from prunekit.state_dicts import Transfer, fill, transfer
 from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
 from prunekit.training.data import TrainingData
 from prunekit.training.objectives import ObjectiveConfig
@@ -74,7 +74,7 @@ def save_model(
     description |= {"drops_filters": drops_filters} if masks else {}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     tensors |= {_MASK + name: mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    save_described(path, tensors, FORMAT, description)
+    documents.write(path, tensors, {"format": FORMAT, **description})
 
 
 def untrained(task: Task, seed: int) -> Checkpoint:
@@ -113,7 +113,7 @@ def open_checkpoint(path: str | Path, task: Task, heads_seed: int | None = None)
     model, state = _build(task, heads_seed), {key: v for key, v in tensors.items() if not key.startswith(_MASK)}
     if has_other_classes and len(state) == len(tensors):
         return _transferred(model, task, transfer(model, state, path, task.spec.name))
-    _load_state(model, state, path)
+    fill(model, state, path, task.spec.name)
     masks = {key.removeprefix(_MASK): mask for key, mask in tensors.items() if key.startswith(_MASK)}
     if masks and {k: m.shape for k, m in masks.items()} != {
         k: c.weight.shape for k, c in prunable_layers(model).items()
@@ -300,13 +300,6 @@ def example_image(image_size: int) -> Tensor:
     return torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
 
 
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"Expected {path} to hold the model's state: {str(error).splitlines()[0]}.") from None
-
-
 def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
     """Return the file of a unit's model, which the unit's own file names, and what builds the model again."""
     stems = sorted(path.stem for path in (run / "units").glob("*.json"))
@@ -317,24 +310,13 @@ def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
     if stem not in stems:
         raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got {stem!r}.")
     try:
-        model = _read_object(run / "units" / f"{stem}.json")["model"]
+        model = read_json(run / "units" / f"{stem}.json")["model"]
         path, expected, spec = run / model["path"], str(model["sha256"]), ModelSpec(**model["spec"])
     except (KeyError, TypeError) as error:
         raise InputError(f"Expected units/{stem}.json of {run} to name its model, got none ({error}).") from None
     if not path.is_file() or sha256(path) != expected:
         raise InputError(f"Expected the model of {stem} at {path}, got {'another file' if path.is_file() else 'none'}.")
     return path, spec
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"Expected readable JSON at {path}: {error}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"Expected a JSON object at {path}, got a {type(content).__name__}.")
-    return content
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
-from prunekit.pipeline.objective_config import NoiseConfig
+from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import SCOPES, SCORES, STRUCTURES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
+from prunekit.training.objective import NoiseConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -132,8 +132,3 @@ class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
         if min(radii) < 0:
             raise ValueError(f"each radius must be at least 0, got {min(radii):g}")
         return radii
-
-    @field_validator("attack", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        return split_names(value)

@@ -211,7 +211,7 @@ def keep_config(config: DetectorChoices) -> None:
 
 
 def _training(config: TrainingChoices, dataset: Data, sha256: str, progress: Progress) -> Training:
-    return make_training(config.objective, config.train_attack, dataset, sha256, progress, config, config.selects)
+    return make_training(config.objective, config.train_attack, dataset, sha256, progress, config)
 
 
 def _scoring_images(name: str, train_attack: str, dataset: Data | None, progress: Progress) -> Training | None:

@@ -6,8 +6,7 @@ more attacks can be asked for later.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ from torch import nn
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
 from prunekit.evaluation.attacked_batches import AttackedBatches
-from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, evaluate_case, evaluation_cases, require_attackable
+from prunekit.evaluation.evaluate import (
+    CLEAN,
+    EvaluationCase,
+    Subject,
+    evaluate_case,
+    evaluation_cases,
+    require_attackable,
+)
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
@@ -36,7 +42,7 @@ from prunekit.pipeline.results import (
     postprocessing_columns,
     size_columns,
 )
-from prunekit.pipeline.store import StageFolder, command_store
+from prunekit.pipeline.store import StageFolder, command_store, write_json
 from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
@@ -44,6 +50,11 @@ from prunekit.prune import count_costs, prunable_layers, sparsity
 from prunekit.task import Data, Figure, task_of
 
 EVALUATION, PREDICTIONS, MARGINS, RADII = "evaluation.json", "detections", "margins.csv", "radii.csv"
+_TITLES = {"check": "checks"}  # what messages call a part, where it is not its folder's name
+#: A part's result, and whether it was there already.
+Part = tuple[dict[str, Any], bool]
+#: Does a part's work in its folder; returns the result and the names of its files.
+Make = Callable[[StageFolder], tuple[dict[str, Any], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,23 @@ class _Work(Workspace):
     inputs: Mapping[str, str]
 
     @property
-    def model(self) -> nn.Module:
-        return self.artifact.model
+    def subject(self) -> Subject:
+        return Subject(self.artifact.model, self.artifact.task, self.dataset, self.config, self.progress)
+
+    @property
+    def source_model(self) -> nn.Module | None:
+        return self.source.model if self.source else None
+
+    def part(self, name: str, identity: Mapping[str, Any], make: Make, from_source: bool = False) -> Part:
+        """Return what a part makes in its folder, or has made there, and whether it was there already."""
+        inputs = {**self.inputs, **({"source": self.source.sha256} if from_source and self.source else {})}
+        folder = self.store.open(name, {**self.identity, **identity}, inputs)
+        if (done := folder.result()) is not None:
+            self.progress.message(f"{_TITLES.get(name, name)}: finished earlier")
+            return done, True
+        result, files = make(folder)
+        folder.finish(result, *files)
+        return result, False
 
 
 def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> EvaluationOutcome:
@@ -112,116 +138,99 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
 
 
 def _evaluate(work: _Work) -> EvaluationOutcome:
-    parts: list[tuple[Any, bool]] = []
-    cases = {}
-    for case in evaluation_cases(work.config.attack, transfer=work.source is not None):
-        parts.append(_case(work, case))
-        cases[case.name] = parts[-1][0]
-    checks = timing = verified = certified = None
-    if work.config.certify:
-        parts.append(_certify(work))
-        certified = parts[-1][0]
-    if work.config.verify is not None:
-        parts.append(_verify(work, work.config.verify))
-        verified = parts[-1][0]
-    if work.config.check:
-        parts.append(_check(work))
-        checks = CheckReport([Check(**row) for row in parts[-1][0]["checks"]])
-    if work.config.latency:
-        parts.append(_time(work))
-        timing = parts[-1][0]
-    _write_summary(work, cases, checks, timing, {"verified": verified, "certified": certified})
-    was_finished = all(finished for _, finished in parts)
-    shown = work.artifact.task.figures
+    config = work.config
+    cases = {case.name: _case(work, case) for case in evaluation_cases(config.attack, work.source is not None)}
+    asked = {
+        "certified": (_certify, config.certify),
+        "verified": (_verify, config.verify is not None),
+        "checks": (_check, config.check),
+        "latency": (_time, config.latency),
+    }
+    parts = {name: do(work) for name, (do, is_asked) in asked.items() if is_asked}
+    was_finished = all(finished for _, finished in (*cases.values(), *parts.values()))
+    figures = {name: case for name, (case, _) in cases.items()}
+    found: dict[str, Any] = {name: result for name, (result, _) in parts.items()}
+    found |= {"checks": found["checks"]["checks"]} if "checks" in found else {}
+    _write_summary(work, figures, found)
     return EvaluationOutcome(
-        work.config.out / EVALUATION, cases, checks, timing, verified, certified, was_finished, shown
+        config.out / EVALUATION,
+        figures,
+        checks=CheckReport([Check(**row) for row in found["checks"]]) if "checks" in found else None,
+        timing=found.get("latency"),
+        verified=found.get("verified"),
+        certified=found.get("certified"),
+        was_finished=was_finished,
+        shown=work.artifact.task.figures,
     )
 
 
-def _case(work: _Work, case: EvaluationCase) -> tuple[dict[str, Any], bool]:
-    """Return one case's figures, and whether they were there already."""
-    identity, inputs = {**work.identity, "attack": attack_identity(PRESETS.get(case.attack))}, dict(work.inputs)
-    if case.transfer and work.source is not None:
-        inputs["source"] = work.source.sha256
-    folder = work.store.open(case.name, identity, inputs)
-    if (done := _earlier(work, folder, case.name)) is not None:
-        return done, True
-    # From the file, so that figures do not depend on which process evaluated the clean images.
-    task, is_clean = work.artifact.task, case.attack == CLEAN
-    clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
-    source = work.source.model if work.source else None
-    kept = AttackedBatches(folder.path)
-    result = evaluate_case(case, work.model, task, work.dataset, work.config, work.progress, clean, source, kept)
-    files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
-    figures = result.figures()
-    folder.finish(figures, *(file.name for file in files))
-    return figures, False
+def _case(work: _Work, case: EvaluationCase) -> Part:
+    """Return one case's figures."""
+    task = work.artifact.task
+
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        # From the file, so that figures do not depend on which process evaluated the clean images.
+        is_clean = case.attack == CLEAN
+        clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
+        result = evaluate_case(case, work.subject, clean, work.source_model, AttackedBatches(folder.path))
+        files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
+        return result.figures(), [file.name for file in files]
+
+    return work.part(case.name, {"attack": attack_identity(PRESETS.get(case.attack))}, make, case.transfer)
 
 
-def _verify(work: _Work, eps: float) -> tuple[dict[str, Any], bool]:
-    folder = work.store.open("verify", {**work.identity, "eps": eps}, work.inputs)
-    if (done := _earlier(work, folder, "verify")) is not None:
-        return done, True
-    margins = verify(work.model, work.artifact.task, work.dataset, eps, work.config, work.progress)
-    rows = [f"{key},{margin:.9g},{int(margin > 0)}" for key, margin in margins.items()]
-    write_text(folder.file(MARGINS), "\n".join(["image_id,margin,verified", *rows, ""]))
-    figures = {"eps": eps, "verified_accuracy": verified_accuracy(margins)}
-    folder.finish(figures, MARGINS)
-    return figures, False
+def _verify(work: _Work) -> Part:
+    eps = work.config.verify
+    assert eps is not None
+
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        margins = verify(work.subject, eps)
+        rows = [f"{key},{margin:.9g},{int(margin > 0)}" for key, margin in margins.items()]
+        write_text(folder.file(MARGINS), "\n".join(["image_id,margin,verified", *rows, ""]))
+        return {"eps": eps, "verified_accuracy": verified_accuracy(margins)}, [MARGINS]
+
+    return work.part("verify", {"eps": eps}, make)
 
 
-def _certify(work: _Work) -> tuple[dict[str, Any], bool]:
+def _certify(work: _Work) -> Part:
     config, dataset = work.config, work.dataset
     smoothing = SmoothingConfig(
         config.sigma, config.certify_n0, config.certify_n, config.certify_alpha, config.batch_size, config.seed
     )
-    identity = {**work.identity, **asdict(smoothing), "radii": list(config.certify_radii)}
-    folder = work.store.open("certify", identity, work.inputs)
-    if (done := _earlier(work, folder, "certify")) is not None:
-        return done, True
-    labels = {dataset[index].image_id: int(dataset[index].target) for index in range(len(dataset))}
-    found = certify_all(work.model, dataset, smoothing, work.progress)
-    rows = [f"{key},{labels[key]},{one.label},{one.radius:.9g}" for key, one in found.items()]
-    write_text(folder.file(RADII), "\n".join(["image_id,label,predicted,radius", *rows, ""]))
-    figures = {"sigma": config.sigma, **certified_figures(found, labels, config.certify_radii)}
-    folder.finish(figures, RADII)
-    return figures, False
+
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        labels = {dataset[index].image_id: int(dataset[index].target) for index in range(len(dataset))}
+        found = certify_all(work.artifact.model, dataset, smoothing, work.progress)
+        rows = [f"{key},{labels[key]},{one.label},{one.radius:.9g}" for key, one in found.items()]
+        write_text(folder.file(RADII), "\n".join(["image_id,label,predicted,radius", *rows, ""]))
+        return {"sigma": config.sigma, **certified_figures(found, labels, config.certify_radii)}, [RADII]
+
+    return work.part("certify", {**asdict(smoothing), "radii": list(config.certify_radii)}, make)
 
 
-def _check(work: _Work) -> tuple[dict[str, Any], bool]:
-    inputs = dict(work.inputs) | ({"source": work.source.sha256} if work.source else {})
-    folder = work.store.open("check", {**work.identity, "attack": attack_identity(STANDARD)}, inputs)
-    if (done := _earlier(work, folder, "checks")) is not None:
-        return done, True
-    source = work.source.model if work.source else None
-    report = check_evaluation(work.model, work.artifact.task, work.dataset, work.config, work.progress, source=source)
-    checks = {"checks": [asdict(row) for row in report.rows]}
-    folder.finish(checks)
-    return checks, False
+def _check(work: _Work) -> Part:
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        report = check_evaluation(work.subject, source=work.source_model)
+        return {"checks": [asdict(row) for row in report.rows]}, []
+
+    return work.part("check", {"attack": attack_identity(STANDARD)}, make, from_source=True)
 
 
-def _time(work: _Work) -> tuple[dict[str, Any], bool]:
+def _time(work: _Work) -> Part:
     """Accelerate and time the model on the CPU."""
     machine = {"threads": torch.get_num_threads(), "processor": processor().name}
-    identity = {**work.identity, "latency_runs": work.config.latency_runs, **machine}
-    folder = work.store.open("latency", identity, work.inputs)
-    if (done := _earlier(work, folder, "latency")) is not None:
-        return done, True
-    model, task = work.model.cpu(), work.artifact.task
-    x = work.dataset[0].image[None]
-    for _ in work.progress.track(range(1), "accelerating and timing", 1):
-        compaction = compacted(work.artifact, x, work.progress)
-        latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
-    write_text(folder.file("acceleration.json"), json.dumps(report.to_json(), indent=2) + "\n")
-    timing = {
-        **_sizes(work, model, x),
-        **latency_columns(latency),
-        **postprocessing_columns(latency),
-        **compaction_columns(latency, compaction),
-        **machine,
-    }
-    folder.finish(timing, "acceleration.json")
-    return timing, False
+
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        model, task = work.artifact.model.cpu(), work.artifact.task
+        x = work.dataset[0].image[None]
+        for _ in work.progress.track(range(1), "accelerating and timing", 1):
+            compaction = compacted(work.artifact, x, work.progress)
+            latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
+        write_json(folder.file("acceleration.json"), report.to_json())
+        columns = latency_columns(latency) | postprocessing_columns(latency) | compaction_columns(latency, compaction)
+        return {**_sizes(work, model, x), **columns, **machine}, ["acceleration.json"]
+
+    return work.part("latency", {"latency_runs": work.config.latency_runs, **machine}, make)
 
 
 def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
@@ -231,20 +240,7 @@ def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     return size_columns(model, count_costs(model, x, kept, groups), sparsity(kept))
 
 
-def _earlier(work: _Work, folder: StageFolder, name: str) -> dict[str, Any] | None:
-    done = folder.result()
-    if done is not None:
-        work.progress.message(f"{name}: finished earlier")
-    return done
-
-
-def _write_summary(
-    work: _Work,
-    cases: Mapping[str, Any],
-    checks: CheckReport | None,
-    timing: Mapping[str, Any] | None,
-    proven: Mapping[str, Any],
-) -> None:
+def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     content: dict[str, Any] = {
         "model": work.artifact.task.spec.name,
         **dict(sorted(work.artifact.task.spec.arguments.items())),
@@ -254,10 +250,8 @@ def _write_summary(
         **work.identity,
         "cases": cases,
     }
-    content |= {name: figures for name, figures in proven.items() if figures}
-    content |= {"checks": [asdict(row) for row in checks.rows]} if checks else {}
-    content |= {"latency": timing} if timing else {}
-    write_text(work.config.out / EVALUATION, json.dumps(content, indent=2) + "\n")
+    content |= {name: found[name] for name in ("verified", "certified", "checks", "latency") if name in found}
+    write_json(work.config.out / EVALUATION, content)
 
 
 def _source(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> Checkpoint | None:

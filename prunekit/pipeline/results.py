@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from prunekit.kept_images import KeptImages
 from prunekit.pipeline.config import SharedChoices
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
-from prunekit.task import Data, Figures, Task
+from prunekit.task import Data, Task
 from prunekit.task_data import HasTrainingPart, KeepsImages, NamesClasses
 from prunekit.timing import Timing
 
 
 @dataclass(frozen=True)
 class RatioResult:
-    """What is known about one model. `columns` are those of results.csv; None is an empty cell.
+    """What is known about one model: `columns` are those of results.csv, in their order; None is an empty cell.
 
     Latencies are milliseconds for one image: the median, with the 90th and 99th percentile beside it. What accuracy is,
     and which steps follow the network, the task says (`Task.columns`, `Task.postprocessing`). For detectors these are
@@ -40,93 +40,51 @@ class RatioResult:
     * attack_success_rate: share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
     * decode_ms, nms_ms: from outputs to boxes and scores, and non-maximum suppression.
 
-    Attributes:
-        ratio: Pruning ratio in percent.
-        structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimized" scores.
-        accuracy: The task's columns.
-        churn: Fraction of kept weights that optimizing the scores brought in.
-        macs: Multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
-        parameters: All of the model's parameters.
-        nonzero_parameters: Those of them that are not zero.
-        sparsity: Share of zeros among the convolutions' weights.
-        latency_ms_control: The masked dense model.
-        latency_ms: The deployed artifact: the network, without what follows.
-        speedup: latency_ms_control / latency_ms.
-        latency_ms_compacted: Where filters went, the compacted model in torch eager, as the control runs.
-        latency_ms_compacted_accelerated: The compacted model, accelerated like the artifact.
-        compacted_speedup: latency_ms_control over the smaller of these two.
-        compacted_parameters: Those that the compacted model has; compacted_macs: its multiply-accumulates.
-        compacted_difference: Its outputs' largest difference from the masked model's in float64, relative.
-        postprocessing: The steps after the network.
-        sparse_layers: Convolutions that the artifact runs sparse, of `layers`.
-        images: Evaluated images.
+    Of every task are
+
+    * ratio: pruning ratio in percent.
+    * structure: what was dropped; scores: what ranked it; pruning: "one-shot" or "optimized" scores.
+    * churn: fraction of kept weights that optimizing the scores brought in.
+    * macs: multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
+    * parameters: all of the model's parameters.
+    * nonzero_parameters: those of them that are not zero.
+    * sparsity: share of zeros among the convolutions' weights.
+    * latency_ms_control: the masked dense model.
+    * latency_ms: the deployed artifact: the network, without what follows.
+    * speedup: latency_ms_control / latency_ms.
+    * latency_ms_compacted: where filters went, the compacted model in torch eager, as the control runs.
+    * latency_ms_compacted_accelerated: the compacted model, accelerated like the artifact.
+    * compacted_speedup: latency_ms_control over the smaller of these two.
+    * compacted_parameters: those that the compacted model has; compacted_macs: its multiply-accumulates.
+    * compacted_difference: its outputs' largest difference from the masked model's in float64, relative.
+    * sparse_layers: convolutions that the artifact runs sparse, of `layers`.
+    * images: evaluated images.
     """
 
-    ratio: float
-    structure: str
-    scores: str
-    pruning: str
-    accuracy: Figures
-    churn: float | None
-    macs: int
-    kept_macs: int
-    parameters: int
-    nonzero_parameters: int
-    sparsity: float
-    latency_ms_control: float
-    latency_ms_control_p90: float
-    latency_ms_control_p99: float
-    latency_ms: float
-    latency_ms_p90: float
-    latency_ms_p99: float
-    speedup: float
-    latency_ms_compacted: float | None
-    latency_ms_compacted_p90: float | None
-    latency_ms_compacted_p99: float | None
-    latency_ms_compacted_accelerated: float | None
-    latency_ms_compacted_accelerated_p90: float | None
-    latency_ms_compacted_accelerated_p99: float | None
-    compacted_speedup: float | None
-    compacted_parameters: int | None
-    compacted_macs: int | None
-    compacted_difference: float | None
-    postprocessing: Figures
-    sparse_layers: int
-    layers: int
-    images: int
-    image_size: int
-    attack: str
-    threads: int
-    instruction_set: str | None
-    processor: str
+    columns: Mapping[str, Any]
 
-    def columns(self) -> dict[str, Any]:
-        """Return the row by column, in the columns' order."""
-        row: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            row |= value if field.name in _OF_THE_TASK else {field.name: value}
-        return row
-
-    @classmethod
-    def from_columns(cls, row: Mapping[str, Any]) -> RatioResult:
-        """Build a result from `columns`; raise TypeError when a shared column is missing."""
-        shared = {name: row[name] for name in _SHARED if name in row}
-        before, after = list(row)[: list(row).index("churn")], list(row)[list(row).index("churn") :]
-        accuracy = {name: row[name] for name in before if name not in shared}
-        return cls(**shared, accuracy=accuracy, postprocessing={n: row[n] for n in after if n not in shared})
+    def __post_init__(self) -> None:
+        if absent := [name for name in _SHARED if name not in self.columns]:
+            raise ValueError(f"Expected the column {absent[0]}, got none.")
 
 
-_OF_THE_TASK = ("accuracy", "postprocessing")
-_SHARED = tuple(field.name for field in fields(RatioResult) if field.name not in _OF_THE_TASK)
+# What every task has; its own columns stand before "churn" and before "sparse_layers".
+_SHARED = (
+    "ratio", "structure", "scores", "pruning", "churn",
+    "macs", "kept_macs", "parameters", "nonzero_parameters", "sparsity",
+    *(f"latency_ms{kind}{part}" for kind in ("_control", "") for part in ("", "_p90", "_p99")), "speedup",
+    *(f"latency_ms_compacted{kind}{part}" for kind in ("", "_accelerated") for part in ("", "_p90", "_p99")),
+    "compacted_speedup", "compacted_parameters", "compacted_macs", "compacted_difference",
+    "sparse_layers", "layers", "images", "image_size", "attack", "threads", "instruction_set", "processor",
+)  # fmt: skip
 
 
 def results_csv(rows: Sequence[RatioResult]) -> str:
     """Return the rows as CSV text with a header; None becomes an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].columns() if rows else _SHARED, lineterminator="\n")
+    writer = csv.DictWriter(text, [*rows[0].columns] if rows else _SHARED, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.columns() for row in rows)
+    writer.writerows(row.columns for row in rows)
     return text.getvalue()
 
 
@@ -207,9 +165,9 @@ def size_columns(model: nn.Module, costs: ModelCost, masked: float) -> dict[str,
 
 
 def latency_columns(latency: Latency) -> dict[str, Any]:
-    """Return the speed-up, and the network's medians and percentiles in milliseconds."""
-    columns = {"speedup": latency.control.median_ms / latency.network.median_ms}
-    return columns | _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
+    """Return the network's medians and percentiles in milliseconds, and the speed-up."""
+    columns = _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
+    return columns | {"speedup": latency.control.median_ms / latency.network.median_ms}
 
 
 def postprocessing_columns(latency: Latency) -> dict[str, Any]:
@@ -217,20 +175,18 @@ def postprocessing_columns(latency: Latency) -> dict[str, Any]:
     return _timing_columns({f"{name}_ms": timing for name, timing in latency.postprocessing.items()})
 
 
-def _timing_columns(timings: Mapping[str, Timing]) -> dict[str, Any]:
+def _timing_columns(timings: Mapping[str, Timing | None]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name, timing in timings.items():
-        columns |= {name: timing.median_ms, f"{name}_p90": timing.p90_ms, f"{name}_p99": timing.p99_ms}
+        values = (timing.median_ms, timing.p90_ms, timing.p99_ms) if timing else (None,) * 3
+        columns |= dict(zip((name, f"{name}_p90", f"{name}_p99"), values, strict=True))
     return columns
 
 
 def compaction_columns(latency: Latency, compaction: CompactionResult | None) -> dict[str, Any]:
     """Return the columns of results.csv on the compacted model; empty where there is none."""
-    columns: dict[str, Any] = {}
-    for kind, name in ((EAGER, "latency_ms_compacted"), (ACCELERATED, "latency_ms_compacted_accelerated")):
-        timing = latency.compacted.get(kind)
-        columns |= {name: timing.median_ms if timing else None}
-        columns |= {f"{name}_p90": timing.p90_ms if timing else None, f"{name}_p99": timing.p99_ms if timing else None}
+    names = {"latency_ms_compacted": EAGER, "latency_ms_compacted_accelerated": ACCELERATED}
+    columns = _timing_columns({name: latency.compacted.get(kind) for name, kind in names.items()})
     fastest = min((timing.median_ms for timing in latency.compacted.values()), default=None)
     certificate = compaction.certificate if compaction is not None else None
     return columns | {

@@ -60,9 +60,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             training = None
             if train_dataset is not None:
                 digest = inputs.train_data_sha256
-                training = make_training(
-                    config.objective, config.train_attack, train_dataset, digest, progress, config, config.selects
-                )
+                training = make_training(config.objective, config.train_attack, train_dataset, digest, progress, config)
             job = _prepare(config, dataset, given, training, folder, progress)
             for unit in config.units:
                 _finish_unit(job, folder, unit)
@@ -99,8 +97,9 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     assert artifact.path is not None  # a stage has written it, or it was given
     folder.finish(unit, row, files, artifact.path, artifact.task.spec)
     shown = job.start.task.figures[0]
-    clean, attacked = row.accuracy.get(shown.column), row.accuracy.get(f"attacked_{shown.column}")
-    summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {row.latency_ms:.1f} ms"
+    columns = row.columns
+    clean, attacked = columns.get(shown.column), columns.get(f"attacked_{shown.column}")
+    summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {columns['latency_ms']:.1f} ms"
     folder.log(summary)
     progress.message(summary)
 

@@ -14,10 +14,9 @@ Layout, all files written under a temporary name and renamed:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from prunekit.errors import InputError
 from prunekit.files import write_text
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.results import Inputs, RatioResult, results_csv
-from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, sha256
+from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, read_json, sha256, write_json
 from prunekit.pipeline.variants import Unit
 from prunekit.task import ModelSpec, Task, load_plugin, task_of
 
@@ -89,15 +88,11 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """Read one of the folder's JSON files."""
-        path = self.root / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"Expected readable JSON at {path}: {error}.") from None
+        return read_json(self.root / name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one of the folder's JSON files, atomically."""
-        write_text(self.root / name, json.dumps(content, indent=2) + "\n")
+        write_json(self.root / name, content)
 
 
 class OpenRun(RunFolder):
@@ -115,11 +110,11 @@ class OpenRun(RunFolder):
         """Return a unit's row when it was done for this very configuration, inputs and versions, and is complete."""
         columns = finished_work(self.unit(unit), self._key, "row", self.root)
         try:
-            row = None if columns is None else RatioResult.from_columns(columns)
-        except (ValueError, TypeError):  # of another version
+            row = None if columns is None else RatioResult(columns)
+        except ValueError:  # of another version
             return None
         # The unpruned model was measured once, and is ratio 0 of every variant.
-        return row and replace(row, **asdict(unit.variant))
+        return row and RatioResult({**row.columns, **asdict(unit.variant)})
 
     def finish(self, unit: Unit, row: RatioResult, files: Sequence[Path], model: Path, spec: ModelSpec) -> None:
         """Declare a unit finished; it stays so while `files` stay as they are.
@@ -134,8 +129,8 @@ class OpenRun(RunFolder):
         digests = {str(path.relative_to(self.root)): sha256(path) for path in files}
         where = model.relative_to(self.root) if model.is_relative_to(self.root) else model.absolute()
         holds = {"path": str(where), "sha256": sha256(model), "spec": asdict(spec)}
-        done = {"key": self._key, "model": holds, "files": digests, "row": row.columns()}
-        write_text(self.unit(unit), json.dumps(done, indent=2) + "\n")
+        done = {"key": self._key, "model": holds, "files": digests, "row": dict(row.columns)}
+        write_json(self.unit(unit), done)
         self.write_results()
 
     def write_results(self) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
-from prunekit.pipeline.objective_config import ObjectiveChoices
+from prunekit.pipeline.config import TrainingChoices
 from prunekit.pipeline.results import data_digest
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
@@ -68,19 +68,18 @@ def make_training(
     dataset: Data,
     sha256: str,
     progress: Progress,
-    choices: ObjectiveChoices | None = None,
-    selects: bool = False,
+    choices: TrainingChoices | None = None,
 ) -> Training:
     """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset.
 
-    With `selects`, also the images that the data set has for choosing weights by.
+    Where a training selects weights by held-out images, also to those that the data set has for that.
     """
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
     attack = attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
     knobs = choices.knobs(attack) if choices else ObjectiveConfig(attack=attack)
-    holdout = dataset.holdout() if selects and isinstance(dataset, HasHoldout) else None
+    holdout = dataset.holdout() if choices and choices.selects and isinstance(dataset, HasHoldout) else None
     if holdout is None:
         return Training(data, sha256, objective, knobs)
     sha256 = f"{sha256} {data_digest(holdout, progress)}"

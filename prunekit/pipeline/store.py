@@ -67,7 +67,7 @@ class StageFolder:
         """Declare the stage finished with these files; the state that was kept for resuming goes."""
         files = {name: sha256(self.file(name)) for name in names}
         done = {"key": self.key, **self.description, "files": files, "result": dict(result)}
-        write_text(self.file(DONE), json.dumps(done, indent=2) + "\n")
+        write_json(self.file(DONE), done)
         self.file(STATE).unlink(missing_ok=True)
 
 
@@ -129,6 +129,19 @@ def describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -
     versions = {package: installed_version(package) for package in ("prunekit", "torch")}
     description = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "versions": versions}
     return dict(json.loads(json.dumps(description)))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; InputError if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected readable JSON at {path}: {error}.") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file for people, too, atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sha256(path: Path) -> str:
@@ -194,7 +207,7 @@ def command_store(root: Path, stage: str) -> Iterator[WorkStore]:
     with claimed(root):
         if not (root / CLAIM).is_file():
             # What is needed beforehand is written first; a process killed meanwhile must find its folder again.
-            _write_claim(root, _first_claim(stage))
+            write_json(root / CLAIM, {"stage": stage})
         yield WorkStore(root, stage)
 
 
@@ -208,10 +221,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _claim(path: Path, description: Mapping[str, Any], root: Path) -> None:
     """Make a folder this work's for good, or raise InputError that names the first thing that differs."""
-    first = _first_claim(description["stage"])
+    # What is known of a stage's work before the results that it starts from are there.
+    first = {"stage": description["stage"]}
     earlier = _read_claim(path) if (path / CLAIM).is_file() else first
     if earlier == first:
-        _write_claim(path, description)
+        write_json(path / CLAIM, description)
         return
     before, after = flat(earlier), flat(description)
     for field in sorted(before.keys() | after.keys()):
@@ -221,15 +235,6 @@ def _claim(path: Path, description: Mapping[str, Any], root: Path) -> None:
                 f"{_show(before.get(field))} there, {_show(after.get(field))} now); "
                 f"choose another folder, such as --out {root}-2."
             )
-
-
-def _first_claim(stage: str) -> dict[str, Any]:
-    """Return what is known of a stage's work before the results that it starts from are there."""
-    return {"stage": stage}
-
-
-def _write_claim(path: Path, claim: Mapping[str, Any]) -> None:
-    write_text(path / CLAIM, json.dumps(claim, indent=2) + "\n")
 
 
 def _read_claim(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from prunekit.attacks import PRESETS, AttackInParts, attack_identity
 from prunekit.compaction import CompactionResult, compact, save
 from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
-from prunekit.evaluation.evaluate import Evaluation, evaluate, finite_or_none
+from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_or_none
 from prunekit.evaluation.latency import Latency, accelerate_and_time
 from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.nn import AccelerationReport, native_status
@@ -66,6 +66,10 @@ class Job(Workspace):
     groups: ChannelGroups | None
     examples: dict[int, int]
 
+    def subject(self, model: nn.Module) -> Subject:
+        """Return a unit's model as it is evaluated."""
+        return Subject(model, self.start.task, self.dataset, self.config, self.progress)
+
 
 def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[Path], Checkpoint]:
     """Do one unit's work; return its row, the files that it wrote, and its model."""
@@ -88,25 +92,26 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
-    row = RatioResult(
-        ratio=unit.ratio,
+    columns = {
+        "ratio": unit.ratio,
         **asdict(unit.variant),
-        accuracy=_accuracy(job, evaluations, transfer) | verified,
-        churn=churn,
+        **_accuracy(job, evaluations, transfer),
+        **verified,
+        "churn": churn,
         **size_columns(model, costs, sparsity(artifact.masks)),
         **latency_columns(latency),
         **compaction_columns(latency, compaction),
-        postprocessing=postprocessing_columns(latency),
-        sparse_layers=sum(layer.implementation != "dense" for layer in acceleration.rows),
-        layers=len(acceleration.rows),
-        images=len(job.dataset),
-        image_size=job.dataset.image_size,
-        attack=job.config.attack,
-        threads=torch.get_num_threads(),
-        instruction_set=native_status().instruction_set,
-        processor=processor().name,
-    )
-    return row, files, artifact
+        **postprocessing_columns(latency),
+        "sparse_layers": sum(layer.implementation != "dense" for layer in acceleration.rows),
+        "layers": len(acceleration.rows),
+        "images": len(job.dataset),
+        "image_size": job.dataset.image_size,
+        "attack": job.config.attack,
+        "threads": torch.get_num_threads(),
+        "instruction_set": native_status().instruction_set,
+        "processor": processor().name,
+    }
+    return RatioResult(columns), files, artifact
 
 
 def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]:
@@ -153,30 +158,24 @@ def _evaluate(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit, att
             save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
 
     description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
-    task, progress, chosen = job.start.task, job.progress, PRESETS.get(attack)
-    kept = None
+    chosen, kept = PRESETS.get(attack), None
     if isinstance(chosen, AttackInParts):
         identity = {"attack": attack_identity(chosen), "batch_size": job.config.batch_size, "seed": job.config.seed}
         kept = AttackedBatches(job.store.open("attack", identity, {"model": artifact.sha256}).path)
-    return evaluate(
-        artifact.model, task, job.dataset, job.config, chosen, progress, description, keep_example, kept=kept
-    )
+    return evaluate(job.subject(artifact.model), chosen, description, keep_example, kept=kept)
 
 
 def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     source = job.start.model.to(job.config.device)
     description = f"{unit.label}: under the unpruned model's attack"
-    attack = PRESETS[job.config.attack]
-    task, progress = job.start.task, job.progress
-    return evaluate(model, task, job.dataset, job.config, attack, progress, description, source=source)
+    return evaluate(job.subject(model), PRESETS[job.config.attack], description, source=source)
 
 
 def _verified(job: Job, model: nn.Module, unit: Unit) -> dict[str, float | None]:
     """Return the column on what bounds prove, where it was asked for."""
     if (eps := job.config.verify) is None:
         return {}
-    margins = verify(model, job.start.task, job.dataset, eps, job.config, job.progress)
-    return {"verified_accuracy": verified_accuracy(margins)}
+    return {"verified_accuracy": verified_accuracy(verify(job.subject(model), eps))}
 
 
 def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:

@@ -45,14 +45,6 @@ class Curve:
     band: str = ""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """What one of the panels that compare variants shows."""
-
-    title: str
-    column: str
-
-
 def column(rows: Sequence[Row], name: str) -> list[float]:
     """Return one column of results.csv as numbers; an empty cell is nan."""
     return [float(row[name]) if row[name] else float("nan") for row in rows]
@@ -117,10 +109,10 @@ def draw_accuracy(rows: Sequence[Row], figures: Sequence[Figure]) -> PlotFigure:
         curves.append(Curve(f"{figure.name}, clean", figure.column, {"color": BLUE, **clean_look}))
         attacked = Curve(f"{figure.name}, attacked", f"attacked_{figure.column}", {"color": ORANGE, **attacked_look})
         curves.append(attacked)
-    panels = [Panel("clean", main.column), Panel(f"attack: {rows[0]['attack']}", f"attacked_{main.column}")]
+    panels = {"clean": main.column, f"attack: {rows[0]['attack']}": f"attacked_{main.column}"}
     images = f"{rows[0]['images']} images"
     if rows[0]["attack"] == "none":
-        curves, panels = curves[::2], panels[:1]
+        curves, panels = curves[::2], {"clean": main.column}
     if is_comparison(rows):
         return _compare(rows, panels, main.name, images)
     what = "Average precision" if main.column.startswith("ap") else main.name
@@ -133,7 +125,7 @@ def draw_latency(rows: Sequence[Row], figures: Sequence[Figure] = ()) -> PlotFig
     size, threads = rows[0]["image_size"], rows[0]["threads"]
     title = f"network only, one {size}×{size} image, {threads} thread{'s' if threads != '1' else ''}"
     if is_comparison(rows):
-        panels = [Panel(accelerated, "latency_ms"), Panel(control, "latency_ms_control")]
+        panels = {accelerated: "latency_ms", control: "latency_ms_control"}
         return _compare(rows, panels, "Median latency in ms", title)
     curves = [
         Curve(accelerated, "latency_ms", {"color": GREEN, "marker": "o"}, "latency_ms_p90"),
@@ -173,21 +165,19 @@ def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: s
     return _with_legend(figure, width=PANEL_SIZE[0], columns=2)
 
 
-def _compare(rows: Sequence[Row], panels: Sequence[Panel], y_label: str, title: str) -> PlotFigure:
-    """Draw one column of all variants into each panel, on one scale."""
+def _compare(rows: Sequence[Row], panels: Mapping[str, str], y_label: str, title: str) -> PlotFigure:
+    """Draw one column of all variants into each panel, title → column, on one scale."""
     figure = PlotFigure(dpi=160, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     groups, lines = variants(rows), _lines(rows)
     looks = _looks(lines)
-    for axes, panel in zip(all_axes, panels, strict=True):
+    for axes, (heading, shown) in zip(all_axes, panels.items(), strict=True):
         for name, line in lines.items():
-            axes.plot(column(line, "ratio"), column(line, panel.column), label=name, **looks[name])
+            axes.plot(column(line, "ratio"), column(line, shown), label=name, **looks[name])
         for name, marker in ((UNPRUNED, "o"), (GIVEN, "x")):
             if point := groups.get(name):
-                axes.plot(
-                    column(point, "ratio"), column(point, panel.column), marker, color=GRAY, markersize=7, label=name
-                )
-        _finish(axes, column(rows, "ratio"), f"{panel.title}, {title}" if axes is all_axes[0] else panel.title)
+                axes.plot(column(point, "ratio"), column(point, shown), marker, color=GRAY, markersize=7, label=name)
+        _finish(axes, column(rows, "ratio"), f"{heading}, {title}" if axes is all_axes[0] else heading)
     all_axes[0].set_ylim(bottom=0)  # after all panels: it ends the scaling by what is drawn
     all_axes[0].set_ylabel(y_label)
     return _with_legend(figure, width=PANEL_SIZE[0] * (1 if len(panels) == 1 else 1.8), columns=3)

@@ -26,7 +26,6 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
 
     def batches(self, order: Sequence[int], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Any]]:
         """Yield images [N, ...], uint8 or float in [0, 1], with their targets, in the given order.
@@ -36,7 +35,6 @@ class TrainingData(Protocol):
             batch_size: Images a batch; the last one may be smaller.
             workers: Processes that may read ahead; the batches do not depend on it.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from prunekit.files import write_text
@@ -20,7 +19,6 @@ class StepLog(Protocol):
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Note the numbers of the step that made the update number `step`, counted from 1."""
-        ...
 
 
 class SilentLog:
@@ -56,9 +54,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig
 from prunekit.attacks.presets import PAPER
-from prunekit.errors import InputError
+from prunekit.config import Config
 from prunekit.task import Losses
+
+Self = TypeVar("Self", bound="VerifiedConfig")
 
 
 @dataclass(frozen=True)
@@ -33,61 +36,57 @@ class TrainBatch:
     progress: float = 1.0
 
 
-@dataclass(frozen=True)
-class VerifiedConfig:
-    """The knobs of training on bounds, after CROWN-IBP's published code and, for mixtrain, HYDRA's.
+class NoiseConfig(Config):
+    """The noise of randomized smoothing, in training and where it is certified."""
+
+    sigma: float = Field(
+        0.1, gt=0, description="standard deviation of randomized smoothing's noise, for pixels in [0, 1]"
+    )
+
+
+class VerifiedConfig(Config):
+    """What `crown-ibp` and `mixtrain` train by, after CROWN-IBP's published code and, for mixtrain, HYDRA's.
 
     First the clean loss alone is trained; then the ball around the images grows linearly.
-
-    Attributes:
-        eps: The ball's radius in L∞ at the end.
-        warmup: Share of the training before the ball grows.
-        ramp: Share of the training in which it grows.
-        kappa: Weight of the clean loss in crown-ibp at the end; it falls from 1 while the ball grows.
-        crown: Weight of CROWN's bound against intervals' in crown-ibp at the end; likewise.
-        images: How many images of a batch mixtrain bounds, drawn at random.
-        alpha: Weight of their loss in mixtrain.
     """
 
-    eps: float = 2 / 255
-    warmup: float = 0.1
-    ramp: float = 0.5
-    kappa: float = 0.5
-    crown: float = 0.0
-    images: int = 1
-    alpha: float = 0.8
+    train_eps: float = Field(
+        2 / 255, gt=0, le=1, description="L-infinity radius in which crown-ibp and mixtrain bound the loss"
+    )
+    eps_warmup: float = Field(
+        0.1, ge=0, le=1, description="share of a training on bounds that minimizes the clean loss first"
+    )
+    eps_ramp: float = Field(0.5, ge=0, le=1, description="share of it in which the radius then grows to --train-eps")
+    kappa: float = Field(0.5, ge=0, le=1, description="final weight of crown-ibp's clean loss; 1 at first")
+    crown_weight: float = Field(
+        0.0, ge=0, le=1, description="final weight of CROWN's bounds against intervals' in crown-ibp"
+    )
+    mixtrain_images: int = Field(1, ge=1, description="images of a batch that mixtrain bounds")
+    mixtrain_alpha: float = Field(0.8, ge=0, le=1, description="weight of mixtrain's bounded loss")
+
+    @model_validator(mode="after")
+    def _schedule_ends(self: Self) -> Self:
+        if self.eps_warmup + self.eps_ramp > 1:
+            raise ValueError(
+                f"--eps-ramp: expected at most 1 together with --eps-warmup, got {self.eps_warmup + self.eps_ramp:g}"
+            )
+        return self
 
     def growth(self, progress: float) -> float:
-        """Return the share of `eps` that the ball has after a share of the training."""
-        if progress >= self.warmup + self.ramp:
+        """Return the share of `train_eps` that the ball has after a share of the training."""
+        if progress >= self.eps_warmup + self.eps_ramp:
             return 1.0
-        return max(0.0, progress - self.warmup) / self.ramp if self.ramp else 0.0
+        return max(0.0, progress - self.eps_warmup) / self.eps_ramp if self.eps_ramp else 0.0
 
 
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The knobs of all objectives; each uses its own.
+class ObjectiveConfig(Config):
+    """The knobs of all objectives; each uses its own."""
 
-    Attributes:
-        attack: pgd-at and trades attack with it; n-fgsm and free take its eps.
-        beta: Weight of TRADES' divergence.
-        replays: Consecutive steps that free adversarial training takes on each batch.
-        sigma: Standard deviation of smoothing's noise, for pixels in [0, 1].
-        verified: What mixtrain and crown-ibp train by.
-    """
-
-    attack: PgdConfig = PAPER
-    beta: float = 6.0
-    replays: int = 4
-    sigma: float = 0.1
-    verified: VerifiedConfig = VerifiedConfig()
-
-    def __post_init__(self) -> None:
-        if not (self.beta >= 0 and self.sigma >= 0 and self.replays >= 1):
-            raise InputError(
-                f"Expected beta and sigma of at least 0 and replays of at least 1, "
-                f"got {self.beta}, {self.sigma} and {self.replays}"
-            )
+    attack: PgdConfig = Field(PAPER, description="pgd-at and trades attack with it; n-fgsm and free take its eps")
+    beta: float = Field(6.0, ge=0, description="weight of TRADES' divergence")
+    replays: int = Field(4, ge=1, description="consecutive steps that free adversarial training takes on each batch")
+    sigma: float = Field(0.1, ge=0, description="standard deviation of smoothing's noise, for pixels in [0, 1]")
+    verified: VerifiedConfig = Field(VerifiedConfig(), description="what mixtrain and crown-ibp train by")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Objective:
     """
 
     task: Losses
-    config: ObjectiveConfig = ObjectiveConfig()
+    config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @property
     def replays(self) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.documents import read_described, save_described
+from prunekit import documents
+from prunekit.documents import read_described
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
 
@@ -205,7 +206,7 @@ def save_checkpoint(path: str | Path, state: TrainState, config: TrainConfig) ->
         state: What to write.
         config: The settings that led to it; loading asks for the same ones.
     """
-    save_described(path, state.tensors(), FORMAT, {"step": state.step, "config": config.identity()})
+    documents.write(path, state.tensors(), {"format": FORMAT, "step": state.step, "config": config.identity()})
 
 
 def load_checkpoint(path: str | Path, config: TrainConfig) -> TrainState:

@@ -46,8 +46,8 @@ class CrownIbp(_Verified):
         growth = config.growth(batch.progress)
         if growth == 0:
             return self.mean_loss(model, batch.x, batch.targets)
-        kappa, crown = (1 - growth * (1 - end) for end in (config.kappa, config.crown))
-        logits = model(bounded(batch.x, growth * config.eps))
+        kappa, crown = (1 - growth * (1 - end) for end in (config.kappa, config.crown_weight))
+        logits = model(bounded(batch.x, growth * config.train_eps))
         clean = self.loss_of(batch.targets)(logits.value).mean()
         return kappa * clean + (1 - kappa) * self.worst_loss(logits, self.labels(batch), crown)
 
@@ -66,8 +66,8 @@ class MixTrain(_Verified):
         clean = self.mean_loss(model, batch.x, batch.targets)
         if growth == 0:
             return clean
-        order = torch.randperm(len(batch.x), generator=generator, device=batch.x.device)[: config.images]
+        order = torch.randperm(len(batch.x), generator=generator, device=batch.x.device)[: config.mixtrain_images]
         with frozen_batch_norm(model):
-            logits = model(bounded(batch.x[order], growth * config.eps))
+            logits = model(bounded(batch.x[order], growth * config.train_eps))
         worst = self.worst_loss(logits, self.labels(batch)[order], crown=1.0)
-        return (1 - config.alpha) * clean + config.alpha * worst
+        return (1 - config.mixtrain_alpha) * clean + config.mixtrain_alpha * worst

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,10 +50,10 @@ def test_a_process_is_ended_with_what_it_started(tmp_path: Path) -> None:
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(alive)!r}).touch()"
     parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
-    code, printed = run_process([sys.executable, "-c", parent], 1.5, is_quiet=True)
+    code, printed = run_process([sys.executable, "-c", parent], 1.5, subprocess.PIPE)
     assert (code, printed.strip()) == (None, "begun")
     assert time.monotonic() - begin < 60
-    assert run_process([sys.executable, "-c", "print(7); exit(3)"], 60, is_quiet=True) == (3, "7\n")
+    assert run_process([sys.executable, "-c", "print(7); exit(3)"], 60, subprocess.PIPE) == (3, "7\n")
     time.sleep(3)
     assert not alive.exists()
 
@@ -104,7 +105,7 @@ def test_compiling_is_ended_in_time_or_left_out(monkeypatch: pytest.MonkeyPatch)
     asked: list[float] = []
     answers = iter([(None, ""), (1, ""), (0, "warning\n12.5\n")])
 
-    def run(command: list[str], seconds: float, *, is_quiet: bool) -> tuple[int | None, str]:
+    def run(command: list[str], seconds: float, output: int) -> tuple[int | None, str]:
         asked.append(seconds)
         return next(answers)
 

@@ -84,6 +84,12 @@ def test_bad_input_is_one_sentence(question: str, arguments: list[str], sentence
     assert result.stdout == ""
 
 
+def test_memory_is_of_whole_nets() -> None:
+    result = bench("layers", *TINY, "--memory")
+    assert result.exit_code == 2
+    assert "--memory: expected with whole nets (end-to-end), got with layers." in result.stderr
+
+
 def test_a_folder_or_a_foreign_file_as_output_is_bad_input(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text('{"name": "someone else"}\n')

@@ -20,9 +20,9 @@ from prunekit.detection import (
     yolov3_tiny,
 )
 from prunekit.detection.attack_losses import attack_losses
-from prunekit.detection.boxes import split_anchors
+from prunekit.detection.boxes import Heads, split_anchors
 from prunekit.detection.rates import attack_success, false_positives
-from prunekit.evaluation.evaluate import Evaluation, evaluate
+from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
 from tests.support.detection_oracles import bce, decode_loop, iou_scalar, mean
 
@@ -50,12 +50,12 @@ def random_outputs(seed: int = 0, batch: int = 3, num_classes: int = NUM_CLASSES
 
 
 def losses_of(targets: list[Target] = TARGETS, num_classes: int = NUM_CLASSES) -> AttackLosses:
-    return attack_losses(targets, ANCHORS, STRIDES, num_classes)
+    return attack_losses(targets, Heads(ANCHORS, STRIDES, num_classes))
 
 
 def test_the_training_losses_parts_are_components() -> None:
     outputs, losses = random_outputs(), losses_of()
-    loss = detection_loss(outputs, TARGETS, ANCHORS, STRIDES, NUM_CLASSES)
+    loss = detection_loss(outputs, TARGETS, Heads(ANCHORS, STRIDES, NUM_CLASSES))
     for name, part in [
         ("total", loss.total),
         ("localization", loss.box),
@@ -86,7 +86,7 @@ def test_mislabel_is_minus_the_loss_towards_the_likeliest_wrong_class() -> None:
         split_anchors(logits, len(sizes), NUM_CLASSES)[..., 5:] = torch.tensor([-1.0, 0.7, 0.3], dtype=torch.float64)
     wrong = {0: 1, 2: 1, 1: 2}
     renamed = [Target(t.boxes, torch.tensor([wrong[v] for v in t.labels.tolist()]).long()) for t in TARGETS]
-    expected = -detection_loss(outputs, renamed, ANCHORS, STRIDES, NUM_CLASSES).total
+    expected = -detection_loss(outputs, renamed, Heads(ANCHORS, STRIDES, NUM_CLASSES)).total
     assert_close(losses_of().components["mislabel"](outputs), expected)
 
 
@@ -141,7 +141,7 @@ def test_batches_without_objects_have_slopes_all_the_same() -> None:
     torch.manual_seed(0)
     net = yolov3_tiny(num_classes=3, width=1 / 16).eval()
     x = torch.rand(2, 3, 64, 64)
-    losses = attack_losses([TARGETS[1]] * 2, net.anchors, net.strides, 3)
+    losses = attack_losses([TARGETS[1]] * 2, Heads.of(net))
     grads = {name: slope_at(net, x, loss).grad for name, loss in {**losses.components, "margin": losses.margin}.items()}
     assert all(grad.isfinite().all() for grad in grads.values())
     flat = {name for name, grad in grads.items() if grad.abs().max() == 0}
@@ -168,6 +168,7 @@ def shapes(shapes_config: RunConfig) -> tuple[Detector, CocoDataset]:
 
 def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset], shapes_config: RunConfig) -> None:
     model, dataset = shapes
+    subject = Subject(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress())
 
     def under(name: str) -> Evaluation:
         def attack(
@@ -176,9 +177,9 @@ def test_each_target_does_what_it_is_called(shapes: tuple[Detector, CocoDataset]
             chosen = AttackLosses(losses.components[name], losses.margin, {}, losses.badness)
             return STANDARD(model, x, chosen, generator)
 
-        return evaluate(model, DetectionTask.of(model), dataset, shapes_config, attack, SilentProgress())
+        return evaluate(subject, attack)
 
-    clean = evaluate(model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress())
+    clean = evaluate(subject, None)
     success, found = {}, {}
     for name in ("vanish", "fabricate", "mislabel"):
         attacked = under(name)

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from prunekit.detection import Target, yolov3_tiny
 from prunekit.detection.attribution_target import matched_logits
+from prunekit.detection.boxes import Heads
 from prunekit.prune.deeplift import Comparison, deeplift_contributions
 
 ANCHORS = (((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)), ((10.0, 13.0), (16.0, 30.0)))
@@ -49,7 +50,7 @@ def test_the_target_is_the_loops() -> None:
         for a, s in zip(ANCHORS, STRIDES, strict=True)
     ]
     targets = random_targets((30, 0, 4))  # 30 objects share places
-    found = matched_logits(outputs, targets, ANCHORS, STRIDES, NUM_CLASSES)
+    found = matched_logits(outputs, targets, Heads(ANCHORS, STRIDES, NUM_CLASSES))
     expected = [matched_logits_loop(outputs, target, image) for image, target in enumerate(targets)]
     assert expected[0] != 0
     assert expected[1] == 0
@@ -63,7 +64,7 @@ def test_an_image_without_objects_contributes_nothing() -> None:
     targets = random_targets((0, 5))
 
     def target(outputs: tuple[Tensor, ...]) -> Tensor:
-        return matched_logits(outputs, targets, net.anchors, net.strides, net.num_classes)
+        return matched_logits(outputs, targets, Heads.of(net))
 
     found = deeplift_contributions(net, Comparison(x, torch.zeros_like(x[:1]), target))
     assert found.completeness.expected[0] == 0

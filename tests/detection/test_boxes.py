@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from prunekit.detection import decode, nms
-from prunekit.detection.boxes import NMS_CHUNK, intersection_and_union
+from prunekit.detection.boxes import NMS_CHUNK, Heads, intersection_and_union
 from tests.support.detection_oracles import decode_loop, iou_scalar, nms_loop
 
 ANCHORS = (((30.0, 61.0), (62.0, 45.0)), ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((5.0, 4.0),))
@@ -32,14 +32,14 @@ def random_boxes(generator: torch.Generator, *shape: int, side: float = 100.0) -
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_decode_follows_the_box_equations(num_heads: int, num_classes: int) -> None:
     outputs = random_outputs(num_heads, num_classes)
-    boxes, scores = decode(outputs, ANCHORS[:num_heads], STRIDES[:num_heads], num_classes)
+    boxes, scores = decode(outputs, Heads(ANCHORS[:num_heads], STRIDES[:num_heads], num_classes))
     expected = decode_loop(outputs, ANCHORS[:num_heads], STRIDES[:num_heads], num_classes)
     torch.testing.assert_close(boxes, torch.tensor([[box for box, _ in image] for image in expected]))
     torch.testing.assert_close(scores, torch.tensor([[score for _, score in image] for image in expected]))
 
 
 def test_decode_stays_finite_on_wild_logits() -> None:
-    boxes, scores = decode([torch.full((1, 14, 2, 2), 1e30)], ANCHORS[:1], STRIDES[:1], num_classes=2)
+    boxes, scores = decode([torch.full((1, 14, 2, 2), 1e30)], Heads(ANCHORS[:1], STRIDES[:1], 2))
     assert boxes.isfinite().all()
     assert scores.isfinite().all()
 
@@ -47,11 +47,11 @@ def test_decode_stays_finite_on_wild_logits() -> None:
 def test_decode_can_be_exported() -> None:
     class Decoder(torch.nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-            return decode([a, b], ANCHORS[:2], STRIDES[:2], 3)
+            return decode([a, b], Heads(ANCHORS[:2], STRIDES[:2], 3))
 
     outputs = random_outputs(num_heads=2, num_classes=3)
     exported = torch.export.export(Decoder(), tuple(outputs)).module()
-    for found, expected in zip(exported(*outputs), decode(outputs, ANCHORS[:2], STRIDES[:2], 3), strict=True):
+    for found, expected in zip(exported(*outputs), decode(outputs, Heads(ANCHORS[:2], STRIDES[:2], 3)), strict=True):
         assert torch.equal(found, expected)
 
 

@@ -22,6 +22,7 @@ from prunekit.detection import (
     nms,
     yolov3_tiny,
 )
+from prunekit.detection.boxes import Heads
 from tests.support.external_files import coco128, official_tiny_weights
 
 
@@ -39,7 +40,7 @@ def batches(dataset: CocoDataset, size: int = 8) -> list[Batch]:
 
 def detect(net: Detector, images: Tensor, batch: Batch) -> dict[int, Detections]:
     with torch.no_grad():
-        boxes, scores = decode(net(images), net.anchors, net.strides, net.num_classes)
+        boxes, scores = decode(net(images), Heads.of(net))
     found = nms(boxes, scores, score_threshold=0.001, iou_threshold=0.45)
     return {
         image_id: Detections(letterbox.to_image(d.boxes), d.scores, d.classes)
@@ -66,7 +67,7 @@ def test_the_papers_attack_lowers_it_to_under_a_third(net: Detector) -> None:
     for batch in batches(dataset):
 
         def loss(outputs: tuple[Tensor, ...], batch: Batch = batch) -> Tensor:
-            return detection_loss(outputs, batch.targets, net.anchors, net.strides, net.num_classes).total
+            return detection_loss(outputs, batch.targets, Heads.of(net)).total
 
         x_adv = pgd(net, batch.images, loss, PAPER)
         assert float((x_adv - batch.images).abs().max()) <= 0.05 + 1e-6

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from prunekit.detection import Target, detection_loss, yolov3_tiny
+from prunekit.detection.boxes import Heads
 from prunekit.detection.loss import BOX_WEIGHT, CLASSIFICATION_WEIGHT, complete_iou, match
 from tests.support.detection_oracles import complete_iou_scalar, detection_loss_loop, iou_scalar
 
@@ -45,7 +46,7 @@ def random_target(num_objects: int, num_classes: int, seed: int = 0) -> Target:
 def test_the_loss_is_the_loops(num_objects: int, num_classes: int) -> None:
     # 40 objects on 15 and 60 cells share places, so the better fit must win there.
     outputs, target = random_outputs(1, num_classes), random_target(num_objects, num_classes)
-    found = detection_loss(outputs, [target], ANCHORS, STRIDES, num_classes)
+    found = detection_loss(outputs, [target], Heads(ANCHORS, STRIDES, num_classes))
     boxes = [(a, b, c, d) for a, b, c, d in target.boxes.tolist()]
     box, objectness, classes = detection_loss_loop(
         outputs, boxes, target.labels.tolist(), ANCHORS, STRIDES, num_classes
@@ -59,9 +60,9 @@ def test_the_loss_is_the_loops(num_objects: int, num_classes: int) -> None:
 def test_images_do_not_see_each_other() -> None:
     outputs = random_outputs(4, num_classes=3)
     targets = [random_target(count, 3, seed=count) for count in (5, 0, 1, 17)]
-    together = detection_loss(outputs, targets, ANCHORS, STRIDES, 3)
+    together = detection_loss(outputs, targets, Heads(ANCHORS, STRIDES, 3))
     for index, target in enumerate(targets):
-        alone = detection_loss([o[index : index + 1] for o in outputs], [target], ANCHORS, STRIDES, 3)
+        alone = detection_loss([o[index : index + 1] for o in outputs], [target], Heads(ANCHORS, STRIDES, 3))
         for name in ("total", "box", "objectness", "classification"):
             assert_close(getattr(together, name)[index], getattr(alone, name)[0], rtol=1e-12, atol=0)
     assert together.box[1] == 0
@@ -71,7 +72,7 @@ def test_images_do_not_see_each_other() -> None:
 
 def test_each_images_gradient_is_its_own() -> None:
     outputs = [o.requires_grad_() for o in random_outputs(3, num_classes=2)]
-    loss = detection_loss(outputs, [random_target(4, 2, seed) for seed in range(3)], ANCHORS, STRIDES, 2)
+    loss = detection_loss(outputs, [random_target(4, 2, seed) for seed in range(3)], Heads(ANCHORS, STRIDES, 2))
     grads = torch.autograd.grad(loss.total[1], outputs)
     for grad in grads:
         assert grad[[0, 2]].abs().max() == 0
@@ -130,7 +131,7 @@ def test_gradients_of_complete_iou_hold_alpha_constant() -> None:
 def test_gradients_stay_finite_on_wild_logits(value: float) -> None:
     outputs = [torch.full_like(o, value).float().requires_grad_() for o in random_outputs(2, num_classes=3)]
     targets = [random_target(6, 3), random_target(0, 3)]
-    loss = detection_loss(outputs, targets, ANCHORS, STRIDES, 3)
+    loss = detection_loss(outputs, targets, Heads(ANCHORS, STRIDES, 3))
     assert loss.total.isfinite().all()
     for grad in torch.autograd.grad(loss.total.sum(), outputs):
         assert grad.isfinite().all()
@@ -144,7 +145,7 @@ def test_descending_the_loss_makes_the_detector_fit_its_images() -> None:
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
-        loss = detection_loss(net(images), targets, net.anchors, net.strides, 2).total.mean()
+        loss = detection_loss(net(images), targets, Heads.of(net)).total.mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

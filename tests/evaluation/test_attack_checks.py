@@ -13,7 +13,7 @@ from prunekit.attacks import AttackLosses, PgdConfig, pgd
 from prunekit.detection import Annotation, CocoDataset, DetectionTask, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.detection.yolov3 import YOLOv3Tiny
 from prunekit.evaluation import sanity_rules as rules
-from prunekit.evaluation.evaluate import Perturbation, Spread
+from prunekit.evaluation.evaluate import Perturbation, Spread, Subject
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport, MeaninglessEvaluationError
 from prunekit.pipeline import RunConfig, SilentProgress
@@ -132,6 +132,10 @@ class Misleading(YOLOv3Tiny):
         return super().forward(2 * x.detach() - x)
 
 
+def subject(model: Detector, dataset: CocoDataset, config: RunConfig) -> Subject:
+    return Subject(model, DetectionTask.of(model), dataset, config, SilentProgress())
+
+
 def failed(report: CheckReport) -> set[str]:
     return {row.name for row in report.failed}
 
@@ -141,7 +145,7 @@ def test_a_sound_evaluation_passes_and_leaves_the_model_alone(
     model: Detector, dataset: CocoDataset, shapes_config: RunConfig, attack: PgdConfig
 ) -> None:
     untouched = Untouched(model)
-    report = check_evaluation(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), attack)
+    report = check_evaluation(subject(model, dataset, shapes_config), attack)
     assert [row.name for row in report.rows] == NAMES
     assert failed(report) == set()
     report.require()
@@ -163,9 +167,7 @@ def test_a_corrupted_attack_is_caught(
     model: Detector, dataset: CocoDataset, shapes_config: RunConfig, attack: type[Corrupted], names: set[str]
 ) -> None:
     corrupted = attack(**dataclasses.asdict(SOUND))
-    report = check_evaluation(
-        model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), corrupted, num_images=4
-    )
+    report = check_evaluation(subject(model, dataset, shapes_config), corrupted, num_images=4)
     assert names <= failed(report)
     for name in names:
         with pytest.raises(MeaninglessEvaluationError, match=f"{name}: "):
@@ -187,9 +189,7 @@ def test_an_attack_of_the_wrong_sign_is_weaker_than_anything(
     source = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
     source.load_state_dict(model.state_dict())
     attack = DescendingOnOne(**dataclasses.asdict(SOUND))
-    report = check_evaluation(
-        model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), attack, source, num_images=4
-    )
+    report = check_evaluation(subject(model, dataset, shapes_config), attack, source, num_images=4)
     assert "white box" in failed(report)
 
 
@@ -198,7 +198,7 @@ def test_training_mode_is_caught_before_it_does_harm(
 ) -> None:
     model.get_submodule("stage16").train()
     untouched = Untouched(model)
-    report = check_evaluation(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress(), SOUND)
+    report = check_evaluation(subject(model, dataset, shapes_config), SOUND)
     assert failed(report) == {"eval mode"}
     assert "stage16.0.norm is in training mode" in report.failed[0].sentence
     assert untouched.holds()
@@ -217,7 +217,7 @@ def test_masked_gradients_are_caught(
 ) -> None:
     net = masked(dataset.num_classes, shapes_config.width).eval()
     net.load_state_dict(model.state_dict())
-    report = check_evaluation(net, DetectionTask.of(net), dataset, shapes_config, SilentProgress(), SOUND)
+    report = check_evaluation(subject(net, dataset, shapes_config), SOUND)
     assert failed(report) == {"gradient"}
     assert sentence in report.failed[0].sentence
 
@@ -225,9 +225,7 @@ def test_masked_gradients_are_caught(
 def test_a_model_that_finds_nothing_cannot_be_checked(dataset: CocoDataset, shapes_config: RunConfig) -> None:
     torch.manual_seed(0)
     ignorant = yolov3_tiny(dataset.num_classes, shapes_config.width).eval()
-    report = check_evaluation(
-        ignorant, DetectionTask.of(ignorant), dataset, shapes_config, SilentProgress(), SOUND, num_images=2
-    )
+    report = check_evaluation(subject(ignorant, dataset, shapes_config), SOUND, num_images=2)
     assert "clean AP" in failed(report)
 
 

@@ -19,7 +19,7 @@ from prunekit.attacks.presets import PAPER, STANDARD
 from prunekit.detection import CocoDataset, Detections, DetectionTask, Detector, load_darknet_weights, yolov3_tiny
 from prunekit.detection.rates import attack_success, confident, false_positives
 from prunekit.errors import InputError
-from prunekit.evaluation.evaluate import Evaluation, evaluate, evaluate_cases, evaluation_cases
+from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, evaluate_cases, evaluation_cases
 from prunekit.pipeline import RunConfig, SilentProgress, make_config
 from tests.support.attack_problems import Untouched
 from tests.support.coco_files import small_content, write_coco
@@ -67,8 +67,12 @@ def figure(evaluation: Evaluation, name: str) -> float:
     return value
 
 
+def subject(model: Detector, dataset: CocoDataset, config: RunConfig) -> Subject:
+    return Subject(model, DetectionTask.of(model), dataset, config, SilentProgress())
+
+
 def run(model: Detector, dataset: CocoDataset, config: RunConfig, attack: Attack | None, **more: Any) -> Evaluation:
-    return evaluate(model, DetectionTask.of(model), dataset, config, attack, SilentProgress(), **more)
+    return evaluate(subject(model, dataset, config), attack, **more)
 
 
 def test_clean_figures_at_both_thresholds(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
@@ -205,9 +209,7 @@ def test_cases_are_clean_then_each_attack_with_its_transfer() -> None:
 
 def test_each_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
     dense = with_noise(model)
-    results = list(
-        evaluate_cases(model, DetectionTask.of(model), dataset, shapes_config, ["paper"], SilentProgress(), dense)
-    )
+    results = list(evaluate_cases(subject(model, dataset, shapes_config), ["paper"], dense))
     assert [result.case.name for result in results] == ["none", "paper", "paper_transfer"]
     clean, attacked, transferred = results
     assert same(clean.evaluation.predictions, run(model, dataset, shapes_config, None).predictions)
@@ -224,9 +226,7 @@ def test_each_case_is_evaluated_as_it_says(model: Detector, dataset: CocoDataset
 
 
 def test_figures_are_flat_and_ready_for_json(model: Detector, dataset: CocoDataset, shapes_config: RunConfig) -> None:
-    clean, attacked = evaluate_cases(
-        model, DetectionTask.of(model), dataset, shapes_config, ["paper"], SilentProgress()
-    )
+    clean, attacked = evaluate_cases(subject(model, dataset, shapes_config), ["paper"])
     assert clean.figures().keys() < attacked.figures().keys()
     figures = attacked.figures()
     assert figures == json.loads(json.dumps(figures, allow_nan=False))

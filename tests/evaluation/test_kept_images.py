@@ -12,7 +12,7 @@ import torch
 
 from prunekit.detection import CocoDataset
 from prunekit.detection.image_files import read_image
-from prunekit.evaluation.evaluate import CaseResult, evaluate_cases
+from prunekit.evaluation.evaluate import CaseResult, Subject, evaluate_cases
 from prunekit.kept_images import KEPT_BYTES, KeptImages
 from prunekit.pipeline import RunConfig, SilentProgress, make_config, read_rows, run
 from prunekit.pipeline.checkpoint import open_checkpoint, requested_spec
@@ -131,7 +131,8 @@ def test_cases_give_the_same_figures_from_kept_images(shapes_config: RunConfig, 
         task = task_of(requested_spec("yolov3-tiny", shapes_config.width)).for_data(dataset)
         model = open_checkpoint(str(shapes_config.weights), task).model
         decoded.clear()
-        return list(evaluate_cases(model, task, dataset, shapes_config, ["fgsm", "paper"], SilentProgress()))
+        subject = Subject(model, task, dataset, shapes_config, SilentProgress())
+        return list(evaluate_cases(subject, ["fgsm", "paper"]))
 
     again, decodings_again = cases(None), decoded.copy()
     once, decodings_once = cases(KEPT_BYTES), decoded.copy()

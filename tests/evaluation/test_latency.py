@@ -50,7 +50,7 @@ def _poisoned(head: Tensor) -> Tensor:
 def test_timing_is_refused_when_outputs_differ(
     detector: Detector, x: Tensor, change: Callable[[Tensor], Tensor]
 ) -> None:
-    with pytest.raises(WrongOutputError, match=r"output 1 .*not measured"):
+    with pytest.raises(WrongOutputError, match=r"accelerated model differs from the masked dense model .* at \[1\]"):
         measure_latency(detector, DetectionTask.of(detector), Altered(detector, change), x, 3, NMS)
 
 
@@ -65,7 +65,7 @@ def test_rounding_differences_are_accepted(detector: Detector, x: Tensor) -> Non
 @torch.no_grad()
 def test_a_missing_head_is_no_match(detector: Detector, x: Tensor) -> None:
     outputs = detector(x)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(WrongOutputError, match="Expected a tuple of 2, got a tuple of 1"):
         check_same_outputs(outputs, outputs[:1])
 
 

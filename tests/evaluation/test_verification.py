@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, classification_losses, pgd
 from prunekit.classification import ClassificationData, ClassificationTask
-from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.evaluation.evaluate import EvaluationConfig, Subject
 from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.pipeline import read_rows
 from prunekit.progress import SilentProgress
@@ -39,13 +39,13 @@ def test_what_is_verified_withstands_every_attack_image_by_image(tmp_path: Path)
     images = read_into_memory(data, SilentProgress())
     assert isinstance(images.targets, Tensor)
     config = TrainConfig(epochs=20, batch_size=12, augmentation=NO_AUGMENTATION)
-    knobs = ObjectiveConfig(verified=VerifiedConfig(eps=0.05, warmup=0.0, ramp=0.3))
+    knobs = ObjectiveConfig(verified=VerifiedConfig(train_eps=0.05, eps_warmup=0.0, eps_ramp=0.3))
     model = _net()
     optimize(model, dict(model.named_parameters()), images, make_objective("crown-ibp", task, knobs), config)
     model.eval()
     x, verified = images.images.float() / 255, []
     for eps in (0.02, 0.1, 0.3):
-        margins = verify(model, task, data, eps, EvaluationConfig(), SilentProgress())
+        margins = verify(Subject(model, task, data, EvaluationConfig(), SilentProgress()), eps)
         attack = PgdConfig(eps=eps, step_size=eps / 5, steps=15, random_start=True, restarts=2)
         losses = classification_losses(images.targets)
         x_adv = pgd(model, x, losses.margin, attack, torch.Generator().manual_seed(0))

@@ -19,11 +19,12 @@ from prunekit.comparison import compare
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.program import Program
 from prunekit.errors import InputError
-from prunekit.nn import AccelerationReport, MaskedConv2d
+from prunekit.nn import MaskedConv2d
 from prunekit.nn.model_copies import OriginalModel
 from prunekit.nn.tuning import tune_layer
 from prunekit.ops.native import native_status
 from prunekit.timing import Timing
+from tests.support.accelerate_calls import Net, X, accelerated, check
 from tests.support.accelerate_nets import LAYERS, Pair, Result, SamePaddingConv, StandardizedConv
 from tests.support.untouched import untouched
 
@@ -31,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}"),
     pytest.mark.usefixtures("one_thread"),
 ]
-X = torch.rand(1, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
@@ -47,40 +47,6 @@ def preset_times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     for module in ("tuning", "candidates"):
         monkeypatch.setattr(importlib.import_module(f"prunekit.nn.{module}"), "time_in_turn", time_in_turn)
     return times
-
-
-class Net(nn.Module):
-    """Two convolutions with zeros, and what a test puts around them."""
-
-    middle: Any
-
-    def __init__(self, after: Callable[..., Any] = lambda y: y, middle: nn.Module | None = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
-        self.middle = middle or nn.Identity()
-        self.after = after
-        with torch.no_grad():
-            for conv in (self.first, self.second):
-                conv.weight.mul_(torch.rand_like(conv.weight) < 0.4)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.after(self.second(self.middle(self.first(x).relu())))
-
-
-def accelerated(model: nn.Module, *args: Any, **options: Any) -> tuple[Any, AccelerationReport]:
-    with untouched(model, args, options.get("example_kwargs")):
-        fast = prunekit.accelerate(model, args or (X,), tuning_seconds=0.0, tuning_cache=None, **options)
-    report = fast.report
-    assert isinstance(report, AccelerationReport)
-    return fast, report
-
-
-def check(model: nn.Module, fast: nn.Module, *args: Any, most: float = 1e-5, **kwargs: Any) -> None:
-    with torch.no_grad():
-        found = compare(model(*args, **kwargs), fast(*args, **kwargs))
-    assert found.elements
-    assert found.relative_rms <= most
 
 
 def test_the_report_counts_what_was_compared() -> None:

@@ -13,9 +13,9 @@ from prunekit.config import Config, read_settings, write_settings
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, make_config
 from prunekit.pipeline.command_config import FinetuneStage, PruneStage, TrainStage
-from prunekit.pipeline.config import training_options
 from prunekit.pipeline.results import Inputs
 from prunekit.pipeline.run_folder import OpenRun
+from prunekit.pipeline.training_options import training_options
 from prunekit.training.augment import NO_AUGMENTATION
 from prunekit.training.config import SCORE_OPTIMIZATIONS
 from tests.support import ROOT

@@ -12,8 +12,8 @@ from prunekit.config import read_settings, write_settings
 from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, make_config
 from prunekit.pipeline.command_config import FinetuneStage, PruneStage, TrainStage
-from prunekit.pipeline.config import over_file
 from prunekit.pipeline.recipes import RECIPES, Recipe, register_recipe
+from prunekit.pipeline.training_options import over_file
 from prunekit.training.augment import NO_AUGMENTATION
 from prunekit.training.config import TrainConfig
 from tests.support.commands import Options, invoke, tree

@@ -134,7 +134,7 @@ def test_reveal_cancel_is_complete_on_random_nets(steps: list[Step], shared_refe
 @pytest.mark.parametrize("activation", [nn.ReLU, partial(nn.LeakyReLU, 0.1), nn.Sigmoid, nn.Tanh])
 def test_captum_agrees_where_it_is_right(activation: Callable[[], nn.Module]) -> None:
     pytest.importorskip("captum", reason="the optional oracle captum is not installed")
-    from bench.captum_deeplift import captum_contributions
+    from bench.deeplift import captum_contributions
 
     net = two_heads(activation)
     x, x_ref = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from prunekit.attacks import PgdConfig, cross_entropy_per_image, pgd, softmax_divergence
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.detection import DetectionTask, Target, detection_loss
+from prunekit.detection.boxes import Heads
 from prunekit.errors import InputError
 from prunekit.task import Losses
 from prunekit.training.augment import NO_AUGMENTATION
@@ -98,7 +99,7 @@ def test_the_detectors_clean_objective_is_the_mean_detection_loss() -> None:
     x, targets = data.images.float() / 255, data.targets
     assert not isinstance(targets, Tensor)
     loss = make_objective("clean", DetectionTask.of(model))(model, TrainBatch(x, targets), _generator())
-    expected = detection_loss(model(x), targets, model.anchors, model.strides, model.num_classes).total.mean()
+    expected = detection_loss(model(x), targets, Heads.of(model)).total.mean()
     assert torch.equal(loss, expected)
 
 
@@ -218,7 +219,7 @@ def test_unknown_names_and_norms_that_do_not_fit_are_refused() -> None:
     for name in ("free", "n-fgsm"):
         with pytest.raises(InputError, match=f"norm linf for the objective {name}, got l2"):
             make_objective(name, ClassifierLosses(), ObjectiveConfig(attack=PgdConfig(1.0, 0.1, 2, norm="l2")))
-    with pytest.raises(InputError, match="replays of at least 1"):
+    with pytest.raises(InputError, match="replays: input should be greater than or equal to 1, got 0"):
         ObjectiveConfig(replays=0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.detection import MODELS, CocoDataset, DetectionTask, Target, load_darknet_weights
-from prunekit.evaluation.evaluate import evaluate
+from prunekit.evaluation.evaluate import Subject, evaluate
 from prunekit.pipeline import RunConfig, SilentProgress
 from prunekit.progress import Description
 from prunekit.training.augment import NO_AUGMENTATION
@@ -237,9 +237,8 @@ def test_eight_images_are_learnt_by_heart(shapes_config: RunConfig) -> None:
     dataset = CocoDataset.open(shapes_config.data, shapes_config.image_size)
     model = MODELS["yolov3-tiny"](dataset.num_classes, shapes_config.width).eval()
     load_darknet_weights(model, str(shapes_config.weights))
-    found = evaluate(
-        model, DetectionTask.of(model), dataset, shapes_config, None, SilentProgress(), "", lambda *seen: None
-    )
+    subject = Subject(model, DetectionTask.of(model), dataset, shapes_config, SilentProgress())
+    found = evaluate(subject, None, "", lambda *seen: None)
     assert (found.figures["ap50"] or 0) > 0.8
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,9 @@ from tests.support.training_problems import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = torch.tensor([0, 2, 1, 1])
-CONFIG = VerifiedConfig(eps=0.03, warmup=0.2, ramp=0.4, kappa=0.25, crown=0.5, images=2, alpha=0.7)
+CONFIG = VerifiedConfig(
+    train_eps=0.03, eps_warmup=0.2, eps_ramp=0.4, kappa=0.25, crown_weight=0.5, mixtrain_images=2, mixtrain_alpha=0.7
+)
 
 
 def _classifier() -> nn.Sequential:
@@ -59,7 +60,7 @@ def test_the_ball_grows_after_the_warm_up(progress: float, growth: float) -> Non
 
 
 def test_without_a_ramp_the_ball_is_there_at_once() -> None:
-    assert [VerifiedConfig(warmup=0.5, ramp=0.0).growth(progress) for progress in (0.49, 0.5)] == [0, 1]
+    assert [VerifiedConfig(eps_warmup=0.5, eps_ramp=0.0).growth(progress) for progress in (0.49, 0.5)] == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["crown-ibp", "mixtrain"])
@@ -78,7 +79,7 @@ def test_crown_ibp_is_the_papers_formula(growth: float) -> None:
 
 
 def test_mixtrain_bounds_some_images_by_the_running_statistics() -> None:
-    config, model = replace(CONFIG, images=4), _classifier()
+    config, model = CONFIG.updated(mixtrain_images=4), _classifier()
     found = _loss("mixtrain", model, config)
     clean = cross_entropy(_classifier()(_images()), LABELS)
     bound = margin_bounds(model.eval()(bounded(_images(), 0.03)), LABELS, True)  # its statistics are one batch old
@@ -104,7 +105,8 @@ def test_training_on_bounds_verifies_more(name: str) -> None:
     verified = {}
     for objective in ("clean", name):
         model = linear_classifier()
-        knobs = ObjectiveConfig(verified=VerifiedConfig(eps=eps, warmup=0.0, ramp=0.2, kappa=0.0, images=20))
+        bounds = VerifiedConfig(train_eps=eps, eps_warmup=0.0, eps_ramp=0.2, kappa=0.0, mixtrain_images=20)
+        knobs = ObjectiveConfig(verified=bounds)
         optimize(model, trainable(model), data, make_objective(objective, ClassifierLosses(), knobs), config)
         assert isinstance(data.targets, Tensor)
         verified[objective] = float((verified_margins(model, data.images, data.targets, eps) > 0).double().mean())
@@ -113,7 +115,8 @@ def test_training_on_bounds_verifies_more(name: str) -> None:
 
 def test_scores_train_on_bounds() -> None:
     model, data = _classifier(), labeled_images()
-    objective = make_objective("crown-ibp", ClassifierLosses(), ObjectiveConfig(verified=VerifiedConfig(crown=1.0)))
+    knobs = ObjectiveConfig(verified=VerifiedConfig(crown_weight=1.0))
+    objective = make_objective("crown-ibp", ClassifierLosses(), knobs)
     config = TrainConfig(epochs=2, batch_size=4, learning_rate=0.1, optimizer="sgd", augmentation=NO_AUGMENTATION)
     with StraightThrough(model, initial_scores(model, score_model(model, "scaled")), MaskRule(50)) as pruning:
         before = pruning.scores()
