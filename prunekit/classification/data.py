@@ -93,6 +93,16 @@ class ClassificationData(Dataset[Sample]):
             return self
         return ClassificationData(self._sources, TRAIN, self._wanted_size, self.grayscale, self._limit)
 
+    def holdout(self) -> ClassificationData | None:
+        """Return what to choose by where these are the images to learn from.
+
+        Raises:
+            InputError: No class has images enough that one was held out.
+        """
+        if self.subset != TRAIN:
+            return None
+        return ClassificationData(self._sources, HOLDOUT, self._wanted_size, self.grayscale)
+
     @property
     def class_names(self) -> Sequence[str]:
         """The classes' names."""

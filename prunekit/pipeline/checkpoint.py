@@ -240,12 +240,14 @@ class Training:
         sha256: Of the data set.
         objective: A key of `OBJECTIVES`.
         objective_config: Its knobs.
+        holdout: The data set's own images to select weights by, if it has some and a training asks for them.
     """
 
     data: TrainingData
     sha256: str
     objective: str
     objective_config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    holdout: TrainingData | None = None
 
 
 @dataclass(frozen=True)

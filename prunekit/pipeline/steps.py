@@ -44,6 +44,7 @@ from prunekit.prune import (
     score_named,
 )
 from prunekit.task import Data, Task
+from prunekit.task_data import HasHoldout
 from prunekit.training.augment import AugmentConfig
 from prunekit.training.config import ScoreTraining, TrainConfig, require_sizes
 from prunekit.training.data import ImagesOnDisk, read_into_memory
@@ -51,7 +52,8 @@ from prunekit.training.freezing import backbone
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, Perturbed, optimize
 from prunekit.training.objectives import VERIFIED, ObjectiveConfig, make_objective
-from prunekit.training.state import TrainState, load_averages, load_checkpoint, save_checkpoint
+from prunekit.training.selection import HoldoutLoss, held_out
+from prunekit.training.state import TrainState, load_averages, load_best, load_checkpoint, save_checkpoint
 
 SCORES_FILE, LOG = "scores.safetensors", "losses.csv"
 CHURN_EVERY = 10  # steps; counting it costs about as much as a step on a small net
@@ -67,12 +69,20 @@ def make_training(
     progress: Progress,
     choices: TrainingChoices | None = None,
 ) -> Training:
-    """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset."""
+    """Bind training data, which are read into memory if they are few enough, to an objective and a PGD preset.
+
+    Where a training selects weights by held-out images, also to those that the data set has for that.
+    """
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
     attack = attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
-    return Training(data, sha256, objective, choices.knobs(attack) if choices else ObjectiveConfig(attack=attack))
+    knobs = choices.knobs(attack) if choices else ObjectiveConfig(attack=attack)
+    holdout = dataset.holdout() if choices and choices.selects and isinstance(dataset, HasHoldout) else None
+    if holdout is None:
+        return Training(data, sha256, objective, knobs)
+    sha256 = f"{sha256} {data_digest(holdout, progress)}"
+    return Training(data, sha256, objective, knobs, ImagesOnDisk(holdout))
 
 
 def keep(workspace: Workspace, start: Checkpoint) -> Checkpoint:
@@ -236,7 +246,10 @@ def _optimized(
         radius = config.score_perturbation if isinstance(config, ScoreTraining) else 0.0
         perturbed = partial(pruning.perturbed, radius) if radius else None
         what = "optimizing scores"
-        _run(folder, workspace, model, task, parameters, training, config, what, [log_churn], ["churn"], perturbed)
+        hooks = [log_churn]
+        state = _run(folder, workspace, model, task, parameters, training, config, what, hooks, ["churn"], perturbed)
+        if config.selection == "holdout":
+            load_best(state, model)
         yield pruning
 
 
@@ -260,10 +273,9 @@ def _train(
             parameters = dict(model.named_parameters())
             what = f"{stage} ({training.objective})"
             state = _run(folder, workspace, model, start.task, parameters, training, config, what, hooks)
-            if config.ema_decay is not None:
-                load_averages(state, model)
-                if start.masks is not None:
-                    frozen.zero_dropped()
+            (load_best if config.selection == "holdout" else load_averages)(state, model)
+            if start.masks is not None:
+                frozen.zero_dropped()
         save_model(folder.file(MODEL), model, start.task.spec, start.masks, start.drops_filters)
         files = [MODEL, LOG]
         if start.masks is None:
@@ -289,11 +301,16 @@ def _run(
     path = folder.file(STATE)
     state = _saved_state(path, workspace, config) if path.is_file() else None
     objective = make_objective(training.objective, task, training.objective_config)
+    data, judge = training.data, None
+    if config.selection == "holdout":
+        data, holdout = (data, training.holdout) if training.holdout else held_out(data)
+        judge = HoldoutLoss(holdout, objective, config)
+        extra_columns = [*extra_columns, "holdout_loss"]
     with TrainingLog(folder.path, state.step if state else 0, extra_columns) as log:
         return optimize(
             model,
             parameters,
-            training.data,
+            data,
             objective,
             config,
             state=state,
@@ -304,6 +321,7 @@ def _run(
             description=description,
             frozen=backbone(model, task.spec) if config.freeze else (),
             perturbed=perturbed,
+            judge=judge,
         )
 
 

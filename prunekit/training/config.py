@@ -15,6 +15,7 @@ from prunekit.training.augment import FLIPS, AugmentConfig
 OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
 BatchNormMode = Literal["live", "frozen-statistics", "frozen"]
+Selection = Literal["last", "holdout"]
 Precision = Literal["float32", "bfloat16"]
 
 # These change how training is carried out, not what comes out of it.
@@ -52,6 +53,11 @@ class TrainConfig(Config):
         None, description="what does not train in the first epochs: backbone (default: everything trains)"
     )
     freeze_epochs: int = Field(1, ge=1, description="number of epochs in which --freeze holds")
+    selection: Selection = Field(
+        "last",
+        description="weights that a training keeps: last, or holdout: those of the epoch with the lowest attacked loss "
+        "on images held out of the training data",
+    )
     precision: Precision = Field(
         "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
     )

@@ -125,10 +125,13 @@ def training_batches(data: TrainingData, config: TrainConfig, first: int) -> Ite
             number += 1
 
 
+def as_floats(x: Tensor) -> Tensor:
+    """Return images in [0, 1], bytes or floating-point, as floating-point ones."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
 def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Any]:
-    x = x.to(config.device)
-    if x.dtype == torch.uint8:
-        x = x.float() / 255
+    x = as_floats(x.to(config.device))
     assert config.augmentation is not None  # what leaves it to the task has been completed
     x, targets = augment(x, targets, config.augmentation, generator)
     if config.sizes:

@@ -34,13 +34,16 @@ from prunekit.training.freezing import held
 from prunekit.training.log import SilentLog, StepLog
 from prunekit.training.objectives import Clean, Objective, TrainBatch
 from prunekit.training.preparation import memory_format, parameters_that_train, prepared
+from prunekit.training.selection import Judge
 from prunekit.training.state import (
     TrainState,
+    averaged,
     capture,
     load_averages,
     restore,
     restore_optimizer,
     starting_averages,
+    tensors_of,
     update_averages,
 )
 
@@ -70,6 +73,7 @@ def optimize(
     description: str = "training",
     frozen: Collection[str] = (),
     perturbed: Perturbed | None = None,
+    judge: Judge | None = None,
 ) -> TrainState:
     """Minimize `objective` over `parameters`, in place and on the config's device.
 
@@ -89,6 +93,8 @@ def optimize(
         frozen: Names of parameters that stay as they are in the first `freeze_epochs`.
         perturbed: With it, each step goes along the gradient that the same batch has inside of such a block, which
             moves parameters by the gradient at where they are. Buffers follow the pass outside alone.
+        judge: Called with the averaged module in eval mode after each epoch; the state keeps what it found best, and
+            the log gets its loss as "holdout_loss".
 
     Returns:
         The last state; its tensors are the module's own.
@@ -112,8 +118,10 @@ def optimize(
             for hook in after_step:
                 row |= hook(training.step) or {}
             training.average()
-            log.step(training.step, row)
             is_last = training.step == num_steps
+            if judge is not None and (is_last or training.step % epoch_steps == 0):
+                row |= {"holdout_loss": training.judged(judge)}
+            log.step(training.step, row)
             is_stopping = interrupted()  # asked once: what ends the loop must have been saved
             if is_last or is_stopping or training.step % config.checkpoint_every == 0:
                 save(training.state())
@@ -182,10 +190,13 @@ class _Training:
         self._optimizer = _make_optimizer(self._parameters, config)
         self._delta: Tensor | None = None
         self._perturbed = perturbed
+        self._best: Mapping[str, Tensor] = {}
+        self._best_loss: Tensor | None = None
         if state is not None:
             restore(state, module)
             restore_optimizer(state, self._parameters, self._optimizer)
             self.step, self._delta = state.step, state.delta
+            self._best, self._best_loss = state.best, state.best_loss
         is_averaged = config.ema_decay is not None
         self._averages = starting_averages(state, module, self._parameters) if is_averaged else {}
 
@@ -228,7 +239,17 @@ class _Training:
 
     def state(self) -> TrainState:
         """Return where training stands."""
-        return capture(self.step, self._module, self._parameters, self._optimizer, self._averages, self._delta)
+        best = self._best, self._best_loss
+        return capture(self.step, self._module, self._parameters, self._optimizer, self._averages, self._delta, *best)
+
+    def judged(self, judge: Judge) -> float:
+        """Return the loss of the averaged module, and remember the module if none did better before."""
+        with averaged(self.state(), self._module):
+            loss = judge(self._module)
+            if self._best_loss is None or loss < float(self._best_loss):
+                self._best = {name: value.clone() for name, value in tensors_of(self._module).items()}
+                self._best_loss = torch.tensor(loss, dtype=torch.float64)
+        return loss
 
     def _attacked_loss(self, batch: TrainBatch) -> Tensor:
         generator = seeded(self._config.seed, "objective", self.step, batch.x.device)

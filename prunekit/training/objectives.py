@@ -19,7 +19,16 @@ from prunekit.task import LabelsImages, Losses
 from prunekit.training.objective import Objective, ObjectiveConfig, TrainBatch, VerifiedConfig
 from prunekit.training.verified import CrownIbp, MixTrain
 
-__all__ = ["OBJECTIVES", "VERIFIED", "Objective", "ObjectiveConfig", "TrainBatch", "VerifiedConfig", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "UNATTACKED",
+    "VERIFIED",
+    "Objective",
+    "ObjectiveConfig",
+    "TrainBatch",
+    "VerifiedConfig",
+    "make_objective",
+]
 
 
 class Clean(Objective):
@@ -130,6 +139,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 #: Those that train on bounds.
 VERIFIED = ("mixtrain", "crown-ibp")
+#: Those that know no attack.
+UNATTACKED = (Clean, Smoothing)
 _LINF_ONLY = (FreeAdversarialTraining, NoisyFgsm)
 
 

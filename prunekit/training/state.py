@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class TrainState:
         optimizer: The optimizer's tensors of each trained parameter, by the parameter's name and theirs.
         averages: Averaged parameters and buffers, by name; empty when no average is kept.
         delta: The perturbation that the objective carries from step to step, if it does.
+        best: The module's averaged tensors after the epoch that did best on the holdout, if one is asked.
+        best_loss: Its loss there, a scalar.
     """
 
     step: int
@@ -36,6 +39,8 @@ class TrainState:
     optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     averages: Mapping[str, Tensor] = field(default_factory=dict)
     delta: Tensor | None = None
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    best_loss: Tensor | None = None
 
     def clone(self) -> TrainState:
         """Return a state that training does not change any more."""
@@ -46,22 +51,25 @@ class TrainState:
         named = {f"module/{name}": value for name, value in self.module.items()}
         for parameter, values in self.optimizer.items():
             named |= {f"optimizer/{parameter}/{name}": value for name, value in values.items()}
-        named |= {f"averages/{name}": value for name, value in self.averages.items()}
-        return named if self.delta is None else named | {"delta": self.delta}
+        for group, values in (("averages", self.averages), ("best", self.best)):
+            named |= {f"{group}/{name}": value for name, value in values.items()}
+        single = {"delta": self.delta, "best_loss": self.best_loss}
+        return named | {name: value for name, value in single.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, step: int, tensors: Mapping[str, Tensor]) -> TrainState:
         """Build the state whose `tensors()` these are."""
-        groups: dict[str, dict[str, Tensor]] = {"module": {}, "averages": {}}
+        groups: dict[str, dict[str, Tensor]] = {"module": {}, "averages": {}, "best": {}}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             group, _, name = full_name.partition("/")
             if group == "optimizer":
                 parameter, _, key = name.rpartition("/")
                 optimizer.setdefault(parameter, {})[key] = value
-            elif group != "delta":
+            elif group in groups:
                 groups[group][name] = value
-        return cls(step, groups["module"], optimizer, groups["averages"], tensors.get("delta"))
+        single = {name: tensors.get(name) for name in ("delta", "best_loss")}
+        return cls(step, groups["module"], optimizer, groups["averages"], best=groups["best"], **single)
 
 
 def capture(
@@ -71,6 +79,8 @@ def capture(
     optimizer: torch.optim.Optimizer,
     averages: Mapping[str, Tensor],
     delta: Tensor | None,
+    best: Mapping[str, Tensor],
+    best_loss: Tensor | None,
 ) -> TrainState:
     """Return the state between two steps; its tensors are the live ones."""
     slots = {
@@ -78,7 +88,7 @@ def capture(
         for name, parameter in parameters.items()
         if optimizer.state[parameter]
     }
-    return TrainState(step, tensors_of(module), slots, averages, delta)
+    return TrainState(step, tensors_of(module), slots, averages, delta, best, best_loss)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -100,6 +110,29 @@ def load_averages(state: TrainState, module: nn.Module) -> None:
     restore(state, module)
     current = tensors_of(module)
     _copy_into({name: current[name] for name in state.averages if name in current}, state.averages)
+
+
+def load_best(state: TrainState, module: nn.Module) -> None:
+    """Set a module to what did best on the holdout.
+
+    Raises:
+        InputError: When the state is another model's, or nothing was selected.
+    """
+    _copy_into(tensors_of(module), state.best)
+
+
+@contextmanager
+def averaged(state: TrainState, module: nn.Module) -> Iterator[None]:
+    """Set a module to its averages and to eval mode inside the block, and back to where it was behind it."""
+    before, modes = state.clone(), [(part, part.training) for part in module.modules()]
+    load_averages(before, module)
+    module.eval()
+    try:
+        yield
+    finally:
+        restore(before, module)
+        for part, mode in modes:
+            part.training = mode
 
 
 def restore_optimizer(

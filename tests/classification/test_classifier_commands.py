@@ -40,6 +40,19 @@ def trained(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "model.safetensors"
 
 
+def test_the_holdout_selects_weights(colors: Path, tmp_path: Path) -> None:
+    shared = SHARED | {"model": "resnet20", "width": 0.5, "data": colors, "train-batch-size": 11, "epochs": 4}
+    options = shared | {"learning-rate": 0.3, "objective": "n-fgsm", "train-attack": "fgsm"}
+    for selection in ("last", "holdout"):
+        succeed("train", options | {"selection": selection, "out": tmp_path / selection})
+    rows = list(csv.DictReader((tmp_path / "holdout/losses.csv").open()))
+    losses = {int(row["step"]): float(row["holdout_loss"]) for row in rows if row["holdout_loss"]}
+    assert list(losses) == [3, 6, 9, 12]  # 33 images to learn from
+    net = {name: load_file(tmp_path / name / "model.safetensors") for name in ("last", "holdout")}
+    is_last_best = min(losses, key=lambda step: losses[step]) == 12
+    assert all(torch.equal(net["last"][name], net["holdout"][name]) for name in net["last"]) == is_last_best
+
+
 def test_one_command_a_stage(colors: Path, trained: Path, tmp_path: Path) -> None:
     weights = {"weights": trained}
     scores = {"data": colors, "scores": "deeplift", "score-images": 4, "out": tmp_path / "scored"}
