@@ -3,10 +3,10 @@
     python -m bench.gpu_model [--dtype float16] [--batch 16]
         [--layers rtx-2070-super | --choices | --break-even | --small-maps]
 
-Nothing is run on a GPU. The models (the cost.py of each folder of prunekit/ops/cuda: record for float32, condensed, bitmap and
-semi_structured for float16) count the compiled kernels' instructions, shared memory's
-cycles, assumed latencies and the bytes of memory; the dense side is the same convolutions as an implicit GEMM at 70 %
-of the dtype's peak, which is kind to it at batch 1. Each layer takes the fastest of its dtype's sparse kernels.
+Nothing is run on a GPU. The models (the cost.py of each folder of prunekit/ops/cuda: record for float32; condensed,
+bitmap and semi_structured for float16) count the compiled kernels' instructions, shared memory's cycles, assumed
+latencies and the bytes of memory; the dense side is the same convolutions as an implicit GEMM at 70 % of the dtype's
+peak, which is kind to it at batch 1. Each layer takes the fastest of its dtype's sparse kernels.
 docs/gpu.md lists the assumptions.
 """
 

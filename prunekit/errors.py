@@ -10,11 +10,6 @@ class InputError(ValueError):
     """
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message; its class's name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 class WrongOutputError(RuntimeError):
     """An accelerated layer or model does not compute what the original computes."""
 

@@ -103,6 +103,14 @@ class HasTrainingPart(Protocol):
 
 
 @runtime_checkable
+class HasHoldout(Protocol):
+    """A data set with images beside those to learn from, to choose weights and settings by."""
+
+    def holdout(self) -> Any:
+        """Return them, of the same size and classes, or None where this one has none."""
+
+
+@runtime_checkable
 class KeepsImages(Protocol):
     """A data set that can keep decoded images; `KeptImages` says why, and what that costs."""
 

@@ -177,6 +177,12 @@ class TrainingChoices(SharedChoices, VerifiedConfig, NoiseConfig):
     objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
     train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
 
+    @property
+    def selects(self) -> bool:
+        """Whether a training keeps what does best on held-out images."""
+        trainings = (getattr(self, section, None) for section in ("pretrain", "optimize", "finetune"))
+        return any(training.selection == "holdout" for training in trainings if training)
+
     def knobs(self, attack: PgdConfig) -> ObjectiveConfig:
         """Return what objectives take."""
         verified = VerifiedConfig(**{name: getattr(self, name) for name in VerifiedConfig.model_fields})

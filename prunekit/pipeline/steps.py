@@ -28,6 +28,7 @@ from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
 from prunekit.pipeline.config import TrainingChoices
+from prunekit.pipeline.results import data_digest
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder
 from prunekit.progress import Progress
