@@ -186,7 +186,7 @@ def _identifiers(names: Sequence[str]) -> list[str]:
 
 
 def _foreign(graph: Graph) -> str | None:
-    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"})
+    targets = sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem", "constant"})
     return f"torch runs {', '.join(targets)}" if targets else None
 
 
