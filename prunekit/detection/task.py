@@ -260,13 +260,17 @@ class DetectionTask:
         The order of other families' layers is not known to be darknet's.
         """
         if not _may_be_darknets(path):
-            return load(model, read_state_dict(path), path, self.spec.name, partly)
+            return load(model, self.read_state(path), path, self.spec.name, partly)
         detector = self._darknets(model, path)
         if partly:
             found = transfer_darknet_weights(detector, path)
             return found if found.made_anew else None
         load_darknet_weights(detector, path)
         return None
+
+    def read_state(self, path: Path) -> State:
+        """Read a state dict of the detector's tensors by its own names."""
+        return read_state_dict(path)
 
     def for_weights(self, path: Path) -> DetectionTask:
         """Return the task with the number of classes that the file's size says."""
@@ -277,7 +281,7 @@ class DetectionTask:
             with torch.device("meta"), torch.random.fork_rng([]):
                 num_classes: int | None = darknet_num_classes(self._darknets(self.spec.build(), path), path)
         else:
-            state = read_state_dict(path)
+            state = self.read_state(path)
             num_classes = num_classes_in(state, lambda number: self.spec.updated(num_classes=number).build())
         if num_classes is None:
             raise InputError(
