@@ -235,12 +235,16 @@ class DetectionTask:
         The order of other families' layers is not known to be darknet's.
         """
         if not _may_be_darknets(path):
-            return load(model, read_state_dict(path), path, self.spec.name, partly)
+            return load(model, self.read_state(path), path, self.spec.name, partly)
         detector = self._darknets(model, path)
         if partly:
             return transfer_darknet_weights(detector, path).unless_whole
         load_darknet_weights(detector, path)
         return None
+
+    def read_state(self, path: Path) -> State:
+        """Read a state dict of the detector's tensors by its own names."""
+        return read_state_dict(path)
 
     def for_weights(self, path: Path) -> DetectionTask:
         """Return the task with the number of classes that the file's size says."""
@@ -250,7 +254,7 @@ class DetectionTask:
         if _may_be_darknets(path):
             num_classes: int | None = darknet_num_classes(self._darknets(self.spec.outlined(), path), path)
         else:
-            state = read_state_dict(path)
+            state = self.read_state(path)
             num_classes = num_classes_in(state, self.spec.outlined)
         if num_classes is None:
             raise InputError(

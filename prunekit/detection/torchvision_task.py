@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from prunekit.detection.target import Target
 from prunekit.detection.task import DetectionTask
 from prunekit.errors import InputError
 from prunekit.extras import MissingExtraError, check_extra
+from prunekit.state_dicts import State
 from prunekit.task import Options
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Outputs = Sequence[Tensor]
 DEFAULT_CLASSES = 80
 _SSD_SIZE, _PYRAMID_SIZE = 320, 800  # pixels: the multiple of 32 next to SSD300's 300; torchvision's shorter side
+_LEAST_SIZES = {"ssd300-vgg16": 288}  # pixels: its last two convolutions take off a pixel on each side
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,23 @@ class TorchvisionTask(DetectionTask):
 
     def open_data(self, path: Path, image_size: int | None, grayscale: bool, limit: int | None) -> CocoDataset:
         """Open a data set in COCO's layout, at the family's size if none is given."""
-        return super().open_data(path, image_size or self.image_size, grayscale, limit)
+        size, least = image_size or self.image_size, _LEAST_SIZES.get(self.spec.name, 0)
+        if size < least:
+            raise InputError(f"--image-size: expected at least {least} for {self.spec.name}, got {size}.")
+        return super().open_data(path, size, grayscale, limit)
+
+    def read_state(self, path: Path) -> State:
+        """Read one of torchvision's state dicts, also one that a version before 0.13 wrote."""
+        return {self._todays_name(name): tensor for name, tensor in super().read_state(path).items()}
+
+    def _todays_name(self, name: str) -> str:
+        """Return what torchvision calls a tensor since it makes convolutions with what follows them one module."""
+        name = re.sub(r"(fpn\.\w+_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+        name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
+        former = re.match(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$", name)
+        if former is None or self.spec.name != "retinanet-resnet50-fpn":  # FCOS names its towers so to this day
+            return name
+        return f"{former[1]}.{int(former[2]) // 2}.0.{former[3]}"  # every second one was a ReLU
 
     def loss(self, model: nn.Module, x: Tensor, targets: Sequence[Target]) -> Tensor:
         """Return the training losses [N]."""

@@ -93,13 +93,16 @@ class GraphReader:
         return graph
 
     def _output(self, leaf: Any, index: int) -> str:
-        """Return the name of the value that leaves the graph as a leaf; a number is a value that "torch" makes."""
+        """Return the name of the value that leaves the graph as a leaf; numbers and constants are values of "torch"."""
         value = value_of(leaf)
         if isinstance(leaf, fx.Node) and (leaf in self.names or leaf in self.flat or is_put_off(self, leaf)):
             return self._value(leaf)
-        if value is None or (isinstance(value, (bool, int, float, str, *SYMBOLIC)) and not is_unbacked(value)):
+        constant = self.constant(leaf)
+        is_number = isinstance(value, (bool, int, float, str, *SYMBOLIC)) and not is_unbacked(value)
+        if value is None or is_number or constant is not None:
             name = f"output.{index}"
-            attributes = {"target": "constant", "args": [self._size(value)], "kwargs": {}}
+            given = self._size(value) if constant is None else {"constant": constant}
+            attributes = {"target": "constant", "args": [given], "kwargs": {}}
             self.nodes.append(Node(name, "torch", [], attributes))
             return name
         raise CaptureError("the forward returns something that is not a tensor it computes")
@@ -115,6 +118,8 @@ class GraphReader:
         value = node.meta.get("val")
         if isinstance(value, (*SYMBOLIC, bool, int, float)) or str(node.target).startswith(_ASSERTIONS):
             return  # a size: whoever reads it computes it
+        if self._folds(node):
+            return
         if is_whole_slice(node) or str(node.target) == NAMED_SIZES:
             names = self.names if node.args[0] in self.names else self.flat
             if node.args[0] in names:
@@ -146,6 +151,25 @@ class GraphReader:
                     self.sizes[native.name] = self._flat_size(native)
                 return
         self._read_foreign(node)
+
+    def _folds(self, node: fx.Node) -> bool:
+        """Compute once what is made of parameters and buffers alone, such as a frozen normalization's scale."""
+        target, value, made_of = node.target, node.meta.get("val"), [self.constant(arg) for arg in node.all_input_nodes]
+        if not isinstance(target, torch._ops.OpOverload) or not isinstance(value, Tensor):
+            return False
+        if not made_of or None in made_of or not all(isinstance(size, int) for size in value.shape):
+            return False
+        most = max(self._constant(arg).numel() for arg in node.all_input_nodes)
+        is_pure = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+        if not is_pure or value.numel() > most:  # what is repeated stays small
+            return False
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._constant)
+        name = self.constant_names[node] = f"{node.name}.constant"
+        self.constants[name] = target(*args, **kwargs).contiguous()
+        return True
+
+    def _constant(self, node: fx.Node) -> Tensor:
+        return self.constants[self.constant_names[node]]
 
     def _native(self, node: fx.Node) -> Node | fx.Node | None:
         """Return what the engine makes of a node, sizes in its attributes encoded; None leaves it to torch."""

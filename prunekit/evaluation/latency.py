@@ -7,7 +7,7 @@ control must stay flat over the ratios. Nothing is timed before both gave the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,9 @@ def accelerate_and_time(
     compacted = {}
     if compaction is not None:
         compacted = {EAGER: compaction.model, ACCELERATED: accelerate(compaction.model, x)}
-    return measure_latency(model, task, fast, x, runs, options, compacted), fast.report
+    timed = measure_latency(model, task, fast, x, runs, options, compacted)
+    note = f"torch runs what follows the network: {', '.join(timed.postprocessing)}"
+    return timed, replace(fast.report, notes=[*fast.report.notes, note])
 
 
 @torch.inference_mode()

@@ -189,7 +189,7 @@ def _identifiers(names: Sequence[str]) -> list[str]:
 
 def foreign_operators(graph: Graph) -> str:
     """Return the names of the operators that torch runs."""
-    return ", ".join(sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem"}))
+    return ", ".join(sorted({n.attributes["target"] for n in graph.nodes if not n.is_native} - {"getitem", "constant"}))
 
 
 def layer_reports(

@@ -20,7 +20,7 @@ from prunekit.graph.nodes import layer_name, operator_name
 from prunekit.graph.traced import Traced, trace
 from prunekit.nn.held_still import held_still
 from prunekit.nn.random_state import own_random_state
-from prunekit.prune.layers import prunable_layers
+from prunekit.prune.layers import channels_normalized, prunable_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +208,9 @@ def _norm_units(flow: ChannelFlow, numbers: _Numbers) -> dict[str, Tensor]:
         if isinstance(norm, _NormBase):
             units = numbers.of(value.labels) if value.has_channels else _no_units(norm.num_features)
             found[_first_name(model, name)] = units
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) and channels_normalized(module) and f"{name}.weight" in flow.tensors:
+            found[name] = numbers.of(flow.tensors[f"{name}.weight"][1])  # a frozen one is a sum and a product
     return found
 
 

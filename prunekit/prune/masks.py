@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.errors import InputError
 from prunekit.nn.computed_weights import effective, refresh, storage_name
 from prunekit.prune.channel_groups import ChannelGroups
-from prunekit.prune.layers import prunable_layers
+from prunekit.prune.layers import channels_normalized, prunable_layers
 from prunekit.prune.tensor_files import check_tensors, load_tensors, save_tensors
 
 
@@ -111,8 +110,8 @@ def tensor_masks(
             found[f"{layer}.bias"] = kept[units]
     for name, units in groups.norm_units.items():
         norm = model.get_submodule(name)
-        assert isinstance(norm, _NormBase)
-        for tensor in ("weight", "bias") if norm.affine else ("running_mean",) if norm.track_running_stats else ():
+        is_affine = norm.weight is not None
+        for tensor in ("weight", "bias") if is_affine else ("running_mean",) if norm.track_running_stats else ():
             found[f"{name}.{tensor}"] = kept[units]
     return found
 
@@ -121,7 +120,7 @@ def check_groups(model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelG
     """Raise InputError unless `groups` are the model's: the same layers with as many filters and channels."""
     filters = {layer: len(units) for layer, units in groups.units.items()}
     norms = {name: len(units) for name, units in groups.norm_units.items()}
-    found = {name: module.num_features for name, module in model.named_modules() if isinstance(module, _NormBase)}
+    found = {name: channels_normalized(module) for name, module in model.named_modules()}
     if filters != {layer: len(mask) for layer, mask in masks.items()} or not norms.items() <= found.items():
         raise InputError("Expected the channel groups of this model, got those of another: names or channels differ.")
 

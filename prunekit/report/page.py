@@ -46,7 +46,7 @@ def write_report(folder: RunFolder) -> Path:
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown=shown,
         figures=task.figures,
-        steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms")],
+        steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms") and name != "latency_ms"],
         accuracy=task.describe(config),
         trainings=_trainings(config),
         galleries=_galleries(folder, task, shown, is_attacked=rows[0]["attack"] != "none"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,27 +17,18 @@ from prunekit.errors import InputError
 from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.parts import PartForward
 from prunekit.ops.native import native_status
-from prunekit.timing import Timing
-from tests.support.part_nets import Branching, Choosing, ToyDetector, Watched, block, pruned
+from tests.support.part_nets import FAST, Branching, Choosing, ToyDetector, Watched, block, pruned, use_preset_times
 
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IMAGES = [torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-_FAST = {"own": 9.0, "modules": 5.0, "parts": 2.0, "graph": 1.0, "before": 2.0, "after": 1.0}
 
 
 @pytest.fixture(autouse=True)
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Let every call run once and report preset times, so that choices do not depend on the machine's mood."""
-    preset = dict(_FAST)
-
-    def time_in_turn(calls: dict[str, Callable[[], object]], *_: object, **__: object) -> dict[str, Timing]:
-        for call in calls.values():
-            call()
-        return {name: Timing(*[preset.get(name, 1.0)] * 3) for name in calls}
-
-    for module in ("prunekit.nn.candidates", "prunekit.nn.part_search", "prunekit.nn.tuning"):
-        monkeypatch.setattr(importlib.import_module(module), "time_in_turn", time_in_turn)
+    preset = dict(FAST)
+    use_preset_times(monkeypatch, preset)
     return preset
 
 

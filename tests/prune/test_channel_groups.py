@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from prunekit.detection import yolov3, yolov3_spp, yolov3_tiny
 from prunekit.errors import InputError
-from prunekit.prune import ChannelGroups, channel_groups
+from prunekit.prune import ChannelGroups, apply_masks, channel_groups, prunable_layers
 from tests.support.compaction_nets import Shuffle
 from tests.support.pruning_nets import Net
 
@@ -153,6 +153,35 @@ def test_convolutions_that_share_a_normalization_go_together() -> None:
     found = groups_of(wiring, a=conv(3, 4), b=conv(3, 4), norm=nn.BatchNorm2d(4), c=conv(4, 2), d=conv(4, 2))
     assert found.coupled == (("a", "b"),)
     assert torch.equal(found.norm_units["norm"], found.units["a"])
+
+
+class Frozen(nn.Module):
+    """A batch normalization of buffers alone."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.weight / self.running_var.sqrt())[:, None, None]
+        return x * scale + (self.bias[:, None, None] - self.running_mean[:, None, None] * scale)
+
+
+def test_a_frozen_normalization_answers_zero_for_a_dropped_filter() -> None:
+    net = Net(lambda net, x: net.b(net.norm(net.a(x)).relu()), a=conv(3, 4), norm=Frozen(4), b=conv(4, 2))
+    found = channel_groups(net, EXAMPLE)
+    assert torch.equal(found.norm_units["norm"], found.units["a"])
+    masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in prunable_layers(net).items()}
+    masks["a"][1] = False
+    apply_masks(net, masks, found)
+    features = net.get_submodule("norm")(net.get_submodule("a")(torch.rand(1, 3, 8, 8)))
+    assert features.abs().amax(dim=(0, 2, 3)).ne(0).tolist() == [True, False, True, True]
 
 
 def test_a_normalization_after_concatenation_knows_whose_channels_it_gets() -> None:

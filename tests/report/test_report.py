@@ -119,6 +119,9 @@ def test_it_says_how_it_was_measured_and_what_is_not_claimed(folder: RunFolder, 
     assert environment["processor"]["name"] in text
     assert "1 thread," in text
     assert environment["packages"]["torch"] in text
+    assert "what follows the network (decode, nms) is torch's code, timed separately" in text
+    notes = folder.read_json("acceleration/ratio_0.json")["notes"]
+    assert notes[-1] == "torch runs what follows the network: decode, nms"
     assert "What is not claimed" in text
     assert "different machines" not in text
 

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from prunekit.timing import Timing
+
+#: Milliseconds, by what `accelerate` calls that which it times: the whole graph first, then parts, then layers.
+FAST = {"own": 9.0, "modules": 5.0, "parts": 2.0, "graph": 1.0, "before": 2.0, "after": 1.0}
+
+
+def use_preset_times(monkeypatch: pytest.MonkeyPatch, preset: Mapping[str, float]) -> None:
+    """Let `accelerate` run every call once and take preset times, so that choices do not depend on the machine."""
+
+    def time_in_turn(calls: dict[str, Callable[[], object]], *_: object, **__: object) -> dict[str, Timing]:
+        for call in calls.values():
+            call()
+        return {name: Timing(*[preset.get(name, 1.0)] * 3) for name in calls}
+
+    for module in ("prunekit.nn.candidates", "prunekit.nn.part_search", "prunekit.nn.tuning"):
+        monkeypatch.setattr(importlib.import_module(module), "time_in_turn", time_in_turn)
 
 
 def pruned(model: nn.Module, zeros: float = 0.9, seed: int = 0) -> nn.Module:

@@ -18,6 +18,8 @@ from prunekit.task import ModelSpec
 #: Small, and with a cell or more at every level.
 SIDES = {name: 320 if name.startswith("ssd") else 64 for name in FAMILIES}
 CLASSES = 3
+#: Families whose label 0 is the background.
+WITH_BACKGROUND = {name for name in FAMILIES if name.startswith(("fasterrcnn", "ssd"))}
 
 
 @dataclass(frozen=True)

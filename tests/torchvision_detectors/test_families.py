@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,9 @@ def test_the_family_says_the_usual_size() -> None:
     sizes = {name: task_of(ModelSpec(name)).image_size for name in FAMILIES}
     assert set(sizes.values()) == {320, 800}
     assert all(size % 32 == 0 for size in sizes.values())
+
+
+def test_ssd_says_which_images_are_too_small_for_it() -> None:
+    pytest.importorskip("torchvision", reason="needs torchvision: pip install 'prunekit[torchvision]'")
+    with pytest.raises(InputError, match=r"^--image-size: expected at least 288 for ssd300-vgg16, got 256\.$"):
+        task_of(ModelSpec("ssd300-vgg16")).open_data(Path("anywhere"), 256, False, None)

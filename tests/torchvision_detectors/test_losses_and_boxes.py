@@ -8,9 +8,14 @@ import torch
 from prunekit.attacks import fgsm
 from prunekit.detection.target import Target
 from prunekit.detection.torchvision_families import FAMILIES
-from tests.support.torchvision_nets import Problem, Thresholds, problem, torchvision_losses, torchvision_twin
-
-WITH_BACKGROUND = {name for name in FAMILIES if name.startswith(("fasterrcnn", "ssd"))}
+from tests.support.torchvision_nets import (
+    WITH_BACKGROUND,
+    Problem,
+    Thresholds,
+    problem,
+    torchvision_losses,
+    torchvision_twin,
+)
 
 
 @cache
