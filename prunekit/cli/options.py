@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from prunekit.cli.ending import user_errors
-from prunekit.config import read_settings
+from prunekit.config import Config, read_settings
 from prunekit.pipeline.config import (
     MachineChoices,
     SharedChoices,
@@ -25,7 +25,7 @@ from prunekit.pipeline.config import (
 )
 from prunekit.pipeline.objective_config import NoiseConfig, ObjectiveChoices
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.training.config import ScoreTraining, TrainConfig
+from prunekit.training.config import ScoreTraining
 
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
@@ -94,7 +94,7 @@ def _settings(config: type[SharedChoices]) -> list[inspect.Parameter]:
     return [
         _parameter(config, name, field, str(field.description), _panel(name))
         for name, field in fields.items()
-        if not isinstance(field.default, TrainConfig)
+        if not isinstance(field.default, Config)
     ]
 
 

@@ -19,6 +19,7 @@ from prunekit.errors import InputError
 from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
 from prunekit.kept_images import KeptImages
 from prunekit.pipeline.config import SharedChoices
+from prunekit.pipeline.variants import UNIFORM
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
 from prunekit.task import Data, Figures, Task
@@ -41,7 +42,7 @@ class RatioResult:
     * decode_ms, nms_ms: from outputs to boxes and scores, and non-maximum suppression.
 
     Attributes:
-        ratio: Pruning ratio in percent.
+        ratio: Pruning ratio in percent; of a budget, the share of weights that went.
         structure: What was dropped; scores: what ranked it; pruning: "one-shot" or "optimized" scores.
         accuracy: The task's columns.
         churn: Fraction of kept weights that optimizing the scores brought in.
@@ -60,6 +61,8 @@ class RatioResult:
         postprocessing: The steps after the network.
         sparse_layers: Convolutions that the artifact runs sparse, of `layers`.
         images: Evaluated images.
+        allocation: What shared the ratio or budget among layers.
+        budget: What was allowed; "" where the ratio was asked for.
     """
 
     ratio: float
@@ -99,6 +102,8 @@ class RatioResult:
     threads: int
     instruction_set: str | None
     processor: str
+    allocation: str = UNIFORM
+    budget: str = ""
 
     def columns(self) -> dict[str, Any]:
         """Return the row by column, in the columns' order."""

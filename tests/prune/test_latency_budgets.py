@@ -15,9 +15,8 @@ from prunekit.ops.native import native_status
 from prunekit.prune import ChannelGroups, allocate, apply_masks, prunable_layers, score_model
 from prunekit.prune import latency as latency_module
 from prunekit.prune.allocations import Part, fit, uniform
-from prunekit.prune.latency import SHARES, LatencyModel, by_latency, conv_calls
+from prunekit.prune.latency import SHARES, LatencyModel, by_latency, conv_calls, deployed_ms
 from prunekit.prune.layer_times import ConvShape, LayerTimes
-from prunekit.prune.sharing import deployed_ms
 from tests.support.pruning_nets import groups_of, make_model
 
 X = torch.zeros(1, 3, 6, 6)
@@ -55,7 +54,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr("prunekit.prune.layer_times.measured_ms", machine.layers_ms)
     monkeypatch.setattr("prunekit.prune.sharing.deployed_ms", machine.model_ms)
-    monkeypatch.setattr(latency_module.LayerTimes, "default", classmethod(lambda cls: cls(None)))
+    monkeypatch.setattr(LayerTimes, "default", classmethod(lambda cls: cls(None)))
     return machine
 
 
