@@ -61,7 +61,7 @@ class Unit:
     @property
     def shared(self) -> str:
         """The budget that an allocation shares; "" where every layer has the unit's ratio."""
-        return self.budget or (f"{self.ratio!r}%" if self.variant.allocation != UNIFORM else "")
+        return self.budget or (f"{self.ratio!r}%" if self.ratio and self.variant.allocation != UNIFORM else "")
 
     @property
     def stem(self) -> str:
