@@ -13,6 +13,7 @@ from rich.table import Table
 
 from prunekit.evaluation.sanity_rules import CheckReport
 from prunekit.progress import Description
+from prunekit.prune.sensitivity import Sensitivity
 from prunekit.report import Row, variants
 from prunekit.task import Figure
 
@@ -132,6 +133,19 @@ def checks_table(report: CheckReport) -> Table:
     table = titled("Is this evaluation sound?", ("check", "", "what was seen"), ())
     for row in report.rows:
         table.add_row(row.name, "[green]passed" if row.passed else "[red]failed", escape(row.sentence))
+    return table
+
+
+def sensitivities_table(found: Mapping[str, Sensitivity], weights: Mapping[str, int]) -> Table:
+    """Return the modules with their share of the weights and their sensitivities, the most sensitive first."""
+    table = Table(title="Module robustness sensitivity", title_justify="left")
+    table.add_column("module")
+    for heading in ("share of\nweights", "\nsensitivity", "to first\norder"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    total = sum(weights[name] for name in found)
+    for name, one in sorted(found.items(), key=lambda item: -item[1].value):
+        exact = "–" if one.exact is None else f"{one.exact:.4g}"
+        table.add_row(escape(name), f"{weights[name] / total:.1%}", exact, f"{one.first_order:.4g}")
     return table
 
 

@@ -51,6 +51,8 @@ LONGEST = (
 SLOW = (
     *LONGEST,
     "test_accelerate_gpu.py",
+    "test_allocation_commands.py",
+    "test_allocations_bench.py",
     "test_attack_checks.py",
     "test_benchmark.py",
     "test_benchmark_cli.py",

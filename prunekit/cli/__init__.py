@@ -1,4 +1,4 @@
-"""The command line: the five stages one by one, all in order, compaction, conversion, demo, doctor, explanations."""
+"""The command line: the stages one by one, all in order, compaction, conversion, demo, doctor, explanations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ app = typer.Typer(
 app.command("run", epilog=run_commands.RUN_EXAMPLES)(run_commands.run_command)
 app.command("train", epilog=stage_commands.TRAIN_EXAMPLES)(stage_commands.train_command)
 app.command("score", epilog=stage_commands.SCORE_EXAMPLES)(stage_commands.score_command)
+app.command("sensitivity", epilog=stage_commands.SENSITIVITY_EXAMPLES)(stage_commands.sensitivity_command)
 app.command("prune", epilog=stage_commands.PRUNE_EXAMPLES)(stage_commands.prune_command)
+app.command("mrpf", epilog=stage_commands.MRPF_EXAMPLES)(stage_commands.mrpf_command)
 app.command("finetune", epilog=stage_commands.FINETUNE_EXAMPLES)(stage_commands.finetune_command)
 app.command("evaluate", epilog=stage_commands.EVALUATE_EXAMPLES)(stage_commands.evaluate_command)
 app.command("compact", epilog=COMPACT_EXAMPLES)(compact_command)

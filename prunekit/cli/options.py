@@ -14,11 +14,11 @@ import typer
 from pydantic.fields import FieldInfo
 
 from prunekit.cli.ending import Verbose, user_errors
-from prunekit.config import read_settings
+from prunekit.config import Config, read_settings
 from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.pipeline.training_options import TrainingOption, over_file, training_options
-from prunekit.training.config import ScoreTraining, TrainConfig
+from prunekit.training.config import ScoreTraining
 from prunekit.training.objective import NoiseConfig, VerifiedConfig
 
 # Flags that have another name for "no", and options with a second name.
@@ -87,7 +87,7 @@ def _settings(config: type[SharedChoices]) -> list[inspect.Parameter]:
     return [
         _parameter(config, name, field, str(field.description), _panel(name))
         for name, field in fields.items()
-        if not isinstance(field.default, TrainConfig)
+        if not isinstance(field.default, Config)
     ]
 
 

@@ -1,4 +1,4 @@
-"""One command a stage: train, score, prune, finetune, evaluate."""
+"""One command a stage: train, score, sensitivity, prune, finetune, evaluate."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ from typing import Any
 
 from prunekit.cli.ending import error_console, out_console, tell, user_errors
 from prunekit.cli.options import takes
-from prunekit.console import ConsoleProgress, checks_table, evaluation_table
-from prunekit.pipeline.command_config import EvaluateStage, FinetuneStage, PruneStage, ScoreStage, TrainStage
-from prunekit.pipeline.commands import StageOutcome, finetune_stage, prune_stage, score_stage, train_stage
+from prunekit.console import ConsoleProgress, checks_table, evaluation_table, sensitivities_table
+from prunekit.pipeline.allocation import read_sensitivities
+from prunekit.pipeline.command_config import (
+    EvaluateStage,
+    FinetuneStage,
+    MrpfStage,
+    PruneStage,
+    ScoreStage,
+    SensitivityStage,
+    TrainStage,
+)
+from prunekit.pipeline.commands import (
+    StageOutcome,
+    finetune_stage,
+    mrpf_stage,
+    prune_stage,
+    score_stage,
+    sensitivity_stage,
+    train_stage,
+)
 from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
+from prunekit.prune.sensitivity import rank_correlation
+from prunekit.report import write_rounds_plot, write_sensitivity_plot
 
 _AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
 
@@ -40,6 +59,16 @@ Examples:
 {_AGAIN}
 """
 
+SENSITIVITY_EXAMPLES = f"""
+Examples:
+
+  prunekit sensitivity --weights runs/robust/model.safetensors --data train/ --out runs/mrs
+
+  prunekit sensitivity --weights runs/robust/model.safetensors --data train/ --method fast --out runs/fast
+
+{_AGAIN}
+"""
+
 PRUNE_EXAMPLES = f"""
 Examples:
 
@@ -49,6 +78,22 @@ Examples:
       --ratio 75 --structure filter --out runs/thin
 
   prunekit prune --weights runs/robust/model.safetensors --ratio 90 --optimize-scores --data train/ --out runs/hydra
+
+  prunekit prune --weights runs/robust/model.safetensors --structure filter --budget macs=50% --allocation mrs
+      --sensitivities runs/mrs/sensitivities.csv --out runs/half
+
+  prunekit prune --weights runs/robust/model.safetensors --budget latency=20ms --allocation latency --out runs/fast
+
+{_AGAIN}
+"""
+
+MRPF_EXAMPLES = f"""
+Examples:
+
+  prunekit mrpf --weights runs/robust/model.safetensors --data train/ --budget macs=50% --out runs/mrpf
+
+  prunekit mrpf --model resnet20 --data cifar10/ --structure filter --budget macs=50% --rounds 4 --objective trades
+      --out runs/mrpf
 
 {_AGAIN}
 """
@@ -87,11 +132,34 @@ def score_command(choices: dict[str, Any], verbose: bool) -> None:
         _tell(score_stage(ScoreStage(**choices), progress))
 
 
+@takes(SensitivityStage)
+def sensitivity_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Measure how the attacked loss rises when one module's weight moves a little; writes OUT/sensitivities.csv."""
+    with user_errors(verbose):
+        with ConsoleProgress(error_console) as progress:
+            outcome = sensitivity_stage(SensitivityStage(**choices), progress)
+        found, weights = read_sensitivities(outcome.files[0])
+        write_sensitivity_plot(outcome.files[0].with_suffix(".png"), found)
+        out_console.print(sensitivities_table(found, weights))
+        if (agreement := rank_correlation(found)) is not None:
+            out_console.print(f"Rank correlation with the first order: {agreement:.3f}", highlight=False)
+        _tell(outcome)
+
+
 @takes(PruneStage)
 def prune_command(choices: dict[str, Any], verbose: bool) -> None:
     """Prune the weights or filters with the lowest scores; writes OUT/model.safetensors, masks included."""
     with user_errors(verbose), ConsoleProgress(error_console) as progress:
         _tell(prune_stage(PruneStage(**choices), progress))
+
+
+@takes(MrpfStage)
+def mrpf_command(choices: dict[str, Any], verbose: bool) -> None:
+    """Prune in rounds: measure sensitivities, share the budget by them, prune, fine-tune (after the idea of MRPF)."""
+    with user_errors(verbose), ConsoleProgress(error_console) as progress:
+        outcome = mrpf_stage(MrpfStage(**choices), progress)
+        write_rounds_plot(outcome.files[-1])
+        _tell(outcome)
 
 
 @takes(FinetuneStage)

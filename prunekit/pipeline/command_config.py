@@ -9,9 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
+from prunekit.evaluation.sensitivity import SensitivityConfig
+from prunekit.pipeline.allocation import BUDGET, BudgetChoices
+from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig
 
@@ -60,11 +62,15 @@ class ScoreStage(DetectorChoices, ScoreConfig):
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
 
 
-class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
+class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
     weights: Path = Field(description=WEIGHTS)
-    ratio: float = Field(description="pruning ratio in percent, 0 <= ratio < 100")
+    ratio: float | None = Field(None, description="pruning ratio in percent, 0 <= ratio < 100")
+    budget: str | None = Field(None, description=BUDGET)
+    allocation: str = Field(
+        "uniform", description=f"what shares a ratio or budget among layers: {', '.join(ALLOCATIONS)}"
+    )
     structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
     keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
@@ -83,8 +89,8 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
 
     @field_validator("ratio")
     @classmethod
-    def _percentage(cls, ratio: float) -> float:
-        if not 0 <= ratio < 100:
+    def _percentage(cls, ratio: float | None) -> float | None:
+        if ratio is not None and not 0 <= ratio < 100:
             raise ValueError(f"must be at least 0 and below 100 percent, got {ratio:g}")
         return ratio
 
@@ -95,6 +101,43 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig):
         if self.optimize_scores and self.data is None:
             raise ValueError("--optimize-scores needs images to learn from: add --data")
         return self
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> PruneStage:
+        if (self.ratio is None) == (self.budget is None):
+            raise ValueError("--ratio and --budget say how much goes: give one of the two")
+        if self.scope == "global" and self.shared:
+            raise ValueError("--scope global is --allocation global where budgets are shared: give that one alone")
+        if self.allocation == "mrs" and self.data is None and self.sensitivities is None:
+            raise ValueError("--allocation mrs needs images to measure sensitivities on: add --data or --sensitivities")
+        return self
+
+    @property
+    def shared(self) -> str:
+        """The budget that is shared among layers; "" where every layer has the ratio."""
+        return self.budget or (f"{self.ratio!r}%" if self.allocation != "uniform" and self.ratio else "")
+
+
+class SensitivityStage(DetectorChoices, SensitivityConfig):
+    """Measure the robustness sensitivity of each module."""
+
+    weights: Path = Field(description=WEIGHTS)
+    data: Path = Field(description=f"training images: {DATA}")
+
+
+class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
+    """Prune in rounds, each with fine-tuning, as sensitivities say."""
+
+    weights: Path | None = Field(None, description=f"robust model: {WEIGHTS} (default: train from scratch)")
+    data: Path = Field(description=f"training data: {DATA}")
+    budget: str = Field(description=BUDGET)
+    rounds: int = Field(4, ge=1, description="rounds of measuring, pruning and fine-tuning")
+    allocation: str = Field("mrs", description=f"what shares the budget among layers: {', '.join(ALLOCATIONS)}")
+    structure: str = Field("filter", description=f"what to prune: {', '.join(STRUCTURES)}")
+    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
+    scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
+    pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights, where there are none")
+    finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
 class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):

@@ -11,24 +11,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from prunekit.compaction import save
 from prunekit.config import CONFIG, write_settings
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
+from prunekit.evaluation.sensitivity import SensitivityConfig
+from prunekit.files import write_text
+from prunekit.pipeline.allocation import SENSITIVITIES, Sharing, allocate_step, sensitivity_step
 from prunekit.pipeline.checkpoint import (
     MODEL,
     Checkpoint,
     Training,
     Workspace,
+    example_image,
     open_checkpoint,
     requested_spec,
+    save_model,
     spec_of,
     starting_model,
 )
-from prunekit.pipeline.command_config import DetectorChoices, FinetuneStage, PruneStage, ScoreStage, TrainStage
+from prunekit.pipeline.command_config import (
+    DetectorChoices,
+    FinetuneStage,
+    MrpfStage,
+    PruneStage,
+    ScoreStage,
+    SensitivityStage,
+    TrainStage,
+)
 from prunekit.pipeline.config import TrainingChoices, wrong_image_size
+from prunekit.pipeline.mrpf import prune_in_rounds
 from prunekit.pipeline.results import data_digest, open_data
 from prunekit.pipeline.steps import (
     LOG,
@@ -40,7 +56,8 @@ from prunekit.pipeline.steps import (
     prune_optimized,
     score,
 )
-from prunekit.pipeline.store import DONE, check_command_folder, command_store, sha256
+from prunekit.pipeline.store import DONE, StageFolder, WorkStore, check_command_folder, command_store, sha256
+from prunekit.pipeline.unit import compacted
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
 from prunekit.task import Data, Task, task_of
@@ -131,12 +148,21 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
         if config.optimize_scores:
             assert dataset is not None  # the configuration has made sure
             training = _training(config, dataset, data_digest(dataset, progress), progress)
+        elif config.allocation == "mrs" and config.sensitivities is None and dataset is not None:
+            training = make_training("clean", config.train_attack, dataset, data_digest(dataset, progress), progress)
         elif given is None:
             training = _scoring_images(name, config.train_attack, dataset, progress)
         rule = _rule(config, start)
         with _workspace(config, "prune", progress) as workspace:
             before = _stamp(config.out)
             scores, scores_sha256 = given or score(workspace, start, name, config, training)
+            if config.shared:
+                sharing = Sharing(
+                    config.allocation, config.shared, config.sensitivity, config.seed, config.sensitivities
+                )
+                rule = allocate_step(
+                    workspace, start, scores, scores_sha256, rule, sharing, training, _image(config, start)
+                )
             if config.optimize_scores and training is not None:
                 pruned, churn = prune_optimized(
                     workspace, start, scores, scores_sha256, rule, training, config.optimize
@@ -144,6 +170,62 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
                 return _outcome(config.out, before, MODEL, summary=f"{_density(pruned)}, churn {churn:.1%}")
             pruned = prune_one_shot(workspace, start, scores, scores_sha256, rule)
             return _outcome(config.out, before, MODEL, summary=_density(pruned))
+
+
+def sensitivity_stage(config: SensitivityStage, progress: Progress | None = None) -> StageOutcome:
+    """Measure how sensitive each module of a model is."""
+    progress = progress or SilentProgress()
+    with prepared(config, "sensitivity"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress, learn=True)
+        start = opened(config.weights, task, dataset)
+        training = make_training("clean", "paper", dataset, data_digest(dataset, progress), progress)
+        with _workspace(config, "sensitivity", progress) as workspace:
+            before = _stamp(config.out)
+            settings = SensitivityConfig(**{name: getattr(config, name) for name in SensitivityConfig.model_fields})
+            sensitivity_step(workspace, start, training, settings, config.seed)
+            return _outcome(config.out, before, SENSITIVITIES)
+
+
+def mrpf_stage(config: MrpfStage, progress: Progress | None = None) -> StageOutcome:
+    """Prune a model in rounds; what an interrupted command finished is not done again."""
+    progress = progress or SilentProgress()
+    with prepared(config, "mrpf"):
+        task = task_for(config, config.weights)
+        dataset = open_data(config, task, config.data, progress, learn=True)
+        start = starting_model(config.weights, task.for_data(dataset), config.seed, progress)
+        if start.masks is not None:
+            raise InputError(f"--weights: expected a model that is not pruned, but {config.weights} has masks.")
+        data_sha256, image = data_digest(dataset, progress), example_image(dataset.image_size)
+        rule = _rule(config, start)
+        with _workspace(config, "mrpf", progress) as workspace:
+            before = _stamp(config.out)
+            inputs = {"model": start.sha256, "data": data_sha256}
+            folder = workspace.store.open("mrpf", config.model_dump(mode="json", exclude=_PLACES), inputs)
+            if folder.result() is None:
+                training = _training(config, dataset, data_sha256, progress)
+                rounds = Workspace(WorkStore(config.out / "stages"), progress)
+                pruned, done = prune_in_rounds(rounds, config, start, training, rule, image)
+                folder.finish({}, *_write_pruned(folder, pruned, done, image, progress))
+            names = [name for name in (MODEL, COMPACTED, ROUNDS) if folder.file(name).is_file()]
+            return _outcome(config.out, before, *names)
+
+
+# Of a configuration, what has no part in the result.
+_PLACES = {"weights", "data", "out", "workers", "device", "threads", "plugin", "recipe", "task"}
+COMPACTED, ROUNDS = "model.prunekit", "rounds.json"
+
+
+def _write_pruned(
+    folder: StageFolder, pruned: Checkpoint, rounds: list[dict[str, Any]], image: torch.Tensor, progress: Progress
+) -> list[str]:
+    """Write a pruned model, without its dropped filters too if it lost any, and how it came about; return the names."""
+    save_model(folder.file(MODEL), pruned.model, pruned.task.spec, pruned.masks, pruned.drops_filters)
+    write_text(folder.file(ROUNDS), json.dumps(rounds, indent=2) + "\n")
+    small = compacted(pruned, image, progress)
+    if small is not None:
+        save(small, folder.file(COMPACTED))
+    return [MODEL, ROUNDS, *([COMPACTED] if small is not None else [])]
 
 
 @contextmanager
@@ -187,8 +269,12 @@ def opened(weights: Path, task: Task, dataset: Data | None) -> Checkpoint:
 
 def read_groups(config: DetectorChoices, start: Checkpoint) -> ChannelGroups:
     """Read which channels of a model go together."""
-    size = config.image_size or start.task.image_size
-    return channel_groups(start.model, torch.zeros(1, 3, size, size))
+    return channel_groups(start.model, _image(config, start))
+
+
+def _image(config: DetectorChoices, start: Checkpoint) -> torch.Tensor:
+    """Return an image to trace, count and measure on, [1, 3, H, W]."""
+    return example_image(config.image_size or start.task.image_size)
 
 
 def _exports(out: Path) -> list[str]:
@@ -223,11 +309,12 @@ def _scoring_images(name: str, train_attack: str, dataset: Data | None, progress
     return make_training("clean", train_attack, dataset, data_digest(dataset, progress), progress)
 
 
-def _rule(config: PruneStage, start: Checkpoint) -> MaskRule:
+def _rule(config: PruneStage | MrpfStage, start: Checkpoint) -> MaskRule:
     cuts_filters = config.structure in ("filter", "hybrid")
     groups = read_groups(config, start) if cuts_filters or config.keep_stem_and_heads else None
     excluded = (*groups.stems, *groups.heads) if config.keep_stem_and_heads and groups else ()
-    return MaskRule(config.ratio, config.structure, config.scope, groups=groups, excluded=tuple(excluded))
+    ratio, scope = (config.ratio or 0, config.scope) if isinstance(config, PruneStage) else (0, "layer")
+    return MaskRule(ratio, config.structure, scope, groups=groups, excluded=tuple(excluded))
 
 
 def _stamp(out: Path) -> int | None:

@@ -7,6 +7,7 @@ configurations of their own inside of it; options such as --finetune-epochs and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.evaluation.sensitivity import METHODS
+from prunekit.pipeline.allocation import BUDGET, BudgetChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
@@ -28,7 +31,7 @@ from prunekit.pipeline.training_options import (
     with_trainings,
 )
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
-from prunekit.prune import SCOPES, SCORES, STRUCTURES
+from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES, parse_budget
 from prunekit.prune.deeplift import RULES
 from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
@@ -53,6 +56,8 @@ KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "train_attack": _adversarial_training,
     "reference": lambda: REFERENCES,
     "rule": lambda: RULES,
+    "allocation": lambda: ALLOCATIONS,
+    "method": lambda: METHODS,
 }
 
 
@@ -66,7 +71,9 @@ class MachineChoices(Config):
         (), description="module of yours, package.module, that registers models, tasks, attacks or scores (repeatable)"
     )
 
-    @field_validator("plugin", "scores", "structure", "pruning", "attack", mode="before", check_fields=False)
+    @field_validator(
+        "plugin", "scores", "structure", "pruning", "allocation", "budget", "attack", mode="before", check_fields=False
+    )
     @classmethod
     def _split_names(cls, value: Any, info: Any) -> Any:
         is_several = cls.model_fields[info.field_name].annotation == tuple[str, ...]
@@ -212,11 +219,11 @@ DATA = (
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
     "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every", "plugin", "recipe", "task",
+    "checkpoint_every", "plugin", "recipe", "task", "allocation", "budget",
 }  # fmt: skip
 
 
-class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
+class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())
@@ -238,6 +245,11 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
         description=f"use the scores as they are, or optimize them first; one or more of: {', '.join(PRUNINGS)}",
     )
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    allocation: tuple[str, ...] = Field(
+        ("uniform",),
+        description=f"what shares a ratio or budget among layers, one or more of: {', '.join(ALLOCATIONS)}",
+    )
+    budget: tuple[str, ...] = Field((), description=f"{BUDGET} (repeatable)")
     keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     train_data: Path | None = Field(
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
@@ -281,6 +293,7 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
             learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
             learns += ["optimized pruning"] if "optimized" in self.pruning else []
             learns += ["pre-training"] if self.pretrain.epochs else []
+            learns += ["the allocation mrs"] if "mrs" in self.allocation and self.sensitivities is None else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
         return self
@@ -297,16 +310,31 @@ class RunConfig(TrainingChoices, ScoreConfig, EvaluationConfig):
             raise ValueError("--share-scores-at is about optimized scores: add --pruning optimized")
         return self
 
+    @model_validator(mode="after")
+    def _scope_is_of_the_layer(self) -> RunConfig:
+        if self.scope == "global" and (self.budget or self.allocation != ("uniform",)):
+            raise ValueError("--scope global is --allocation global where budgets are shared: give that one alone")
+        return self
+
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Every structure by every kind of scores by every kind of pruning."""
-        return tuple(Variant(a, b, c) for a in self.structure for b in self.scores for c in self.pruning)
+        """Every structure by every kind of scores by every kind of pruning by every allocation."""
+        choices = product(self.structure, self.scores, self.pruning, self.allocation)
+        return tuple(Variant(*choice) for choice in choices)
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """Every variant at every ratio, variant by variant; first the weights as given, if they are pre-trained."""
+        """Every variant at every ratio or budget, by variant; first the weights as given, if they are pre-trained."""
         before = (Unit(AS_GIVEN, 0),) if self.pretrain.epochs > 0 and self.weights is not None else ()
-        return (*before, *(Unit(variant, ratio) for variant in self.variants for ratio in self.ratios))
+        return (*before, *(Unit(variant, *target) for variant in self.variants for target in self._targets))
+
+    @property
+    def _targets(self) -> list[tuple[float, str]]:
+        """Ratio and budget of each unit: with budgets, they and the unpruned model take the place of the ratios."""
+        if not self.budget:
+            return [(ratio, "") for ratio in self.ratios]
+        ratios = [float(text.rstrip("%")) for text in self.budget if parse_budget(text).kind == "ratio"]
+        return [(ratio, "") for ratio in sorted({0.0, *ratios})] + [(0.0, b) for b in self.budget if "=" in b]
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""

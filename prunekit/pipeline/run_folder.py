@@ -6,7 +6,7 @@ Layout, all files written under a temporary name and renamed:
     stages/                                     models, scores and masks, each found by what it was made of
     units/                                      a finished unit each: its key and its row
     results.csv                                 the finished rows
-    masks/ detections/ acceleration/            of each unit
+    masks/ detections/ acceleration/ layers/    of each unit
     compacted/                                  of each unit that lost filters: the smaller model
     examples/ plots/ report.html                to look at
     log.txt                                     appended to
@@ -60,6 +60,10 @@ class RunFolder:
     def compacted(self, unit: Unit) -> Path:
         """The unit's compacted model, which `prunekit.load` reads."""
         return self.root / "compacted" / f"{unit.stem}.prunekit"
+
+    def layers(self, unit: Unit) -> Path:
+        """What became of each layer of the unit."""
+        return self.root / "layers" / f"{unit.stem}.json"
 
     def predictions(self, stem: str, attacked: bool) -> Path:
         """A unit's predictions: the stem of the task's files, which have suffixes."""

@@ -223,7 +223,8 @@ def optimize_scores(
 def rule_identity(rule: MaskRule) -> dict[str, Any]:
     """Return what a mask rule's masks depend on, beside the model."""
     names = ("ratio_percent", "structure", "scope", "filter_ratio_percent", "excluded")
-    return {name: getattr(rule, name) for name in names}
+    ratios = {"ratios": dict(rule.ratios)} if rule.ratios else {}
+    return {name: getattr(rule, name) for name in names} | ratios
 
 
 @contextmanager

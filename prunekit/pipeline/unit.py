@@ -18,6 +18,7 @@ from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_o
 from prunekit.evaluation.latency import Latency, accelerate_and_time
 from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.nn import AccelerationReport, native_status
+from prunekit.pipeline.allocation import Sharing, allocate_step, known_sensitivities, layer_rows
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
@@ -93,9 +94,13 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
+    ms = {layer.name: layer.ms for layer in acceleration.rows}
+    layers = layer_rows(costs, artifact.masks, _sensitivities(job, unit), ms)
+    folder.write_json(str(folder.layers(unit).relative_to(folder.root)), layers)
     columns = {
-        "ratio": unit.ratio,
+        "ratio": 100 * sparsity(artifact.masks) if unit.budget else unit.ratio,
         **asdict(unit.variant),
+        "budget": unit.budget,
         **_accuracy(job, evaluations, transfer),
         **verified,
         "churn": churn,
@@ -118,11 +123,14 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
 def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]:
     """Prune by the variant's rule, and fine-tune where there is data and something was dropped."""
     config, variant, training = job.config, unit.variant, job.training
-    if unit.ratio == 0:
+    if not unit.is_pruned:
         return unpruned(job.given if variant == AS_GIVEN else job.start), None
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
     scores, scores_sha256 = score(job, job.start, variant.scores, config, training)
+    if unit.shared:
+        image = job.dataset[0].image[None]
+        rule = allocate_step(job, job.start, scores, scores_sha256, rule, _sharing(job, unit), training, image)
     churn = None
     if variant.pruning == "one-shot" or training is None:
         pruned = prune_one_shot(job, job.start, scores, scores_sha256, rule)
@@ -139,7 +147,7 @@ def _prune_by_shared_scores(
     job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
 ) -> tuple[Checkpoint, float]:
     """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
-    shared = replace(rule, ratio_percent=ratio)
+    shared = replace(rule, ratio_percent=ratio, ratios={})
     start, optimized, sha = optimize_scores(
         job, job.start, scores, scores_sha256, shared, training, job.config.optimize
     )
@@ -147,6 +155,15 @@ def _prune_by_shared_scores(
     assert pruned.masks is not None
     scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}
     return pruned, churn_between(rule(initial_scores(start.model, scores)), scored).total
+
+
+def _sharing(job: Job, unit: Unit) -> Sharing:
+    config = job.config
+    return Sharing(unit.variant.allocation, unit.shared, config.sensitivity, config.seed, config.sensitivities)
+
+
+def _sensitivities(job: Job, unit: Unit) -> dict[str, float]:
+    return known_sensitivities(job, job.start, _sharing(job, unit), job.training) if unit.is_pruned else {}
 
 
 def _attacks(config: RunConfig) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNIFORM = "uniform"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -13,16 +15,24 @@ class Variant:
         structure: What is dropped, a key of `STRUCTURES`; "none" for the unpruned model that all variants share.
         scores: What ranks it, a key of `SCORES`.
         pruning: "one-shot", or "optimized" scores.
+        allocation: What shares it among layers, a key of `ALLOCATIONS`.
     """
 
     structure: str
     scores: str
     pruning: str
+    allocation: str = UNIFORM
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What tells it from others; uniform ratios go without saying."""
+        allocation = (self.allocation,) if self.allocation != UNIFORM else ()
+        return (self.structure, self.scores, self.pruning, *allocation)
 
     @property
     def name(self) -> str:
         """For people and files: unstructured, scaled, one-shot."""
-        return f"{self.structure}, {self.scores}, {self.pruning}"
+        return ", ".join(self.parts)
 
 
 #: The weights as they were given, evaluated beside what robust pre-training made of them.
@@ -31,24 +41,41 @@ AS_GIVEN = Variant("none", "none", "as given")
 
 @dataclass(frozen=True)
 class Unit:
-    """One variant at one ratio: what is finished or not."""
+    """One variant at one ratio or budget: what is finished or not.
+
+    Attributes:
+        variant: The way to prune.
+        ratio: In percent; 0 with a budget.
+        budget: What may be left, "" for a ratio.
+    """
 
     variant: Variant
     ratio: float
+    budget: str = ""
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether anything goes."""
+        return self.ratio > 0 or bool(self.budget)
+
+    @property
+    def shared(self) -> str:
+        """The budget that an allocation shares; "" where every layer has the unit's ratio."""
+        return self.budget or (f"{self.ratio!r}%" if self.ratio and self.variant.allocation != UNIFORM else "")
 
     @property
     def stem(self) -> str:
         """The stem of the unit's files; the unpruned model is every variant's ratio 0."""
         if self.variant == AS_GIVEN:
             return "as_given"
-        if self.ratio == 0:
+        if not self.is_pruned:
             return "ratio_0"
-        parts = (self.variant.structure, self.variant.scores, self.variant.pruning)
-        return f"{'-'.join(parts)}-ratio_{self.ratio:g}"
+        target = self.budget.replace("=", "_").replace("%", "_percent").replace(" ", "") or f"ratio_{self.ratio:g}"
+        return f"{'-'.join(self.variant.parts)}-{target}"
 
     @property
     def label(self) -> str:
         """What messages call it."""
         if self.variant == AS_GIVEN:
             return "weights as given"
-        return "unpruned" if self.ratio == 0 else f"{self.variant.name}, {self.ratio:g} %"
+        return f"{self.variant.name}, {self.budget or f'{self.ratio:g} %'}" if self.is_pruned else "unpruned"

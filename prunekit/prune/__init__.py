@@ -1,5 +1,6 @@
 """Pruning: a score for every weight, and the masks that keep the highest ones."""
 
+from prunekit.prune.budgets import Budget, parse_budget
 from prunekit.prune.channel_groups import ChannelGroups, channel_groups
 from prunekit.prune.costs import LayerCost, ModelCost, count_costs
 from prunekit.prune.deeplift import Comparison, CompletenessError, data_mean, deeplift_scores
@@ -20,13 +21,17 @@ from prunekit.prune.scores import (
     score_model,
     score_named,
 )
+from prunekit.prune.sensitivity import Sensitivity, robustness_sensitivities
+from prunekit.prune.sharing import ALLOCATIONS, allocate, allocated
 from prunekit.prune.straight_through import Churn, StraightThrough, churn_between
 from prunekit.prune.taylor import taylor_scores
 
 __all__ = [
+    "ALLOCATIONS",
     "SCOPES",
     "SCORES",
     "STRUCTURES",
+    "Budget",
     "ChannelGroups",
     "Churn",
     "Comparison",
@@ -36,7 +41,10 @@ __all__ = [
     "MaskRule",
     "ModelCost",
     "Score",
+    "Sensitivity",
     "StraightThrough",
+    "allocate",
+    "allocated",
     "apply_masks",
     "channel_groups",
     "churn_between",
@@ -48,9 +56,11 @@ __all__ = [
     "load_scores",
     "magnitude_scores",
     "masks_from_scores",
+    "parse_budget",
     "prunable_layers",
     "random_scores",
     "register_score",
+    "robustness_sensitivities",
     "save_masks",
     "save_scores",
     "scaled_scores",

@@ -43,7 +43,17 @@ class ModelCost:
     @property
     def sparsity(self) -> float:
         """The fraction of weights that no longer does anything."""
-        return 1 - sum(row.kept_weights for row in self.layers) / max(sum(row.weights for row in self.layers), 1)
+        return 1 - self.kept_weights / max(self.weights, 1)
+
+    @property
+    def weights(self) -> int:
+        """Weights of the dense model."""
+        return sum(row.weights for row in self.layers)
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights that still do something."""
+        return sum(row.kept_weights for row in self.layers)
 
     @property
     def macs(self) -> int:
@@ -56,7 +66,6 @@ class ModelCost:
         return sum(row.kept_macs for row in self.layers)
 
 
-@torch.no_grad()
 def count_costs(
     model: nn.Module,
     example_input: Tensor,
@@ -74,7 +83,25 @@ def count_costs(
         groups: With the model's `channel_groups`, kept weights that read dropped channels do not count: a
             compacted model has no place for them.
     """
+    return cost_of(model, output_positions(model, example_input), masks, groups)
+
+
+def cost_of(
+    model: nn.Module,
+    positions: Mapping[str, int],
+    masks: Mapping[str, Tensor] | None = None,
+    groups: ChannelGroups | None = None,
+) -> ModelCost:
+    """Count as `count_costs` does, from the `output_positions` of an earlier run."""
     kept = {} if masks is None else _useful_weights(model, masks, groups)
+    return ModelCost(
+        tuple(_row(model, name, kept, positions[name]) for name, _ in model.named_modules() if name in positions)
+    )
+
+
+@torch.no_grad()
+def output_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Return how many outputs each filter of the convolutions and linear layers that run makes; see `count_costs`."""
     positions: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(_position_counter(name, len(effective(module)), positions))
@@ -87,9 +114,7 @@ def count_costs(
     finally:
         for hook in hooks:
             hook.remove()
-    return ModelCost(
-        tuple(_row(model, name, kept, positions[name]) for name, _ in model.named_modules() if name in positions)
-    )
+    return positions
 
 
 def _useful_weights(model: nn.Module, masks: Mapping[str, Tensor], groups: ChannelGroups | None) -> dict[str, int]:

@@ -30,6 +30,8 @@ class MaskRule:
             filters that stay thin out alike: both densities are the square root of the density asked for.
         groups: The model's `channel_groups`; filter and hybrid need them.
         excluded: Layers that keep everything and do not count, such as `groups.stems + groups.heads`.
+        ratios: Layer → its own ratio in percent, up to 100, where layers are not to lose alike; those of a channel
+            group have one. Of n things round(n · ratio / 100) go, but never the last one.
 
     Raises:
         InputError: For a value outside what is said above.
@@ -41,6 +43,7 @@ class MaskRule:
     filter_ratio_percent: float | None = None
     groups: ChannelGroups | None = field(default=None, repr=False, compare=False)
     excluded: tuple[str, ...] = ()
+    ratios: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio_percent < 100:
@@ -51,11 +54,13 @@ class MaskRule:
             raise InputError(f"Expected the scope to be one of {', '.join(SCOPES)}, got {self.scope!r}.")
         if self.cuts_filters and self.groups is None:
             raise InputError(f"The structure {self.structure!r} cuts filters, so it needs the model's channel groups.")
-        if not 0 <= self.filter_ratio <= self.ratio_percent:
+        if not 0 <= (self.filter_ratio_percent or 0) <= self.ratio_percent:
             raise InputError(
                 f"Expected a filter ratio from 0 to the pruning ratio of {self.ratio_percent} percent, "
                 f"got {self.filter_ratio_percent}."
             )
+        if self.ratios and self.scope != "layer":
+            raise InputError(f"Expected the scope layer with a ratio for each layer, got {self.scope!r}.")
 
     @property
     def cuts_filters(self) -> bool:
@@ -70,11 +75,22 @@ class MaskRule:
     @property
     def filter_ratio(self) -> float:
         """The ratio of filters in percent, where filters are cut."""
+        return self._filter_ratio(self.ratio_percent)
+
+    def num_dropped(self, count: int, layer: str | None, *, filters: bool = False) -> int:
+        """Return how many of a layer's things go, or of its channel group's filters; None for all layers together."""
+        if layer is None or layer not in self.ratios:
+            return num_dropped(count, self._filter_ratio(self.ratio_percent) if filters else self.ratio_percent)
+        ratio = self._filter_ratio(self.ratios[layer]) if filters else self.ratios[layer]
+        return max(min(round(count * ratio / 100), count - 1), 0)
+
+    def _filter_ratio(self, ratio_percent: float) -> float:
+        """Return the part of a ratio that filters take, in percent."""
         if self.structure == "filter":
-            return self.ratio_percent
+            return ratio_percent
         if self.filter_ratio_percent is not None:
-            return self.filter_ratio_percent
-        return 100 * (1 - math.sqrt(1 - self.ratio_percent / 100))
+            return min(self.filter_ratio_percent, ratio_percent)
+        return 100 * (1 - math.sqrt(1 - ratio_percent / 100))
 
     def __call__(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return one mask a layer, of the scores' shape and on their device; equal scores go in memory order.
@@ -108,7 +124,7 @@ class MaskRule:
     def cut(self, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Drop int(n · ratio / 100) of the lowest entries of each tensor, or of all together."""
         if self.scope == "layer" or not magnitudes:
-            return {k: keep_highest(m, num_dropped(m.numel(), self.ratio_percent)) for k, m in magnitudes.items()}
+            return {k: keep_highest(m, self.num_dropped(m.numel(), k)) for k, m in magnitudes.items()}
         everything = torch.cat([magnitude.flatten() for magnitude in magnitudes.values()])
         kept = keep_highest(everything, num_dropped(everything.numel(), self.ratio_percent))
         pieces = torch.split(kept, [magnitude.numel() for magnitude in magnitudes.values()])
@@ -154,8 +170,13 @@ def _cut_weights(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, 
 
 def _cut_kernels(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut (o, i) kernels by their mean |score|."""
-    kernels = {layer: magnitude.mean(dim=(2, 3)) for layer, magnitude in magnitudes.items()}
-    return {k: mask[:, :, None, None].expand_as(magnitudes[k]).contiguous() for k, mask in rule.cut(kernels).items()}
+    cut = rule.cut({layer: kernel_scores(magnitude) for layer, magnitude in magnitudes.items()})
+    return {k: mask[:, :, None, None].expand_as(magnitudes[k]).contiguous() for k, mask in cut.items()}
+
+
+def kernel_scores(magnitude: Tensor) -> Tensor:
+    """Score each kernel by its mean |score|, [K, C]."""
+    return magnitude.mean(dim=(2, 3))
 
 
 def _cut_filters(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,6 +197,19 @@ def kept_units(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> Tensor:
 
     Units that are pinned, or have a filter in an excluded layer, stay and do not count.
     """
+    importance, groups = free_units(rule, magnitudes)
+    kept = torch.ones(len(importance), dtype=torch.bool)
+    if rule.scope == "global" and groups:
+        groups = {(): torch.cat([*groups.values()]).sort().values}
+    for layers, units in groups.items():
+        wanted = rule.num_dropped(len(units), layers[0] if layers else None, filters=True)
+        possible = int(importance[units].isfinite().sum())
+        kept[units] = keep_highest(importance[units], min(wanted, possible))
+    return kept
+
+
+def free_units(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> tuple[Tensor, dict[tuple[str, ...], Tensor]]:
+    """Return each unit's importance, inf for a layer's best one, and by channel group the units that may be dropped."""
     assert rule.groups is not None
     groups, importance = rule.groups, unit_scores(rule.groups, magnitudes)
     fixed = groups.pinned.clone()
@@ -185,14 +219,8 @@ def kept_units(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> Tensor:
         units = torch.unique(groups.units[layer])
         best = units[(importance[units] == importance[units].max()).nonzero().flatten()[-1]]
         importance[best] = torch.inf
-    kept = torch.ones_like(fixed)
-    for layers in groups.groups if rule.scope == "layer" else (tuple(groups.units),):
-        units = torch.unique(torch.cat([groups.units[layer] for layer in layers]))
-        units = units[~fixed[units]]
-        wanted = num_dropped(len(units), rule.filter_ratio)
-        possible = int(importance[units].isfinite().sum())
-        kept[units] = keep_highest(importance[units], min(wanted, possible))
-    return kept
+    free = {layers: torch.unique(torch.cat([groups.units[k] for k in layers])) for layers in groups.groups}
+    return importance, {layers: units[~fixed[units]] for layers, units in free.items()}
 
 
 def _per_filter(rule: MaskRule, kept: Tensor, layer: str, weight: Tensor) -> Tensor:

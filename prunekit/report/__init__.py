@@ -4,7 +4,8 @@ from prunekit.extras import check_extra
 
 check_extra("study", "prunekit.report")
 
+from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivity_plot
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
 
-__all__ = ["Row", "variants", "write_plots", "write_report"]
+__all__ = ["Row", "variants", "write_plots", "write_report", "write_rounds_plot", "write_sensitivity_plot"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ from PIL import Image
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
 from prunekit.pipeline.examples import DESCRIPTION, NUM_EXAMPLES
-from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
+from prunekit.pipeline.variants import AS_GIVEN, UNIFORM, Unit, Variant
+from prunekit.report.allocation_plots import write_allocation_plot
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
 from prunekit.task import Task, TellsFlips
 
@@ -32,6 +34,9 @@ def write_report(folder: RunFolder) -> Path:
     rows, task, config = read_rows(folder.results), folder.task(), folder.config()
     shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots", task.figures)
+    if layers := _layers(folder, rows):
+        plots["allocation"] = folder.root / "plots" / "allocation.png"
+        write_allocation_plot(plots["allocation"], layers)
     loader = Environment(
         loader=PackageLoader("prunekit", "report"),
         autoescape=True,
@@ -83,7 +88,7 @@ def _table(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     """Return the rows with the full names of their variants; the unpruned model that they share is there once."""
     table = []
     for row in (row for group in variants(rows).values() for row in group):
-        name = ", ".join((row["structure"], row["scores"], row["pruning"])) if float(row["ratio"]) > 0 else UNPRUNED
+        name = _unit(row).variant.name if float(row["ratio"]) > 0 else UNPRUNED
         table.append((GIVEN if row["structure"] == "none" else name, row))
     return table
 
@@ -93,10 +98,37 @@ def _shown(rows: Sequence[Row]) -> dict[str, str]:
     units = {}
     for name, group in variants(rows).items():
         for row in group:
-            unit = Unit(Variant(row["structure"], row["scores"], row["pruning"]), float(row["ratio"]))
-            prefix = f"{name}, " if name and unit.ratio > 0 else ""
-            units[unit.stem] = unit.label if unit.variant == AS_GIVEN else f"{prefix}{unit.ratio:g} % pruned"
+            unit = _unit(row)
+            prefix, what = f"{name}, " if name and unit.is_pruned else "", unit.budget or f"{unit.ratio:g} % pruned"
+            units[unit.stem] = unit.label if unit.variant == AS_GIVEN else f"{prefix}{what}"
     return dict(_spread(list(units.items()), MAX_SHOWN))
+
+
+def _layers(folder: RunFolder, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Return the layers of the units at the last budget or ratio by their labels; none where all ratios are uniform.
+
+    Sensitivities are those that any of them knows, milliseconds those of the unpruned model where it was timed.
+    """
+    units = [unit for unit in map(_unit, rows) if unit.is_pruned and folder.layers(unit).is_file()]
+    if not any(unit.shared for unit in units):
+        return {}
+    last = [unit for unit in units if (unit.ratio, unit.budget) == (units[-1].ratio, units[-1].budget)]
+    found = {unit.label: json.loads(folder.layers(unit).read_text()) for unit in last}
+    whole = folder.layers(Unit(last[-1].variant, 0))
+    ms = {row["layer"]: row["ms"] for row in json.loads(whole.read_text())} if whole.is_file() else {}
+    known = {
+        row["layer"]: row["sensitivity"] for rows in found.values() for row in rows if row["sensitivity"] is not None
+    }
+    for row in (row for rows in found.values() for row in rows):
+        row |= {"ms": ms.get(row["layer"], row["ms"]), "sensitivity": known.get(row["layer"])}
+    return found
+
+
+def _unit(row: Row) -> Unit:
+    """Return the unit of a row; rows of earlier versions have neither allocation nor budget."""
+    variant = Variant(row["structure"], row["scores"], row["pruning"], row.get("allocation") or UNIFORM)
+    budget = row.get("budget", "")
+    return Unit(variant, 0.0 if budget else float(row["ratio"]), budget)
 
 
 def _galleries(folder: RunFolder, task: Task, shown: Iterable[str], is_attacked: bool) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as PlotFigure
 
 from prunekit.files import write_bytes
+from prunekit.pipeline.variants import UNIFORM
 from prunekit.task import Figure
 
 Row = Mapping[str, str]
@@ -77,7 +78,8 @@ def variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
         Name → rows. The name says what tells the variants apart. Of several variants, the model at 0 %, which they
         share, is the group `UNPRUNED`. A single variant is called "pre-trained" beside `GIVEN` and "" alone.
     """
-    parts = ("structure", "scores", "pruning")
+    rows = [{"allocation": UNIFORM, **row} for row in rows]  # earlier versions had no other
+    parts = ("structure", "scores", "pruning", "allocation")
     pruned = [row for row in rows if row["structure"] != "none"]
     telling = [part for part in parts if len({row[part] for row in pruned}) > 1]
     single = "pre-trained" if len(pruned) < len(rows) else ""
@@ -192,7 +194,9 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _looks(lines: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
     """Choose each line's color and marker by structure and scores, its dashes and filling by the pruning."""
-    of_line = {name: (rows[-1]["structure"], rows[-1]["scores"]) for name, rows in lines.items()}
+    of_line = {
+        name: tuple(rows[-1][part] for part in ("structure", "scores", "allocation")) for name, rows in lines.items()
+    }
     order = {pair: index for index, pair in enumerate(dict.fromkeys(of_line.values()))}
     looks = {}
     for name, pair in of_line.items():

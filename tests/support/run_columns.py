@@ -64,5 +64,7 @@ COLUMNS = (
     "threads",
     "instruction_set",
     "processor",
+    "allocation",
+    "budget",
 )
 AP_COLUMNS = [name for name in COLUMNS if "ap" in name.split("_") or name.endswith(("ap50", "ap75"))]

@@ -1,0 +1,156 @@
+"""How long a convolution takes at a density, or with fewer channels: measured on the engine and kept for later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.engine.capture import CaptureError
+from prunekit.engine.tuning_cache import TuningCache
+from prunekit.errors import InputError
+from prunekit.measurements import MeasurementCache
+from prunekit.nn.whole_graph import build_whole_graph
+from prunekit.ops.native import native_status
+from prunekit.processor import processor
+
+# Of all shapes at one density, for choosing their schedules; what is not chosen then keeps a rule of thumb.
+_TUNING_SECONDS = 10.0
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What the time of a convolution depends on.
+
+    Attributes:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: As in nn.Conv2d.
+        size: [H, W] of the input.
+        density: Share of its weights that are kept.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    size: tuple[int, int]
+    density: float = 1.0
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, size: tuple[int, int]) -> ConvShape:
+        """Return the shape of a layer that reads images of [H, W]."""
+        same = conv.padding if not isinstance(conv.padding, str) else _padding(conv)
+        return cls(
+            conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride), _pair(same),
+            _pair(conv.dilation), conv.groups, size,
+        )  # fmt: skip
+
+    def thinned(self, share: float) -> ConvShape:
+        """Return the shape with so many of its multiply-adds, since input and output lost as many channels each."""
+        if self.groups > 1:  # channels go with their groups
+            groups = max(round(self.groups * share), 1)
+            read, written = self.in_channels // self.groups, self.out_channels // self.groups
+            return replace(self, in_channels=read * groups, out_channels=written * groups, groups=groups)
+        read, written = (max(round(n * share**0.5), 1) for n in (self.in_channels, self.out_channels))
+        return replace(self, in_channels=read, out_channels=written)
+
+    def layer(self) -> nn.Conv2d:
+        """Build it, with random weights of its density."""
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        )
+        with torch.no_grad():
+            conv.weight.mul_(torch.rand_like(conv.weight) < self.density)
+        return conv
+
+    def __str__(self) -> str:
+        machine = {"processor": processor().name, "instruction_set": native_status().instruction_set}
+        return json.dumps({**machine, "threads": torch.get_num_threads(), **asdict(self)}, sort_keys=True)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    if conv.padding == "valid":
+        return 0, 0
+    return _pair([d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)])
+
+
+class LayerTimes(MeasurementCache[ConvShape, float]):
+    """Milliseconds of convolutions, by their shape, on this machine."""
+
+    NAME, FILE = "file of layer times", "layer_times.json"
+
+    def encode(self, value: float) -> list[float]:  # noqa: D102
+        return [value]
+
+    def decode(self, written: Any) -> float:  # noqa: D102
+        (ms,) = written
+        if not float(ms) >= 0:
+            raise ValueError(f"{ms!r} is no time")
+        return float(ms)
+
+    def measure(self, shapes: Iterable[ConvShape]) -> dict[ConvShape, float]:
+        """Return the milliseconds of each shape; what no earlier run measured is measured now.
+
+        Raises:
+            InputError: When the engine is not there.
+        """
+        wanted = list(dict.fromkeys(shapes))
+        missing = [shape for shape in wanted if self.get(shape) is None]
+        for density in sorted({shape.density for shape in missing}):
+            alike = [shape for shape in missing if shape.density == density]
+            for shape, ms in zip(alike, measured_ms(alike), strict=True):
+                self.put(shape, ms)
+        self.save()
+        return {shape: self.get(shape) or 0.0 for shape in wanted}
+
+
+class _Each(nn.Module):
+    """Convolutions beside each other, an input for each."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.layers, images, strict=True))
+
+
+def measured_ms(shapes: Sequence[ConvShape]) -> list[float]:
+    """Return the least milliseconds of a few runs of each, all of them taking turns; one image."""
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(0)
+        images = [torch.rand(1, shape.in_channels, *shape.size) for shape in shapes]
+        model = _Each([shape.layer() for shape in shapes]).eval()
+        try:
+            fast = build_whole_graph(model, images, _TUNING_SECONDS, TuningCache.default(), _silent).model
+        except CaptureError as error:
+            raise InputError(f"Expected the engine, to measure layers for a latency budget, but {error}.") from error
+        best: dict[str, float] = {}
+        for _ in range(_RUNS):
+            for name, ms in _spans(fast.profile(*images)).items():
+                best[name] = min(best.get(name, float("inf")), ms)
+    of_layer = {node.layer: best.get(node.name, 0.0) for node in fast.graph.convolutions()}
+    return [of_layer.get(f"layers.{number}", 0.0) for number in range(len(shapes))]
+
+
+_silent: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+
+
+def _spans(steps: Iterable[Any]) -> dict[str, float]:
+    """Return the milliseconds of each node, whose steps may be several."""
+    found: dict[str, float] = {}
+    for step in steps:
+        if step.node is not None:
+            found[step.node] = found.get(step.node, 0.0) + step.ms
+    return found

@@ -1,0 +1,25 @@
+"""The comparison of allocations goes through on a few steps, and its table has a row for each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import allocations
+from tests.support.classes_of_images import write_classes
+
+
+def test_a_table_of_allocations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, per_class in (("train", 4), ("test", 2)):
+        write_classes(tmp_path / "data" / part, ("blue", "green"), per_class, size=16, seed=per_class)
+    options = f"--data {tmp_path / 'data'} --out {tmp_path / 'out'} --models resnet20 --seeds 0 --objective clean"
+    steps = "--allocations lamp --attacks fgsm --pretrain-epochs 1 --finetune-epochs 1 --max-steps 1"
+    allocations.main(f"{options} {steps}".split())
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert [row["allocation"] for row in rows] == ["unpruned", "lamp"]
+    assert rows[1]["kept_macs"] <= 0.5 * rows[0]["kept_macs"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | allocation | clean | pgd20 | kept_macs | ms | fgsm |"
+    assert len(lines) == 4

@@ -1,0 +1,190 @@
+"""Plans for milliseconds: layers' times, the solver, and the correction by what the built model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.ops.native import native_status
+from prunekit.prune import ChannelGroups, allocate, apply_masks, prunable_layers, score_model
+from prunekit.prune import latency as latency_module
+from prunekit.prune.allocations import Part, fit, uniform
+from prunekit.prune.latency import SHARES, LatencyModel, by_latency, conv_calls, deployed_ms
+from prunekit.prune.layer_times import ConvShape, LayerTimes
+from tests.support.pruning_nets import groups_of, make_model
+
+X = torch.zeros(1, 3, 6, 6)
+
+
+def macs_of(shape: ConvShape) -> float:
+    weights = shape.out_channels * shape.in_channels // shape.groups * shape.kernel_size[0] * shape.kernel_size[1]
+    return weights * shape.size[0] * shape.size[1] * shape.density
+
+
+class Machine:
+    """Takes a nanosecond a multiply-add, and a factor more for a whole model than planned."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor, self.built = factor, 0
+
+    def layers_ms(self, shapes: list[ConvShape]) -> list[float]:
+        return [macs_of(shape) / 1e6 for shape in shapes]
+
+    def model_ms(self, model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: ChannelGroups | None) -> float:
+        self.built += 1
+        sizes, found = conv_calls(model, x), 0.0
+        read = {name: torch.ones(conv.in_channels, dtype=torch.bool) for name, conv in prunable_layers(model).items()}
+        if groups is not None:
+            kept = torch.cat([groups.kept_units(masks), torch.tensor([True])])
+            read = {name: kept[units] for name, units in groups.input_units.items()}
+        for name, mask in masks.items():
+            useful = mask if prunable_layers(model)[name].groups > 1 else mask & read[name].view(1, -1, 1, 1)
+            found += float(useful.sum()) * sizes[name][0][0] * sizes[name][0][1]
+        return 0.002 + self.factor * found / 1e6
+
+
+@pytest.fixture(name="machine")
+def _machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr("prunekit.prune.layer_times.measured_ms", machine.layers_ms)
+    monkeypatch.setattr("prunekit.prune.sharing.deployed_ms", machine.model_ms)
+    monkeypatch.setattr(LayerTimes, "default", classmethod(lambda cls: cls(None)))
+    return machine
+
+
+def importance(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
+    return sum(float((scores[layer].abs() * mask).sum()) for layer, mask in masks.items())
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "filter"])
+@pytest.mark.parametrize("factor", [1.0, 1.6])
+@pytest.mark.parametrize("allocation", ["latency", "uniform"])
+def test_a_plan_is_corrected_until_the_built_model_meets_the_budget(
+    machine: Machine, structure: str, factor: float, allocation: str
+) -> None:
+    model = make_model(width=16)
+    scores, groups = score_model(model, "magnitude"), groups_of(model) if structure == "filter" else None
+    machine.factor = factor
+    dense = machine.model_ms(model, {k: torch.ones_like(s, dtype=torch.bool) for k, s in scores.items()}, X, groups)
+    machine.built = 0
+    masks = allocate(
+        model, scores, budget=f"latency={0.6 * dense}ms", example_input=X, structure=structure, allocation=allocation
+    )
+    assert machine.model_ms(model, masks, X, groups) == pytest.approx(0.6 * dense, rel=0.05)
+    assert machine.built <= 7
+
+
+def test_importance_per_millisecond_beats_uniform_ratios(machine: Machine) -> None:
+    model = make_model(width=16)
+    scores = score_model(model, "scaled")
+    dense = machine.model_ms(model, {k: torch.ones_like(s, dtype=torch.bool) for k, s in scores.items()}, X, None)
+    kept = [
+        importance(scores, allocate(model, scores, budget=f"latency={0.4 * dense}ms", example_input=X, allocation=name))
+        for name in ("latency", "uniform")
+    ]
+    assert kept[0] > 1.03 * kept[1]
+
+
+def test_other_budgets_take_the_latency_allocation_too(machine: Machine) -> None:
+    model = make_model(width=16)
+    scores = score_model(model, "magnitude")
+    masks = allocate(model, scores, budget="60%", example_input=X, allocation="latency")
+    kept, total = (sum(f(mask) for mask in masks.values()) for f in (torch.count_nonzero, torch.numel))
+    assert int(kept) == pytest.approx(0.4 * total, rel=0.01)
+
+
+def test_a_floor_above_the_budget_is_named_with_what_bounds_it(machine: Machine) -> None:
+    model = make_model()
+    scores = score_model(model, "magnitude")
+    with pytest.raises(InputError, match=r"at least .* ms, got 0\.001 ms: .* not the convolutions' .* layer '\w+'"):
+        allocate(
+            model, score_model(model, "magnitude"), budget="latency=0.001ms", example_input=X, allocation="latency"
+        )
+    with pytest.raises(InputError, match=r"below the .* ms of the dense model, got 999 ms"):
+        allocate(model, scores, budget="latency=999ms", example_input=X)
+
+
+def times_of(*layers: list[float], read: list[list[float]] | None = None) -> LatencyModel:
+    count = len(layers)
+    written = np.concatenate([np.zeros([count, 1]), np.eye(count)], axis=1)
+    reads = np.array(read) if read else np.concatenate([np.ones([count, 1]), np.zeros([count, count])], axis=1)
+    return LatencyModel(np.array(layers), written, reads, 0.0, tuple(map(str, range(count))))
+
+
+def parts(*sizes: int) -> list[Part]:
+    return [Part((str(i),), ((n, 1, 1, 1),), torch.arange(1.0, n + 1) / n) for i, n in enumerate(sizes)]
+
+
+def test_a_layer_that_is_not_faster_with_fewer_weights_keeps_them() -> None:
+    flat, steep = [5.0] * len(SHARES), [10 * share for share in SHARES]
+    flat[0] = 5.0
+    found = fit(by_latency(parts(100, 100), times_of(flat, steep)), times_of(flat, steep).ms, 10.0)
+    assert found is not None
+    assert found[0] < 0.02
+    assert found[1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_solver_finds_the_best_of_all_plans_on_a_grid() -> None:
+    bent = [3.0, 3.1, 3.3, 4.0, 6.0, 8.5, 9.0]
+    steep = [10 * share for share in SHARES]
+    times, two = times_of(bent, steep), parts(100, 60)
+    found = fit(by_latency(two, times), times.ms, 9.0)
+    assert found is not None
+    assert times.ms(found) <= 9.0
+
+    def kept(ratios: Tensor) -> float:
+        return sum(float(p.importance[round(float(r) * p.size) :].sum()) for p, r in zip(two, ratios, strict=True))
+
+    grid = torch.linspace(0, 0.98, 50, dtype=torch.float64)
+    best = max(kept(plan) for plan in torch.cartesian_prod(grid, grid) if times.ms(plan) <= 9.0)
+    assert kept(found) >= 0.97 * best  # the others lie inside the hull
+    same = fit(uniform(two), times.ms, 9.0)
+    assert same is not None
+    assert kept(found) > kept(same)
+
+
+def test_channels_that_are_read_count_where_filters_go() -> None:
+    steep = [10 * share for share in SHARES]
+    coupled = times_of(steep, steep, read=[[1, 0, 0], [0, 1, 0]])
+    half = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    assert coupled.ms(half) == pytest.approx(5 + 5)
+    levels = coupled.levels_ms(np.array([1.0, 1.0, 1.0]), 0)
+    assert levels[0] == pytest.approx(20)
+    assert levels[50] == pytest.approx(coupled.ms(torch.tensor([50 / 101, 0.0], dtype=torch.float64)), rel=0.02)
+
+
+def test_shapes_are_thinned_in_input_and_output() -> None:
+    shape = ConvShape.of(nn.Conv2d(64, 32, 3, 2, padding="valid"), (9, 9))
+    assert (shape.padding, shape.thinned(0.25).in_channels, shape.thinned(0.25).out_channels) == ((0, 0), 32, 16)
+    depthwise = ConvShape.of(nn.Conv2d(8, 16, 3, padding=1, groups=8), (9, 9)).thinned(0.5)
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (4, 8, 4)
+    assert int(ConvShape.of(nn.Conv2d(64, 32, 3), (9, 9)).layer().weight.count_nonzero()) == 64 * 32 * 9
+
+
+@pytest.mark.skipif(not native_status().available, reason="the compiled extension is not there")
+def test_layers_are_measured_on_the_engine_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_CACHE", str(tmp_path))
+    shapes = [ConvShape.of(nn.Conv2d(4, 8, 3, padding=1), (8, 8)), ConvShape.of(nn.Conv2d(8, 8, 1), (6, 6))]
+    first = LayerTimes.default().measure(shapes)
+    assert min(first.values()) > 0
+    assert LayerTimes.default().measure([*shapes, *shapes]) == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["unstructured", "filter"])
+def test_what_is_deployed_answers_as_the_masked_model(structure: str) -> None:
+    model = make_model()
+    groups = groups_of(model) if structure == "filter" else None
+    scores = score_model(model, "magnitude")
+    masks = allocate(model, scores, budget="50%", example_input=X, structure=structure)
+    x = torch.rand(1, 3, 16, 16)
+    fast = latency_module.deployed(model, masks, x, groups)
+    assert deployed_ms(model, masks, x, groups) > 0
+    apply_masks(model, masks, groups)
+    torch.testing.assert_close(fast(x), model(x), atol=1e-4, rtol=1e-4)
