@@ -10,46 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from prunekit.attacks import attack_identity, attack_named
-from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.sensitivity import SensitivityConfig, module_robustness_sensitivity
 from prunekit.files import write_text
 from prunekit.nn.computed_weights import effective
+from prunekit.pipeline.budget_config import SENSITIVITIES
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.steps import rule_identity
 from prunekit.pipeline.store import sha256
 from prunekit.processor import processor
 from prunekit.prune import MaskRule, ModelCost, allocated, parse_budget
-from prunekit.prune.budgets import EXAMPLES
 from prunekit.prune.sensitivity import Sensitivity, sensitive_layers
-
-SENSITIVITIES = "sensitivities.csv"
-
-
-class BudgetChoices(Config):
-    """How much may be left, and what decides where."""
-
-    sensitivities: Path | None = Field(
-        None,
-        description=f"{SENSITIVITIES} of prunekit sensitivity, for the allocation mrs (default: measured on training "
-        "images)",
-    )
-    sensitivity: SensitivityConfig = Field(SensitivityConfig(), description="how sensitivities are measured")
-
-    @field_validator("budget", check_fields=False)
-    @classmethod
-    def _readable(cls, budgets: Any) -> Any:
-        for budget in budgets if isinstance(budgets, tuple) else (budgets,):
-            if budget is not None:
-                parse_budget(budget)
-        return budgets
-
-
-BUDGET = f"what the pruned model may cost, instead of a ratio: {EXAMPLES}"
 
 
 @dataclass(frozen=True)

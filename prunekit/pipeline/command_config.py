@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
-from prunekit.pipeline.allocation import BUDGET, BudgetChoices
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures, split_names
+from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
+from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig

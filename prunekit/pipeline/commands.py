@@ -21,7 +21,8 @@ from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.files import write_text
-from prunekit.pipeline.allocation import SENSITIVITIES, Sharing, allocate_step, sensitivity_step
+from prunekit.pipeline.allocation import Sharing, allocate_step, sensitivity_step
+from prunekit.pipeline.budget_config import SENSITIVITIES
 from prunekit.pipeline.checkpoint import (
     MODEL,
     Checkpoint,

@@ -18,7 +18,7 @@ from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import METHODS
-from prunekit.pipeline.allocation import BUDGET, BudgetChoices
+from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig

@@ -1,0 +1,37 @@
+"""What runs and commands are told about budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from prunekit.config import Config
+from prunekit.evaluation.sensitivity import SensitivityConfig
+from prunekit.prune import parse_budget
+from prunekit.prune.budgets import EXAMPLES
+
+SENSITIVITIES = "sensitivities.csv"
+
+
+class BudgetChoices(Config):
+    """How much may be left, and what decides where."""
+
+    sensitivities: Path | None = Field(
+        None,
+        description=f"{SENSITIVITIES} of prunekit sensitivity, for the allocation mrs (default: measured on training "
+        "images)",
+    )
+    sensitivity: SensitivityConfig = Field(SensitivityConfig(), description="how sensitivities are measured")
+
+    @field_validator("budget", check_fields=False)
+    @classmethod
+    def _readable(cls, budgets: Any) -> Any:
+        for budget in budgets if isinstance(budgets, tuple) else (budgets,):
+            if budget is not None:
+                parse_budget(budget)
+        return budgets
+
+
+BUDGET = f"what the pruned model may cost, instead of a ratio: {EXAMPLES}"
