@@ -92,6 +92,7 @@ SLOW = (
     "test_shared_memory.py",
     "test_sparse_product.py",
     "test_stages.py",
+    "test_statistics_command.py",
     "test_untouched_originals.py",
     "test_without_compiler.py",
     "test_zoo_bench.py",

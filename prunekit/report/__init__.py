@@ -6,5 +6,6 @@ check_extra("study", "prunekit.report")
 
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
+from prunekit.report.statistics_page import write_statistics
 
-__all__ = ["Row", "variants", "write_plots", "write_report"]
+__all__ = ["Row", "variants", "write_plots", "write_report", "write_statistics"]

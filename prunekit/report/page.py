@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from prunekit.files import write_text
@@ -32,13 +32,7 @@ def write_report(folder: RunFolder) -> Path:
     rows, task, config = read_rows(folder.results), folder.task(), folder.config()
     shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots", task.figures)
-    loader = Environment(
-        loader=PackageLoader("prunekit", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    page = loader.get_template("report.html").render(
+    page = template("report.html").render(
         rows=rows,
         table=_table(rows),
         has_compacted=any(row.get("latency_ms_compacted") for row in rows),
@@ -57,6 +51,12 @@ def write_report(folder: RunFolder) -> Path:
     )
     write_text(folder.report, page)
     return folder.report
+
+
+def template(name: str) -> Template:
+    """Return a page's template, which escapes what is put into it and knows no empty names."""
+    loader = PackageLoader("prunekit", "report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
 
 
 def data_uri(image: bytes, kind: str) -> str:

@@ -12,7 +12,7 @@ LIBRARY = [*FOUNDATION, "ops", "graph", "engine", "nn", "prune", "attacks", "ver
 #: Beyond the wall.
 STUDY = [
     "environment", "progress", "config", "detection", "classification", "training", "evaluation", "pipeline",
-    "report", "console", "benchmark", "doctor", "demo", "cli",
+    "experiments", "report", "console", "benchmark", "doctor", "demo", "cli",
 ]  # fmt: skip
 ROOMS = [*LIBRARY, *STUDY]
 #: Modules of the study that a library room may name: detectors, which a compacted model's file says it holds.

@@ -1,0 +1,37 @@
+"""`prunekit statistics`: what many runs say together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.ending import out_console, user_errors
+from prunekit.experiments import compare, read_values
+from prunekit.experiments.sentences import oddities, summarize
+from prunekit.report import write_statistics
+
+STATISTICS_EXAMPLES = """
+Examples:
+
+  prunekit statistics --values appendix_a.csv --out out/
+
+A line of the table is one value: metric, run, pruning_ratio_percent, value, and a column for each factor in which
+configurations differ, such as structure and scores.
+"""
+
+
+def statistics_command(
+    out: Annotated[Path, typer.Option(help="folder for the page, tables/ and figures/")],
+    values: Annotated[Path, typer.Option(help="table of values as CSV, one a line")],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Compare configurations over many runs: tests, corrections, effect sizes, tables, figures and one HTML page."""
+    with user_errors(verbose):
+        found = read_values(values)
+        page = write_statistics(found, out, values.name)
+        comparisons = compare(found)
+        for sentence in (*map(summarize, comparisons), *oddities(found, comparisons)):
+            out_console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        out_console.print(f"Page: {page}", highlight=False, soft_wrap=True)
