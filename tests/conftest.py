@@ -85,7 +85,7 @@ SLOW = (
     "test_models.py",
     "test_plots.py",
     "test_readme.py",
-    "test_robustness_bench.py",
+    "test_running.py",
     "test_score_optimization.py",
     "test_semi_structured_compiles.py",
     "test_semi_structured_conv2d.py",

@@ -19,8 +19,12 @@ from scipy import stats
 from prunekit.experiments.values import Configuration, Values, is_latency
 
 ALPHA = 0.05
-# What acts by pruning alone: at ratio 0 configurations that differ in nothing else are one and the same model.
-PRUNING_FACTORS = ("structure", "scores", "pruning", "scope", "allocation", "optimize", "finetune")
+# What factors that act by pruning alone are called, or begin with: at ratio 0, configurations that differ in nothing
+# else are one and the same model.
+PRUNING_FACTORS = (
+    "structure", "score", "pruning", "scope", "keep_stem_and_heads", "share_scores", "allocation", "optimize",
+    "finetune",
+)  # fmt: skip
 _NORMAL_95 = 1.959964
 
 
@@ -150,7 +154,7 @@ def is_same_model(factor: str, metric: str, ratio: float) -> bool:
 
     At ratio 0 nothing is pruned. Weights that differ take the same time in a network that is the same.
     """
-    return ratio == 0 and (factor in PRUNING_FACTORS or is_latency(metric))
+    return ratio == 0 and (factor.startswith(PRUNING_FACTORS) or is_latency(metric))
 
 
 def _point(ratio: float, a: Sequence[float], b: Sequence[float], same_model: bool) -> Point:

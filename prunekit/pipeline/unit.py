@@ -31,7 +31,7 @@ from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
-from prunekit.progress import Progress
+from prunekit.progress import Progress, alone
 from prunekit.prune import (
     ChannelGroups,
     MaskRule,
@@ -192,8 +192,9 @@ def _accelerate_and_time(
     job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None
 ) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
-    for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-        timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
+    with alone(job.progress):
+        for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
+            timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
     return timed
 
 

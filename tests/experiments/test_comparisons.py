@@ -100,6 +100,7 @@ def test_summaries_say_what_survives(values: Values, tmp_path: Path) -> None:
     structure, scores = compare(values)
     assert summarize(structure) == "map, unstructured vs. filter: no difference at any ratio."
     assert summarize(scores) == "map, deeplift vs. scaled: after Holm's correction deeplift is higher at 50 and 90 %."
+    lines: list[tuple[object, ...]]
     lines = [("a", "x", "map", run, ratio, run) for ratio in (10, 20, 30) for run in range(3)]
     lines += [
         ("a", "y", "map", run, ratio, run + shift) for ratio, shift in ((10, 9), (20, 0), (30, 2.4)) for run in range(3)
@@ -108,6 +109,7 @@ def test_summaries_say_what_survives(values: Values, tmp_path: Path) -> None:
     kept = "map, x vs. y: after Holm's correction y is higher at 10 %; p < 0.05 at 30 % does not survive."
     assert summarize(found) == kept
     assert describe(found, found.points[1]).endswith("The data do not tell them apart.")
+    weak: list[tuple[object, ...]]
     weak = [("a", "x", "map", run, ratio, run) for ratio in (10, 20, 30) for run in range(3)]
     weak += [
         ("a", "y", "map", run, ratio, run + (2.4 if ratio == 10 else 0.1)) for ratio in (10, 20, 30) for run in range(3)
