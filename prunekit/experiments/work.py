@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prunekit.environment import installed_version
+from prunekit.environment import installed_version, thread_count
 from prunekit.experiments.plan import Job, inputs_folder
 from prunekit.experiments.rendered import Rendered, prepare_rendered
 from prunekit.experiments.turns import InTurns, Turns
@@ -41,7 +41,8 @@ class Work:
         try:
             in_turns = InTurns(progress, turns)
             if self.rendered is not None:
-                prepare_rendered(self.rendered, inputs_folder(self.out, config.seed), config.seed, in_turns)
+                with thread_count(config.threads):
+                    prepare_rendered(self.rendered, inputs_folder(self.out, config.seed), config.seed, in_turns)
             folder = run(config, in_turns, stages=self.out / "stages")
         finally:
             turns.close()

@@ -16,6 +16,7 @@ import yaml
 
 from prunekit.experiments import LocalPool, Plan, do_experiment, measured_values, standings
 from prunekit.experiments.driver import drive
+from prunekit.experiments.ray_pool import RayPool
 from prunekit.experiments.records import Records
 from prunekit.progress import SilentProgress
 from tests.support.commands import invoke
@@ -75,7 +76,8 @@ TINY = PLAN | {
     "factors": {"structure": ["unstructured", "filter"]},
     "seeds": [0, 1],
 }  # fmt: skip
-MEASUREMENTS = ("latency", "speedup", "_ms", "date", "sparse_layers")
+# What is timed, and what timing chooses: layers that run sparse, widths of compacted models.
+MEASUREMENTS = ("compacted_", "latency", "speedup", "_ms", "date", "sparse_layers")
 
 
 def _rows(out: Path) -> list[dict[str, str]]:
@@ -141,6 +143,14 @@ def test_ray_gives_the_same_rows(matrix: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'prunekit[ray]'")
     _run(tmp_path / "other", executor="ray")
     assert _rows(tmp_path / "other") == _rows(matrix)
+
+
+def test_a_ray_worker_that_is_killed_is_replaced_and_its_job_done(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'prunekit[ray]'")
+    work = ToyWork(tmp_path, "die seed_1")
+    assert drive(toy_jobs(tmp_path), Records(tmp_path), lambda: RayPool(work, 1), SilentProgress()) == {}
+    calls = [line.split()[0] for line in (tmp_path / "calls.txt").read_text().splitlines()]
+    assert sorted(calls) == ["seed_0", "seed_1", "seed_1", "seed_2"]
 
 
 def test_ray_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
