@@ -39,6 +39,7 @@ app.command("explain", epilog=EXPLAIN_EXAMPLES)(explain_command)
 app.command("experiment", epilog=EXPERIMENT_EXAMPLES)(experiment_command)
 app.command("statistics", epilog=STATISTICS_EXAMPLES)(statistics_command)
 app.add_typer(bench_app, name="bench")
+app.command("report")(run_commands.report_command)
 app.command("demo")(run_commands.demo_command)
 app.command("doctor")(run_commands.doctor_command)
 

@@ -139,6 +139,16 @@ def test_status_and_statistics_of_its_folder(matrix: Path, tmp_path: Path) -> No
     assert (tmp_path / "statistics.html").is_file()
 
 
+def test_pages_of_its_runs(matrix: Path) -> None:
+    runs = [str(path) for path in sorted((matrix / "runs").iterdir())]
+    result = invoke("report", {}, *runs)
+    assert result.exit_code == 0, result.stderr
+    assert all((Path(run) / "report.html").is_file() for run in runs)
+    result = invoke("report", {}, str(matrix))
+    assert result.exit_code == 2
+    assert "Expected a run folder with results.csv" in result.stderr
+
+
 def test_ray_gives_the_same_rows(matrix: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'prunekit[ray]'")
     _run(tmp_path / "other", executor="ray")
