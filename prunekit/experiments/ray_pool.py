@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 from prunekit.errors import InputError
@@ -10,6 +12,8 @@ from prunekit.experiments.local_pool import Doing, outcome
 from prunekit.experiments.plan import Job
 from prunekit.extras import check_extra
 from prunekit.progress import SilentProgress
+
+_PATIENCE = 10.0  # seconds
 
 
 class RayPool:
@@ -25,6 +29,7 @@ class RayPool:
 
     def __init__(self, work: Doing, threads: int) -> None:
         check_extra("ray", "--executor ray")
+        require_answer(os.environ.get("RAY_ADDRESS", ""))
         import ray
 
         self._ray: Any = ray
@@ -65,6 +70,17 @@ class RayPool:
             return Failed(name, f"its worker was lost: {_line(error)}", retry=True)
         event: Event = kind(name, *value)
         return event
+
+
+def require_answer(address: str) -> None:
+    """Raise InputError where nothing answers at host:port, which Ray would try for minutes; pass other addresses."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise InputError(f"Expected a Ray cluster at RAY_ADDRESS, {address}, got none: {_line(error)}.") from None
 
 
 def _do(work: Doing, job: Job) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import socket
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prunekit.errors import InputError
 from prunekit.experiments import Job, Plan, do_experiment, standings
 from prunekit.experiments.driver import Event, drive
 from prunekit.experiments.local_pool import outcome
+from prunekit.experiments.ray_pool import require_answer
 from prunekit.experiments.records import Records
 from prunekit.experiments.turns import InTurns, Turns
 from prunekit.pipeline.store import claimed
@@ -151,3 +153,14 @@ def test_turns_of_several_jobs_go_on_together(tmp_path: Path) -> None:
     one.close()
     with other.alone():
         pass
+
+
+def test_no_cluster_at_the_address_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening
+        with pytest.raises(InputError, match="Expected a Ray cluster at RAY_ADDRESS, 127"):
+            require_answer(f"127.0.0.1:{taken.getsockname()[1]}")
+        taken.listen()
+        require_answer(f"127.0.0.1:{taken.getsockname()[1]}")
+    for address in ("", "auto", "local", "ray://cluster:10001"):
+        require_answer(address)
