@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "captum": ("captum",),
     "tensorboard": ("tensorboard",),
     "torchvision": ("torchvision",),
+    "ray": ("ray",),
 }
 
 

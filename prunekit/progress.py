@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 # A loop's label, or what gives it anew at every item.
@@ -18,6 +19,20 @@ class Progress(Protocol):
 
     def message(self, text: str) -> None:
         """Show one line."""
+
+
+@runtime_checkable
+class RunsAlone(Protocol):
+    """A `Progress` of a job that shares its machine with others."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep the others waiting inside the block: what it does is timed."""
+        ...
+
+
+def alone(progress: Progress) -> AbstractContextManager[None]:
+    """Keep other jobs of the same caller waiting inside the block, where there are any."""
+    return progress.alone() if isinstance(progress, RunsAlone) else nullcontext()
 
 
 class SilentProgress:

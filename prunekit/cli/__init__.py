@@ -11,8 +11,10 @@ from prunekit.cli.bench import bench_app
 from prunekit.cli.compact import COMPACT_EXAMPLES, compact_command
 from prunekit.cli.convert import CONVERT_EXAMPLES, convert_command
 from prunekit.cli.ending import out_console
+from prunekit.cli.experiment import EXPERIMENT_EXAMPLES, experiment_command
 from prunekit.cli.explain import EXPLAIN_EXAMPLES, explain_command
 from prunekit.cli.old_spellings import RespellingGroup
+from prunekit.cli.statistics import STATISTICS_EXAMPLES, statistics_command
 from prunekit.environment import installed_version
 
 __all__ = ["app", "main"]
@@ -36,7 +38,10 @@ app.command("evaluate", epilog=stage_commands.EVALUATE_EXAMPLES)(stage_commands.
 app.command("compact", epilog=COMPACT_EXAMPLES)(compact_command)
 app.command("convert", epilog=CONVERT_EXAMPLES)(convert_command)
 app.command("explain", epilog=EXPLAIN_EXAMPLES)(explain_command)
+app.command("experiment", epilog=EXPERIMENT_EXAMPLES)(experiment_command)
+app.command("statistics", epilog=STATISTICS_EXAMPLES)(statistics_command)
 app.add_typer(bench_app, name="bench")
+app.command("report")(run_commands.report_command)
 app.command("demo")(run_commands.demo_command)
 app.command("doctor")(run_commands.doctor_command)
 

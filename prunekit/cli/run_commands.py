@@ -12,7 +12,7 @@ from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_consol
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
-from prunekit.pipeline import RunConfig, make_config, read_rows, run
+from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
 from prunekit.report import write_report
 
 RUN_EXAMPLES = """
@@ -42,6 +42,17 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
         if (compacted := compacted_table(rows)) is not None:
             out_console.print(compacted)
         tell(f"Report: {report}\nTable:  {folder.results}")
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, such as runs/matrix/runs/*")],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Write report.html, with its plots, of finished or interrupted runs; an experiment's runs have none yet."""
+    with user_errors(verbose):
+        for root in runs:
+            page = write_report(RunFolder(root))
+            out_console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
 def demo_command(

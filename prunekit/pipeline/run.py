@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from prunekit.environment import describe_environment, thread_count
@@ -31,7 +33,7 @@ from prunekit.task import Data, task_of
 from prunekit.training.config import require_device, require_sizes
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
+def run(config: RunConfig, progress: Progress | None = None, stages: Path | None = None) -> RunFolder:
     """Do the main job, or what is left of it, and return its folder.
 
     What is finished is not done again; whatever ended the process, only the unit in flight goes on from its last saved
@@ -40,6 +42,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
     Args:
         config: What to do.
         progress: Told how far the job has come.
+        stages: Where trainings and scores are kept, for several runs to share; None keeps them in the run's folder.
 
     Raises:
         InputError: When something that the user gave is wrong; found out before the long work begins.
@@ -61,7 +64,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunFolder:
             if train_dataset is not None:
                 digest = inputs.train_data_sha256
                 training = make_training(config.objective, config.train_attack, train_dataset, digest, progress, config)
-            job = _prepare(config, dataset, given, training, folder, progress)
+            store = WorkStore(folder.root / "stages") if stages is None else WorkStore(stages, is_shared=True)
+            job = _prepare(config, dataset, given, training, folder, Workspace(store, progress))
             for unit in config.units:
                 _finish_unit(job, folder, unit)
             folder.write_results()
@@ -74,10 +78,9 @@ def _prepare(
     given: Checkpoint,
     training: Training | None,
     folder: OpenRun,
-    progress: Progress,
+    workspace: Workspace,
 ) -> Job:
     """Do what all units share: pre-training, and reading the channel groups."""
-    workspace = Workspace(WorkStore(folder.root / "stages"), progress)
     given = start = keep(workspace, given)
     if config.pretrain.epochs > 0 and training is not None:
         start = pretrain(workspace, given, training, config.pretrain)
@@ -85,7 +88,7 @@ def _prepare(
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     examples = save_clean_examples(folder, dataset, start.task)
-    return Job(workspace.store, progress, config, dataset, given, start, training, groups, examples)
+    return Job(workspace.store, workspace.progress, config, dataset, given, start, training, groups, examples)
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:

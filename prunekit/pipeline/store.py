@@ -44,19 +44,30 @@ class StageFolder:
         path: Where it is.
         key: What identifies the stage's work.
         description: Stage, configuration and inputs, for people who look into the folder.
+        lock: Of a store that several processes use: held while the work is done.
     """
 
     path: Path
     key: str
     description: Mapping[str, Any]
+    lock: FileLock | None = None
 
     def file(self, name: str) -> Path:
         """Return the path of one of the stage's files."""
         return self.path / name
 
     def result(self) -> dict[str, Any] | None:
-        """Return the finished stage's result after verifying every file, or None when it must be done (again)."""
-        return finished_work(self.file(DONE), self.key, "result")
+        """Return the finished stage's result after verifying every file, or None when it must be done (again).
+
+        While another process does this very work, wait for it.
+        """
+        found = finished_work(self.file(DONE), self.key, "result")
+        if found is None and self.lock is not None and not self.lock.is_locked:
+            self.lock.acquire()  # until it is finished, or this process ends
+            found = finished_work(self.file(DONE), self.key, "result")
+            if found is not None:
+                self.lock.release()
+        return found
 
     def output(self, name: str) -> str:
         """Return the SHA-256 of a finished stage's file, to hand to the next stage as input."""
@@ -69,6 +80,8 @@ class StageFolder:
         done = {"key": self.key, **self.description, "files": files, "result": dict(result)}
         write_json(self.file(DONE), done)
         self.file(STATE).unlink(missing_ok=True)
+        if self.lock is not None:
+            self.lock.release()
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,12 @@ class WorkStore:
         root: Where the folders are.
         stage: In a run, "": each piece has a folder that is found by its key. In a command's folder, the stage that
             works in the root itself; any other has a folder of its name inside, and both are claimed for good.
+        is_shared: Whether several processes use it at the same time.
     """
 
     root: Path
     stage: str = ""
+    is_shared: bool = False
 
     def open(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageFolder:
         """Return the folder of this very work, made if it is new.
@@ -103,7 +118,7 @@ class WorkStore:
         else:
             path = self.root / f"{stage}-{key[:_KEY_DIGITS]}"
             path.mkdir(parents=True, exist_ok=True)
-        return StageFolder(path, key, description)
+        return StageFolder(path, key, description, FileLock(path / LOCK) if self.is_shared else None)
 
 
 def finished_work(path: Path, key: str, result: str, root: Path | None = None) -> dict[str, Any] | None:

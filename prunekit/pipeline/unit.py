@@ -33,7 +33,7 @@ from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
-from prunekit.progress import Progress
+from prunekit.progress import Progress, alone
 from prunekit.prune import (
     ChannelGroups,
     MaskRule,
@@ -198,8 +198,9 @@ def _verified(job: Job, model: nn.Module, unit: Unit) -> dict[str, float | None]
 
 def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:
     """Remove the dropped filters of a unit, and write the smaller model down."""
-    for _ in job.progress.track(range(1), f"{unit.label}: compacting", 1):
-        result = compacted(artifact, job.dataset[0].image[None], job.progress)
+    with alone(job.progress):  # which widths are fastest is timed
+        for _ in job.progress.track(range(1), f"{unit.label}: compacting", 1):
+            result = compacted(artifact, job.dataset[0].image[None], job.progress)
     if result is not None:
         save(result, folder.compacted(unit))
     return result
@@ -209,8 +210,9 @@ def _accelerate_and_time(
     job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None
 ) -> tuple[Latency, AccelerationReport]:
     x = job.dataset[0].image[None]
-    for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-        timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
+    with alone(job.progress):
+        for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
+            timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
     return timed
 
 

@@ -7,5 +7,14 @@ check_extra("study", "prunekit.report")
 from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivity_plot
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
+from prunekit.report.statistics_page import write_statistics
 
-__all__ = ["Row", "variants", "write_plots", "write_report", "write_rounds_plot", "write_sensitivity_plot"]
+__all__ = [
+    "Row",
+    "variants",
+    "write_plots",
+    "write_report",
+    "write_rounds_plot",
+    "write_sensitivity_plot",
+    "write_statistics",
+]

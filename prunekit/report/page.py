@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from prunekit.files import write_text
@@ -37,13 +37,7 @@ def write_report(folder: RunFolder) -> Path:
     if layers := _layers(folder, rows):
         plots["allocation"] = folder.root / "plots" / "allocation.png"
         write_allocation_plot(plots["allocation"], layers)
-    loader = Environment(
-        loader=PackageLoader("prunekit", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    page = loader.get_template("report.html").render(
+    page = template("report.html").render(
         rows=rows,
         table=_table(rows),
         has_compacted=any(row.get("latency_ms_compacted") for row in rows),
@@ -62,6 +56,12 @@ def write_report(folder: RunFolder) -> Path:
     )
     write_text(folder.report, page)
     return folder.report
+
+
+def template(name: str) -> Template:
+    """Return a page's template, which escapes what is put into it and knows no empty names."""
+    loader = PackageLoader("prunekit", "report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
 
 
 def data_uri(image: bytes, kind: str) -> str:

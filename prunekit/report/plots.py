@@ -163,8 +163,8 @@ def _single(rows: Sequence[Row], curves: Sequence[Curve], y_label: str, title: s
         axes.plot([], [], "x", color=GRAY, label=GIVEN)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(y_label)
-    _finish(axes, column(rows, "ratio"), title)
-    return _with_legend(figure, width=PANEL_SIZE[0], columns=2)
+    finish_axes(axes, column(rows, "ratio"), title)
+    return with_legend(figure, width=PANEL_SIZE[0], columns=2)
 
 
 def _compare(rows: Sequence[Row], panels: Mapping[str, str], y_label: str, title: str) -> PlotFigure:
@@ -179,10 +179,10 @@ def _compare(rows: Sequence[Row], panels: Mapping[str, str], y_label: str, title
         for name, marker in ((UNPRUNED, "o"), (GIVEN, "x")):
             if point := groups.get(name):
                 axes.plot(column(point, "ratio"), column(point, shown), marker, color=GRAY, markersize=7, label=name)
-        _finish(axes, column(rows, "ratio"), f"{heading}, {title}" if axes is all_axes[0] else heading)
+        finish_axes(axes, column(rows, "ratio"), f"{heading}, {title}" if axes is all_axes[0] else heading)
     all_axes[0].set_ylim(bottom=0)  # after all panels: it ends the scaling by what is drawn
     all_axes[0].set_ylabel(y_label)
-    return _with_legend(figure, width=PANEL_SIZE[0] * (1 if len(panels) == 1 else 1.8), columns=3)
+    return with_legend(figure, width=PANEL_SIZE[0] * (1 if len(panels) == 1 else 1.8), columns=3)
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -213,7 +213,7 @@ def _looks(lines: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _finish(axes: Axes, ratio: Sequence[float], title: str) -> None:
+def finish_axes(axes: Axes, ratio: Sequence[float], title: str) -> None:
     """Say what the ratio's axis and the panel show, and draw quiet lines to read values by."""
     axes.set_xlabel("Pruning ratio in %")
     axes.set_title(title, loc="left", fontsize=10, color="#444444")
@@ -235,7 +235,7 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
     return labels
 
 
-def _with_legend(figure: PlotFigure, width: float, columns: int) -> PlotFigure:
+def with_legend(figure: PlotFigure, width: float, columns: int) -> PlotFigure:
     """Add a legend below the panels, which names each line once, and as much height as it needs."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = min(columns, len(labels))

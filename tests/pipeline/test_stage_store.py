@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_a_stage_is_finished_when_it_says_so_and_drops_what_it_kept_for_resuming
     assert again.result() == {"churn": 0.25}
     assert again.output("masks") == hashlib.sha256(b"masks").hexdigest()
     assert not folder.file(STATE).exists()
+
+
+def test_of_two_that_share_a_store_one_works_and_the_other_waits_for_it(tmp_path: Path) -> None:
+    one, other = (WorkStore(tmp_path, is_shared=True).open("prune", CONFIG, INPUTS) for _ in range(2))
+    assert one.result() is None
+    found: list[dict[str, Any] | None] = []
+    thread = threading.Thread(target=lambda: found.append(other.result()))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    _finished(one)
+    thread.join(10)
+    assert found == [one.result()] == [{"churn": 0.25}]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.support import ROOT
 
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 COCO128 = ROOT.parent / "shared" / "data" / "coco128"
+REPORT = ROOT.parent / "shared" / "paper"
 TINY_WEIGHTS_SHA256 = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
 
 
@@ -28,6 +29,14 @@ def coco128() -> Path:
     if not COCO128.is_dir():
         pytest.skip("needs coco128 in ../shared/data")
     return COCO128
+
+
+def report_tables() -> Path:
+    """The report's values and p-values, appendix_a.csv and anova_p_values.csv: PRUNEKIT_REPORT, or ../shared/paper."""
+    path = Path(os.environ.get("PRUNEKIT_REPORT", REPORT))
+    if not (path / "appendix_a.csv").is_file():
+        pytest.skip("needs the report's appendix_a.csv in ../shared/paper or PRUNEKIT_REPORT")
+    return path
 
 
 def official_tiny_weights() -> Path:

@@ -12,6 +12,6 @@ LIBRARY = [*FOUNDATION, "ops", "graph", "engine", "nn", "prune", "attacks", "ver
 #: Beyond the wall.
 STUDY = [
     "environment", "progress", "config", "detection", "classification", "training", "evaluation", "pipeline",
-    "report", "console", "benchmark", "doctor", "demo", "cli",
+    "experiments", "report", "console", "benchmark", "doctor", "demo", "cli",
 ]  # fmt: skip
 ROOMS = [*LIBRARY, *STUDY]

@@ -1,0 +1,43 @@
+"""`prunekit statistics`: what many runs say together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.ending import out_console, user_errors
+from prunekit.errors import InputError
+from prunekit.experiments import compare, measured_values, read_values
+from prunekit.experiments.sentences import oddities, summarize
+from prunekit.report import write_statistics
+
+STATISTICS_EXAMPLES = """
+Examples:
+
+  prunekit statistics runs/matrix --out runs/matrix/report
+
+  prunekit statistics --values appendix_a.csv --out out/
+
+A line of the table is one value: metric, run, pruning_ratio_percent, value, and a column for each factor in which
+configurations differ, such as structure and scores.
+"""
+
+
+def statistics_command(
+    out: Annotated[Path, typer.Option(help="folder for the page, tables/ and figures/")],
+    folder: Annotated[Path | None, typer.Argument(help="folder of an experiment, instead of --values")] = None,
+    values: Annotated[Path | None, typer.Option(help="table of values as CSV, one a line")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Compare configurations over many runs: tests, corrections, effect sizes, tables, figures and one HTML page."""
+    with user_errors(verbose):
+        if (folder is None) == (values is None):
+            raise InputError("Expected an experiment's folder or --values, got " + ("both." if folder else "none."))
+        found = measured_values(folder) if folder is not None else read_values(Path(str(values)))
+        page = write_statistics(found, out, str(folder or values))
+        comparisons = compare(found)
+        for sentence in (*map(summarize, comparisons), *oddities(found, comparisons)):
+            out_console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        out_console.print(f"Page: {page}", highlight=False, soft_wrap=True)

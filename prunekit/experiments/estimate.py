@@ -1,0 +1,90 @@
+"""About how long an experiment takes, before it is begun: passes through the network by the time of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from prunekit.attacks import PRESETS, PgdConfig
+from prunekit.environment import thread_count
+from prunekit.experiments.plan import Job, Plan
+from prunekit.pipeline.checkpoint import requested_spec
+from prunekit.pipeline.config import RunConfig
+from prunekit.task import ModelSpec, takes_argument, task_of
+from prunekit.training.config import TrainConfig
+
+# Of a forward and a backward pass together, in forward passes.
+_BOTH = 3
+# Passes of both kinds that a training makes on an image, where they do not depend on its attack's steps.
+_FIXED = {"clean": 1, "free": 1, "n-fgsm": 2, "smoothing": 1, "crown-ibp": 2, "mixtrain": 2}
+_CLASSES = 80  # of a detector whose data say how many; heads take little of the time
+
+
+def estimate_seconds(plan: Plan, jobs: Sequence[Job], count: int) -> float:
+    """Return about how many seconds all jobs of a plan take, `count` at a time, on machines like this one.
+
+    One pass through the network is timed; how many there are is counted. Reading of images, timing of models and
+    training of rendered data are not in it.
+    """
+    num_train, num_val = _sizes(plan, jobs[0].config)
+    passes, trained = 0.0, set[str]()
+    for job in jobs:
+        pretrains = job.training is not None and job.training not in trained
+        trained |= {job.training} if job.training else set()
+        passes += _passes(job.config, num_train, num_val, pretrains)
+    return passes * _seconds_of_a_pass(jobs[0].config) / count
+
+
+def _sizes(plan: Plan, config: RunConfig) -> tuple[int, int]:
+    """Return the number of images that are learned from, and of those that evaluate."""
+    if plan.rendered is not None:
+        return plan.rendered.num_train, plan.rendered.num_val
+    task, size = task_of(_spec(config)), (config.image_size, config.grayscale, config.limit)
+    num_val = len(task.open_data(config.data, *size))
+    return (len(task.open_data(config.train_data, *size)) if config.train_data else 0), num_val
+
+
+def _passes(config: RunConfig, num_train: int, num_val: int, pretrains: bool) -> float:
+    """Return the forward passes of single images that a run takes."""
+    pruned = [unit for unit in config.units if unit.ratio > 0] if config.train_data else []
+    optimized = sum(unit.variant.pruning == "optimized" for unit in pruned)
+    images = pretrains * _images(config.pretrain, num_train)
+    images += optimized * _images(config.optimize, num_train) + len(pruned) * _images(config.finetune, num_train)
+    models = len({unit.stem for unit in config.units})
+    return images * _of_objective(config) + models * num_val * (2 + _BOTH * _steps(config.attack))
+
+
+def _images(training: TrainConfig, num_train: int) -> int:
+    """Return how many images a training looks at."""
+    return min(training.epochs * num_train, (training.max_steps or 10**12) * training.batch_size)
+
+
+def _of_objective(config: RunConfig) -> int:
+    """Return the forward passes that a training makes on an image: of the attack's steps, and of what they lead to."""
+    return _BOTH * _FIXED.get(config.objective, 2 + _steps(config.train_attack))
+
+
+def _steps(attack: str) -> int:
+    """Return the steps of a preset, of several parts about those of twenty PGD attacks."""
+    found = PRESETS.get(attack)
+    return 0 if found is None else found.steps if isinstance(found, PgdConfig) else 400
+
+
+def _spec(config: RunConfig) -> ModelSpec:
+    spec = requested_spec(config.model, config.width, None, config.arguments)
+    is_open = takes_argument(spec.name, "num_classes") and "num_classes" not in spec.arguments
+    return spec.updated(num_classes=_CLASSES) if is_open else spec
+
+
+@torch.inference_mode()
+def _seconds_of_a_pass(config: RunConfig) -> float:
+    """Time one image through the network on this machine."""
+    model = _spec(config).build().eval()
+    x = torch.zeros(1, 3, *[config.image_size or 224] * 2)
+    with thread_count(config.threads):
+        model(x)
+        start = time.perf_counter()
+        model(x)
+        return time.perf_counter() - start
