@@ -14,10 +14,11 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.config import Config, read_settings
 from prunekit.errors import InputError
 from prunekit.experiments.rendered import Rendered
-from prunekit.pipeline.config import RunConfig, training_options
-from prunekit.pipeline.objective_config import ObjectiveChoices
+from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.store import digest, flat
+from prunekit.pipeline.training_options import training_options
 from prunekit.pipeline.variants import Variant
+from prunekit.training.objective import NoiseConfig, VerifiedConfig
 
 PRESETS = ("report", "report-small", "demo")
 #: What one run goes through by itself; any other factor makes runs of its own.
@@ -26,7 +27,7 @@ _OF_THE_PLAN = ("ratios", "seeds", "seed", "out", "rendered")
 # What pre-training depends on beside its own settings.
 _OF_PRETRAINING = {
     "model", "model_args", "weights", "train_data", "width", "image_size", "grayscale", "limit", "seed", "objective",
-    "train_attack", *ObjectiveChoices.model_fields,
+    "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
 }  # fmt: skip
 _OF_EVALUATION = {"attack", "transfer", "verify", "latency_runs", "data", "out", "workers", "device", "threads"}
 _OF_VARIANTS = {"ratios", *WITHIN_A_RUN}
