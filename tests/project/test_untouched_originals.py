@@ -148,6 +148,8 @@ MODULES: dict[str, Case] = {
     "to_dense": lambda g: MaskedConv2d.from_dense(g.conv).to_dense(),
 }
 PRUNE: dict[str, Case] = {
+    "allocate": lambda g: pruning.allocate(g.net, g.scores, budget="macs=70%", example_input=g.x, allocation="lamp"),
+    "allocated": lambda g: pruning.allocated(g.net, g.scores, pruning.MaskRule(0), "50%", allocation="erk")(g.scores),
     "channel_groups": lambda g: pruning.channel_groups(g.net, g.x),
     "churn_between": lambda g: pruning.churn_between(g.masks, {k: ~mask for k, mask in g.masks.items()}),
     "count_costs": lambda g: pruning.count_costs(g.busy, g.x, {f"net.{k}": m for k, m in g.masks.items()}),
@@ -162,6 +164,7 @@ PRUNE: dict[str, Case] = {
     "scaled_scores": lambda g: pruning.scaled_scores(g.weight).zero_(),
     "score_model": lambda g: [s.zero_() for n in ("scaled", "magnitude", "random") for s in _scored(g, n)],
     "score_named": lambda g: pruning.score_named("taylor"),
+    "robustness_sensitivities": lambda g: pruning.robustness_sensitivities(g.busy, [(g.x, _norm)], passes=2),
     "sparsity": lambda g: (pruning.sparsity(g.net), pruning.sparsity(g.masks)),
     "taylor_scores": lambda g: pruning.taylor_scores(g.busy, _batches(g)),
 }
@@ -196,6 +199,7 @@ DATA = {
     "prune": {
         *("SCOPES", "SCORES", "STRUCTURES", "ChannelGroups", "Churn", "Comparison", "CompletenessError"),
         *("LayerCost", "ModelCost", "Score", "register_score"),
+        *("ALLOCATIONS", "Budget", "Sensitivity", "parse_budget"),
     },
     "attacks": {
         *("PRESETS", "Attack", "AttackInParts", "AttackLosses", "AutoAttackConfig", "CarliniWagnerConfig"),
@@ -250,6 +254,7 @@ FAILURES: dict[str, Case] = {
     "deeplift_scores, forward": lambda g: pruning.deeplift_scores(g.failing, _comparisons(g)),
     "deeplift_scores, reference": lambda g: pruning.deeplift_scores(g.net, _comparisons(g, g.reference[:, :1])),
     "deeplift_scores, target": lambda g: pruning.deeplift_scores(g.net, [pruning.Comparison(g.x, g.x, torch.sum)]),
+    "robustness_sensitivities, forward": lambda g: pruning.robustness_sensitivities(g.failing, [(g.x, _norm)] * 2),
     "taylor_scores, forward": lambda g: pruning.taylor_scores(g.failing, _batches(g) * 2),
     "taylor_scores, loss": lambda g: pruning.taylor_scores(g.net, [(g.x, lambda y: y.mean() / 0)]),
     "taylor_scores, no batch": lambda g: pruning.taylor_scores(g.net, []),
