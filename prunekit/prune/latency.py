@@ -36,7 +36,7 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 #: No part loses more than this by a plan for milliseconds: below, times hardly fall.
 MAX_RATIO = 0.98
 _LEVELS = np.linspace(0, MAX_RATIO, 99)
-_SWEEPS, _TIMED_RUNS = 4, 9
+_SWEEPS, _TIMED_RUNS = 4, 25
 _TUNING_SECONDS = 20.0
 
 

@@ -210,11 +210,15 @@ def _met_on_the_machine(sharing: _Sharing, ratios_at: Ratios, budget: Budget) ->
 
 def _corrected(measured: Mapping[float, float], allowed: float) -> float:
     """Return the planned milliseconds for which `allowed` is to be expected, from plan → measured of all builds."""
+    low = max((plan for plan, ms in measured.items() if ms <= allowed), default=0.0)
+    high = min((plan for plan, ms in measured.items() if ms > allowed), default=float("inf"))
     near = sorted(measured, key=lambda plan: abs(measured[plan] - allowed))[:2]
-    if len(near) == 2 and (measured[near[0]] - measured[near[1]]) * (near[0] - near[1]) > 0:
+    guesses = [near[0] * allowed / measured[near[0]], (low + min(high, 2 * near[0])) / 2]
+    if len(near) == 2 and measured[near[0]] != measured[near[1]]:
         slope = (near[0] - near[1]) / (measured[near[0]] - measured[near[1]])
-        return max(near[0] + slope * (allowed - measured[near[0]]), 0.0)
-    return near[0] * allowed / measured[near[0]]
+        guesses.insert(0, near[0] + slope * (allowed - measured[near[0]]))
+    # Noise must not lead to a plan beyond one that was measured already.
+    return next((guess for guess in guesses if low < guess < high), guesses[-1])
 
 
 def _floor(budget: Budget, floor: float, dense: float, allowed: float, what: str) -> str:
