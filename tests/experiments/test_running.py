@@ -130,7 +130,9 @@ def test_status_and_statistics_of_its_folder(matrix: Path, tmp_path: Path) -> No
     values = measured_values(matrix)
     assert values.metrics == ("attacked_ap", "ap", "latency_ms")
     assert len(values.given["latency_ms"]) == 2
-    unpruned = [values.of((structure, "scaled", "one-shot"), "ap", 0) for structure in ("unstructured", "filter")]
+    unpruned = [
+        values.of((structure, "scaled", "one-shot", "uniform"), "ap", 0) for structure in ("unstructured", "filter")
+    ]
     assert unpruned[0] == unpruned[1]
     assert set(unpruned[0]) == {"0", "1"}
     result = invoke("statistics", {"out": tmp_path}, str(matrix))
