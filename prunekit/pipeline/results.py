@@ -44,8 +44,6 @@ class RatioResult:
 
     * ratio: pruning ratio in percent; of a budget, the share of weights that went.
     * structure: what was dropped; scores: what ranked it; pruning: "one-shot" or "optimized" scores.
-    * allocation: what shared the ratio or budget among layers.
-    * budget: what was allowed; "" where the ratio was asked for.
     * churn: fraction of kept weights that optimizing the scores brought in.
     * macs: multiply-accumulates of the dense model for one image; kept_macs: of the weights that stay.
     * parameters: all of the model's parameters.
@@ -61,6 +59,8 @@ class RatioResult:
     * compacted_difference: its outputs' largest difference from the masked model's in float64, relative.
     * sparse_layers: convolutions that the artifact runs sparse, of `layers`.
     * images: evaluated images.
+    * allocation: what shared the ratio or budget among layers.
+    * budget: what was allowed; "" where the ratio was asked for.
     """
 
     columns: Mapping[str, Any]
@@ -72,12 +72,13 @@ class RatioResult:
 
 # What every task has; its own columns stand before "churn" and before "sparse_layers".
 _SHARED = (
-    "ratio", "structure", "scores", "pruning", "allocation", "budget", "churn",
+    "ratio", "structure", "scores", "pruning", "churn",
     "macs", "kept_macs", "parameters", "nonzero_parameters", "sparsity",
     *(f"latency_ms{kind}{part}" for kind in ("_control", "") for part in ("", "_p90", "_p99")), "speedup",
     *(f"latency_ms_compacted{kind}{part}" for kind in ("", "_accelerated") for part in ("", "_p90", "_p99")),
     "compacted_speedup", "compacted_parameters", "compacted_macs", "compacted_difference",
     "sparse_layers", "layers", "images", "image_size", "attack", "threads", "instruction_set", "processor",
+    "allocation", "budget",
 )  # fmt: skip
 
 

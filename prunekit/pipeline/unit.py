@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -97,10 +97,12 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     ms = {layer.name: layer.ms for layer in acceleration.rows}
     layers = layer_rows(costs, artifact.masks, _sensitivities(job, unit), ms)
     folder.write_json(str(folder.layers(unit).relative_to(folder.root)), layers)
+    variant = unit.variant
     columns = {
         "ratio": 100 * sparsity(artifact.masks) if unit.budget else unit.ratio,
-        **asdict(unit.variant),
-        "budget": unit.budget,
+        "structure": variant.structure,
+        "scores": variant.scores,
+        "pruning": variant.pruning,
         **_accuracy(job, evaluations, transfer),
         **verified,
         "churn": churn,
@@ -116,6 +118,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         "threads": torch.get_num_threads(),
         "instruction_set": native_status().instruction_set,
         "processor": processor().name,
+        "allocation": variant.allocation,
+        "budget": unit.budget,
     }
     return RatioResult(columns), files, artifact
 
