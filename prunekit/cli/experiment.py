@@ -10,7 +10,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from prunekit.cli.ending import EXIT_FAILURE, error_console, out_console, user_errors
+from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
 from prunekit.experiments import (
@@ -64,7 +64,7 @@ def experiment_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the jobs, what they share, and about how long they take")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Do many runs by a plan: every combination of its factors, at every ratio, with every seed."""
     with user_errors(verbose):
@@ -81,7 +81,8 @@ def experiment_command(
         if dry_run:
             planned = plan_jobs(found, root)
             about = _duration(estimate_seconds(found, planned, jobs))
-            _print(*describe_plan(planned), f"Roughly {about}, {jobs} at a time on a machine like this one.")
+            lines = [*describe_plan(planned), f"Roughly {about}, {jobs} at a time on a machine like this one."]
+            tell("\n".join(lines))
             return
 
         def open_pool(work: Work, threads: int) -> Pool:
@@ -89,9 +90,9 @@ def experiment_command(
 
         with ConsoleProgress(error_console) as progress:
             failures = do_experiment(found, root, open_pool, progress)
-        _print(f"Rows: {out / 'rows.csv'}")
+        tell(f"Rows: {out / 'rows.csv'}")
         for name, reason in failures.items():
-            _print(f"{name} failed: {reason}")
+            tell(f"{name} failed: {reason}")
     if failures:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -122,7 +123,7 @@ def _show_status(folder: Path | None) -> None:
     for each in found:
         table.add_row(escape(each.job.name), each.state, escape(each.reason or _duration(each.seconds)))
     out_console.print(table)
-    _print(_left(found))
+    tell(_left(found))
 
 
 def _left(found: list[Standing]) -> str:
@@ -139,8 +140,3 @@ def _duration(seconds: float) -> str:
     if seconds >= 2 * 3600:
         return f"{seconds / 3600:.0f} h"
     return "" if not seconds else f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def _print(*lines: str) -> None:
-    for line in lines:
-        out_console.print(line, highlight=False, markup=False, soft_wrap=True)

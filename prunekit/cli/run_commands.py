@@ -46,13 +46,13 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="run folders, such as runs/matrix/runs/*")],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write report.html, with its plots, of finished or interrupted runs; an experiment's runs have none yet."""
     with user_errors(verbose):
         for root in runs:
             page = write_report(RunFolder(root))
-            out_console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+            tell(f"Report: {page}")
 
 
 def demo_command(

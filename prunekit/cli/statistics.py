@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.ending import out_console, user_errors
+from prunekit.cli.ending import Verbose, tell, user_errors
 from prunekit.errors import InputError
 from prunekit.experiments import compare, measured_values, read_values
 from prunekit.experiments.sentences import oddities, summarize
@@ -29,7 +29,7 @@ def statistics_command(
     out: Annotated[Path, typer.Option(help="folder for the page, tables/ and figures/")],
     folder: Annotated[Path | None, typer.Argument(help="folder of an experiment, instead of --values")] = None,
     values: Annotated[Path | None, typer.Option(help="table of values as CSV, one a line")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare configurations over many runs: tests, corrections, effect sizes, tables, figures and one HTML page."""
     with user_errors(verbose):
@@ -39,5 +39,5 @@ def statistics_command(
         page = write_statistics(found, out, str(folder or values))
         comparisons = compare(found)
         for sentence in (*map(summarize, comparisons), *oddities(found, comparisons)):
-            out_console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-        out_console.print(f"Page: {page}", highlight=False, soft_wrap=True)
+            tell(sentence)
+        tell(f"Page: {page}")

@@ -25,7 +25,7 @@ from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.experiments.plan import Job, Plan
 from prunekit.files import write_text
-from prunekit.pipeline.store import check_folder, digest, finished_work
+from prunekit.pipeline.store import check_folder, digest, finished_work, write_json
 
 PLAN, ROWS = "plan.yaml", "rows.csv"
 
@@ -81,7 +81,7 @@ class Records:
         return self.out / "jobs" / f"{job.name}.json"
 
     def _write(self, job: Job, record: Mapping[str, Any]) -> None:
-        write_text(self._path(job), json.dumps({"key": _key(job), **record}, indent=2) + "\n")
+        write_json(self._path(job), {"key": _key(job), **record})
 
 
 def check_plan(plan: Plan, out: Path) -> None:

@@ -106,7 +106,7 @@ def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]
     """Capture and fuse; return the graph and how many BatchNorms were folded.
 
     Raises:
-        CaptureError: torch.export fails, or someone watches a module with a hook.
+        CaptureError: torch.export fails, or a module has a hook.
     """
     check_hooks(model, "the graph")
     graph = capture_any_size(model, inputs, dtype_of(inputs))

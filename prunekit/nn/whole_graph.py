@@ -107,7 +107,7 @@ def build_whole_graph(
 
 
 def check_hooks(model: nn.Module, runner: str = "the engine") -> None:
-    """Raise CaptureError where someone watches a module with a hook, which `runner` would not run."""
+    """Raise CaptureError where a module has a hook, which `runner` would not run."""
     for name, module in model.named_modules():
         if has_foreign_hooks(module):
             who = f"module {name}" if name else "the model"

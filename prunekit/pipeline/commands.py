@@ -20,7 +20,6 @@ from prunekit.config import CONFIG, write_settings
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.evaluation.sensitivity import SensitivityConfig
-from prunekit.files import write_text
 from prunekit.pipeline.allocation import Sharing, allocate_step, sensitivity_step
 from prunekit.pipeline.budget_config import SENSITIVITIES
 from prunekit.pipeline.checkpoint import (
@@ -57,7 +56,15 @@ from prunekit.pipeline.steps import (
     prune_optimized,
     score,
 )
-from prunekit.pipeline.store import DONE, StageFolder, WorkStore, check_command_folder, command_store, sha256
+from prunekit.pipeline.store import (
+    DONE,
+    StageFolder,
+    WorkStore,
+    check_command_folder,
+    command_store,
+    sha256,
+    write_json,
+)
 from prunekit.pipeline.unit import compacted
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
@@ -222,7 +229,7 @@ def _write_pruned(
 ) -> list[str]:
     """Write a pruned model, without its dropped filters too if it lost any, and how it came about; return the names."""
     save_model(folder.file(MODEL), pruned.model, pruned.task.spec, pruned.masks, pruned.drops_filters)
-    write_text(folder.file(ROUNDS), json.dumps(rounds, indent=2) + "\n")
+    write_json(folder.file(ROUNDS), rounds)
     small = compacted(pruned, image, progress)
     if small is not None:
         save(small, folder.file(COMPACTED))
