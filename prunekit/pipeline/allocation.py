@@ -71,8 +71,8 @@ def allocate_step(
     """
     inputs, sensitivities = {"model": start.sha256, "scores": scores_sha256}, None
     if sharing.allocation == "mrs":
-        inputs["sensitivities"] = _sensitivities(workspace, start, sharing, training)[1]
-        sensitivities = known_sensitivities(workspace, start, sharing, training)
+        found, inputs["sensitivities"] = _sensitivities(workspace, start, sharing, training)
+        sensitivities = {name: one.value for name, one in found.items()}
     identity = rule_identity(rule) | {"allocation": sharing.allocation, "budget": sharing.budget}
     identity |= {"image_size": list(image.shape[2:]), "pruned": dict(pruned or {})}
     if "latency" in (sharing.allocation, parse_budget(sharing.budget).kind):
