@@ -15,6 +15,7 @@ from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.measurements import MeasurementCache
 from prunekit.nn.whole_graph import build_whole_graph
+from prunekit.ops.conv_arguments import pair, split_padding
 from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
@@ -46,11 +47,9 @@ class ConvShape:
     @classmethod
     def of(cls, conv: nn.Conv2d, size: tuple[int, int]) -> ConvShape:
         """Return the shape of a layer that reads images of [H, W]."""
-        same = conv.padding if not isinstance(conv.padding, str) else _padding(conv)
-        return cls(
-            conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride), _pair(same),
-            _pair(conv.dilation), conv.groups, size,
-        )  # fmt: skip
+        kernel, stride, dilation = (pair(name, getattr(conv, name)) for name in ("kernel_size", "stride", "dilation"))
+        padding = split_padding(conv.padding, kernel, stride, dilation)[1]
+        return cls(conv.in_channels, conv.out_channels, kernel, stride, padding, dilation, conv.groups, size)
 
     def thinned(self, share: float) -> ConvShape:
         """Return the shape with so many of its multiply-adds, since input and output lost as many channels each."""
@@ -73,16 +72,6 @@ class ConvShape:
     def __str__(self) -> str:
         machine = {"processor": processor().name, "instruction_set": native_status().instruction_set}
         return json.dumps({**machine, "threads": torch.get_num_threads(), **asdict(self)}, sort_keys=True)
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return int(values[0]), int(values[1])
-
-
-def _padding(conv: nn.Conv2d) -> tuple[int, int]:
-    if conv.padding == "valid":
-        return 0, 0
-    return _pair([d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)])
 
 
 class LayerTimes(MeasurementCache[ConvShape, float]):
