@@ -13,7 +13,7 @@ from prunekit.config import Config
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune.sensitivity import Attacked, Sensitivity, robustness_sensitivities
 from prunekit.task import Task
-from prunekit.training.data import TrainingData, device_of, seeded
+from prunekit.training.data import TrainingData, device_of, placed, seeded
 
 METHODS = ("exact", "fast")
 
@@ -86,9 +86,7 @@ def _attacked(
     batches = data.batches(order, config.batch_size, workers=0)
     total = -(-len(order) // config.batch_size)
     for number, (x, targets) in enumerate(progress.track(batches, "attacking for sensitivities", total)):
-        x = x.to(device)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
-        targets = targets.to(device) if isinstance(targets, torch.Tensor) else targets
+        x, targets = placed(x, targets, device)
         losses = task.attack_losses(targets)
         x_adv = attack(model, x, losses, seeded(seed, "attack for sensitivities", number, device))
         yield x_adv, losses.total

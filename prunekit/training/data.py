@@ -130,6 +130,11 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
+def placed(x: Tensor, targets: Any, device: str | torch.device) -> tuple[Tensor, Any]:
+    """Return a batch on a device, its images floating-point; targets that are no tensor stay where they are."""
+    return as_floats(x.to(device)), targets.to(device) if isinstance(targets, Tensor) else targets
+
+
 def _prepare(x: Tensor, targets: Any, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Any]:
     x = as_floats(x.to(config.device))
     assert config.augmentation is not None  # what leaves it to the task has been completed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.attacks import pgd
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
-from prunekit.training.data import TrainingData, as_floats, seeded
+from prunekit.training.data import TrainingData, placed, seeded
 from prunekit.training.objectives import UNATTACKED, Objective
 
 #: Every tenth image is held out where the data set has no holdout of its own.
@@ -82,9 +82,7 @@ class HoldoutLoss:
         return sum(self._losses(model, *batch, generator) for batch in batches) / count
 
     def _losses(self, model: nn.Module, x: Tensor, targets: Any, generator: torch.Generator) -> float:
-        x = as_floats(x.to(self.config.device))
-        if isinstance(targets, Tensor):
-            targets = targets.to(self.config.device)
+        x, targets = placed(x, targets, self.config.device)
         if not isinstance(self.objective, UNATTACKED):
             x = pgd(model, x, self.objective.loss_of(targets), self.objective.config.attack, generator)
         with torch.no_grad():

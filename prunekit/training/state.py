@@ -124,13 +124,14 @@ def load_best(state: TrainState, module: nn.Module) -> None:
 @contextmanager
 def averaged(state: TrainState, module: nn.Module) -> Iterator[None]:
     """Set a module to its averages and to eval mode inside the block, and back to where it was behind it."""
-    before, modes = state.clone(), [(part, part.training) for part in module.modules()]
-    load_averages(before, module)
+    before = {name: value.clone() for name, value in tensors_of(module).items()}
+    modes = [(part, part.training) for part in module.modules()]
+    load_averages(state, module)
     module.eval()
     try:
         yield
     finally:
-        restore(before, module)
+        _copy_into(tensors_of(module), before)
         for part, mode in modes:
             part.training = mode
 
