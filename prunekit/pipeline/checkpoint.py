@@ -17,6 +17,7 @@ from prunekit.file_kinds import is_safetensors, kind_of_file
 from prunekit.pipeline.store import WorkStore, read_json, sha256
 from prunekit.progress import Progress
 from prunekit.prune import prunable_layers
+from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS
 from prunekit.state_dicts import Transfer, fill, transfer
 from prunekit.task import Data, ModelSpec, Task, takes_argument, task_of
 from prunekit.training.data import TrainingData
@@ -303,7 +304,7 @@ def example_image(image_size: int) -> Tensor:
 def _unit_model(run: Path, unit: str | None) -> tuple[Path, ModelSpec]:
     """Return the file of a unit's model, which the unit's own file names, and what builds the model again."""
     stems = sorted(path.stem for path in (run / "units").glob("*.json"))
-    able = [stem for stem in stems if stem.partition("-")[0] in ("filter", "hybrid")]
+    able = [stem for stem in stems if stem.partition("-")[0] in STRUCTURES_OF_FILTERS]
     if unit is None and len(able) != 1:
         raise InputError(f"--unit: expected one of {_listed(able)} of the run {run}, got none.")
     stem = unit or able[0]

@@ -16,6 +16,10 @@ from prunekit.prune.selection import keep_highest
 SCOPES = ("layer", "global")
 
 
+#: Structures that need the model's channel groups.
+STRUCTURES_OF_FILTERS = ("filter", "hybrid")
+
+
 @dataclass(frozen=True)
 class MaskRule:
     """Turns scores into masks: `masks = MaskRule(90)(scores)`.
@@ -65,7 +69,7 @@ class MaskRule:
     @property
     def cuts_filters(self) -> bool:
         """Whether whole filters go, so that their normalization must be silenced too."""
-        return self.structure in ("filter", "hybrid")
+        return self.structure in STRUCTURES_OF_FILTERS
 
     @property
     def masks_weights(self) -> bool:

@@ -15,7 +15,7 @@ from prunekit.prune.budgets import Budget, parse_budget, show
 from prunekit.prune.channel_groups import channel_groups
 from prunekit.prune.costs import cost_of, output_positions
 from prunekit.prune.latency import LatencyModel, by_latency, deployed_ms, latency_model
-from prunekit.prune.mask_rule import MaskRule, free_units, kernel_scores
+from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS, MaskRule, free_units, kernel_scores
 from prunekit.prune.scores import check_scores
 
 Masks = dict[str, Tensor]
@@ -116,8 +116,6 @@ def allocated(
 
 #: Names of what shares a budget among layers.
 ALLOCATIONS = (*RATIOS_OF_PARTS, "latency")
-#: Structures that need the model's channel groups.
-STRUCTURES_OF_FILTERS = frozenset({"filter", "hybrid"})
 # A latency is met when it is measured this close to the budget.
 _LATENCY_TOLERANCE = 0.05
 _BUILDS = 8
