@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.ending import Verbose, error_console, tell, user_errors
-from prunekit.compaction import EXPORTS, MULTIPLES, compact, export
+from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
-from prunekit.detection.compacted import save
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec

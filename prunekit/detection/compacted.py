@@ -1,6 +1,7 @@
 """Compacted detectors as files: a detector of prunekit's own comes back as its class, with the channels that stayed.
 
-`save` and `load` are those of `prunekit.compaction`, which know detectors once this module is imported.
+`save` and `load` are those of `prunekit.compaction`, which know detectors once this module is imported, as the task
+does.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import prunekit.detection.compacted  # noqa: F401 - registers how compacted detectors are written
 from prunekit.attacks import AttackLosses
 from prunekit.detection.anchors import fit_anchors
 from prunekit.detection.attack_losses import attack_losses

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import PRESETS, AttackInParts, attack_identity
-from prunekit.compaction import CompactionResult, compact
-from prunekit.detection.compacted import save
+from prunekit.compaction import CompactionResult, compact, save
 from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_or_none
