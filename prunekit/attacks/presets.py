@@ -20,6 +20,9 @@ STANDARD = PgdConfig(EPS, step_size=0.01, steps=20, random_start=True)
 # What HYDRA trains and validates with (Sehwag et al. 2020).
 HYDRA = PgdConfig(8 / 255, step_size=2 / 255, steps=10, random_start=True)
 
+# What robust accuracy of CIFAR's images is mostly reported under, beside AutoAttack.
+PGD20 = PgdConfig(8 / 255, step_size=2 / 255, steps=20, random_start=True)
+
 PRESETS: dict[str, Attack] = {
     "fgsm": fgsm(EPS),
     # What the report used.
@@ -27,6 +30,7 @@ PRESETS: dict[str, Attack] = {
     # The same ball, searched more thoroughly.
     "standard": STANDARD,
     "hydra": HYDRA,
+    "pgd20": PGD20,
     "strong": StrongConfig(EPS),
     # At the radius that classifiers of CIFAR's images are compared at.
     "autoattack": AutoAttackConfig(8 / 255),

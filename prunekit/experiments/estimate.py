@@ -12,6 +12,8 @@ from prunekit.environment import thread_count
 from prunekit.experiments.plan import Job, Plan
 from prunekit.pipeline.checkpoint import requested_spec
 from prunekit.pipeline.config import RunConfig
+from prunekit.pipeline.results import open_data
+from prunekit.progress import SilentProgress
 from prunekit.task import ModelSpec, takes_argument, task_of
 from prunekit.training.config import TrainConfig
 
@@ -25,25 +27,26 @@ _CLASSES = 80  # of a detector whose data say how many; heads take little of the
 def estimate_seconds(plan: Plan, jobs: Sequence[Job], count: int) -> float:
     """Return about how many seconds all jobs of a plan take, `count` at a time, on machines like this one.
 
-    One pass through the network is timed; how many there are is counted. Reading of images, timing of models and
+    A batch's pass through the network is timed; how many there are is counted. Reading of images, timing of models and
     training of rendered data are not in it.
     """
-    num_train, num_val = _sizes(plan, jobs[0].config)
+    num_train, num_val, image_size = count_images(plan, jobs[0].config)
     passes, trained = 0.0, set[str]()
     for job in jobs:
         pretrains = job.training is not None and job.training not in trained
         trained |= {job.training} if job.training else set()
         passes += _passes(job.config, num_train, num_val, pretrains)
-    return passes * _seconds_of_a_pass(jobs[0].config) / count
+    return passes * _seconds_of_a_pass(jobs[0].config, image_size) / count
 
 
-def _sizes(plan: Plan, config: RunConfig) -> tuple[int, int]:
-    """Return the number of images that are learned from, and of those that evaluate."""
+def count_images(plan: Plan, config: RunConfig) -> tuple[int, int, int]:
+    """Return the number of images that are learned from, of those that evaluate, and the side of one in pixels."""
     if plan.rendered is not None:
-        return plan.rendered.num_train, plan.rendered.num_val
-    task, size = task_of(_spec(config)), (config.image_size, config.grayscale, config.limit)
-    num_val = len(task.open_data(config.data, *size))
-    return (len(task.open_data(config.train_data, *size)) if config.train_data else 0), num_val
+        return plan.rendered.num_train, plan.rendered.num_val, plan.rendered.image_size
+    task, silent = task_of(_spec(config)), SilentProgress()
+    data = open_data(config, task, config.data, silent)
+    training = open_data(config, task, config.train_data, silent, learn=True) if config.train_data else ()
+    return len(training), len(data), data.image_size
 
 
 def _passes(config: RunConfig, num_train: int, num_val: int, pretrains: bool) -> float:
@@ -79,12 +82,12 @@ def _spec(config: RunConfig) -> ModelSpec:
 
 
 @torch.inference_mode()
-def _seconds_of_a_pass(config: RunConfig) -> float:
-    """Time one image through the network on this machine."""
-    model = _spec(config).build().eval()
-    x = torch.zeros(1, 3, *[config.image_size or 224] * 2)
+def _seconds_of_a_pass(config: RunConfig, image_size: int) -> float:
+    """Time a batch as it is trained with through the network on this machine; return an image's share."""
+    model, batch_size = _spec(config).build().eval(), config.finetune.batch_size
+    x = torch.zeros(batch_size, 3, image_size, image_size)
     with thread_count(config.threads):
         model(x)
         start = time.perf_counter()
         model(x)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / batch_size

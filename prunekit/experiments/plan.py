@@ -26,8 +26,8 @@ WITHIN_A_RUN = tuple(field.name for field in fields(Variant))
 _OF_THE_PLAN = ("ratios", "seeds", "seed", "out", "rendered")
 # What pre-training depends on beside its own settings.
 _OF_PRETRAINING = {
-    "model", "model_args", "weights", "train_data", "width", "image_size", "grayscale", "limit", "seed", "objective",
-    "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
+    "model", "model_args", "weights", "train_data", "width", "image_size", "grayscale", "limit", "train_limit", "seed",
+    "objective", "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
 }  # fmt: skip
 _OF_EVALUATION = {"attack", "transfer", "verify", "latency_runs", "data", "out", "workers", "device", "threads"}
 _OF_VARIANTS = {"ratios", *WITHIN_A_RUN}
@@ -40,9 +40,10 @@ class Plan(Config):
     settings: dict[str, Any] = Field({}, description="settings of all runs, named as in a run's config.yaml")
     factors: tuple[dict[str, tuple[Any, ...]], ...] = Field(
         min_length=1,
-        description="levels by factor, of which all combinations are run; a list of such products joins them",
+        description="levels by factor, of which all combinations are run; a list of such products joins them, each at "
+        "the plan's ratios or its own",
     )
-    ratios: tuple[float, ...] = Field(min_length=1, description="pruning ratios in percent")
+    ratios: tuple[float, ...] = Field((), description="pruning ratios in percent")
     seeds: tuple[int, ...] = Field(min_length=1, description="one run of each configuration a seed")
     rendered: Rendered | None = Field(
         None, description="render the data of each seed and train a detector on them first"
@@ -61,7 +62,7 @@ class Plan(Config):
     @field_validator("factors")
     @classmethod
     def _have_levels(cls, products: tuple[dict[str, tuple[Any, ...]], ...]) -> tuple[dict[str, tuple[Any, ...]], ...]:
-        known = {*RunConfig.model_fields, *training_options(RunConfig)} - {*_OF_THE_PLAN}
+        known = {*RunConfig.model_fields, *training_options(RunConfig)} - {*_OF_THE_PLAN} | {"ratios"}
         for name, levels in (item for each in products for item in each.items()):
             if name not in known:
                 raise ValueError(f"expected names of a run's settings, such as structure or objective, got {name!r}")
@@ -84,12 +85,15 @@ class Plan(Config):
             raise ValueError(f"{twice[0]} has its value elsewhere in the plan: expected it once")
         if wrong := sorted({*self.settings} & {*_OF_THE_PLAN}):
             raise ValueError(f"settings: expected those of a run alone, got {wrong[0]}")
+        if not self.ratios and not all("ratios" in each for each in self.factors):
+            raise ValueError("ratios: expected pruning ratios in percent, of the plan or of each product, got none")
         return self
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """The factors of all products, those of `WITHIN_A_RUN` first."""
-        return tuple(dict.fromkeys((*WITHIN_A_RUN, *(name for each in self.factors for name in each))))
+        named = [name for each in self.factors for name in each if name != "ratios"]
+        return tuple(dict.fromkeys((*WITHIN_A_RUN, *named)))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def plan_jobs(plan: Plan, out: Path) -> list[Job]:
         taken[name] = taken.get(name, 0) + 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
         given = plan.rendered.settings(inputs_folder(out, levels["seed"])) if plan.rendered else {}
-        config = RunConfig(**{**plan.settings, **given, **settings, "ratios": plan.ratios, "out": out / "runs" / name})
+        config = RunConfig(**{**plan.settings, **given, **settings, "out": out / "runs" / name})
         if plan.rendered is None:
             _require_files(config)
         training = _training(config)
@@ -183,8 +187,9 @@ def _levels(level: Any) -> Any:
 def _combinations(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield each run's settings and levels."""
     for factors in plan.factors:
-        within = {name: levels for name, levels in factors.items() if name in WITHIN_A_RUN}
-        others = {name: levels for name, levels in factors.items() if name not in WITHIN_A_RUN}
+        in_a_run = {*WITHIN_A_RUN, "ratios"}
+        within = {"ratios": plan.ratios} | {name: levels for name, levels in factors.items() if name in in_a_run}
+        others = {name: levels for name, levels in factors.items() if name not in in_a_run}
         for seed in plan.seeds:
             for combination in product(*others.values()):
                 levels = {**dict(zip(others, combination, strict=True)), "seed": seed}

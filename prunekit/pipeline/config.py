@@ -147,6 +147,11 @@ class SharedChoices(MachineChoices):
         """The model's keyword arguments that were given."""
         return model_arguments(self.model_args)
 
+    @property
+    def training_limit(self) -> int | None:
+        """How many images are learned from, at most."""
+        return self.limit
+
     @model_validator(mode="after")
     def _fits_the_model(self) -> SharedChoices:
         name = getattr(self, "model", None)
@@ -254,6 +259,9 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
     train_data: Path | None = Field(
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
+    train_limit: int | None = Field(
+        None, ge=1, description="learn from the first N training images only (default: --limit's)"
+    )
     pretrain: OptionalTraining = Field(
         OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=None),
         description="robust pre-training",
@@ -315,6 +323,11 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
         if self.scope == "global" and (self.budget or self.allocation != ("uniform",)):
             raise ValueError("--scope global is --allocation global where budgets are shared: give that one alone")
         return self
+
+    @property
+    def training_limit(self) -> int | None:
+        """How many images are learned from, at most."""
+        return self.train_limit or self.limit
 
     @property
     def variants(self) -> tuple[Variant, ...]:

@@ -121,7 +121,8 @@ def open_data(
         keep: Keep decoded images, up to `KEPT_BYTES`, for a data set that is passed over many times and can do that.
         learn: Open what to learn from, where the data set has such a part, instead of what evaluates.
     """
-    dataset = task.open_data(path, config.image_size, config.grayscale, config.limit)
+    limit = config.training_limit if learn else config.limit
+    dataset = task.open_data(path, config.image_size, config.grayscale, limit)
     if learn and isinstance(dataset, HasTrainingPart):
         dataset = dataset.training()
     for note in dataset.notes():

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from prunekit.attacks import PRESETS, AutoAttackConfig
 from prunekit.classification import resnet20
-from prunekit.pipeline import read_rows
+from prunekit.experiments import Plan, plan_jobs
+from prunekit.experiments.estimate import count_images
+from prunekit.pipeline import RunConfig, read_rows
 from tests.support.classes_of_images import write_classes
 from tests.support.commands import Options, invoke, succeed
 from tests.support.external_files import cifar10
@@ -104,6 +106,15 @@ def test_the_main_job_writes_accuracies_and_a_page(colors: Path, trained: Path, 
     small = SHARED | {"out": tmp_path / "small.prunekit", "unit": "filter-scaled-one-shot-ratio_50", "multiple-of": 1}
     result = invoke("compact", small, str(tmp_path / "run"))
     assert result.exit_code == 0, result.stderr
+
+
+def test_learning_has_a_limit_of_its_own(colors: Path, tmp_path: Path) -> None:
+    given = {"model": "resnet20", "data": colors, "train_data": colors, "pretrain": {"epochs": 1}, "limit": 5}
+    both = RunConfig(**given, out=tmp_path)
+    plan = Plan(settings=given | {"train_limit": 20}, factors=({"structure": ("filter",)},), ratios=(0,), seeds=(0,))
+    (job,) = plan_jobs(plan, tmp_path / "out")
+    assert count_images(plan, both) == (5, 5, 16)
+    assert count_images(plan, job.config) == (20, 5, 16)  # 36 to train on, of which three are held out
 
 
 def test_autoattack_has_a_column_a_part(

@@ -34,6 +34,13 @@ def test_factors_that_a_run_goes_through_itself_stay_in_it(tmp_path: Path) -> No
     assert [job.models for job in jobs] == [4] * 6  # as given, unpruned, both structures
 
 
+def test_products_may_have_ratios_of_their_own(tmp_path: Path) -> None:
+    products = [{"structure": "unstructured", "ratios": [0, 90]}, {"structure": "filter"}]
+    jobs = plan_jobs(Plan(**SMALL | {"factors": products, "seeds": [0]}), tmp_path)
+    assert [job.config.ratios for job in jobs] == [(0, 90), (0, 50)]
+    assert "ratios" not in Plan(**SMALL | {"factors": products}).factor_names
+
+
 def test_jobs_wait_for_the_one_that_pre_trains_for_them(tmp_path: Path) -> None:
     factors = {"finetune_epochs": [1, 2], "structure": "unstructured"}
     plan = Plan(
@@ -82,7 +89,8 @@ def test_every_plan_of_ours_is_one(path: Path, tmp_path: Path) -> None:
         ({"factors": []}, "factors: "),
         ({"factors": {"seed": [1]}}, "got 'seed'"),
         ({"ratios": [0, 100]}, "--ratios: each ratio must be at least 0 and below 100 percent, got 100"),
-        ({"ratios": []}, "ratios: "),
+        ({"ratios": []}, "ratios: expected pruning ratios in percent, of the plan or of each product, got none"),
+        ({"ratios": [], "factors": [{"ratios": [0]}, {"structure": "filter"}]}, "ratios: expected pruning ratios"),
         ({"seeds": [1, 1]}, "seeds: expected different seeds"),
         ({"seeds": "many"}, "seeds: "),
         ({"settings": {"grayscale": True}}, "grayscale has its value elsewhere"),
