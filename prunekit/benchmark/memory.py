@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import gc
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -106,6 +105,8 @@ def _high_water_mark() -> float:
     if _STATUS.exists():  # getrusage would also count what the parent had when it started this process
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from prunekit.experiments.driver import Pool, drive
 from prunekit.experiments.plan import Job, Plan, count_trainings, plan_jobs, with_threads
 from prunekit.experiments.records import Records, check_plan, keep_plan, kept_plan
+from prunekit.experiments.turns import require_shared_locks
 from prunekit.experiments.work import Work
 from prunekit.pipeline.store import LOCK, check_folder, claimed
 from prunekit.progress import Progress
@@ -60,8 +61,10 @@ def do_experiment(plan: Plan, out: Path, open_pool: OpenPool, progress: Progress
         progress: Shows how far it has come.
 
     Raises:
-        InputError: When a run of the plan would be refused, or another process works in the folder.
+        InputError: When a run of the plan would be refused, another process works in the folder, or the system is
+            Windows.
     """
+    require_shared_locks()
     jobs, records = plan_jobs(plan, out), Records(out)
     check_plan(plan, out)
     with claimed(out):

@@ -176,7 +176,8 @@ def with_threads(plan: Plan, count: int) -> Plan:
     """
     if "threads" in plan.settings:
         return plan
-    share = max(1, len(os.sched_getaffinity(0)) // count)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // count)
     return plan.updated(settings={**plan.settings, "threads": share})
 
 

@@ -7,16 +7,32 @@ system releases both locks when a process ends, however.
 
 from __future__ import annotations
 
-import fcntl
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from prunekit.errors import InputError
 from prunekit.progress import Description, Progress
 
+try:
+    import fcntl
+except ImportError:  # Windows: its locks cannot be shared
+    HAS_SHARED_LOCKS = False
+else:
+    HAS_SHARED_LOCKS = True
+
 T = TypeVar("T")
+
+
+def require_shared_locks() -> None:
+    """Raise InputError where jobs could not take turns."""
+    if not HAS_SHARED_LOCKS:
+        raise InputError(
+            f"Expected Linux or macOS, whose file locks an experiment's jobs share, got {platform.system()}: "
+            "use WSL, or give each run to prunekit run."
+        )
 
 
 class Turns:

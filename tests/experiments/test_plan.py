@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ import pytest
 import yaml
 
 from prunekit.errors import InputError
-from prunekit.experiments import PRESETS, Plan, describe_plan, plan_jobs, preset, read_plan, settle_plan
+from prunekit.experiments import (
+    PRESETS,
+    LocalPool,
+    Plan,
+    describe_plan,
+    do_experiment,
+    plan_jobs,
+    preset,
+    read_plan,
+    settle_plan,
+    turns,
+)
 from prunekit.experiments.plan import count_trainings
 from prunekit.experiments.records import keep_plan
+from prunekit.progress import SilentProgress
 from tests.support import ROOT
 from tests.support.commands import invoke
 
@@ -112,6 +125,20 @@ def test_bad_plans_are_one_sentence_before_anything_is_done(
     with pytest.raises(InputError, match=message):
         plan_jobs(settle_plan(read_plan(path, {}), out, 1), out)
     assert not out.exists()
+
+
+def test_threads_are_shared_where_processors_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert settle_plan(Plan(**SMALL), tmp_path / "out", 4).settings["threads"] == 3
+
+
+def test_where_jobs_cannot_take_turns_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(turns, "HAS_SHARED_LOCKS", False)
+    plan = settle_plan(Plan(**SMALL), tmp_path / "out", 1)
+    with pytest.raises(InputError, match="Expected Linux or macOS, whose file locks"):
+        do_experiment(plan, tmp_path / "out", lambda work, threads: LocalPool(work, 1), SilentProgress())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_keeps_its_plan_and_its_number_of_threads(tmp_path: Path) -> None:

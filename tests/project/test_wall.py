@@ -150,3 +150,21 @@ def _imports(room: str) -> Iterator[tuple[Path, str]]:
                 yield from ((path, f"prunekit.{alias.name}") for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 yield path, node.module
+
+
+def test_every_module_can_be_imported_where_there_is_no_posix() -> None:
+    """No module imports at once what Windows' Python does not have."""
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios"}
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), name)
+        for path in PACKAGE.rglob("*.py")
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for name in ([statement.module or ""] if isinstance(statement, ast.ImportFrom) else _named(statement))
+        if name.split(".")[0] in posix
+    }
+    assert found == set()
+
+
+def _named(statement: ast.Import) -> list[str]:
+    return [alias.name for alias in statement.names]
