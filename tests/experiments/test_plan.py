@@ -81,7 +81,7 @@ def test_the_reports_plan_is_450_models_from_20_pre_trainings(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "path", [*map(preset, PRESETS), ROOT / "bench" / "robustness.yaml"], ids=lambda path: path.stem
+    "path", [*map(preset, PRESETS), *(ROOT / "bench").glob("*.yaml")], ids=lambda path: path.stem
 )
 def test_every_plan_of_ours_is_one(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
