@@ -1,10 +1,12 @@
-"""Atomic writing: a file is complete under its final name or not there at all."""
+"""Atomic writing: a file is complete under its final name or not there at all; and what rows are as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,3 +47,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a header and rows as CSV with Unix line ends; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(header), *(list(row) for row in rows)])
+    return text.getvalue()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunekit.comparison import relative_rms
-from prunekit.files import atomic_path, write_bytes, write_text
+from prunekit.files import atomic_path, csv_text, write_bytes, write_text
 from prunekit.timing import Timing, time_in_turn
 
 
@@ -50,3 +50,7 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     write_bytes(target, b"new")
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
     assert target.read_bytes() == b"new"
+
+
+def test_rows_become_csv_with_unix_line_ends_and_empty_cells_for_none() -> None:
+    assert csv_text(("name", "value"), [["a, b", 0.1], ["c", None]]) == 'name,value\n"a, b",0.1\nc,\n'

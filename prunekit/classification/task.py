@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from prunekit.classification.state_dicts import load_state_dict, own_names
 from prunekit.documents import read_document
 from prunekit.errors import InputError, first_line
 from prunekit.file_kinds import is_safetensors
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 from prunekit.state_dicts import Transfer, num_classes_in, read_state_dict
 from prunekit.task import Figure, Figures, ModelSpec, Options, register_model, register_task, takes_argument
 
@@ -150,13 +149,12 @@ class ClassificationTask:
 
     def save_predictions(self, stem: Path, predictions: Found, data: ClassificationData) -> list[Path]:
         """Write a row an image: its id, its class, the most probable one, and every class's probability."""
-        table, truth = io.StringIO(), data.labels
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow([*_COLUMNS, *data.classes])
-        for key, found in predictions.items():
-            numbers = [f"{value:.6g}" for value in found.probabilities.tolist()]
-            writer.writerow([key, data.classes[truth[key]], data.classes[found.label], *numbers])
-        write_text(_csv(stem), table.getvalue())
+        names, truth = data.classes, data.labels
+        rows = [
+            [key, names[truth[key]], names[found.label], *(f"{p:.6g}" for p in found.probabilities.tolist())]
+            for key, found in predictions.items()
+        ]
+        write_text(_csv(stem), csv_text((*_COLUMNS, *names), rows))
         return [_csv(stem)]
 
     def load_predictions(self, stem: Path, data: ClassificationData) -> dict[int, Prediction]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 
 from prunekit.detection.boxes import Detections
 from prunekit.detection.coco_json import Category
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 
 CSV_COLUMNS = ("image_id", "x1", "y1", "x2", "y2", "score", "class")
 
@@ -22,15 +20,12 @@ def write_detections_csv(
     path: str | Path, detections: Mapping[int, Detections], categories: Sequence[Category]
 ) -> None:
     """Write one row a detection: image id, corners in pixels of the original image, score, class name."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for image_id, found in detections.items():
-        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
-        for box, score, label in rows:
-            corners = [f"{coordinate:.2f}" for coordinate in box]
-            writer.writerow([image_id, *corners, f"{score:.6f}", categories[label].name])
-    write_text(path, table.getvalue())
+    rows = [
+        [image_id, *(f"{coordinate:.2f}" for coordinate in box), f"{score:.6f}", categories[label].name]
+        for image_id, found in detections.items()
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+    ]
+    write_text(path, csv_text(CSV_COLUMNS, rows))
 
 
 def write_detections_json(

@@ -10,12 +10,10 @@ rows.csv               the rows of all finished jobs
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from prunekit.environment import installed_version
 from prunekit.errors import InputError
 from prunekit.experiments.plan import Job, Plan
 from prunekit.files import write_text
+from prunekit.pipeline.results import results_csv
 from prunekit.pipeline.store import check_folder, digest, finished_work, write_json
 
 PLAN, ROWS = "plan.yaml", "rows.csv"
@@ -74,7 +73,7 @@ class Records:
         """Write the rows of all finished jobs, in the plan's order, as CSV; return the file."""
         results = [self.result(job) for job in jobs]
         rows = [row for result in results if result is not None for row in result["rows"]]
-        write_text(self.out / ROWS, _csv(rows))
+        write_text(self.out / ROWS, results_csv(rows))
         return self.out / ROWS
 
     def _path(self, job: Job) -> Path:
@@ -115,13 +114,3 @@ def _key(job: Job) -> str:
     return digest(
         [config.identity(), config.variants and [variant.name for variant in config.variants], config.ratios, versions]
     )
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    rows = list(rows)
-    text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from prunekit.experiments.comparisons import Comparison, Point, sample
 from prunekit.experiments.sentences import number, spread
 from prunekit.experiments.values import Configuration, Values
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 
 _SPECIAL = {"\\": r"\textbackslash{}", "±": r"$\pm$", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 
@@ -34,9 +32,7 @@ class Table:
 
     def csv(self) -> str:
         """Return it as CSV with a header."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
-        return text.getvalue()
+        return csv_text(self.headings, self.rows)
 
     def markdown(self) -> str:
         """Return it in the Markdown of GitHub."""

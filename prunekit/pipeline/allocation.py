@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from prunekit.attacks import attack_identity, attack_named
 from prunekit.errors import InputError
 from prunekit.evaluation.sensitivity import SensitivityConfig, module_robustness_sensitivity
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 from prunekit.nn.computed_weights import effective
 from prunekit.pipeline.budget_config import SENSITIVITIES
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
@@ -152,12 +151,8 @@ def sensitivity_step(
 
 def write_sensitivities(path: Path, found: Mapping[str, Sensitivity], weights: Mapping[str, int]) -> None:
     """Write a row for each module: its name and number of weights, the sensitivity, and the one to first order."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["module", "weights", "sensitivity", "first_order"])
-    for name, one in found.items():
-        rows.writerow([name, weights[name], "" if one.exact is None else repr(one.exact), repr(one.first_order)])
-    write_text(path, text.getvalue())
+    rows = ([name, weights[name], one.exact, one.first_order] for name, one in found.items())
+    write_text(path, csv_text(("module", "weights", "sensitivity", "first_order"), rows))
 
 
 def read_sensitivities(path: Path) -> tuple[dict[str, Sensitivity], dict[str, int]]:

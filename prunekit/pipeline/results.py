@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import nn
 from prunekit.compaction import CompactionResult
 from prunekit.errors import InputError
 from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
+from prunekit.files import csv_text
 from prunekit.kept_images import KeptImages
 from prunekit.pipeline.config import SharedChoices
 from prunekit.progress import Progress
@@ -82,13 +82,10 @@ _SHARED = (
 )  # fmt: skip
 
 
-def results_csv(rows: Sequence[RatioResult]) -> str:
-    """Return the rows as CSV text with a header; None becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0].columns] if rows else _SHARED, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.columns for row in rows)
-    return text.getvalue()
+def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV text with all their columns, in the order in which they are met; None is an empty cell."""
+    columns = dict.fromkeys(name for row in rows for name in row) or _SHARED
+    return csv_text(columns, ([row.get(name) for name in columns] for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -140,7 +140,7 @@ class OpenRun(RunFolder):
     def write_results(self) -> None:
         """Build results.csv from the finished units."""
         rows = [self.finished(unit) for unit in self._units]
-        write_text(self.results, results_csv([row for row in rows if row is not None]))
+        write_text(self.results, results_csv([row.columns for row in rows if row is not None]))
 
 
 def check_out(config: RunConfig) -> None:

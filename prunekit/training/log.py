@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 
 COLUMNS = ("step", "epoch", "learning_rate", "loss", "grad_norm")
 
@@ -74,11 +73,7 @@ def _cut(path: Path, columns: Sequence[str], last_step: int) -> None:
         with path.open(newline="") as file:
             lines = [line for line in file if line.endswith("\n")]
         rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= last_step]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(columns, ([row.get(name) for name in columns] for row in rows)))
 
 
 def _open_board(folder: Path, resumed_step: int) -> Any:
