@@ -58,6 +58,7 @@ class Point:
 
     Attributes:
         ratio: Pruning ratio in percent.
+        target: What people call it: 50 %, or the budget that came to it.
         first, second: Their values.
         anova_p: Of one-way analysis of variance, which takes both variances to be equal; None where it says nothing:
             fewer than two runs, or values that are all equal.
@@ -68,6 +69,7 @@ class Point:
     """
 
     ratio: float
+    target: str
     first: Sample
     second: Sample
     anova_p: float | None
@@ -132,7 +134,7 @@ def _comparison(values: Values, metric: str, index: int, first: Configuration, s
     for ratio in values.ratios:
         a, b = (list(values.of(configuration, metric, ratio).values()) for configuration in (first, second))
         if a and b:
-            points.append(_point(ratio, a, b, is_same_model(factor, metric, ratio)))
+            points.append(_point(ratio, values.target(ratio), a, b, is_same_model(factor, metric, ratio)))
     names, others = (first[index], second[index]), _shared_levels(values, index, first)
     return Comparison(metric, factor, first, second, names, others, tuple(_corrected(points)))
 
@@ -157,14 +159,14 @@ def is_same_model(factor: str, metric: str, ratio: float) -> bool:
     return ratio == 0 and (factor.startswith(PRUNING_FACTORS) or is_latency(metric))
 
 
-def _point(ratio: float, a: Sequence[float], b: Sequence[float], same_model: bool) -> Point:
+def _point(ratio: float, target: str, a: Sequence[float], b: Sequence[float], same_model: bool) -> Point:
     anova_p = welch_p = None
     if min(len(a), len(b)) > 1 and len({*a, *b}) > 1:
         with warnings.catch_warnings():  # of values that do not vary: p is 0 then
             warnings.simplefilter("ignore")
             anova_p = float(stats.f_oneway(a, b).pvalue)
             welch_p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
-    return Point(ratio, sample(a), sample(b), anova_p, welch_p, None, hedges_g(a, b), same_model)
+    return Point(ratio, target, sample(a), sample(b), anova_p, welch_p, None, hedges_g(a, b), same_model)
 
 
 def sample(values: Sequence[float]) -> Sample:

@@ -51,7 +51,7 @@ def count_images(plan: Plan, config: RunConfig) -> tuple[int, int, int]:
 
 def _passes(config: RunConfig, num_train: int, num_val: int, pretrains: bool) -> float:
     """Return the forward passes of single images that a run takes."""
-    pruned = [unit for unit in config.units if unit.ratio > 0] if config.train_data else []
+    pruned = [unit for unit in config.units if unit.is_pruned] if config.train_data else []
     optimized = sum(unit.variant.pruning == "optimized" for unit in pruned)
     images = pretrains * _images(config.pretrain, num_train)
     images += optimized * _images(config.optimize, num_train) + len(pruned) * _images(config.finetune, num_train)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from prunekit.errors import InputError
+from prunekit.experiments.plan import BUDGET
 from prunekit.experiments.records import ROWS, kept_plan
 from prunekit.experiments.values import Values, collect
 from prunekit.pipeline import RunFolder
 
+Row = Mapping[str, str]
+
 
 def measured_values(folder: Path) -> Values:
     """Collect accuracy under attack and clean, and latency, of all finished runs; a run is called by its seed.
+
+    What was pruned by a budget stands at the mean ratio that the budget came to over all runs and configurations.
 
     Raises:
         InputError: When the folder is no experiment's, or no run in it is finished.
@@ -22,15 +30,27 @@ def measured_values(folder: Path) -> Values:
         rows = list(csv.DictReader(file))
     if not rows:
         raise InputError(f"Expected finished runs, got none in {folder}: run prunekit experiment again.")
+    ratios = _ratios_of_budgets(rows)
     main = RunFolder(folder / "runs" / rows[0]["run"]).task().figures[0].column
     values = [
         {name: row[name] for name in factors}
-        | {"metric": metric, "run": row["seed"], "ratio": row["ratio"], "value": row[metric]}
+        | {"metric": metric, "run": row["seed"], "value": row[metric]}
+        | {"ratio": str(ratios.get(row.get(BUDGET, ""), row["ratio"]))}
         for metric in (f"attacked_{main}", main, "latency_ms")
         for row in rows
         if row.get(metric)
     ]
-    return collect(values, list(values[0]), str(folder))
+    budgets = {ratio: budget for budget, ratio in ratios.items()}
+    return replace(collect(values, list(values[0]), str(folder)), budgets=budgets)
+
+
+def _ratios_of_budgets(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean ratio in percent that each budget came to."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if budget := row.get(BUDGET):
+            found.setdefault(budget, []).append(float(row["ratio"]))
+    return {budget: fmean(ratios) for budget, ratios in found.items()}
 
 
 def _rows(folder: Path) -> Path:

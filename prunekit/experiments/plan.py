@@ -21,8 +21,10 @@ from prunekit.pipeline.variants import Variant
 from prunekit.training.objective import NoiseConfig, VerifiedConfig
 
 PRESETS = ("report", "report-small", "demo")
-#: What one run goes through by itself; any other factor makes runs of its own.
+#: What one run goes through by itself, like its ratios or budgets; any other factor makes runs of its own.
 WITHIN_A_RUN = tuple(field.name for field in fields(Variant))
+RATIOS, BUDGET = "ratios", "budget"
+_TARGETS = (RATIOS, BUDGET)  # how much is pruned, at which configurations are compared: no factors that they differ in
 _OF_THE_PLAN = ("ratios", "seeds", "seed", "out", "rendered")
 # What pre-training depends on beside its own settings.
 _OF_PRETRAINING = {
@@ -30,7 +32,7 @@ _OF_PRETRAINING = {
     "objective", "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
 }  # fmt: skip
 _OF_EVALUATION = {"attack", "transfer", "verify", "latency_runs", "data", "out", "workers", "device", "threads"}
-_OF_VARIANTS = {"ratios", *WITHIN_A_RUN}
+_OF_VARIANTS = {*_TARGETS, *WITHIN_A_RUN}
 _FILES = ("weights", "data", "train_data")
 
 
@@ -62,7 +64,7 @@ class Plan(Config):
     @field_validator("factors")
     @classmethod
     def _have_levels(cls, products: tuple[dict[str, tuple[Any, ...]], ...]) -> tuple[dict[str, tuple[Any, ...]], ...]:
-        known = {*RunConfig.model_fields, *training_options(RunConfig)} - {*_OF_THE_PLAN} | {"ratios"}
+        known = {*RunConfig.model_fields, *training_options(RunConfig)} - {*_OF_THE_PLAN} | {RATIOS}
         for name, levels in (item for each in products for item in each.items()):
             if name not in known:
                 raise ValueError(f"expected names of a run's settings, such as structure or objective, got {name!r}")
@@ -85,14 +87,27 @@ class Plan(Config):
             raise ValueError(f"{twice[0]} has its value elsewhere in the plan: expected it once")
         if wrong := sorted({*self.settings} & {*_OF_THE_PLAN}):
             raise ValueError(f"settings: expected those of a run alone, got {wrong[0]}")
-        if not self.ratios and not all("ratios" in each for each in self.factors):
-            raise ValueError("ratios: expected pruning ratios in percent, of the plan or of each product, got none")
         return self
+
+    @model_validator(mode="after")
+    def _ratios_or_budgets(self) -> Plan:
+        for each in self.factors:
+            targets = self.targets(each)
+            if len(targets) != 1:
+                found = "both" if targets else "neither"
+                raise ValueError(f"ratios: expected pruning ratios in percent or a budget, one of them, got {found}")
+        return self
+
+    def targets(self, factors: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how much is pruned in a product of factors: its own ratios or budgets, or else the plan's."""
+        own = {name: factors[name] for name in _TARGETS if name in factors}
+        of_settings = {BUDGET: self.settings[BUDGET]} if self.settings.get(BUDGET) else {}
+        return {**of_settings, **(own or ({RATIOS: self.ratios} if self.ratios else {}))}
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """The factors of all products, those of `WITHIN_A_RUN` first."""
-        named = [name for each in self.factors for name in each if name != "ratios"]
+        named = [name for each in self.factors for name in each if name not in _TARGETS]
         return tuple(dict.fromkeys((*WITHIN_A_RUN, *named)))
 
 
@@ -188,9 +203,8 @@ def _levels(level: Any) -> Any:
 def _combinations(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield each run's settings and levels."""
     for factors in plan.factors:
-        in_a_run = {*WITHIN_A_RUN, "ratios"}
-        within = {"ratios": plan.ratios} | {name: levels for name, levels in factors.items() if name in in_a_run}
-        others = {name: levels for name, levels in factors.items() if name not in in_a_run}
+        within = plan.targets(factors) | {name: levels for name, levels in factors.items() if name in WITHIN_A_RUN}
+        others = {name: levels for name, levels in factors.items() if name not in (*WITHIN_A_RUN, *_TARGETS)}
         for seed in plan.seeds:
             for combination in product(*others.values()):
                 levels = {**dict(zip(others, combination, strict=True)), "seed": seed}
@@ -218,7 +232,7 @@ def _training(config: RunConfig) -> str | None:
 
 def count_trainings(jobs: Sequence[Job]) -> dict[str, int]:
     """Return how many trainings of each kind the jobs need, by name; what they share counts once."""
-    trained = [(job, unit) for job in jobs for unit in job.config.units if unit.ratio > 0 and job.config.train_data]
+    trained = [(job, unit) for job in jobs for unit in job.config.units if unit.is_pruned and job.config.train_data]
     optimized = [(job, unit) for job, unit in trained if unit.variant.pruning == "optimized"]
     tuned = [(job, unit) for job, unit in trained if job.config.finetune.epochs]
     return {

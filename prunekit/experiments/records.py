@@ -14,7 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,5 @@ def kept_plan(out: Path) -> Plan:
 
 
 def _key(job: Job) -> str:
-    config = job.config
     versions = [installed_version(package) for package in ("prunekit", "torch")]
-    return digest(
-        [config.identity(), config.variants and [variant.name for variant in config.variants], config.ratios, versions]
-    )
+    return digest([job.config.identity(), [asdict(unit) for unit in job.config.units], versions])

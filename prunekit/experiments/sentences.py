@@ -32,7 +32,7 @@ def describe(comparison: Comparison, point: Point) -> str:
     """Say in one or two sentences what a comparison is worth at one ratio."""
     first, second = comparison.names
     means = f"{first} {spread(point.first)}, {second} {spread(point.second)}"
-    where = f"At {point.ratio:g} %"
+    where = f"At {point.target}"
     if point.anova_p is None or point.holm_p is None:
         return f"{where}: {means}; {_untested(point)}."
     tests = f"p = {number(point.anova_p)}, {number(point.holm_p)} after Holm's correction"
@@ -118,5 +118,5 @@ def _without(points: Sequence[Point], others: Sequence[Point]) -> list[Point]:
 
 
 def _ratios(points: Sequence[Point]) -> str:
-    *others, last = (f"{point.ratio:g}" for point in points)
-    return f"{', '.join(others)} and {last} %" if others else f"{last} %"
+    *others, last = (point.target for point in points)
+    return f"{', '.join(other.removesuffix(' %') for other in others)} and {last}" if others else last

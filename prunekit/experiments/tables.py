@@ -133,7 +133,7 @@ def _long_row(comparison: Comparison, point: Point) -> tuple[str, ...]:
 
 
 def _headings(values: Values) -> tuple[str, ...]:
-    return ("Pruning ratio", *(f"{ratio:g} %" for ratio in values.ratios))
+    return ("Pruning ratio", *map(values.target, values.ratios))
 
 
 def _by_ratio(comparison: Comparison, ratios: Sequence[float], show: Callable[[Point], str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +41,13 @@ class Values:
         factors: The names of what configurations differ in.
         cells: Values by run, by what was measured.
         given: Values of the weights as they were given, before any training, by metric.
+        budgets: What was asked for instead of a ratio, by the ratio that it came to.
     """
 
     factors: tuple[str, ...]
     cells: Mapping[Cell, Mapping[str, float]]
     given: Mapping[str, tuple[float, ...]]
+    budgets: Mapping[float, str] = field(default_factory=dict)
 
     @property
     def configurations(self) -> tuple[Configuration, ...]:
@@ -65,6 +67,10 @@ class Values:
     def of(self, configuration: Configuration, metric: str, ratio: float) -> Mapping[str, float]:
         """Return the values of a cell by run; empty where nothing was measured."""
         return self.cells.get(Cell(configuration, metric, ratio), {})
+
+    def target(self, ratio: float) -> str:
+        """Return what people call a ratio: 50 %, or the budget that came to it."""
+        return self.budgets.get(ratio, f"{ratio:g} %")
 
     def name(self, configuration: Configuration) -> str:
         """Return what people call a configuration: the levels of the factors that vary."""

@@ -6,6 +6,7 @@ import csv
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,15 +63,32 @@ def test_every_job_is_done_once_and_not_again(tmp_path: Path) -> None:
         assert [row["run"] for row in csv.DictReader(file)] == ["seed_0", "seed_1", "seed_2"]
 
 
-def test_what_lost_its_files_or_is_of_other_settings_is_done_again(tmp_path: Path) -> None:
+def test_what_lost_its_files_is_done_again(tmp_path: Path) -> None:
     jobs = toy_jobs(tmp_path)
     _drive(jobs, tmp_path)
     (tmp_path / "runs" / "seed_1" / "results.csv").unlink()
     (tmp_path / "calls.txt").unlink()
     assert _drive(jobs, tmp_path) == {}
     assert _calls(tmp_path) == ["seed_1"]
-    changed = toy_jobs(tmp_path, ratios=[0, 75])
-    assert [Records(tmp_path).result(job) for job in changed] == [None] * 3
+
+
+def test_a_job_is_known_by_all_that_tells_its_rows_apart(tmp_path: Path) -> None:
+    structure = {"structure": "unstructured"}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"ratios": [0, 75]},
+        {"factors": {"structure": "filter"}},
+        {"factors": structure | {"allocation": "lamp"}},
+        {"factors": structure | {"budget": "macs=50%"}, "ratios": []},
+        {"factors": structure | {"budget": "macs=25%"}, "ratios": []},
+        {"factors": structure | {"budget": "macs=25%", "allocation": "lamp"}, "ratios": []},
+    ]
+    for change in changes:
+        (job,) = toy_jobs(tmp_path, seeds=[0], **change)
+        assert Records(tmp_path).result(job) is None
+        assert _drive([job], tmp_path) == {}
+        assert Records(tmp_path).result(job) is not None
+    assert _calls(tmp_path) == ["seed_0"] * len(changes)
 
 
 def test_a_failure_stops_no_other_job_and_is_tried_once_more(tmp_path: Path) -> None:

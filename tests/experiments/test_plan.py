@@ -54,6 +54,16 @@ def test_products_may_have_ratios_of_their_own(tmp_path: Path) -> None:
     assert "ratios" not in Plan(**SMALL | {"factors": products}).factor_names
 
 
+def test_budgets_take_the_place_of_ratios_within_a_run(tmp_path: Path) -> None:
+    factors = {"allocation": ["uniform", "lamp"], "budget": ["macs=50%", "macs=25%"]}
+    plan = Plan(**SMALL | {"factors": factors, "ratios": []})
+    jobs = plan_jobs(plan, tmp_path)
+    assert [job.name for job in jobs] == ["seed_0", "seed_1", "seed_2"]
+    assert [unit.budget for unit in jobs[0].config.units if unit.is_pruned] == ["macs=50%", "macs=25%"] * 2
+    assert plan.factor_names == ("structure", "scores", "pruning", "allocation")
+    assert count_trainings(jobs)["fine-tunings"] == 12
+
+
 def test_jobs_wait_for_the_one_that_pre_trains_for_them(tmp_path: Path) -> None:
     factors = {"finetune_epochs": [1, 2], "structure": "unstructured"}
     plan = Plan(
@@ -102,8 +112,11 @@ def test_every_plan_of_ours_is_one(path: Path, tmp_path: Path) -> None:
         ({"factors": []}, "factors: "),
         ({"factors": {"seed": [1]}}, "got 'seed'"),
         ({"ratios": [0, 100]}, "--ratios: each ratio must be at least 0 and below 100 percent, got 100"),
-        ({"ratios": []}, "ratios: expected pruning ratios in percent, of the plan or of each product, got none"),
-        ({"ratios": [], "factors": [{"ratios": [0]}, {"structure": "filter"}]}, "ratios: expected pruning ratios"),
+        ({"ratios": []}, "ratios: expected pruning ratios in percent or a budget, one of them, got neither"),
+        ({"ratios": [], "factors": [{"ratios": [0]}, {"structure": "filter"}]}, "ratios: .* got neither"),
+        ({"settings": {"budget": "macs=50%"}}, "ratios: .* got both"),
+        ({"factors": {"ratios": [0], "budget": "macs=50%"}}, "ratios: .* got both"),
+        ({"ratios": [], "settings": {"budget": ["macs=100%"]}}, "budget: expected a budget below 100 %"),
         ({"seeds": [1, 1]}, "seeds: expected different seeds"),
         ({"seeds": "many"}, "seeds: "),
         ({"settings": {"grayscale": True}}, "grayscale has its value elsewhere"),
