@@ -26,10 +26,7 @@ def measured_values(folder: Path) -> Values:
         InputError: When the folder is no experiment's, or no run in it is finished.
     """
     factors = kept_plan(folder).factor_names
-    with _rows(folder).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise InputError(f"Expected finished runs, got none in {folder}: run prunekit experiment again.")
+    rows = finished_rows(folder)
     ratios = _ratios_of_budgets(rows)
     main = RunFolder(folder / "runs" / rows[0]["run"]).task().figures[0].column
     values = [
@@ -44,6 +41,18 @@ def measured_values(folder: Path) -> Values:
     return replace(collect(values, list(values[0]), str(folder)), budgets=budgets)
 
 
+def finished_rows(folder: Path) -> list[Row]:
+    """Read the rows of all finished runs of an experiment's folder; InputError where there are none."""
+    try:
+        with (folder / ROWS).open(newline="") as file:
+            rows: list[Row] = list(csv.DictReader(file))
+    except OSError:
+        rows = []
+    if not rows:
+        raise InputError(f"Expected finished runs, got none in {folder / ROWS}: run prunekit experiment again.")
+    return rows
+
+
 def _ratios_of_budgets(rows: Sequence[Row]) -> dict[str, float]:
     """Return the mean ratio in percent that each budget came to."""
     found: dict[str, list[float]] = {}
@@ -51,10 +60,3 @@ def _ratios_of_budgets(rows: Sequence[Row]) -> dict[str, float]:
         if budget := row.get(BUDGET):
             found.setdefault(budget, []).append(float(row["ratio"]))
     return {budget: fmean(ratios) for budget, ratios in found.items()}
-
-
-def _rows(folder: Path) -> Path:
-    path = folder / ROWS
-    if not path.is_file():
-        raise InputError(f"Expected finished runs, got no {ROWS} in {folder}: run prunekit experiment again.")
-    return path

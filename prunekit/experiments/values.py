@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +67,13 @@ class Values:
     def of(self, configuration: Configuration, metric: str, ratio: float) -> Mapping[str, float]:
         """Return the values of a cell by run; empty where nothing was measured."""
         return self.cells.get(Cell(configuration, metric, ratio), {})
+
+    def with_given(self, given: Mapping[str, float]) -> Values:
+        """Return the same with values of the weights as they were given; InputError for a metric that is not there."""
+        for metric in given:
+            if metric not in self.metrics:
+                raise InputError(f"--given: expected a metric among {', '.join(self.metrics)}, got {metric!r}.")
+        return replace(self, given={**self.given, **{metric: (value,) for metric, value in given.items()}})
 
     def target(self, ratio: float) -> str:
         """Return what people call a ratio: 50 %, or the budget that came to it."""

@@ -88,7 +88,7 @@ def _table(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     """Return the rows with the full names of their variants; the unpruned model that they share is there once."""
     table = []
     for row in (row for group in variants(rows).values() for row in group):
-        name = _unit(row).variant.name if float(row["ratio"]) > 0 else UNPRUNED
+        name = unit_of(row).variant.name if float(row["ratio"]) > 0 else UNPRUNED
         table.append((GIVEN if row["structure"] == "none" else name, row))
     return table
 
@@ -98,7 +98,7 @@ def _shown(rows: Sequence[Row]) -> dict[str, str]:
     units = {}
     for name, group in variants(rows).items():
         for row in group:
-            unit = _unit(row)
+            unit = unit_of(row)
             prefix, what = f"{name}, " if name and unit.is_pruned else "", unit.budget or f"{unit.ratio:g} % pruned"
             units[unit.stem] = unit.label if unit.variant == AS_GIVEN else f"{prefix}{what}"
     return dict(_spread(list(units.items()), MAX_SHOWN))
@@ -109,7 +109,7 @@ def _layers(folder: RunFolder, rows: Sequence[Row]) -> dict[str, list[dict[str, 
 
     Sensitivities are those that any of them knows, milliseconds those of the unpruned model where it was timed.
     """
-    units = [unit for unit in map(_unit, rows) if unit.is_pruned and folder.layers(unit).is_file()]
+    units = [unit for unit in map(unit_of, rows) if unit.is_pruned and folder.layers(unit).is_file()]
     if not any(unit.shared for unit in units):
         return {}
     last = [unit for unit in units if (unit.ratio, unit.budget) == (units[-1].ratio, units[-1].budget)]
@@ -124,7 +124,7 @@ def _layers(folder: RunFolder, rows: Sequence[Row]) -> dict[str, list[dict[str, 
     return found
 
 
-def _unit(row: Row) -> Unit:
+def unit_of(row: Row) -> Unit:
     """Return the unit of a row; rows of earlier versions have neither allocation nor budget."""
     variant = Variant(row["structure"], row["scores"], row["pruning"], row.get("allocation") or UNIFORM)
     budget = row.get("budget", "")

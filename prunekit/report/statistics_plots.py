@@ -26,7 +26,7 @@ def write_statistics_plots(values: Values, comparisons: Sequence[Comparison], fo
     for metric in values.metrics:
         for number, (factors, configurations) in enumerate(_groups(values, comparisons, metric), 1):
             name = f"{metric}-{number}-{'-'.join(factors)}" if factors else metric
-            figure = _draw(values, metric, configurations)
+            figure = draw_means(values, metric, configurations)
             images[metric].append(_saved(figure, folder / f"{name}.png"))
             _saved(figure, folder / f"{name}.svg")
     return images
@@ -44,7 +44,8 @@ def _groups(
     return [(factors, configurations) for configurations, factors in groups.items()] or [([], values.configurations)]
 
 
-def _draw(values: Values, metric: str, configurations: Sequence[Configuration]) -> PlotFigure:
+def draw_means(values: Values, metric: str, configurations: Sequence[Configuration]) -> PlotFigure:
+    """Draw the means of a metric against the ratio with standard deviations as error bars; dashed, what was given."""
     figure = PlotFigure(dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for index, configuration in enumerate(configurations):

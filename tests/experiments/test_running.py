@@ -139,6 +139,7 @@ def test_status_and_statistics_of_its_folder(matrix: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.stderr
     assert "latency_ms, unstructured vs. filter" in result.stdout
     assert (tmp_path / "statistics.html").is_file()
+    assert len(list((tmp_path / "figures").glob("sample-*.png"))) == 4
 
 
 def test_pages_of_its_runs(matrix: Path) -> None:

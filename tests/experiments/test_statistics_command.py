@@ -55,6 +55,22 @@ def test_a_figure_shows_each_configuration_and_the_weights_as_given(out: Path) -
     assert "weights as given" not in (out / "figures" / "latency_ms-1-scores.svg").read_text()
 
 
+def test_the_weights_as_given_may_be_said_on_the_command_line(table: Path, tmp_path: Path) -> None:
+    succeed("statistics", {"values": table, "out": tmp_path, "given": "latency_ms=0.5"})
+    assert "weights as given" in (tmp_path / "figures" / "latency_ms-1-scores.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("map", "expected METRIC=VALUE"), ("ap=1", "expected a metric among map, latency_ms")]
+)
+def test_weights_as_given_that_make_no_sense_are_one_sentence(
+    table: Path, tmp_path: Path, given: str, message: str
+) -> None:
+    result = invoke("statistics", {"values": table, "out": tmp_path, "given": given})
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", " ")
+
+
 def test_the_page_needs_no_other_file_and_says_what_cannot_be(out: Path) -> None:
     page = (out / "statistics.html").read_text()
     assert page.count("data:image/png;base64,") == 2
