@@ -202,5 +202,11 @@ def test_what_survives_of_the_reports_claims() -> None:
     found = {c.name: [p.ratio for p in c.points if p.is_significant] for c in comparisons if c.metric == "map"}
     assert found["deeplift vs. scaled (unstructured)"] == [50, 65, 75, 85]
     assert found["deeplift vs. scaled (structured)"] == [50, 65, 75]
+    points = [(c.metric, point) for c in comparisons for point in c.points]
+    for metric, below, same, significant in (("map", 34, 2, 27), ("latency_ms", 29, 3, 22)):  # of docs/report.md
+        differing = [point for name, point in points if name == metric and point.differs]
+        counts = (len(differing), sum(p.is_same_model for p in differing), sum(p.is_significant for p in differing))
+        assert counts == (below, same, significant)
+    assert all((point.welch_p or 1) < 0.05 for _, point in points if point.differs)
     sentences = oddities(values, comparisons)
     assert any("map, unstructured vs. structured (scaled) at 0 %" in each and "9.00e-04" in each for each in sentences)
