@@ -13,7 +13,7 @@ from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
-from prunekit.report import write_report
+from prunekit.report import write_report, write_run_comparison
 
 RUN_EXAMPLES = """
 Examples:
@@ -46,13 +46,21 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="run folders, such as runs/matrix/runs/*")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the comparison of several runs (default: that of the first run's)")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Write report.html, with its plots, of finished or interrupted runs; an experiment's runs have none yet."""
+    """Write report.html, with its plots, of finished or interrupted runs; an experiment's runs have none yet.
+
+    Of several runs also write comparison.html: what differs, and their models at equal structure and ratio.
+    """
     with user_errors(verbose):
-        for root in runs:
-            page = write_report(RunFolder(root))
-            tell(f"Report: {page}")
+        folders = [RunFolder(root) for root in runs]
+        for folder in folders:
+            tell(f"Report: {write_report(folder)}")
+        if len(folders) > 1:
+            tell(f"Comparison: {write_run_comparison(folders, out or runs[0].absolute().parent)}")
 
 
 def demo_command(

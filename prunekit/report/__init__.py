@@ -7,6 +7,7 @@ check_extra("study", "prunekit.report")
 from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivity_plot
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
+from prunekit.report.run_comparison import write_run_comparison
 from prunekit.report.statistics_page import write_statistics
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "write_plots",
     "write_report",
     "write_rounds_plot",
+    "write_run_comparison",
     "write_sensitivity_plot",
     "write_statistics",
 ]

@@ -142,11 +142,12 @@ def test_status_and_statistics_of_its_folder(matrix: Path, tmp_path: Path) -> No
     assert len(list((tmp_path / "figures").glob("sample-*.png"))) == 4
 
 
-def test_pages_of_its_runs(matrix: Path) -> None:
+def test_pages_of_its_runs(matrix: Path, tmp_path: Path) -> None:
     runs = [str(path) for path in sorted((matrix / "runs").iterdir())]
-    result = invoke("report", {}, *runs)
+    result = invoke("report", {"out": tmp_path}, *runs)
     assert result.exit_code == 0, result.stderr
     assert all((Path(run) / "report.html").is_file() for run in runs)
+    assert "<td>seed</td><td>0</td><td>1</td>" in (tmp_path / "comparison.html").read_text()
     result = invoke("report", {}, str(matrix))
     assert result.exit_code == 2
     assert "Expected a run folder with results.csv" in result.stderr
