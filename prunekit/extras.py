@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "torchvision": ("torchvision",),
     "ray": ("ray",),
+    "mlflow": ("mlflow",),
 }
 
 

@@ -32,6 +32,12 @@ def tell(text: str) -> None:
     out_console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+def tell_any(text: str) -> None:
+    """Print a line of the result, if there is one."""
+    if text:
+        tell(text)
+
+
 @contextmanager
 def user_errors(verbose: bool) -> Iterator[None]:
     """Turn exceptions into one sentence and an exit code; with `verbose` the traceback comes first."""

@@ -10,7 +10,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, user_errors
+from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, tell_any, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
 from prunekit.experiments import (
@@ -29,6 +29,8 @@ from prunekit.experiments import (
 from prunekit.experiments.driver import Pool
 from prunekit.experiments.ray_pool import RayPool
 from prunekit.experiments.work import Work
+from prunekit.pipeline import RunFolder
+from prunekit.report import send_to_mlflow
 
 EXPERIMENT_EXAMPLES = """
 Examples:
@@ -91,6 +93,7 @@ def experiment_command(
         with ConsoleProgress(error_console) as progress:
             failures = do_experiment(found, root, open_pool, progress)
         tell(f"Rows: {out / 'rows.csv'}")
+        tell_any(send_to_mlflow([RunFolder(each.job.config.out) for each in standings(root) if each.state == "done"]))
         for name, reason in failures.items():
             tell(f"{name} failed: {reason}")
     if failures:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from prunekit import doctor as doctor_report
-from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, user_errors
+from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_console, tell, tell_any, user_errors
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
-from prunekit.report import write_report, write_run_comparison
+from prunekit.report import send_to_mlflow, write_report, write_run_comparison
 
 RUN_EXAMPLES = """
 Examples:
@@ -42,6 +42,7 @@ def run_command(choices: dict[str, Any], verbose: bool) -> None:
         if (compacted := compacted_table(rows)) is not None:
             out_console.print(compacted)
         tell(f"Report: {report}\nTable:  {folder.results}")
+        tell_any(send_to_mlflow([folder]))
 
 
 def report_command(
@@ -61,6 +62,7 @@ def report_command(
             tell(f"Report: {write_report(folder)}")
         if len(folders) > 1:
             tell(f"Comparison: {write_run_comparison(folders, out or runs[0].absolute().parent)}")
+        tell_any(send_to_mlflow(folders))
 
 
 def demo_command(

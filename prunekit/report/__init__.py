@@ -5,6 +5,7 @@ from prunekit.extras import check_extra
 check_extra("study", "prunekit.report")
 
 from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivity_plot
+from prunekit.report.mlflow_export import send_to_mlflow
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
 from prunekit.report.run_comparison import write_run_comparison
@@ -12,6 +13,7 @@ from prunekit.report.statistics_page import write_statistics
 
 __all__ = [
     "Row",
+    "send_to_mlflow",
     "variants",
     "write_plots",
     "write_report",

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prunekit.files import csv_text
 from prunekit.pipeline import RunFolder
 from prunekit.report import write_run_comparison
-
-COLUMNS = (
-    "ratio", "structure", "scores", "pruning", "ap", "attacked_ap", "latency_ms_control", "latency_ms", "threads",
-    "instruction_set", "processor", "allocation", "budget",
-)  # fmt: skip
-
-
-def _run(root: Path, seed: int, threads: int, *rows: tuple[object, ...]) -> RunFolder:
-    root.mkdir(parents=True)
-    (root / "config.yaml").write_text(
-        f"model: yolov3-tiny\nseed: {seed}\nout: {root}\nfinetune: {{epochs: {seed + 1}}}\n"
-    )
-    (root / "inputs.json").write_text(json.dumps({"data_sha256": "d" * 64}))
-    (root / "environment.json").write_text(json.dumps({"packages": {"torch": "2.13", "prunekit": "0.1.0"}}))
-    machine = (9.0, 4.5, threads, "avx2", "one")
-    lines = [(*row[:6], *machine, *row[6:]) for row in rows]
-    (root / "results.csv").write_text(csv_text(COLUMNS, lines))
-    return RunFolder(root)
+from tests.support.written_runs import written_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[RunFolder]:
-    scaled, lamp = ("scaled", "one-shot"), ("uniform", "lamp")
-    first = [
-        (0, s, *scaled, 0.4, 0.2, a, "") for s in ("unstructured", "filter") for a in lamp
-    ]  # one and the same model
-    first += [
-        (50, "unstructured", *scaled, 0.35, 0.15, "uniform", ""),
-        (43.2, "filter", *scaled, 0.3, 0.1, "lamp", "macs=50%"),
+    of = ("scaled", "one-shot")
+    first: list[tuple[object, ...]] = [  # its unpruned model is there for each variant
+        *((0, s, *of, 0.4, 0.2, a, "") for s in ("unstructured", "filter") for a in ("uniform", "lamp")),
+        (50, "unstructured", *of, 0.35, 0.15, "uniform", ""),
+        (43.2, "filter", *of, 0.3, 0.1, "lamp", "macs=50%"),
     ]
-    second: list[Any] = [
-        (0, "filter", *scaled, 0.41, 0.21, "uniform", ""),
-        (41.7, "filter", *scaled, 0.31, 0.11, "uniform", "macs=50%"),
+    second: list[tuple[object, ...]] = [
+        (0, "filter", *of, 0.41, 0.21, "uniform", ""),
+        (41.7, "filter", *of, 0.31, 0.11, "uniform", "macs=50%"),
+        (90, "unstructured", "deeplift", "optimized", 0.2, 0.05, "uniform", ""),
     ]
-    second += [(90, "unstructured", "deeplift", "optimized", 0.2, 0.05, "uniform", "")]
-    return [_run(tmp_path / "a", 0, 1, *first), _run(tmp_path / "b", 1, 2, *second)]
+    return [written_run(tmp_path / "a", 0, 1, *first), written_run(tmp_path / "b", 1, 2, *second)]
 
 
 def _lines(page: str) -> list[list[str]]:
@@ -85,7 +63,7 @@ def test_all_rows_are_in_the_table(runs: list[RunFolder], tmp_path: Path) -> Non
 
 
 def test_runs_of_the_same_name_are_told_apart(runs: list[RunFolder], tmp_path: Path) -> None:
-    other = _run(tmp_path / "more" / "a", 0, 1, (0, "filter", "scaled", "one-shot", 0.4, 0.2, "uniform", ""))
+    other = written_run(tmp_path / "more" / "a", 0, 1, (0, "filter", "scaled", "one-shot", 0.4, 0.2, "uniform", ""))
     page = write_run_comparison([runs[0], other], tmp_path / "out").read_text()
     assert f"<td>{tmp_path / 'more' / 'a'}</td>" in page
     assert "All settings, inputs, versions and machines are the same." in page
