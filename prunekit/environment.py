@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunekit.processor import processor
 PACKAGES = ("prunekit", "torch", "numpy", "pillow", "pycocotools", "safetensors", "triton", "captum")
 
 
+@cache  # reading a package's metadata takes milliseconds, and keys of many jobs hold versions
 def installed_version(package: str) -> str | None:
     """Return an installed distribution's version, or None."""
     try:
