@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from prunekit.errors import InputError
 from prunekit.experiments.plan import Job
 from prunekit.experiments.records import Records
 from prunekit.progress import Progress
@@ -119,6 +120,9 @@ def _ends(
             schedule.running[job.name] = (job, time.monotonic())
             records.start(job)
             pool.submit(job)
+        if not schedule.running:
+            names = ", ".join(job.name for job in schedule.waiting)
+            raise InputError(f"Expected jobs of which one can begin, got some that wait for each other: {names}.")
         for event in pool.wait(_WAIT):
             if isinstance(event, Told):
                 _tell(schedule, event, progress)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prunekit.errors import InputError
-from prunekit.experiments import Job, Plan, do_experiment, standings
+from prunekit.experiments import Job, Plan, do_experiment, records, standings
 from prunekit.experiments.driver import Event, drive
 from prunekit.experiments.local_pool import outcome
 from prunekit.experiments.ray_pool import require_answer
 from prunekit.experiments.records import Records
 from prunekit.experiments.turns import InTurns, Turns
-from prunekit.pipeline.store import claimed
+from prunekit.pipeline.store import claimed, write_json
 from prunekit.progress import RunsAlone, SilentProgress
 from tests.support.toy_work import PLAN, ToyWork, toy_jobs
 
@@ -113,6 +116,36 @@ def test_jobs_wait_for_who_trains_for_them_even_if_that_fails(tmp_path: Path) ->
     assert list(failed) == ["finetune_epochs_1-seed_0"]
     assert _calls(tmp_path)[:2] == ["finetune_epochs_1-seed_0"] * 2
     assert sorted(_calls(tmp_path)[2:]) == ["finetune_epochs_2-seed_0", "finetune_epochs_3-seed_0"]
+
+
+def test_jobs_that_wait_for_each_other_are_one_sentence(tmp_path: Path) -> None:
+    one, other, free = toy_jobs(tmp_path)
+    jobs = [replace(one, after=other.name), replace(other, after=one.name), free]
+    with pytest.raises(InputError, match="got some that wait for each other: seed_0, seed_1"):
+        _drive(jobs, tmp_path)
+    assert _calls(tmp_path) == ["seed_2"]
+
+
+@pytest.mark.parametrize(("name", "state", "before"), [("seed_2", "running", 1), ("seed_0", "done", 2)])
+def test_a_driver_whose_disk_is_full_loses_nothing(
+    name: str, state: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = toy_jobs(tmp_path)
+
+    def fail(path: Path, content: dict[str, Any]) -> None:
+        if (path.stem, content["state"]) == (name, state):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_json(path, content)
+
+    with monkeypatch.context() as full:
+        full.setattr(records, "write_json", fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            _drive(jobs, tmp_path)
+    done = [job.name for job in jobs if Records(tmp_path).result(job) is not None]
+    assert len(done) == before
+    (tmp_path / "calls.txt").unlink()
+    assert _drive(jobs, tmp_path) == {}
+    assert sorted([*done, *_calls(tmp_path)]) == ["seed_0", "seed_1", "seed_2"]
 
 
 def test_an_experiment_ends_with_its_rows_and_says_how_far_it_is(tmp_path: Path) -> None:

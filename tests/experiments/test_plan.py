@@ -36,6 +36,9 @@ SMALL: dict[str, Any] = {
     "seeds": [0, 1, 2],
 }
 
+CYCLE: dict[str, Any] = {"objective": "clean"}
+CYCLE["pretrain"] = CYCLE  # which YAML can say by an anchor
+
 
 def test_factors_that_a_run_goes_through_itself_stay_in_it(tmp_path: Path) -> None:
     jobs = plan_jobs(Plan(**SMALL), tmp_path)
@@ -124,6 +127,8 @@ def test_every_plan_of_ours_is_one(path: Path, tmp_path: Path) -> None:
         ({"settings": {"out": "there"}}, "settings: expected those of a run alone, got out"),
         ({"settings": {"nothing": 1}}, "Expected no setting nothing, got 1"),
         ({"after": ["x"]}, "Expected no setting after"),
+        ({"settings": CYCLE}, "Expected no setting pretrain.objective, got 'clean'"),
+        ({"factors": CYCLE, "settings": {}}, "Expected no setting pretrain.objective, got 'clean'"),
         (
             {"rendered": None, "settings": {"model": "yolov3-tiny", "data": "gone", "weights": "lost"}},
             "there is no lost",

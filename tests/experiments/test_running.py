@@ -46,6 +46,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_done(tmp_path: Path) ->
     _wait_until(lambda: not any(_is_alive(int(pid)) for _, pid in calls))
 
 
+def test_a_job_that_loses_its_worker_twice_is_one_sentence_and_stops_no_other(tmp_path: Path) -> None:
+    pool = LocalPool(ToyWork(tmp_path, "perish seed_1"), 1)
+    failures = drive(toy_jobs(tmp_path), Records(tmp_path), lambda: pool, SilentProgress())
+    assert failures == {"seed_1": "its worker process ended with exit code -9"}
+    calls = [line.split()[0] for line in (tmp_path / "calls.txt").read_text().splitlines()]
+    assert calls == ["seed_0", "seed_1", "seed_1", "seed_2"]
+
+
 def _experiment(out: str) -> None:
     path = Path(out)
     do_experiment(
