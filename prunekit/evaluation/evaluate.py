@@ -38,7 +38,7 @@ class EvaluationConfig(BatchConfig):
         gt=0,
         le=1,
         description="also report a classifier's verified accuracy, proven by bounds, at this L-infinity radius "
-        "(default: none)",
+        "(default: none, but in a run with an objective that trains on bounds its --train-eps)",
     )
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
 from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
-from prunekit.training.objective import NoiseConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -140,7 +139,7 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
-class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
+class EvaluateStage(DetectorChoices, CertificationConfig, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
     weights: Path = Field(description=WEIGHTS)
@@ -152,26 +151,5 @@ class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
         None,
         description="weights of another model, such as the unpruned one, on which transferred attacks are generated",
     )
-    certify: bool = Field(
-        False, description="certify a classifier's images by randomized smoothing with noise of --sigma"
-    )
-    certify_radii: tuple[float, ...] = Field(
-        (0, 0.25, 0.5, 0.75, 1), min_length=1, description="L2 radii of certified accuracy, for pixels in [0, 1]"
-    )
-    certify_n0: int = Field(100, ge=1, description="noisy samples of an image that choose the class")
-    certify_n: int = Field(100_000, ge=1, description="noisy samples of an image that bound the class's probability")
-    certify_alpha: float = Field(0.001, gt=0, lt=1, description="probability that an image's certificate is wrong")
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
     latency: bool = Field(False, description="accelerate the model and time it against the dense one")
-
-    @field_validator("certify_radii", mode="before")
-    @classmethod
-    def _parsed(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("certify_radii")
-    @classmethod
-    def _radii(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
-        if min(radii) < 0:
-            raise ValueError(f"each radius must be at least 0, got {min(radii):g}")
-        return radii

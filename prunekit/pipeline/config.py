@@ -18,6 +18,7 @@ from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import METHODS
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
@@ -33,10 +34,10 @@ from prunekit.pipeline.training_options import (
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES, parse_budget
 from prunekit.prune.deeplift import RULES
-from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
+from prunekit.task import LabelsImages, ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig, ObjectiveConfig, VerifiedConfig
-from prunekit.training.objectives import OBJECTIVES
+from prunekit.training.objectives import OBJECTIVES, VERIFIED
 
 PRUNINGS = ("one-shot", "optimized")
 
@@ -223,7 +224,7 @@ _NO_PART_OF_THE_IDENTITY = {
 }  # fmt: skip
 
 
-class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
+class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())
@@ -335,6 +336,17 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
             return [(ratio, "") for ratio in self.ratios]
         ratios = [float(text.rstrip("%")) for text in self.budget if parse_budget(text).kind == "ratio"]
         return [(ratio, "") for ratio in sorted({0.0, *ratios})] + [(0.0, b) for b in self.budget if "=" in b]
+
+    @property
+    def verified_eps(self) -> float | None:
+        """The radius of verified accuracy: what was asked for, else that of an objective that trains on bounds."""
+        return self.train_eps if self.verify is None and self.objective in VERIFIED else self.verify
+
+    def certifies(self, task: Task) -> bool:
+        """Return whether models of a task are certified: as was asked, else classifiers that train on noise."""
+        if self.certify is None:
+            return self.objective == "smoothing" and isinstance(task, LabelsImages)
+        return self.certify
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""

@@ -8,7 +8,6 @@ import torch
 
 from prunekit.environment import describe_environment, thread_count
 from prunekit.evaluation.evaluate import require_attackable
-from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import (
     Checkpoint,
     Training,
@@ -21,6 +20,7 @@ from prunekit.pipeline.checkpoint import (
 )
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
+from prunekit.pipeline.proofs import require_provable
 from prunekit.pipeline.results import Inputs, data_digest, open_data, require_same_classes
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
 from prunekit.pipeline.steps import keep, make_training, pretrain
@@ -88,7 +88,8 @@ def _prepare(
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     examples = save_clean_examples(folder, dataset, start.task)
-    return Job(workspace.store, workspace.progress, config, dataset, given, start, training, groups, examples)
+    sha256 = folder.inputs.data_sha256
+    return Job(workspace.store, workspace.progress, config, dataset, sha256, given, start, training, groups, examples)
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
@@ -111,8 +112,7 @@ def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | No
     """Open the data and load the weights, cheapest check first."""
     found = None if config.weights is None else spec_of(config.weights, config.model)
     task = task_of(requested_spec(config.model, config.width, found, config.arguments))
-    if config.verify is not None:
-        labels_images(task, "--verify")
+    require_provable(config, task)
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     require_attackable([config.attack], task, dataset)
