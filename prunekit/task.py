@@ -339,11 +339,21 @@ def takes_argument(name: str, argument: str) -> bool:
     return _has_parameter(family_of(name).build, argument)
 
 
+def usual_argument(name: str, argument: str) -> Any:
+    """Return what a family's factory takes where an argument is not given; None if it has no such default."""
+    parameter = _parameters(family_of(name).build).get(argument)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
 def _has_parameter(build: Callable[..., Any], name: str) -> bool:
+    return name in _parameters(build)
+
+
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return name in inspect.signature(build).parameters
+        return inspect.signature(build).parameters
     except (TypeError, ValueError):  # of code that is not Python's
-        return False
+        return {}
 
 
 def load_plugin(module: str) -> None:

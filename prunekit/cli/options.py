@@ -62,6 +62,11 @@ def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None
     return make
 
 
+def option_help(name: str) -> str:
+    """Return the help of an option that a command without a configuration shares with the others."""
+    return str(SharedChoices.model_fields[name].description)
+
+
 def _read(context: typer.Context, path: Path | None) -> dict[str, Any] | None:
     """Return the settings of --config's file; an option that must be given need not be typed if it is in there."""
     if path is None:

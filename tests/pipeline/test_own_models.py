@@ -30,6 +30,7 @@ MORE = {
     "train": BRIEF,
     "finetune": BRIEF,
     "evaluate": ["--latency-runs", "3", "--attack", "fgsm"],
+    "explain": ["--no-peers", "--image-size", "32"],
     "compact": ["--multiple-of", "1", "--image-size", "32"],
     "run": ["--latency-runs", "3", "--attack", "fgsm"],
 }
@@ -81,7 +82,16 @@ def refused(line: str) -> str:
 @pytest.mark.slow
 def test_the_pages_classifier_goes_through_every_command(photos: Path, tmp_path: Path) -> None:
     *lines, own_weights = page_commands("mynet:small")
-    assert [line.split()[0] for line in lines] == ["train", "score", "prune", "finetune", "evaluate", "compact", "run"]
+    assert [line.split()[0] for line in lines] == [
+        "train",
+        "score",
+        "prune",
+        "finetune",
+        "evaluate",
+        "explain",
+        "compact",
+        "run",
+    ]
     for line in lines:
         succeed(line)
     found = json.loads((tmp_path / "runs/figures/evaluation.json").read_text())
@@ -111,6 +121,7 @@ def test_safetensors_without_a_description_are_a_state_dict(photos: Path, tmp_pa
     succeed(f"{prune} --weights mine.safetensors --out pruned")
     words = refused(f"{prune} --weights mine.safetensors --model-args channels=8 --out no")
     assert "got 0.0.weight of shape [32, 3, 3, 3] for [8, 3, 3, 3]" in words
+    succeed("score --model mynet:small --weights mine.safetensors --out scores")  # without data to say the classes
     del state["0.1.bias"]
     torch.save({"state_dict": state}, tmp_path / "cut.pt")
     assert "0.1.bias is missing" in refused(f"{prune} --weights cut.pt --out no")
