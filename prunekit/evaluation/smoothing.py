@@ -50,7 +50,7 @@ class SmoothingConfig:
             )
 
 
-class CertificationConfig(BatchConfig, NoiseConfig):
+class CertificationConfig(NoiseConfig, BatchConfig):
     """Whether a classifier is certified by randomized smoothing, and by how many samples of each image."""
 
     certify: bool | None = Field(

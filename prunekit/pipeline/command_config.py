@@ -1,4 +1,4 @@
-"""What each stage's command is asked to do; what stages share with a whole run is described in `config`."""
+"""What each stage's command is asked to do; the bases in `config` declare what it shares with a whole run, once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
+from prunekit.pipeline.config import DATA, WEIGHTS, PruningChoices, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
-from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
+from prunekit.prune import ALLOCATIONS, SCORES, STRUCTURES
+from prunekit.training.config import TrainConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -61,7 +61,7 @@ class ScoreStage(DetectorChoices, ScoreConfig):
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
 
 
-class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
+class PruneStage(DetectorChoices, PruningChoices):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
     weights: Path = Field(description=WEIGHTS)
@@ -71,8 +71,6 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
         "uniform", description=f"what shares a ratio or budget among layers: {', '.join(ALLOCATIONS)}"
     )
     structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
-    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str | None = Field(
         None,
         description=f"scores that rank the weights: {', '.join(SCORES)} (default: scaled without --scores-file)",
@@ -82,9 +80,6 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
-    optimize: ScoreTraining = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
-    )
 
     @field_validator("ratio")
     @classmethod
@@ -133,7 +128,6 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     rounds: int = Field(4, ge=1, description="rounds of measuring, pruning and fine-tuning")
     allocation: str = Field("mrs", description=f"what shares the budget among layers: {', '.join(ALLOCATIONS)}")
     structure: str = Field("filter", description=f"what to prune: {', '.join(STRUCTURES)}")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights, where there are none")
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")

@@ -224,7 +224,16 @@ _NO_PART_OF_THE_IDENTITY = {
 }  # fmt: skip
 
 
-class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, CertificationConfig, EvaluationConfig):
+class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
+    """What a run and a single pruning are told about the way from scores to masks."""
+
+    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    optimize: ScoreTraining = Field(
+        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
+    )
+
+
+class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())
@@ -245,22 +254,17 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, CertificationConfig
         ("one-shot",),
         description=f"use the scores as they are, or optimize them first; one or more of: {', '.join(PRUNINGS)}",
     )
-    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
     allocation: tuple[str, ...] = Field(
         ("uniform",),
         description=f"what shares a ratio or budget among layers, one or more of: {', '.join(ALLOCATIONS)}",
     )
     budget: tuple[str, ...] = Field((), description=f"{BUDGET} (repeatable)")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     train_data: Path | None = Field(
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
     pretrain: OptionalTraining = Field(
         OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=None),
         description="robust pre-training",
-    )
-    optimize: ScoreTraining = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
     finetune: OptionalTraining = Field(
         OptionalTraining(epochs=20, learning_rate=1e-2, augmentation=None),
