@@ -167,8 +167,10 @@ def _case(work: _Work, case: EvaluationCase) -> Part:
         # From the file, so that figures do not depend on which process evaluated the clean images.
         is_clean = case.attack == CLEAN
         clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
-        result = evaluate_case(case, work.subject, clean, work.source_model, AttackedBatches(folder.path))
+        kept = AttackedBatches(folder.path)
+        result = evaluate_case(case, work.subject, clean, work.source_model, kept)
         files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
+        kept.forget()
         return result.figures(), [file.name for file in files]
 
     return work.part(case.name, {"attack": attack_identity(PRESETS.get(case.attack))}, make, case.transfer)

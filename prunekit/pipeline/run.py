@@ -68,6 +68,8 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
             job = _prepare(config, dataset, given, training, folder, Workspace(store, progress))
             for unit in config.units:
                 _finish_unit(job, folder, unit)
+            if config.transfer:
+                _forget_attacks(job, job.start)
             folder.write_results()
     return folder
 
@@ -100,12 +102,20 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     row, files, artifact = do_unit(job, folder, unit)
     assert artifact.path is not None  # a stage has written it, or it was given
     folder.finish(unit, row, files, artifact.path, artifact.task.spec)
+    if not job.config.transfer or artifact.sha256 != job.start.sha256:  # whose attacks are transferred to all units
+        _forget_attacks(job, artifact)
     shown = job.start.task.figures[0]
     columns = row.columns
     clean, attacked = columns.get(shown.column), columns.get(f"attacked_{shown.column}")
     summary = f"{unit.label}: {shown.name} {_show(clean)}, attacked {_show(attacked)}, {columns['latency_ms']:.1f} ms"
     folder.log(summary)
     progress.message(summary)
+
+
+def _forget_attacks(job: Job, artifact: Checkpoint) -> None:
+    """Remove attacked images that no unit needs any more."""
+    if (kept := job.attacked_batches(artifact)) is not None:
+        kept.forget()
 
 
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:

@@ -76,6 +76,15 @@ class Job(Workspace):
         """Return a unit's model as it is evaluated."""
         return Subject(model, self.start.task, self.dataset, self.config, self.progress)
 
+    def attacked_batches(self, artifact: Checkpoint) -> AttackedBatches | None:
+        """Return where images that an attack in parts makes on a model are kept; None for another attack."""
+        attack = PRESETS.get(self.config.attack)
+        if not isinstance(attack, AttackInParts):
+            return None
+        identity = {"attack": attack_identity(attack), "batch_size": self.config.batch_size, "seed": self.config.seed}
+        inputs = {"model": artifact.sha256, "data": self.data_sha256}
+        return AttackedBatches(self.store.open("attack", identity, inputs).path)
+
 
 def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[Path], Checkpoint]:
     """Do one unit's work; return its row, the files that it wrote, and its model."""
@@ -184,17 +193,15 @@ def _evaluate(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit, att
             save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
 
     description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
-    chosen, kept = PRESETS.get(attack), None
-    if isinstance(chosen, AttackInParts):
-        identity = {"attack": attack_identity(chosen), "batch_size": job.config.batch_size, "seed": job.config.seed}
-        kept = AttackedBatches(job.store.open("attack", identity, {"model": artifact.sha256}).path)
-    return evaluate(job.subject(artifact.model), chosen, description, keep_example, kept=kept)
+    kept = None if attack == "none" else job.attacked_batches(artifact)
+    return evaluate(job.subject(artifact.model), PRESETS.get(attack), description, keep_example, kept=kept)
 
 
 def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     source = job.start.model.to(job.config.device)
     description = f"{unit.label}: under the unpruned model's attack"
-    return evaluate(job.subject(model), PRESETS[job.config.attack], description, source=source)
+    kept = job.attacked_batches(job.start)
+    return evaluate(job.subject(model), PRESETS[job.config.attack], description, source=source, kept=kept)
 
 
 def _proven(job: Job, artifact: Checkpoint) -> dict[str, float | None]:
