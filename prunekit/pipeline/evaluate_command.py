@@ -31,7 +31,7 @@ from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.pipeline.checkpoint import Checkpoint, Workspace, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
-from prunekit.pipeline.proofs import require_provable, write_margins, write_radii
+from prunekit.pipeline.proofs import require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
     data_digest,
@@ -120,6 +120,7 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         dataset = open_data(config, task, config.data, progress, keep=True)
         artifact = opened(config.weights, task, dataset)
         require_attackable(config.attack, artifact.task, dataset)
+        require_bounds(Subject(artifact.model, artifact.task, dataset, config, progress), config.verify)
         source = _source(config, artifact, dataset)
         for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)

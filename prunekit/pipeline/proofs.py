@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prunekit.evaluation.smoothing import Certificate, CertificationConfig, cert
 from prunekit.evaluation.verification import labels_images, verified_accuracy, verify
 from prunekit.files import write_text
 from prunekit.pipeline.store import StageFolder
+from prunekit.progress import SilentProgress
 from prunekit.task import Task
 
 MARGINS, RADII = "margins.csv", "radii.csv"
@@ -28,6 +30,12 @@ def require_provable(config: Config, task: Task) -> None:
     for option in ("verify", "certify"):
         if getattr(config, option):
             labels_images(task, f"--{option}")
+
+
+def require_bounds(subject: Subject, eps: float | None) -> None:
+    """Raise InputError, before any work, when a model that shall be verified calls something without a bound."""
+    if eps is not None:
+        verify(replace(subject, dataset=subject.dataset.part(1), progress=SilentProgress()), eps)
 
 
 def write_margins(folder: StageFolder, subject: Subject, eps: float) -> Proof:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from prunekit.environment import describe_environment, thread_count
-from prunekit.evaluation.evaluate import require_attackable
+from prunekit.evaluation.evaluate import Subject, require_attackable
 from prunekit.pipeline.checkpoint import (
     Checkpoint,
     Training,
@@ -20,7 +20,7 @@ from prunekit.pipeline.checkpoint import (
 )
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
-from prunekit.pipeline.proofs import require_provable
+from prunekit.pipeline.proofs import require_bounds, require_provable
 from prunekit.pipeline.results import Inputs, data_digest, open_data, require_same_classes
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
 from prunekit.pipeline.steps import keep, make_training, pretrain
@@ -52,6 +52,7 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
     require_device(config.device)
     with thread_count(config.threads):
         dataset, train_dataset, given = _open_inputs(config, progress)
+        require_bounds(Subject(given.model, given.task, dataset, config, progress), config.verified_eps)
         inputs = Inputs(
             given.sha256,
             data_digest(dataset, progress),
