@@ -40,6 +40,8 @@ def read_sources(root: Path) -> Sources:
     found = next((found for read in _READERS if (found := read(root)) is not None), None)
     if found is None:
         raise InputError(f"Expected a folder with images in a folder for each class, or a known data set, got {root}.")
+    if strange := [name for name in found.classes if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise InputError(f"Expected names of classes in UTF-8 in {root}, got {strange[0]!r}.")
     if len(found.classes) < 2:
         raise InputError(f"Expected at least two classes in {root}, got only {found.classes[0]!r}.")
     return found

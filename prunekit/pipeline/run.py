@@ -23,7 +23,7 @@ from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.proofs import require_bounds, require_provable
 from prunekit.pipeline.results import Inputs, data_digest, open_data, require_same_classes
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.steps import keep, make_training, pretrain
+from prunekit.pipeline.steps import keep, make_training, pretrain, require_prunable
 from prunekit.pipeline.store import WorkStore
 from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
@@ -52,6 +52,8 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
     require_device(config.device)
     with thread_count(config.threads):
         dataset, train_dataset, given = _open_inputs(config, progress)
+        if any(unit.is_pruned for unit in config.units):
+            require_prunable(given)
         require_bounds(Subject(given.model, given.task, dataset, config, progress), config.verified_eps)
         inputs = Inputs(
             given.sha256,

@@ -253,6 +253,11 @@ def _class_without_images(root: Path) -> None:
     (root / "empty").mkdir()
 
 
+def _another_encoding(root: Path) -> None:
+    write_classes(root)
+    (root / "cat").rename(root / "\udcff")
+
+
 def _loose_images(root: Path) -> None:
     for index in range(3):
         picture().save(root / f"{index}.png")
@@ -311,6 +316,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty folder": (lambda root: None, "a folder for each class in .*, got none"),
     "images without a class": (_loose_images, "a folder for each class in .*, got 3 images without one"),
     "one class": (lambda root: write_classes(root, classes=("cat",)), "at least two classes in .*, got only 'cat'"),
+    "a class of another encoding": (_another_encoding, r"names of classes in UTF-8 in .*, got '\\udcff'"),
     "a class without images": (_class_without_images, "folder of every class, got none in .*empty"),
     "another class to test": (_another_class_to_test, "the classes of the training set, got 'emu'"),
     "a truncated CIFAR batch": (_cut_cifar, r"records of 3073 bytes in .*data_batch_2\.bin, got 12285 bytes"),

@@ -139,6 +139,12 @@ def ten(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 def two(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
 def pixels(num_classes): return nn.Conv2d(3, num_classes, 1)
 def needs(num_classes, depth): return two()
+def leaves(num_classes): raise SystemExit("usage: mine.py [-h]")
+def lazy(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+def detached(num_classes):
+    net = two()
+    net.register_forward_hook(lambda module, given, logits: logits.detach())
+    return net
 def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 2))
 """
 
@@ -151,6 +157,10 @@ def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40
         ("factories:THREE", "called 'THREE' in factories, got int"),
         ("factories:nothing", "--model: expected factories:nothing to build an nn.Module, got NoneType."),
         ("factories:broken", "to build a model, got RuntimeError: no such file of mine."),
+        ("factories:leaves", "to build a model, got SystemExit: usage: mine.py [-h]."),
+        ("factories:lazy", "to build parameters with shapes, got lazy ones: show it an image first."),
+        ("factories:detached --objective clean", "a loss that parameters change, got one without a gradient"),
+        ("script:net", "--model: expected a module to import, got 'script': 3."),
         ("factories:needs", "arguments that factories:needs can be built from: needs() missing 1 required"),
         ("factories:pixels", "--task: expected one of detection, "),
         ("factories:ten", "to return logits [N, 2], one for each class of the data, got a tensor [2, 10]"),
@@ -166,8 +176,21 @@ def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40
 )
 def test_what_is_no_model_is_one_sentence(model: str, words: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "factories.py").write_text(FACTORIES)
+    (tmp_path / "script.py").write_text("raise SystemExit(3)\n")
     assert words in refused(f"train --model {model} --data photos --out no")
-    assert not (tmp_path / "no").exists()
+    assert not (tmp_path / "no/model.safetensors").exists()
+
+
+def test_a_model_without_convolutions_is_refused_where_it_is_pruned(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    name_factory("factories:two")
+    torch.save(ModelSpec("factories:two").build().state_dict(), "two.pt")
+    given = "--model factories:two --weights two.pt --data photos"
+    for command in ("prune --ratio 50", "score", "run --ratios 0,50 --train-data photos --pretrain-epochs 1"):
+        assert "Error: Expected convolutions to prune, got none in factories:two." in refused(
+            f"{command} {given} --out {command.split()[0]}"
+        )
+    assert not [*Path("run").glob("stages/pretrain-*")]
 
 
 def test_a_factory_without_a_parameter_for_classes_builds_the_datas(photos: Path, tmp_path: Path) -> None:
