@@ -116,7 +116,7 @@ def finetune(
 
 
 def require_prunable(start: Checkpoint) -> None:
-    """Raise InputError, best before any work, when a model has nothing to prune."""
+    """Raise InputError, before any work, when a model has nothing to prune."""
     if not prunable_layers(start.model):
         raise InputError(f"Expected convolutions to prune, got none in {start.task.spec.name}.")
 
@@ -125,7 +125,6 @@ def score(
     workspace: Workspace, start: Checkpoint, name: str, config: ScoreConfig, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:
     """Score every weight; return the scores and their file's SHA-256."""
-    require_prunable(start)
     needs_images = score_named(name).needs_batches
     if needs_images and training is None:
         raise InputError(f"Scores {name!r} look at training images, but none are given: add --train-data.")
