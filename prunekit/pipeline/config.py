@@ -341,16 +341,15 @@ class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
         ratios = [float(text.rstrip("%")) for text in self.budget if parse_budget(text).kind == "ratio"]
         return [(ratio, "") for ratio in sorted({0.0, *ratios})] + [(0.0, b) for b in self.budget if "=" in b]
 
-    @property
-    def verified_eps(self) -> float | None:
-        """The radius of verified accuracy: what was asked for, else that of an objective that trains on bounds."""
-        return self.train_eps if self.verify is None and self.objective in VERIFIED else self.verify
+    def verified_eps(self, task: Task) -> float | None:
+        """Return the radius in which models of a task are verified: as was asked, else classifiers by --train-eps."""
+        trains_on_bounds = self.objective in VERIFIED and isinstance(task, LabelsImages)
+        return self.train_eps if self.verify is None and trains_on_bounds else self.verify
 
     def certifies(self, task: Task) -> bool:
         """Return whether models of a task are certified: as was asked, else classifiers that train on noise."""
-        if self.certify is None:
-            return self.objective == "smoothing" and isinstance(task, LabelsImages)
-        return self.certify
+        trains_on_noise = self.objective == "smoothing" and isinstance(task, LabelsImages)
+        return trains_on_noise if self.certify is None else self.certify
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""

@@ -54,7 +54,7 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
         dataset, train_dataset, given = _open_inputs(config, progress)
         if any(unit.is_pruned for unit in config.units):
             require_prunable(given)
-        require_bounds(Subject(given.model, given.task, dataset, config, progress), config.verified_eps)
+        require_bounds(Subject(given.model, given.task, dataset, config, progress), config.verified_eps(given.task))
         inputs = Inputs(
             given.sha256,
             data_digest(dataset, progress),

@@ -207,7 +207,7 @@ def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
 def _proven(job: Job, artifact: Checkpoint) -> dict[str, float | None]:
     """Return the columns on what is proven of a model, as far as it was asked for."""
     config, subject, columns = job.config, job.subject(artifact.model), dict[str, float | None]()
-    if (eps := config.verified_eps) is not None:
+    if (eps := config.verified_eps(job.start.task)) is not None:
         make = partial(write_margins, subject=subject, eps=eps)
         columns |= _proof(job, artifact, "verify", {"eps": eps, "batch_size": config.batch_size}, make)
         columns["verified_eps"] = columns.pop("eps")

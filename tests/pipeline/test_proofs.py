@@ -128,6 +128,9 @@ def test_it_is_for_classifiers_and_can_be_left_out(tmp_path: Path) -> None:
     assert make_config(model="resnet20", objective="smoothing", **options).certifies(classifier)
     assert not make_config(model="resnet20", objective="smoothing", certify=False, **options).certifies(classifier)
     assert not make_config(model="resnet20", **options).certifies(classifier)
+    assert make_config(model="resnet20", objective="mixtrain", train_eps=0.1, **options).verified_eps(classifier) == 0.1
+    bounded = make_config(model="yolov3-tiny", objective="crown-ibp", **options)
+    assert bounded.verified_eps(task_of(ModelSpec("yolov3-tiny"))) is None  # training says what is wrong
     result = invoke("run", {"model": "yolov3-tiny", "certify": True, **options})
     assert result.exit_code == 2
     assert "--certify: expected a classifier, got yolov3-tiny." in " ".join(result.stderr.split())
