@@ -1,11 +1,12 @@
 """Does it matter where is pruned? Allocations at one budget, on robust classifiers, with exactly the same fine-tuning.
 
-    python -m bench.allocations --data cifar10/ --models resnet20,vgg16 --seeds 0,1,2 --out runs/allocations
+    python -m bench.allocations --data cifar10/ --models resnet20,vgg16-bn --seeds 0,1,2 --out runs/allocations
 
 Each model is trained adversarially once a seed (`prunekit run`); then filters are pruned to the budget by each
 allocation and fine-tuned. Rows are clean accuracy, accuracy under PGD-20 at eps 8/255 and under the further attacks of
 `--attacks`, multiply-accumulates, and the measured milliseconds of the compacted model, accelerated. Given again, the
-command goes on where it stopped. The last lines are a table: mean ± standard deviation over the seeds.
+command goes on where it stopped; models, seeds and attacks that are asked for later join the rows that are there. The
+last lines are a table of all of them: mean ± standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.scripts import Row, read_rows
 from prunekit.attacks import PRESETS, PgdConfig, register_attack
 from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
+from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, make_config, run
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.evaluate_command import evaluate_stage
@@ -29,7 +32,8 @@ from prunekit.prune import ALLOCATIONS
 
 #: PGD-20 as classifiers of CIFAR's images are compared by.
 PGD20 = "pgd20"
-Row = dict[str, Any]
+# What rows are of.
+_ABOUT = ("model", "seed", "allocation")
 
 
 def run_of(args: argparse.Namespace, model: str, seed: int) -> RunConfig:
@@ -71,9 +75,19 @@ def _further(
     return {attack: cases[attack]["accuracy"] for attack in attacks}
 
 
+def keep_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """Write rows into a file, each into that of its model, seed and allocation if there is one; return all of them."""
+    kept: dict[tuple[Any, ...], Row] = {}
+    for row in (*read_rows(path), *rows):
+        about = tuple(row[name] for name in _ABOUT)
+        kept[about] = kept.get(about, {}) | row
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept.values()))
+    return list(kept.values())
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of the means and standard deviations over the seeds."""
-    figures = [name for name in rows[0] if name not in ("model", "seed", "allocation")]
+    """Return a Markdown table of the means and standard deviations over the seeds, of what all rows have."""
+    figures = [name for name in rows[0] if name not in _ABOUT and all(name in row for row in rows)]
     lines = [f"| model | allocation | {' | '.join(figures)} |", "|---" * (2 + len(figures)) + "|"]
     for model, allocation in dict.fromkeys((row["model"], row["allocation"]) for row in rows):
         group = [row for row in rows if (row["model"], row["allocation"]) == (model, allocation)]
@@ -91,7 +105,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(prog="python -m bench.allocations", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="images of classes, with a training and a test part")
-    parser.add_argument("--models", default="resnet20,vgg16")
+    parser.add_argument("--models", default="resnet20,vgg16-bn")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", default="macs=50%")
     parser.add_argument("--structure", default="filter")
@@ -112,12 +126,11 @@ def main(argv: Sequence[str]) -> None:
     args = parsed(argv)
     if PGD20 not in PRESETS:
         register_attack(PGD20, PgdConfig(8 / 255, 2 / 255, steps=20, random_start=True))
-    attacks, rows = [name for name in args.attacks.split(",") if name], []
+    attacks = [name for name in args.attacks.split(",") if name]
     with ConsoleProgress(error_console) as progress:
         for seed in args.seeds.split(","):
             for model in args.models.split(","):
-                rows += rows_of(run_of(args, model, int(seed)), attacks, progress)
-                (args.out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                rows = keep_rows(args.out / "rows.jsonl", rows_of(run_of(args, model, int(seed)), attacks, progress))
     print(table(rows))
 
 

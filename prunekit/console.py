@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
+from rich.text import Text
 
 from prunekit.evaluation.sanity_rules import CheckReport
 from prunekit.progress import Description
@@ -18,6 +22,8 @@ from prunekit.report import Row, variants
 from prunekit.task import Figure
 
 T = TypeVar("T")
+
+_REMEMBERED_SECONDS = 30.0  # after which a step of a loop counts a third of the last one
 
 # Heading, column of results.csv, format: with two figures of accuracy, 80 characters wide in all.
 _LATENCIES = (
@@ -45,6 +51,35 @@ _FIGURES = (
 )
 
 
+class Pace:
+    """How long a loop's steps take: a mean in which a step counts the less the longer ago it was.
+
+    So steps of minutes have one, too, and what a resumed loop passes over in no time is soon forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._steps, self._last = 0.0, 0.0, time.monotonic()
+
+    def step(self) -> None:
+        """Count a step that has just ended."""
+        now = time.monotonic()
+        kept = math.exp((self._last - now) / _REMEMBERED_SECONDS)
+        self._seconds, self._steps = self._seconds * kept + now - self._last, self._steps * kept + 1
+        self._last = now
+
+    def left(self, steps: float) -> str:
+        """Return how long so many steps take from now: 0:03:20."""
+        if not self._steps:
+            return "-:--:--"
+        seconds = self._seconds / self._steps * steps - (time.monotonic() - self._last)
+        return str(timedelta(seconds=max(0, round(seconds))))
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["pace"].left(task.remaining or 0), style="progress.remaining")
+
+
 class ConsoleProgress:
     """A `prunekit.progress.Progress` that draws one bar a running loop; use it as a context manager."""
 
@@ -55,7 +90,7 @@ class ConsoleProgress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=console,
             transient=True,
         )
@@ -69,10 +104,12 @@ class ConsoleProgress:
 
     def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
         """Yield `items` under a bar that goes away at the end."""
-        task = self._bars.add_task(_text(description), total=total)
+        pace = Pace()
+        task = self._bars.add_task(_text(description), total=total, pace=pace)
         try:
             for item in items:
                 yield item
+                pace.step()
                 self._bars.update(task, advance=1, description=_text(description))
         finally:
             self._bars.remove_task(task)

@@ -5,6 +5,7 @@ Nothing in a file is executed: torch reads with `weights_only`, and a file that 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,8 @@ def _read(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return load_file(path)
-        with path.open("rb") as file:  # not the path: torch goes by the suffix
+        with path.open("rb") as file, warnings.catch_warnings():  # not the path: torch goes by the suffix
+            warnings.simplefilter("ignore")  # about pickles of other protocols, which are refused
             return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"--weights: expected a state dict in {path}, got a damaged file: {error}.") from None
@@ -171,6 +173,8 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         return f"got {strange[0]}, which it does not have"
     if other := [key for key in own if own[key].shape != state[key].shape]:
         return f"got {other[0]} of shape {list(state[other[0]].shape)} for {list(own[other[0]].shape)}"
+    if whole := [key for key in own if own[key].is_floating_point() and not state[key].is_floating_point()]:
+        return f"got {whole[0]} of {state[whole[0]].dtype} for {own[whole[0]].dtype}"
     return _not_finite(state)
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunekit.attacks import AttackLosses
-from prunekit.errors import InputError
+from prunekit.errors import InputError, first_line
 from prunekit.registry import look_up, register
 from prunekit.state_dicts import Transfer
 from prunekit.task_data import Data as Data
@@ -314,13 +315,16 @@ def _built(name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -
     try:
         model = build(**arguments)
     except (TypeError, ValueError) as error:
-        raise InputError(f"Expected arguments that {name} can be built from: {error}.") from error
-    except Exception as error:
+        raise InputError(f"Expected arguments that {name} can be built from: {first_line(error)}.") from error
+    except (Exception, SystemExit) as error:
         if ":" not in name:
             raise
-        raise InputError(f"Expected {name} to build a model, got {type(error).__name__}: {error}.") from error
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"Expected {name} to build a model, got {found}.") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"Expected {name} to build an nn.Module, got {type(model).__name__}.")
+    if any(is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        raise InputError(f"Expected {name} to build parameters with shapes, got lazy ones: show it an image first.")
     return model
 
 
@@ -339,11 +343,21 @@ def takes_argument(name: str, argument: str) -> bool:
     return _has_parameter(family_of(name).build, argument)
 
 
+def usual_argument(name: str, argument: str) -> Any:
+    """Return what a family's factory takes where an argument is not given; None if it has no such default."""
+    parameter = _parameters(family_of(name).build).get(argument)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
 def _has_parameter(build: Callable[..., Any], name: str) -> bool:
+    return name in _parameters(build)
+
+
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return name in inspect.signature(build).parameters
+        return inspect.signature(build).parameters
     except (TypeError, ValueError):  # of code that is not Python's
-        return False
+        return {}
 
 
 def load_plugin(module: str) -> None:
@@ -363,5 +377,5 @@ def _imported(module: str, option: str) -> ModuleType:
         return importlib.import_module(module)
     except InputError:
         raise
-    except Exception as error:  # whatever a module's code raises is what its author must see
-        raise InputError(f"{option}: expected a module to import, got {module!r}: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever a module's code raises is what its author must see
+        raise InputError(f"{option}: expected a module to import, got {module!r}: {first_line(error)}.") from error

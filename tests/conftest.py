@@ -89,6 +89,7 @@ SLOW = (
     "test_masked_conv2d_transforms.py",
     "test_models.py",
     "test_plots.py",
+    "test_proofs.py",
     "test_readme.py",
     "test_running.py",
     "test_score_optimization.py",

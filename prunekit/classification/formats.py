@@ -40,6 +40,8 @@ def read_sources(root: Path) -> Sources:
     found = next((found for read in _READERS if (found := read(root)) is not None), None)
     if found is None:
         raise InputError(f"Expected a folder with images in a folder for each class, or a known data set, got {root}.")
+    if strange := [name for name in found.classes if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise InputError(f"Expected names of classes in UTF-8 in {root}, got {strange[0]!r}.")
     if len(found.classes) < 2:
         raise InputError(f"Expected at least two classes in {root}, got only {found.classes[0]!r}.")
     return found
@@ -101,7 +103,9 @@ def _svhn_part(path: Path) -> Array:
         raise InputError(f"Expected SVHN's X of 32×32×3×N bytes and y in {path}, got {_shapes(content)}.")
     if y.size != x.shape[3]:
         raise InputError(f"Expected a label for each of the {x.shape[3]} images in {path}, got {y.size}.")
-    return Array(x.transpose(3, 0, 1, 2), _labels(y.reshape(-1) % 10, 10, path), path.stem)
+    if strange := sorted({*y.reshape(-1).tolist()} - {*range(11)}):
+        raise InputError(f"Expected labels from 1 to 10 in {path}, got {strange[-1]}.")
+    return Array(x.transpose(3, 0, 1, 2), (y.reshape(-1).astype(int) % 10).tolist(), path.stem)
 
 
 def _mnist(root: Path) -> Sources | None:
@@ -115,16 +119,26 @@ def _mnist(root: Path) -> Sources | None:
         if images is not None:
             if labels is None:
                 raise InputError(f"Expected the labels of {images} beside it, got none.")
-            parts[part] = (_read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS), images)
+            parts[part] = (_read_idx(images, _IDX_IMAGES), _read_idx(labels, _IDX_LABELS), labels)
     if not parts:
         return None
-    num_classes = max(10, *(int(numbers.max()) + 1 for _, numbers, _ in parts.values()))
+    _, numbers, path = parts.get(TRAIN) or parts[TEST]
+    num_classes = _num_classes(numbers, path)
     sources: dict[str, Source] = {}
     for part, (pixels, numbers, path) in parts.items():
         if len(pixels) != len(numbers):
-            raise InputError(f"Expected a label for each of the {len(pixels)} images in {path}, got {len(numbers)}.")
-        sources[part] = Array(pixels[..., None], numbers.tolist(), part)
+            raise InputError(f"Expected a label for each of {len(pixels)} images in {path}, got {len(numbers)}.")
+        sources[part] = Array(pixels[..., None], _labels(numbers, num_classes, path), part)
     return Sources([str(number) for number in range(num_classes)], sources)
+
+
+def _num_classes(labels: Pixels, path: Path) -> int:
+    """Return MNIST's ten or as many as there are labels; those of letters begin with 1."""
+    highest = int(labels.max())
+    absent = sorted({*range(1, highest)} - {*labels.tolist()})
+    if highest >= 10 and absent:
+        raise InputError(f"Expected images of every class up to {highest} in {path}, got none of {absent[0]}.")
+    return max(10, highest + 1)
 
 
 def _idx(root: Path, stem: str) -> Path | None:
@@ -159,7 +173,7 @@ def _tiny_imagenet(root: Path) -> Sources | None:
         raise InputError(f"Expected Tiny-ImageNet's train/ beside val/ in {root}, got none.")
     classes = [folder.name for folder in class_folders(root / "train")]
     paths, labels = [], []
-    for line in table.read_text().splitlines():
+    for line in table.read_text(errors="replace").splitlines():
         name, _, rest = line.partition("\t")
         label = rest.partition("\t")[0]
         if label not in classes:
@@ -199,7 +213,8 @@ _READERS: tuple[Callable[[Path], Sources | None], ...] = (_cifar, _svhn, _mnist,
 
 def _names(path: Path, count: int) -> list[str]:
     """Read the classes' names, a line each; their numbers where there is no such file."""
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    names = [line.strip() for line in lines if line.strip()]
     if names and len(names) != count:
         raise InputError(f"Expected the names of {count} classes in {path}, got {len(names)}.")
     return names or [str(number) for number in range(count)]

@@ -210,7 +210,8 @@ class ClassificationTask:
             return self
         state = read_state_dict(path)
         for spec in self._stems():
-            if (number := num_classes_in(own_names(spec.outlined(), state), spec.outlined)) is not None:
+            named = own_names(spec.outlined(num_classes=2), state)  # names do not depend on the number
+            if (number := num_classes_in(named, spec.outlined)) is not None:
                 return ClassificationTask(spec.updated(num_classes=number))
         raise InputError(
             f"--weights: expected the weights of a {self.spec.name} of any number of classes in {path}, "

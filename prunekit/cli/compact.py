@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.ending import Verbose, error_console, tell, user_errors
+from prunekit.cli.options import option_help
 from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.pipeline.config import SharedChoices, architectures, wrong_image_size
+from prunekit.pipeline.config import architectures, wrong_image_size
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.task import ModelSpec, load_plugin, models, takes_argument
 
@@ -34,10 +35,6 @@ Before anything is written, the outputs are compared with the masked model's in 
 _LARGEST_SIZE = 4096
 
 
-def _help(name: str) -> str:
-    return str(SharedChoices.model_fields[name].description)
-
-
 def compact_command(
     source: Annotated[
         Path,
@@ -55,8 +52,8 @@ def compact_command(
     ] = None,
     unit: Annotated[str | None, typer.Option(help="unit of a run folder: a file name in units/, without .json")] = None,
     model: Annotated[str | None, typer.Option(help=f"of a file that does not say it: {architectures()}")] = None,
-    model_args: Annotated[list[str] | None, typer.Option(help=_help("model_args"))] = None,
-    task: Annotated[str | None, typer.Option(help=_help("task"))] = None,
+    model_args: Annotated[list[str] | None, typer.Option(help=option_help("model_args"))] = None,
+    task: Annotated[str | None, typer.Option(help=option_help("task"))] = None,
     num_classes: Annotated[int, typer.Option(help="number of classes of a darknet file")] = 80,
     width: Annotated[float | None, typer.Option(help="width multiplier of a darknet file")] = None,
     image_size: Annotated[

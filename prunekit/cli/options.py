@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from prunekit.cli.ending import Verbose, user_errors
 from prunekit.config import Config, read_settings
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.pipeline.training_options import TrainingOption, over_file, training_options
@@ -24,12 +25,13 @@ from prunekit.training.objective import NoiseConfig, VerifiedConfig
 # Flags that have another name for "no", and options with a second name.
 _NAMES = {
     "augment": ("--augment/--no-augment",),
+    "certify": ("--certify/--no-certify",),
     "optimize_scores": ("--optimize-scores/--one-shot",),
     "train_batch_size": ("--train-batch-size", "--batch-size"),
 }
 _PANELS = {
     "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": VerifiedConfig,
-    "Noise": NoiseConfig,
+    "Noise": NoiseConfig, "Certification": CertificationConfig,
 }  # fmt: skip
 
 Command = Callable[[dict[str, Any], bool], None]
@@ -58,6 +60,11 @@ def takes(config: type[SharedChoices]) -> Callable[[Command], Callable[..., None
         return with_options
 
     return make
+
+
+def option_help(name: str) -> str:
+    """Return the help of an option that a command without a configuration shares with the others."""
+    return str(SharedChoices.model_fields[name].description)
 
 
 def _read(context: typer.Context, path: Path | None) -> dict[str, Any] | None:

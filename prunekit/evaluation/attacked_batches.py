@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ class AttackedBatches:
         return {part: found.tensors[f"image:{part}"].to(generator.device) for part in found.document["parts"]}
 
     def forget(self) -> None:
-        """Remove the files."""
+        """Remove the files, and the folder if there is nothing else in it."""
         for path in self._folder.glob("batch*.safetensors"):
-            path.unlink()
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()

@@ -38,7 +38,7 @@ class EvaluationConfig(BatchConfig):
         gt=0,
         le=1,
         description="also report a classifier's verified accuracy, proven by bounds, at this L-infinity radius "
-        "(default: none)",
+        "(default: none, but in a run with an objective that trains on bounds its --train-eps)",
     )
 
 
@@ -163,7 +163,7 @@ def evaluate(
         image_seen: Told of every image as the network sees it.
         source: The model whose gradients the attack follows: the subject's (white box) if not given, another
             one of the same task and outputs for a transferred attack.
-        kept: Where batches of an attack in parts are kept until all of them are there.
+        kept: Where batches of an attack in parts are kept, until whoever evaluates has done what depends on them.
     """
     model, task, dataset, config = subject.model, subject.task, subject.dataset, subject.config
     generator = torch.Generator(device_of(model)).manual_seed(config.seed)
@@ -182,8 +182,6 @@ def evaluate(
         if image_seen is not None:
             for image_id, image in zip(batch.image_ids, x, strict=True):
                 image_seen(image_id, image)
-    if kept is not None:
-        kept.forget()
     figures, main = task.metrics(predictions, dataset), task.figures[0].column
     after_parts = {f"{main}_after_{part}": task.metrics(found, dataset)[main] for part, found in by_part.items()}
     return Evaluation(predictions, figures, _perturbation(movements) if movements else None, after_parts)
@@ -242,7 +240,7 @@ def evaluate_case(
         subject: The model and the data set.
         clean: What was found in the clean images; the clean case does not look at it.
         source: The model that a transferred attack is made on; other cases do not look at it.
-        kept: Where batches of an attack in parts are kept until all of them are there.
+        kept: Where batches of an attack in parts are kept.
     """
     attack = PRESETS.get(case.attack)
     made_on = source if case.transfer else None

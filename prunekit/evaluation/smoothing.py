@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import Field, field_validator
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
+from prunekit.config import BatchConfig
 from prunekit.errors import InputError
-from prunekit.progress import Progress
-from prunekit.task import Data
+from prunekit.evaluation.evaluate import Subject
+from prunekit.evaluation.verification import labels_images
 from prunekit.training.data import device_of, seeded
+from prunekit.training.objective import NoiseConfig
 
 ABSTAIN = -1
 
@@ -46,6 +50,41 @@ class SmoothingConfig:
             )
 
 
+class CertificationConfig(NoiseConfig, BatchConfig):
+    """Whether a classifier is certified by randomized smoothing, and by how many samples of each image."""
+
+    certify: bool | None = Field(
+        None,
+        description="certify a classifier's images by randomized smoothing with noise of --sigma (default: only in a "
+        "run with the objective smoothing)",
+    )
+    certify_radii: tuple[float, ...] = Field(
+        (0, 0.25, 0.5, 0.75, 1), min_length=1, description="L2 radii of certified accuracy, for pixels in [0, 1]"
+    )
+    certify_n0: int = Field(100, ge=1, description="noisy samples of an image that choose the class")
+    certify_n: int = Field(100_000, ge=1, description="noisy samples of an image that bound the class's probability")
+    certify_alpha: float = Field(0.001, gt=0, lt=1, description="probability that an image's certificate is wrong")
+
+    @field_validator("certify_radii", mode="before")
+    @classmethod
+    def _parsed_radii(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("certify_radii")
+    @classmethod
+    def _no_negative_radii(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
+        if min(radii) < 0:
+            raise ValueError(f"each radius must be at least 0, got {min(radii):g}")
+        return radii
+
+    @property
+    def smoothing(self) -> SmoothingConfig:
+        """What each image is certified by."""
+        return SmoothingConfig(
+            self.sigma, self.certify_n0, self.certify_n, self.certify_alpha, self.batch_size, self.seed
+        )
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The smoothed classifier's class, or ABSTAIN, and the L2 radius, for pixels in [0, 1], in which it stays."""
@@ -69,13 +108,16 @@ def certify(model: nn.Module, image: Tensor, image_id: int, config: SmoothingCon
     return Certificate(label, config.sigma * float(norm.ppf(probability)))
 
 
-def certify_all(model: nn.Module, dataset: Data, config: SmoothingConfig, progress: Progress) -> dict[int, Certificate]:
-    """Certify a data set's images, by id, with a model in eval mode."""
-    device, found = device_of(model), {}
-    for index in progress.track(range(len(dataset)), f"certifying at sigma {config.sigma:g}", len(dataset)):
-        sample = dataset[index]
-        found[sample.image_id] = certify(model, sample.image.to(device), sample.image_id, config)
-    return found
+def certify_all(
+    subject: Subject, config: SmoothingConfig, known: Container[int] = ()
+) -> Iterator[tuple[int, int, Certificate]]:
+    """Yield the id, the right class and the certificate of each image, but for those that are known."""
+    data, labels, device = subject.dataset, labels_images(subject.task, "--certify"), device_of(subject.model)
+    for index in subject.progress.track(range(len(data)), f"certifying at sigma {config.sigma:g}", len(data)):
+        batch = data.collate([data[index]]).to(device)
+        image_id, label = batch.image_ids[0], int(labels.labels(batch.targets)[0])
+        if image_id not in known:
+            yield image_id, label, certify(subject.model, batch.images[0], image_id, config)
 
 
 def certified_figures(

@@ -56,7 +56,8 @@ def _passes(config: RunConfig, num_train: int, num_val: int, pretrains: bool) ->
     images = pretrains * _images(config.pretrain, num_train)
     images += optimized * _images(config.optimize, num_train) + len(pruned) * _images(config.finetune, num_train)
     models = len({unit.stem for unit in config.units})
-    return images * _of_objective(config) + models * num_val * (2 + _BOTH * _steps(config.attack))
+    samples = config.certify_n0 + config.certify_n if config.certifies(task_of(_spec(config))) else 0
+    return images * _of_objective(config) + models * num_val * (2 + _BOTH * _steps(config.attack) + samples)
 
 
 def _images(training: TrainConfig, num_train: int) -> int:

@@ -31,7 +31,10 @@ _OF_PRETRAINING = {
     "model", "model_args", "weights", "train_data", "width", "image_size", "grayscale", "limit", "train_limit", "seed",
     "objective", "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
 }  # fmt: skip
-_OF_EVALUATION = {"attack", "transfer", "verify", "latency_runs", "data", "out", "workers", "device", "threads"}
+_OF_EVALUATION = {
+    "attack", "transfer", "verify", "certify", "certify_radii", "certify_n0", "certify_n", "certify_alpha",
+    "latency_runs", "data", "out", "workers", "device", "threads",
+}  # fmt: skip
 _OF_VARIANTS = {*_TARGETS, *WITHIN_A_RUN}
 _FILES = ("weights", "data", "train_data")
 

@@ -18,6 +18,7 @@ SENSITIVITIES = "sensitivities.csv"
 class BudgetChoices(Config):
     """How much may be left, and what decides where."""
 
+    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     sensitivities: Path | None = Field(
         None,
         description=f"{SENSITIVITIES} of prunekit sensitivity, for the allocation mrs (default: measured on training "

@@ -1,21 +1,20 @@
-"""What each stage's command is asked to do; what stages share with a whole run is described in `config`."""
+"""What each stage's command is asked to do; the bases in `config` declare what it shares with a whole run, once."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
+from prunekit.pipeline.config import DATA, WEIGHTS, PruningChoices, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
-from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
-from prunekit.training.objective import NoiseConfig
+from prunekit.prune import ALLOCATIONS, SCORES, STRUCTURES
+from prunekit.training.config import TrainConfig
 
 
 class DetectorChoices(SharedChoices):
@@ -62,7 +61,7 @@ class ScoreStage(DetectorChoices, ScoreConfig):
     train_attack: str = Field("paper", description="attack for DeepLIFT with --reference clean: a PGD preset")
 
 
-class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
+class PruneStage(DetectorChoices, PruningChoices):
     """Drop what scores lowest, by the scores as they are or by optimized ones."""
 
     weights: Path = Field(description=WEIGHTS)
@@ -72,8 +71,6 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
         "uniform", description=f"what shares a ratio or budget among layers: {', '.join(ALLOCATIONS)}"
     )
     structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
-    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str | None = Field(
         None,
         description=f"scores that rank the weights: {', '.join(SCORES)} (default: scaled without --scores-file)",
@@ -83,9 +80,6 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     )
     optimize_scores: bool = Field(False, description="optimize the scores on --data before pruning")
     data: Path | None = Field(None, description=f"training data for scores, and the classes of a .weights file: {DATA}")
-    optimize: ScoreTraining = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
-    )
 
     @field_validator("ratio")
     @classmethod
@@ -134,13 +128,12 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     rounds: int = Field(4, ge=1, description="rounds of measuring, pruning and fine-tuning")
     allocation: str = Field("mrs", description=f"what shares the budget among layers: {', '.join(ALLOCATIONS)}")
     structure: str = Field("filter", description=f"what to prune: {', '.join(STRUCTURES)}")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights, where there are none")
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
-class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
+class EvaluateStage(DetectorChoices, CertificationConfig, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
     weights: Path = Field(description=WEIGHTS)
@@ -152,26 +145,5 @@ class EvaluateStage(DetectorChoices, NoiseConfig, EvaluationConfig):
         None,
         description="weights of another model, such as the unpruned one, on which transferred attacks are generated",
     )
-    certify: bool = Field(
-        False, description="certify a classifier's images by randomized smoothing with noise of --sigma"
-    )
-    certify_radii: tuple[float, ...] = Field(
-        (0, 0.25, 0.5, 0.75, 1), min_length=1, description="L2 radii of certified accuracy, for pixels in [0, 1]"
-    )
-    certify_n0: int = Field(100, ge=1, description="noisy samples of an image that choose the class")
-    certify_n: int = Field(100_000, ge=1, description="noisy samples of an image that bound the class's probability")
-    certify_alpha: float = Field(0.001, gt=0, lt=1, description="probability that an image's certificate is wrong")
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
     latency: bool = Field(False, description="accelerate the model and time it against the dense one")
-
-    @field_validator("certify_radii", mode="before")
-    @classmethod
-    def _parsed(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("certify_radii")
-    @classmethod
-    def _radii(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
-        if min(radii) < 0:
-            raise ValueError(f"each radius must be at least 0, got {min(radii):g}")
-        return radii

@@ -54,6 +54,7 @@ from prunekit.pipeline.steps import (
     pretrain,
     prune_one_shot,
     prune_optimized,
+    require_prunable,
     score,
 )
 from prunekit.pipeline.store import (
@@ -135,6 +136,7 @@ def score_stage(config: ScoreStage, progress: Progress | None = None) -> StageOu
         task = task_for(config, config.weights)
         dataset = open_data(config, task, config.data, progress, learn=True) if config.data is not None else None
         start = opened(config.weights, task, dataset)
+        require_prunable(start)
         training = _scoring_images(config.scores, config.train_attack, dataset, progress)
         with _workspace(config, "score", progress) as workspace:
             before = _stamp(config.out)
@@ -319,6 +321,7 @@ def _scoring_images(name: str, train_attack: str, dataset: Data | None, progress
 
 
 def _rule(config: PruneStage | MrpfStage, start: Checkpoint) -> MaskRule:
+    require_prunable(start)
     cuts_filters = config.structure in STRUCTURES_OF_FILTERS
     groups = read_groups(config, start) if cuts_filters or config.keep_stem_and_heads else None
     excluded = (*groups.stems, *groups.heads) if config.keep_stem_and_heads and groups else ()

@@ -18,6 +18,7 @@ from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import METHODS
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
@@ -33,10 +34,10 @@ from prunekit.pipeline.training_options import (
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES, parse_budget
 from prunekit.prune.deeplift import RULES
-from prunekit.task import ModelSpec, Task, family_of, load_plugin, models, task_of
+from prunekit.task import LabelsImages, ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig, ObjectiveConfig, VerifiedConfig
-from prunekit.training.objectives import OBJECTIVES
+from prunekit.training.objectives import OBJECTIVES, VERIFIED
 
 PRUNINGS = ("one-shot", "optimized")
 
@@ -228,7 +229,16 @@ _NO_PART_OF_THE_IDENTITY = {
 }  # fmt: skip
 
 
-class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
+class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
+    """What a run and a single pruning are told about the way from scores to masks."""
+
+    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
+    optimize: ScoreTraining = Field(
+        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
+    )
+
+
+class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())
@@ -249,13 +259,11 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
         ("one-shot",),
         description=f"use the scores as they are, or optimize them first; one or more of: {', '.join(PRUNINGS)}",
     )
-    scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
     allocation: tuple[str, ...] = Field(
         ("uniform",),
         description=f"what shares a ratio or budget among layers, one or more of: {', '.join(ALLOCATIONS)}",
     )
     budget: tuple[str, ...] = Field((), description=f"{BUDGET} (repeatable)")
-    keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     train_data: Path | None = Field(
         None, description="training data, same format as --data; without it, masks are one-shot and nothing is trained"
     )
@@ -265,9 +273,6 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
     pretrain: OptionalTraining = Field(
         OptionalTraining(epochs=0, learning_rate=1e-2, augmentation=None),
         description="robust pre-training",
-    )
-    optimize: ScoreTraining = Field(
-        SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
     )
     finetune: OptionalTraining = Field(
         OptionalTraining(epochs=20, learning_rate=1e-2, augmentation=None),
@@ -348,6 +353,16 @@ class RunConfig(TrainingChoices, ScoreConfig, BudgetChoices, EvaluationConfig):
             return [(ratio, "") for ratio in self.ratios]
         ratios = [float(text.rstrip("%")) for text in self.budget if parse_budget(text).kind == "ratio"]
         return [(ratio, "") for ratio in sorted({0.0, *ratios})] + [(0.0, b) for b in self.budget if "=" in b]
+
+    def verified_eps(self, task: Task) -> float | None:
+        """Return the radius in which models of a task are verified: as was asked, else classifiers by --train-eps."""
+        trains_on_bounds = self.objective in VERIFIED and isinstance(task, LabelsImages)
+        return self.train_eps if self.verify is None and trains_on_bounds else self.verify
+
+    def certifies(self, task: Task) -> bool:
+        """Return whether models of a task are certified: as was asked, else classifiers that train on noise."""
+        trains_on_noise = self.objective == "smoothing" and isinstance(task, LabelsImages)
+        return trains_on_noise if self.certify is None else self.certify
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that every finished ratio of a run folder must share, nested ones by dotted names."""

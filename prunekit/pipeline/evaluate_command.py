@@ -28,12 +28,10 @@ from prunekit.evaluation.evaluate import (
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
-from prunekit.evaluation.smoothing import SmoothingConfig, certified_figures, certify_all
-from prunekit.evaluation.verification import labels_images, verified_accuracy, verify
-from prunekit.files import write_text
 from prunekit.pipeline.checkpoint import Checkpoint, Workspace, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
+from prunekit.pipeline.proofs import require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
     data_digest,
@@ -49,7 +47,7 @@ from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import count_costs, prunable_layers, sparsity
 from prunekit.task import Data, Figure, task_of
 
-EVALUATION, PREDICTIONS, MARGINS, RADII = "evaluation.json", "detections", "margins.csv", "radii.csv"
+EVALUATION, PREDICTIONS = "evaluation.json", "detections"
 _TITLES = {"check": "checks"}  # what messages call a part, where it is not its folder's name
 #: A part's result, and whether it was there already.
 Part = tuple[dict[str, Any], bool]
@@ -118,13 +116,11 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
     progress = progress or SilentProgress()
     with prepared(config, "evaluate"):
         task = task_for(config, config.weights)
-        if config.verify is not None:
-            labels_images(task, "--verify")
-        if config.certify:
-            labels_images(task, "--certify")
+        require_provable(config, task)
         dataset = open_data(config, task, config.data, progress, keep=True)
         artifact = opened(config.weights, task, dataset)
         require_attackable(config.attack, artifact.task, dataset)
+        require_bounds(Subject(artifact.model, artifact.task, dataset, config, progress), config.verify)
         source = _source(config, artifact, dataset)
         for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)
@@ -141,7 +137,7 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
     config = work.config
     cases = {case.name: _case(work, case) for case in evaluation_cases(config.attack, work.source is not None)}
     asked = {
-        "certified": (_certify, config.certify),
+        "certified": (_certify, bool(config.certify)),
         "verified": (_verify, config.verify is not None),
         "checks": (_check, config.check),
         "latency": (_time, config.latency),
@@ -172,8 +168,10 @@ def _case(work: _Work, case: EvaluationCase) -> Part:
         # From the file, so that figures do not depend on which process evaluated the clean images.
         is_clean = case.attack == CLEAN
         clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
-        result = evaluate_case(case, work.subject, clean, work.source_model, AttackedBatches(folder.path))
+        kept = AttackedBatches(folder.path)
+        result = evaluate_case(case, work.subject, clean, work.source_model, kept)
         files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
+        kept.forget()
         return result.figures(), [file.name for file in files]
 
     return work.part(case.name, {"attack": attack_identity(PRESETS.get(case.attack))}, make, case.transfer)
@@ -182,30 +180,13 @@ def _case(work: _Work, case: EvaluationCase) -> Part:
 def _verify(work: _Work) -> Part:
     eps = work.config.verify
     assert eps is not None
-
-    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
-        margins = verify(work.subject, eps)
-        rows = [f"{key},{margin:.9g},{int(margin > 0)}" for key, margin in margins.items()]
-        write_text(folder.file(MARGINS), "\n".join(["image_id,margin,verified", *rows, ""]))
-        return {"eps": eps, "verified_accuracy": verified_accuracy(margins)}, [MARGINS]
-
-    return work.part("verify", {"eps": eps}, make)
+    return work.part("verify", {"eps": eps}, lambda folder: write_margins(folder, work.subject, eps))
 
 
 def _certify(work: _Work) -> Part:
-    config, dataset = work.config, work.dataset
-    smoothing = SmoothingConfig(
-        config.sigma, config.certify_n0, config.certify_n, config.certify_alpha, config.batch_size, config.seed
-    )
-
-    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
-        labels = {dataset[index].image_id: int(dataset[index].target) for index in range(len(dataset))}
-        found = certify_all(work.artifact.model, dataset, smoothing, work.progress)
-        rows = [f"{key},{labels[key]},{one.label},{one.radius:.9g}" for key, one in found.items()]
-        write_text(folder.file(RADII), "\n".join(["image_id,label,predicted,radius", *rows, ""]))
-        return {"sigma": config.sigma, **certified_figures(found, labels, config.certify_radii)}, [RADII]
-
-    return work.part("certify", {**asdict(smoothing), "radii": list(config.certify_radii)}, make)
+    config = work.config
+    identity = {**asdict(config.smoothing), "radii": list(config.certify_radii)}
+    return work.part("certify", identity, lambda folder: write_radii(folder, work.subject, config))
 
 
 def _check(work: _Work) -> Part:

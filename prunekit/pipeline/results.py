@@ -40,6 +40,12 @@ class RatioResult:
     * attack_success_rate: share of objects found clean at 0.5 that the attack makes the model lose or mislabel.
     * decode_ms, nms_ms: from outputs to boxes and scores, and non-maximum suppression.
 
+    Of classifiers, where it was asked for, are
+
+    * verified_accuracy: share of images proven to be classified correctly in the L∞ ball of radius verified_eps.
+    * certified_accuracy_R: share of images that randomized smoothing by noise of certified_sigma classifies correctly
+      with a certified L2 radius of at least R; mean_certified_radius: 0 where wrong; abstained: share of abstentions.
+
     Of every task are
 
     * ratio: pruning ratio in percent; of a budget, the share of weights that went.

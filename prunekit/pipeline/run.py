@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from prunekit.environment import describe_environment, thread_count
-from prunekit.evaluation.evaluate import require_attackable
-from prunekit.evaluation.verification import labels_images
+from prunekit.evaluation.evaluate import Subject, require_attackable
 from prunekit.pipeline.checkpoint import (
     Checkpoint,
     Training,
@@ -21,9 +20,10 @@ from prunekit.pipeline.checkpoint import (
 )
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
+from prunekit.pipeline.proofs import require_bounds, require_provable
 from prunekit.pipeline.results import Inputs, data_digest, open_data, require_same_classes
 from prunekit.pipeline.run_folder import OpenRun, RunFolder, check_out, open_run
-from prunekit.pipeline.steps import keep, make_training, pretrain
+from prunekit.pipeline.steps import keep, make_training, pretrain, require_prunable
 from prunekit.pipeline.store import WorkStore
 from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
@@ -52,6 +52,9 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
     require_device(config.device)
     with thread_count(config.threads):
         dataset, train_dataset, given = _open_inputs(config, progress)
+        if any(unit.is_pruned for unit in config.units):
+            require_prunable(given)
+        require_bounds(Subject(given.model, given.task, dataset, config, progress), config.verified_eps(given.task))
         inputs = Inputs(
             given.sha256,
             data_digest(dataset, progress),
@@ -68,6 +71,8 @@ def run(config: RunConfig, progress: Progress | None = None, stages: Path | None
             job = _prepare(config, dataset, given, training, folder, Workspace(store, progress))
             for unit in config.units:
                 _finish_unit(job, folder, unit)
+            if config.transfer:
+                _forget_attacks(job, job.start)
             folder.write_results()
     return folder
 
@@ -88,7 +93,8 @@ def _prepare(
     if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     examples = save_clean_examples(folder, dataset, start.task)
-    return Job(workspace.store, workspace.progress, config, dataset, given, start, training, groups, examples)
+    sha256 = folder.inputs.data_sha256
+    return Job(workspace.store, workspace.progress, config, dataset, sha256, given, start, training, groups, examples)
 
 
 def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
@@ -99,6 +105,8 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     row, files, artifact = do_unit(job, folder, unit)
     assert artifact.path is not None  # a stage has written it, or it was given
     folder.finish(unit, row, files, artifact.path, artifact.task.spec)
+    if not job.config.transfer or artifact.sha256 != job.start.sha256:  # whose attacks are transferred to all units
+        _forget_attacks(job, artifact)
     shown = job.start.task.figures[0]
     columns = row.columns
     clean, attacked = columns.get(shown.column), columns.get(f"attacked_{shown.column}")
@@ -107,12 +115,17 @@ def _finish_unit(job: Job, folder: OpenRun, unit: Unit) -> None:
     progress.message(summary)
 
 
+def _forget_attacks(job: Job, artifact: Checkpoint) -> None:
+    """Remove attacked images that no unit needs any more."""
+    if (kept := job.attacked_batches(artifact)) is not None:
+        kept.forget()
+
+
 def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | None, Checkpoint]:
     """Open the data and load the weights, cheapest check first."""
     found = None if config.weights is None else spec_of(config.weights, config.model)
     task = task_of(requested_spec(config.model, config.width, found, config.arguments))
-    if config.verify is not None:
-        labels_images(task, "--verify")
+    require_provable(config, task)
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     require_attackable([config.attack], task, dataset)

@@ -104,6 +104,7 @@ class OpenRun(RunFolder):
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         super().__init__(config.out)
+        self.inputs = inputs
         self._units = config.units
         versions = [installed_version(package) for package in ("prunekit", "torch")]
         # What the names of attacks stand for can change; the units that were done under other numbers are done again.

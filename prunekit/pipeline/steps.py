@@ -115,6 +115,12 @@ def finetune(
     return _train(workspace, "finetune", start, training, config, groups)
 
 
+def require_prunable(start: Checkpoint) -> None:
+    """Raise InputError, before any work, when a model has nothing to prune."""
+    if not prunable_layers(start.model):
+        raise InputError(f"Expected convolutions to prune, got none in {start.task.spec.name}.")
+
+
 def score(
     workspace: Workspace, start: Checkpoint, name: str, config: ScoreConfig, training: Training | None
 ) -> tuple[dict[str, Tensor], str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,12 @@ from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_or_none
 from prunekit.evaluation.latency import Latency, accelerate_and_time
-from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.nn import AccelerationReport, native_status
 from prunekit.pipeline.allocation import Sharing, allocate_step, known_sensitivities, layer_rows
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
+from prunekit.pipeline.proofs import Proof, write_margins, write_radii
 from prunekit.pipeline.results import (
     RatioResult,
     compaction_columns,
@@ -30,6 +32,7 @@ from prunekit.pipeline.results import (
 )
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
+from prunekit.pipeline.store import StageFolder
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
 from prunekit.progress import Progress, alone
@@ -52,6 +55,7 @@ class Job(Workspace):
     Attributes:
         config: What was asked.
         dataset: The evaluation data.
+        data_sha256: Of the evaluation data.
         given: The model as it was given.
         start: The unpruned model, pre-trained if that was asked.
         training: What to learn from, where something is to be learnt.
@@ -61,6 +65,7 @@ class Job(Workspace):
 
     config: RunConfig
     dataset: Data
+    data_sha256: str
     given: Checkpoint
     start: Checkpoint
     training: Training | None
@@ -71,6 +76,15 @@ class Job(Workspace):
         """Return a unit's model as it is evaluated."""
         return Subject(model, self.start.task, self.dataset, self.config, self.progress)
 
+    def attacked_batches(self, artifact: Checkpoint) -> AttackedBatches | None:
+        """Return where images that an attack in parts makes on a model are kept; None for another attack."""
+        attack = PRESETS.get(self.config.attack)
+        if not isinstance(attack, AttackInParts):
+            return None
+        identity = {"attack": attack_identity(attack), "batch_size": self.config.batch_size, "seed": self.config.seed}
+        inputs = {"model": artifact.sha256, "data": self.data_sha256}
+        return AttackedBatches(self.store.open("attack", identity, inputs).path)
+
 
 def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[Path], Checkpoint]:
     """Do one unit's work; return its row, the files that it wrote, and its model."""
@@ -80,7 +94,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     model = artifact.model.to(job.config.device)
     evaluations = {attack: _evaluate(job, folder, artifact, unit, attack) for attack in _attacks(job.config)}
     transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
-    verified = _verified(job, model, unit)
+    proven = _proven(job, artifact)
     files = [folder.masks(unit)]
     for attack, evaluation in evaluations.items():
         stem = folder.predictions(unit.stem, attacked=attack != "none")
@@ -103,7 +117,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         "scores": variant.scores,
         "pruning": variant.pruning,
         **_accuracy(job, evaluations, transfer),
-        **verified,
+        **proven,
         "churn": churn,
         **size_columns(model, costs, sparsity(artifact.masks)),
         **latency_columns(latency),
@@ -179,24 +193,40 @@ def _evaluate(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit, att
             save_example(folder.example(image_id, unit.stem), job.dataset.visible(index, image.cpu()))
 
     description = f"{unit.label}: {'clean' if attack == 'none' else f'under attack ({attack})'}"
-    chosen, kept = PRESETS.get(attack), None
-    if isinstance(chosen, AttackInParts):
-        identity = {"attack": attack_identity(chosen), "batch_size": job.config.batch_size, "seed": job.config.seed}
-        kept = AttackedBatches(job.store.open("attack", identity, {"model": artifact.sha256}).path)
-    return evaluate(job.subject(artifact.model), chosen, description, keep_example, kept=kept)
+    kept = None if attack == "none" else job.attacked_batches(artifact)
+    return evaluate(job.subject(artifact.model), PRESETS.get(attack), description, keep_example, kept=kept)
 
 
 def _transfer(job: Job, model: nn.Module, unit: Unit) -> Evaluation:
     source = job.start.model.to(job.config.device)
     description = f"{unit.label}: under the unpruned model's attack"
-    return evaluate(job.subject(model), PRESETS[job.config.attack], description, source=source)
+    kept = job.attacked_batches(job.start)
+    return evaluate(job.subject(model), PRESETS[job.config.attack], description, source=source, kept=kept)
 
 
-def _verified(job: Job, model: nn.Module, unit: Unit) -> dict[str, float | None]:
-    """Return the column on what bounds prove, where it was asked for."""
-    if (eps := job.config.verify) is None:
-        return {}
-    return {"verified_accuracy": verified_accuracy(verify(job.subject(model), eps))}
+def _proven(job: Job, artifact: Checkpoint) -> dict[str, float | None]:
+    """Return the columns on what is proven of a model, as far as it was asked for."""
+    config, subject, columns = job.config, job.subject(artifact.model), dict[str, float | None]()
+    if (eps := config.verified_eps(job.start.task)) is not None:
+        make = partial(write_margins, subject=subject, eps=eps)
+        columns |= _proof(job, artifact, "verify", {"eps": eps, "batch_size": config.batch_size}, make)
+        columns["verified_eps"] = columns.pop("eps")
+    if config.certifies(job.start.task):
+        identity = {**asdict(config.smoothing), "radii": list(config.certify_radii)}
+        columns |= _proof(job, artifact, "certify", identity, partial(write_radii, subject=subject, config=config))
+        columns["certified_sigma"] = columns.pop("sigma")
+    return columns
+
+
+def _proof(
+    job: Job, artifact: Checkpoint, stage: str, identity: Mapping[str, Any], make: Callable[[StageFolder], Proof]
+) -> dict[str, Any]:
+    """Return a proof's figures; a stage of its own keeps what other work on the unit may not lose."""
+    folder = job.store.open(stage, identity, {"model": artifact.sha256, "data": job.data_sha256})
+    if (figures := folder.result()) is None:
+        figures, files = make(folder)
+        folder.finish(figures, *files)
+    return figures
 
 
 def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> CompactionResult | None:

@@ -45,6 +45,7 @@ def write_report(folder: RunFolder) -> Path:
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},
         shown=shown,
         figures=task.figures,
+        proven=_proven(rows[0]),
         steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms") and name != "latency_ms"],
         accuracy=task.describe(config),
         trainings=_trainings(config),
@@ -91,6 +92,14 @@ def _table(rows: Sequence[Row]) -> list[tuple[str, Row]]:
         name = unit_of(row).variant.name if float(row["ratio"]) > 0 else UNPRUNED
         table.append((GIVEN if row["structure"] == "none" else name, row))
     return table
+
+
+def _proven(columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns on what is proven, with their headings."""
+    certified = "certified_accuracy_"
+    names = {"verified_accuracy": "verified", "mean_certified_radius": "mean radius", "abstained": "abstained"}
+    names |= {name: f"certified at {name.removeprefix(certified)}" for name in columns if name.startswith(certified)}
+    return {name: names[name] for name in columns if name in names}
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import GradientError
+from prunekit.errors import InputError
 from prunekit.nn.held_still import buffers_restored
 from prunekit.progress import Progress, SilentProgress
 from prunekit.task import Data, Losses
@@ -229,6 +230,8 @@ class _Training:
         self._optimizer.zero_grad(set_to_none=True)
         if batch.delta is not None:
             batch.delta.grad = None
+        if not loss.requires_grad:
+            raise InputError("Expected a loss that parameters change, got one without a gradient: is it detached?")
         torch.autograd.backward(loss)
         return loss_value
 

@@ -1,4 +1,4 @@
-"""The comparison of allocations goes through on a few steps, and its table has a row for each."""
+"""The comparison of allocations goes through on a few steps, its table has a row for each, and later rows join it."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def test_a_table_of_allocations(tmp_path: Path, capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | allocation | clean | pgd20 | kept_macs | ms | fgsm |"
     assert len(lines) == 4
+
+    file, other = tmp_path / "out/rows.jsonl", rows[0] | {"seed": 1, "clean": 0.0}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*rows, other)) + '{"model": "resnet')
+    allocations.main(f"{options} {steps} --attacks paper".split())
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["seed"], row["allocation"]) for row in kept] == [(0, "unpruned"), (0, "lamp"), (1, "unpruned")]
+    assert kept[2] == other
+    assert all(row.items() >= before.items() and "paper" in row for row, before in zip(kept[:2], rows, strict=True))
+    assert capsys.readouterr().out.splitlines()[0] == lines[0]  # figures that every row has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ def cifar_record(label: tuple[int, ...], pixels: Pixels) -> bytes:
 
 PIXELS = RNG.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 LABELS = (3, 0, 9, 3)
+MNIST_LABELS = {"train": LABELS, "t10k": LABELS}
 
 
 def write_cifar10(root: Path) -> Path:
@@ -62,11 +63,11 @@ def write_cifar100(root: Path) -> Path:
     return root
 
 
-def write_svhn(root: Path) -> Path:
+def write_svhn(root: Path, labels: Sequence[float] = LABELS) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    labels = np.array([[10 if label == 0 else label] for label in LABELS])
+    column = np.array([[10 if label == 0 else label] for label in labels])
     for part in ("train", "test"):
-        savemat(root / f"{part}_32x32.mat", {"X": PIXELS.transpose(1, 2, 3, 0), "y": labels})
+        savemat(root / f"{part}_32x32.mat", {"X": PIXELS.transpose(1, 2, 3, 0), "y": column})
     return root
 
 
@@ -74,10 +75,10 @@ def idx(values: Pixels) -> bytes:
     return struct.pack(f">{1 + values.ndim}i", 0x800 + values.ndim, *values.shape) + bytes(values.ravel())
 
 
-def write_mnist(root: Path, compressed: bool = False) -> Path:
+def write_mnist(root: Path, compressed: bool = False, parts: Mapping[str, Sequence[int]] = MNIST_LABELS) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    for stem in ("train", "t10k"):
-        for kind, values in (("images-idx3", PIXELS[..., 0]), ("labels-idx1", np.array(LABELS, dtype=np.uint8))):
+    for stem, labels in parts.items():
+        for kind, values in (("images-idx3", PIXELS[..., 0]), ("labels-idx1", np.array(labels, dtype=np.uint8))):
             content = idx(np.ascontiguousarray(values))
             name = f"{stem}-{kind}-ubyte"
             (root / (f"{name}.gz" if compressed else name)).write_bytes(
@@ -120,6 +121,12 @@ def test_arrays_give_their_pixels_and_labels(
     assert (data[1].target, data[1].image_id) == (label[1], 1)
     assert data.training().subset == "train"
     assert data.example(0)["class"] == data.classes[label[0]]
+
+
+def test_letters_in_mnists_format_have_classes_from_1(tmp_path: Path) -> None:
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(1, 27, dtype=np.uint8)))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((26, 28, 28), dtype=np.uint8)))
+    assert len(ClassificationData.open(tmp_path / "train").classes) == 27
 
 
 def test_cifars_classes_have_their_names(tmp_path: Path) -> None:
@@ -246,6 +253,11 @@ def _class_without_images(root: Path) -> None:
     (root / "empty").mkdir()
 
 
+def _another_encoding(root: Path) -> None:
+    write_classes(root)
+    (root / "cat").rename(root / "\udcff")
+
+
 def _loose_images(root: Path) -> None:
     for index in range(3):
         picture().save(root / f"{index}.png")
@@ -304,6 +316,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty folder": (lambda root: None, "a folder for each class in .*, got none"),
     "images without a class": (_loose_images, "a folder for each class in .*, got 3 images without one"),
     "one class": (lambda root: write_classes(root, classes=("cat",)), "at least two classes in .*, got only 'cat'"),
+    "a class of another encoding": (_another_encoding, r"names of classes in UTF-8 in .*, got '\\udcff'"),
     "a class without images": (_class_without_images, "folder of every class, got none in .*empty"),
     "another class to test": (_another_class_to_test, "the classes of the training set, got 'emu'"),
     "a truncated CIFAR batch": (_cut_cifar, r"records of 3073 bytes in .*data_batch_2\.bin, got 12285 bytes"),
@@ -321,6 +334,16 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a truncated MNIST file": (_cut_mnist, r"4096 values behind the header of .*ubyte, got 4089"),
     "a truncated .gz": (_cut_gzip, "cannot be decompressed"),
     "MNIST without labels": (_no_mnist_labels, "the labels of .* beside it, got none"),
+    "an SVHN label": (lambda root: write_svhn(root, [*LABELS[:-1], 11]), r"labels from 1 to 10 in .*\.mat, got 11"),
+    "half an SVHN label": (lambda root: write_svhn(root, [*LABELS[:-1], 0.5]), r"labels from 1 to 10 .*, got 0\.5"),
+    "an MNIST label to test": (
+        lambda root: write_mnist(root, parts={"train": LABELS, "t10k": [*LABELS[:-1], 12]}),
+        "labels below 10 in .*t10k-labels-idx1-ubyte, got 12",
+    ),
+    "an MNIST label to train": (
+        lambda root: write_mnist(root, parts={"train": [*LABELS[:-1], 200]}),
+        "images of every class up to 200 in .*train-labels-idx1-ubyte, got none of",
+    ),
     "a class of no folder": (_unknown_tiny_class, "a class of train/ in each line of .*, got 'val_0.JPEG"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a tensor lacks": (_state(**{"layer2/1/bn1/weight": None}), r"but blocks\.3\.body\.1\.weight is missing"),
     "a tensor too many": (_state(popup_scores=torch.ones(2)), "got popup_scores, which it does not have"),
     "another shape": (_state(**{"linear/bias": torch.ones(7)}), r"got head\.bias of shape \[7\] for \[10\]"),
+    "whole numbers": (
+        _state(**{"bn1/bias": torch.ones(8, dtype=torch.int8)}),
+        r"got stem\.1\.bias of torch\.int8 for torch\.float32",
+    ),
     "not finite": (
         _state(**{"bn1/bias": torch.full((8,), torch.nan)}),
         r"stem\.1\.bias has values that are not finite",
@@ -184,6 +189,13 @@ def test_what_is_no_such_checkpoint_is_one_sentence(name: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
     assert "net.pt" in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in mine.state_dict().items())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_any_protocol_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(pickle.dumps({"epoch": 3}, protocol=4))
+    with pytest.raises(InputError, match=r"net\.pt is a pickled object, which is never loaded"):
+        load_state_dict(ours("resnet18"), tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02garbage", b"<html>", bytes(100)])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch.nn.utils import prune
 from typer.testing import CliRunner, Result
 
 import prunekit
-from prunekit import cli
+from prunekit import cli, task
 from prunekit.benchmark import peers
 from prunekit.benchmark.explanation import explain_model, explain_report, planned_sizes, shares_of
+from prunekit.cli.explain import _opened
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
@@ -25,6 +27,7 @@ from prunekit.nn import AccelerationReport, LayerReport
 from prunekit.nn.whole_graph import build_whole_graph
 from prunekit.ops.native import native_status
 from prunekit.pipeline.checkpoint import save_model
+from prunekit.task import ModelSpec
 from tests.support import ROOT
 from tests.support.training_problems import tiny_task
 
@@ -222,6 +225,52 @@ def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> No
     assert json.loads((tmp_path / "why.json").read_text())["original_ms"] is None
 
 
+OWN = """
+from torch import nn
+def net(num_classes, channels=16):
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, 2, 1), nn.ReLU(), nn.Conv2d(channels, 8, 3, 1, 1), nn.Flatten(),
+        nn.Linear(8 * 16 * 16, num_classes),
+    )
+"""
+
+
+def test_a_model_of_ones_own_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "explained_net.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(task, "_NAMED", {})
+    own = ("--model", "explained_net:net", "--model-args", "channels=24", "--threads", 1, "--no-peers")
+    result = explain(*own, "--ratio", 50, "--image-size", 32, "--json", "why.json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "why.json").read_text())
+    assert found["title"] == "explained_net:net, 50 % zeros, 32×32"
+    assert [row["weight_shape"] for row in found["rows"]] == [[24, 3, 3, 3], [8, 24, 3, 3]]
+    model = ModelSpec("explained_net:net", {"num_classes": 7, "channels": 24}).build()
+    torch.save(model.state_dict(), "mine.pt")
+    result = explain(*own, "--weights", "mine.pt", "--image-size", 32)
+    assert result.exit_code == 0, result.stderr
+    result = explain(*own, "--weights", "mine.pt")
+    assert result.exit_code == 2
+    assert "--image-size: expected a size that explained_net:net takes, got 224: " in result.stderr
+    del sys.modules["explained_net"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("yolov3-tiny", None, {"num_classes": 80}),
+        ("resnet50", None, {"num_classes": 1000, "small_images": False}),
+        ("resnet20", None, {"num_classes": 10, "small_images": True}),
+        ("resnet20", 96, {"num_classes": 10, "small_images": False}),
+    ],
+)
+def test_a_model_of_random_weights_is_its_usual_one(name: str, size: int | None, expected: dict[str, Any]) -> None:
+    opened = _opened(name, None, 0.25, {}, None, size)
+    assert opened.task.spec.arguments == {"width": 0.25, **expected}
+    assert opened.task.image_size == {"yolov3-tiny": 416, "resnet50": 224, "resnet20": 224 if size else 32}[name]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -229,12 +278,15 @@ def test_weights_of_a_stage_and_a_saved_file_are_explained(tmp_path: Path) -> No
         (["--model", "alexnet"], "--model: expected one of yolov3"),
         ([*TINY, "--ratio", "100"], "--ratio: expected a percentage from 0 to below 100, got 100.0"),
         ([*TINY, "--width", "0"], "--width: expected a number above 0"),
-        ([*TINY, "--image-size", "33"], "--image-size: expected a multiple of 32 pixels"),
+        ([*TINY, "--image-size", "33"], "--image-size: expected a multiple of 32, got 33"),
         ([*TINY, "--threads", "0"], "--threads: expected a whole number from 1"),
         ([*TINY, "--runs", "1"], "--runs: expected at least 2"),
         ([*TINY, "--json", "."], "--json: expected a file to write, got a folder"),
         ([*TINY, "--weights", "none.weights"], "--weights: expected a darknet .weights file"),
-        (["--model", "vgg16", "--weights", __file__], "--weights: expected with a detector"),
+        ([*TINY, "--image-size", "0"], "--image-size: expected from 1 to 4096 pixels, got 0"),
+        (["--model", "resnet20", "--weights", __file__], "--weights: expected "),
+        (["--model", "nowhere:net"], "--model: expected a module to import, got 'nowhere'"),
+        (["--task", "classification"], "--task: expected with --model package.module:factory"),
         (["none.safetensors"], "there is no file none.safetensors"),
         (["none.safetensors", "--ratio", "90"], "got --ratio beside it"),
         ([__file__], "cannot be read"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, classification_losses, pgd
-from prunekit.classification import ClassificationData, ClassificationTask
+from prunekit.classification import ClassificationData, ClassificationTask, mobilevit_s
 from prunekit.evaluation.evaluate import EvaluationConfig, Subject
 from prunekit.evaluation.verification import verified_accuracy, verify
 from prunekit.pipeline import read_rows
@@ -85,3 +85,14 @@ def test_detectors_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     result = invoke("evaluate", options | {"out": tmp_path / "no"})
     assert result.exit_code == 2
     assert "--verify: expected a classifier, got yolov3-tiny." in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "run"])
+def test_networks_without_bounds_are_refused_before_any_work(command: str, tmp_path: Path) -> None:
+    root, net = write_classes(tmp_path / "data", ("blue", "green"), 2, size=16), tmp_path / "net.pt"
+    torch.save(mobilevit_s(2, width=0.25, small_images=True).state_dict(), net)
+    options: Options = {"model": "mobilevit-s", "width": 0.25, "weights": net, "data": root, "verify": 0.01}
+    result = invoke(command, options | {"out": tmp_path / "no"})
+    assert result.exit_code == 2
+    assert "to bound, got one that calls " in " ".join(result.stderr.split())
+    assert not (tmp_path / "no").exists()

@@ -30,6 +30,7 @@ MORE = {
     "train": BRIEF,
     "finetune": BRIEF,
     "evaluate": ["--latency-runs", "3", "--attack", "fgsm"],
+    "explain": ["--no-peers", "--image-size", "32"],
     "compact": ["--multiple-of", "1", "--image-size", "32"],
     "run": ["--latency-runs", "3", "--attack", "fgsm"],
 }
@@ -81,7 +82,16 @@ def refused(line: str) -> str:
 @pytest.mark.slow
 def test_the_pages_classifier_goes_through_every_command(photos: Path, tmp_path: Path) -> None:
     *lines, own_weights = page_commands("mynet:small")
-    assert [line.split()[0] for line in lines] == ["train", "score", "prune", "finetune", "evaluate", "compact", "run"]
+    assert [line.split()[0] for line in lines] == [
+        "train",
+        "score",
+        "prune",
+        "finetune",
+        "evaluate",
+        "explain",
+        "compact",
+        "run",
+    ]
     for line in lines:
         succeed(line)
     found = json.loads((tmp_path / "runs/figures/evaluation.json").read_text())
@@ -111,6 +121,7 @@ def test_safetensors_without_a_description_are_a_state_dict(photos: Path, tmp_pa
     succeed(f"{prune} --weights mine.safetensors --out pruned")
     words = refused(f"{prune} --weights mine.safetensors --model-args channels=8 --out no")
     assert "got 0.0.weight of shape [32, 3, 3, 3] for [8, 3, 3, 3]" in words
+    succeed("score --model mynet:small --weights mine.safetensors --out scores")  # without data to say the classes
     del state["0.1.bias"]
     torch.save({"state_dict": state}, tmp_path / "cut.pt")
     assert "0.1.bias is missing" in refused(f"{prune} --weights cut.pt --out no")
@@ -128,6 +139,12 @@ def ten(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 def two(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
 def pixels(num_classes): return nn.Conv2d(3, num_classes, 1)
 def needs(num_classes, depth): return two()
+def leaves(num_classes): raise SystemExit("usage: mine.py [-h]")
+def lazy(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+def detached(num_classes):
+    net = two()
+    net.register_forward_hook(lambda module, given, logits: logits.detach())
+    return net
 def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 2))
 """
 
@@ -140,6 +157,10 @@ def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40
         ("factories:THREE", "called 'THREE' in factories, got int"),
         ("factories:nothing", "--model: expected factories:nothing to build an nn.Module, got NoneType."),
         ("factories:broken", "to build a model, got RuntimeError: no such file of mine."),
+        ("factories:leaves", "to build a model, got SystemExit: usage: mine.py [-h]."),
+        ("factories:lazy", "to build parameters with shapes, got lazy ones: show it an image first."),
+        ("factories:detached --objective clean", "a loss that parameters change, got one without a gradient"),
+        ("script:net", "--model: expected a module to import, got 'script': 3."),
         ("factories:needs", "arguments that factories:needs can be built from: needs() missing 1 required"),
         ("factories:pixels", "--task: expected one of detection, "),
         ("factories:ten", "to return logits [N, 2], one for each class of the data, got a tensor [2, 10]"),
@@ -155,8 +176,20 @@ def fixed(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40
 )
 def test_what_is_no_model_is_one_sentence(model: str, words: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "factories.py").write_text(FACTORIES)
+    (tmp_path / "script.py").write_text("raise SystemExit(3)\n")
     assert words in refused(f"train --model {model} --data photos --out no")
-    assert not (tmp_path / "no").exists()
+    assert not (tmp_path / "no/model.safetensors").exists()
+
+
+def test_a_model_without_convolutions_is_refused_where_it_is_pruned(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    name_factory("factories:two")
+    torch.save(ModelSpec("factories:two").build().state_dict(), "two.pt")
+    given = "--model factories:two --weights two.pt --data photos"
+    for command in ("prune --ratio 50", "score", "run --ratios 0,50 --train-data photos --pretrain-epochs 1"):
+        words = refused(f"{command} {given} --out no")
+        assert words == "Error: Expected convolutions to prune, got none in factories:two."
+        assert not (tmp_path / "no").exists()
 
 
 def test_a_factory_without_a_parameter_for_classes_builds_the_datas(photos: Path, tmp_path: Path) -> None:
