@@ -11,9 +11,9 @@ from prunekit.attacks import PRESETS
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.config import DATA, WEIGHTS, SharedChoices, TrainingChoices, architectures
+from prunekit.pipeline.config import DATA, STRUCTURE_NAMES, WEIGHTS, SharedChoices, TrainingChoices, architectures
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
+from prunekit.prune import ALLOCATIONS, SCOPES, SCORES
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig
 
@@ -71,7 +71,7 @@ class PruneStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     allocation: str = Field(
         "uniform", description=f"what shares a ratio or budget among layers: {', '.join(ALLOCATIONS)}"
     )
-    structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
+    structure: str = Field("unstructured", description=f"what to prune: {STRUCTURE_NAMES}")
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
     keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str | None = Field(
@@ -133,7 +133,7 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     budget: str = Field(description=BUDGET)
     rounds: int = Field(4, ge=1, description="rounds of measuring, pruning and fine-tuning")
     allocation: str = Field("mrs", description=f"what shares the budget among layers: {', '.join(ALLOCATIONS)}")
-    structure: str = Field("filter", description=f"what to prune: {', '.join(STRUCTURES)}")
+    structure: str = Field("filter", description=f"what to prune: {STRUCTURE_NAMES}")
     keep_stem_and_heads: bool = Field(False, description="do not prune the first convolution and the heads")
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights, where there are none")
