@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prunekit_kernels.condensed_filter import condense
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.prune import (
     STRUCTURES,
     FrozenMasks,
     MaskRule,
+    StraightThrough,
     allocate,
     allocated,
     conv_groups,
@@ -90,6 +91,56 @@ def test_the_ratio_is_the_share_of_blocks_however_many_weights_they_have() -> No
 def test_groups_that_do_not_divide_the_filters_are_refused() -> None:
     with pytest.raises(InputError, match="multiple of 2 filters, the groups of layer 'a', got scores of 3"):
         MaskRule(50, "block4x1", conv_groups={"a": 2})({"a": torch.ones(3, 1, 1, 1)})
+
+
+def grouped_net(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(10, 14, 3, groups=2), nn.BatchNorm2d(14),
+        nn.ReLU(), nn.Conv2d(14, 18, 1),
+    ).double()  # fmt: skip
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(BLOCKS)), st.integers(0, 95))
+def test_scores_get_the_gradient_of_a_mask_that_is_its_blocks_mean(seed: int, structure: str, ratio: int) -> None:
+    model = grouped_net(seed)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    weights = {layer: conv.weight.detach().clone() for layer, conv in prunable_layers(model).items()}
+    scores = {layer: torch.randn_like(weight).requires_grad_() for layer, weight in weights.items()}
+    groups = conv_groups(model)
+    masks = slow_masks(scores, structure, ratio, "layer", groups)
+    masked = {}
+    for layer, score in scores.items():  # masks whose value is a step and whose slope is that of mean |s|
+        numbers = block_numbers(tuple(score.shape), structure, groups[layer])
+        mean = means_of(score.abs(), numbers)[numbers]
+        masked[f"{layer}.weight"] = weights[layer] * (masks[layer] + mean - mean.detach())
+    torch.func.functional_call(model, masked, x).square().sum().backward()
+    plain = {layer: score.detach() for layer, score in scores.items()}
+    with StraightThrough(model, plain, MaskRule(ratio, structure)) as pruning:  # finds the groups itself
+        model(x).square().sum().backward()
+        found = {n.removesuffix(".parametrizations.weight.0.scores"): p.grad for n, p in model.named_parameters()}
+        assert all(torch.equal(mask, masks[layer]) for layer, mask in pruning.masks().items())
+    for layer, score in scores.items():
+        torch.testing.assert_close(found[layer], score.grad)
+
+
+@pytest.mark.parametrize("structure", BLOCK_STRUCTURES)
+def test_optimized_blocks_come_back_and_the_finished_model_answers_as_the_masked_one(structure: str) -> None:
+    model = grouped_net(0)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with StraightThrough(model, score_model(model, "scaled"), MaskRule(60, structure)) as pruning:
+        optimizer = torch.optim.SGD(pruning.parameters(), lr=5.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        assert pruning.churn().total > 0
+        model.eval()
+        expected = model(x).detach()
+        masks = pruning.finish()
+    torch.testing.assert_close(model(x), expected)
+    assert all(goes_as_a_whole(mask, structure, conv_groups(model)[layer]) for layer, mask in masks.items())
 
 
 @pytest.mark.parametrize("structure", BLOCK_STRUCTURES)
