@@ -11,9 +11,17 @@ from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.config import DATA, WEIGHTS, PruningChoices, SharedChoices, TrainingChoices, architectures
+from prunekit.pipeline.config import (
+    DATA,
+    STRUCTURE_NAMES,
+    WEIGHTS,
+    PruningChoices,
+    SharedChoices,
+    TrainingChoices,
+    architectures,
+)
 from prunekit.pipeline.scoring import ScoreConfig
-from prunekit.prune import ALLOCATIONS, SCORES, STRUCTURES
+from prunekit.prune import ALLOCATIONS, SCORES
 from prunekit.training.config import TrainConfig
 
 
@@ -70,7 +78,7 @@ class PruneStage(DetectorChoices, PruningChoices):
     allocation: str = Field(
         "uniform", description=f"what shares a ratio or budget among layers: {', '.join(ALLOCATIONS)}"
     )
-    structure: str = Field("unstructured", description=f"what to prune: {', '.join(STRUCTURES)}")
+    structure: str = Field("unstructured", description=f"what to prune: {STRUCTURE_NAMES}")
     scores: str | None = Field(
         None,
         description=f"scores that rank the weights: {', '.join(SCORES)} (default: scaled without --scores-file)",
@@ -127,7 +135,7 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     budget: str = Field(description=BUDGET)
     rounds: int = Field(4, ge=1, description="rounds of measuring, pruning and fine-tuning")
     allocation: str = Field("mrs", description=f"what shares the budget among layers: {', '.join(ALLOCATIONS)}")
-    structure: str = Field("filter", description=f"what to prune: {', '.join(STRUCTURES)}")
+    structure: str = Field("filter", description=f"what to prune: {STRUCTURE_NAMES}")
     scores: str = Field("scaled", description=f"scores that rank the weights: {', '.join(SCORES)}")
     pretrain: TrainConfig = Field(_OF_WEIGHTS, description="training of all weights, where there are none")
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")

@@ -68,7 +68,7 @@ from prunekit.pipeline.store import (
 )
 from prunekit.pipeline.unit import compacted
 from prunekit.progress import Progress, SilentProgress
-from prunekit.prune import ChannelGroups, MaskRule, channel_groups, load_scores, score_named, sparsity
+from prunekit.prune import ChannelGroups, MaskRule, channel_groups, conv_groups, load_scores, score_named, sparsity
 from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS
 from prunekit.task import Data, Task, task_of
 from prunekit.training.config import require_device
@@ -326,7 +326,9 @@ def _rule(config: PruneStage | MrpfStage, start: Checkpoint) -> MaskRule:
     groups = read_groups(config, start) if cuts_filters or config.keep_stem_and_heads else None
     excluded = (*groups.stems, *groups.heads) if config.keep_stem_and_heads and groups else ()
     ratio, scope = (config.ratio or 0, config.scope) if isinstance(config, PruneStage) else (0, "layer")
-    return MaskRule(ratio, config.structure, scope, groups=groups, excluded=tuple(excluded))
+    return MaskRule(
+        ratio, config.structure, scope, groups=groups, excluded=tuple(excluded), conv_groups=conv_groups(start.model)
+    )
 
 
 def _stamp(out: Path) -> int | None:

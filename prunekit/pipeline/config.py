@@ -211,6 +211,9 @@ def split_names(value: Any) -> Any:
     return tuple(dict.fromkeys(name.strip() for name in value.split(","))) if isinstance(value, str) else value
 
 
+#: What an option for structures takes.
+STRUCTURE_NAMES = f"{', '.join(STRUCTURES)} (block4x1: four filters by one input channel at one tap)"
+
 #: What options on files take.
 WEIGHTS = (
     ".safetensors file written by prunekit, darknet .weights file of a detector, or a classifier's state dict "
@@ -253,7 +256,7 @@ class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
         ("scaled",), description=f"scores that rank the weights, one or more of: {', '.join(SCORES)}"
     )
     structure: tuple[str, ...] = Field(
-        ("unstructured",), description=f"what to prune, one or more of: {', '.join(STRUCTURES)}"
+        ("unstructured",), description=f"what to prune, one or more of: {STRUCTURE_NAMES}"
     )
     pruning: tuple[str, ...] = Field(
         ("one-shot",),

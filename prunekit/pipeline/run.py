@@ -29,6 +29,7 @@ from prunekit.pipeline.unit import Job, do_unit
 from prunekit.pipeline.variants import Unit
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import ChannelGroups, channel_groups
+from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS
 from prunekit.task import Data, task_of
 from prunekit.training.config import require_device, require_sizes
 
@@ -90,7 +91,7 @@ def _prepare(
     if config.pretrain.epochs > 0 and training is not None:
         start = pretrain(workspace, given, training, config.pretrain)
     groups: ChannelGroups | None = None
-    if config.keep_stem_and_heads or {"filter", "hybrid"} & set(config.structure):
+    if config.keep_stem_and_heads or {*STRUCTURES_OF_FILTERS} & {*config.structure}:
         groups = channel_groups(start.model, torch.zeros(1, 3, dataset.image_size, dataset.image_size))
     examples = save_clean_examples(folder, dataset, start.task)
     sha256 = folder.inputs.data_sha256

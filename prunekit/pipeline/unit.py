@@ -40,6 +40,7 @@ from prunekit.prune import (
     ChannelGroups,
     MaskRule,
     churn_between,
+    conv_groups,
     count_costs,
     initial_scores,
     save_masks,
@@ -143,7 +144,10 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
     if not unit.is_pruned:
         return unpruned(job.given if variant == AS_GIVEN else job.start), None
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
-    rule = MaskRule(unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded))
+    rule = MaskRule(
+        unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded),
+        conv_groups=conv_groups(job.start.model),
+    )  # fmt: skip
     scores, scores_sha256 = score(job, job.start, variant.scores, config, training)
     if unit.shared:
         image = job.dataset[0].image[None]

@@ -5,7 +5,7 @@ from prunekit.prune.channel_groups import ChannelGroups, channel_groups
 from prunekit.prune.costs import LayerCost, ModelCost, count_costs
 from prunekit.prune.deeplift import Comparison, CompletenessError, data_mean, deeplift_scores
 from prunekit.prune.frozen_masks import FrozenMasks
-from prunekit.prune.layers import prunable_layers
+from prunekit.prune.layers import conv_groups, prunable_layers
 from prunekit.prune.mask_rule import SCOPES, STRUCTURES, MaskRule, masks_from_scores
 from prunekit.prune.masks import apply_masks, load_masks, save_masks, sparsity
 from prunekit.prune.scores import (
@@ -48,6 +48,7 @@ __all__ = [
     "apply_masks",
     "channel_groups",
     "churn_between",
+    "conv_groups",
     "count_costs",
     "data_mean",
     "deeplift_scores",

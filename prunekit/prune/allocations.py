@@ -43,7 +43,7 @@ class Part:
 
     @property
     def size(self) -> int:
-        """The number of things that may be dropped: weights, kernels or filters."""
+        """The number of things that may be dropped: weights, blocks, kernels or filters."""
         return len(self.importance)
 
     @property

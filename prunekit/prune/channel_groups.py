@@ -114,7 +114,7 @@ def _trace(model: nn.Module, example_input: Tensor) -> Traced:
         raise InputError(
             "Expected a model that torch.export can trace and that runs on the example input, because filters are "
             f"pruned along the traced graph, but {type(model).__name__} raised {type(cause).__name__}: "
-            f"{first_line(cause)}; weights and kernels can be pruned without."
+            f"{first_line(cause)}; weights, blocks and kernels can be pruned without."
         ) from cause
 
 

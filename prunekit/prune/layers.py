@@ -13,6 +13,11 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
 
+def conv_groups(model: nn.Module) -> dict[str, int]:
+    """Return the groups of each prunable convolution, for `MaskRule`: no block of weights crosses them."""
+    return {name: conv.groups for name, conv in prunable_layers(model).items()}
+
+
 def channels_normalized(module: nn.Module) -> int | None:
     """Return how many channels a normalization scales and shifts, each by itself; None for another module.
 

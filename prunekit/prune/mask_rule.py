@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.prune.blocks import BLOCKS, Block
 from prunekit.prune.channel_groups import ChannelGroups
 from prunekit.prune.selection import keep_highest
 
 SCOPES = ("layer", "global")
-
 
 #: Structures that need the model's channel groups.
 STRUCTURES_OF_FILTERS = ("filter", "hybrid")
@@ -26,7 +26,8 @@ class MaskRule:
 
     Attributes:
         ratio_percent: Pruning ratio in percent, 0 <= ratio < 100. Of n things that may be dropped, exactly
-            int(n · ratio / 100) are: weights (unstructured, hybrid), 2-d kernels (kernel2d) or units (filter).
+            int(n · ratio / 100) are: weights (unstructured, hybrid), blocks of weights (kernel2d, block1x4, block4x1,
+            block16x1; see `prunekit.prune.blocks`) or units (filter).
         structure: One of `STRUCTURES`.
         scope: "layer" counts and compares inside each layer (inside each channel group for filters); "global"
             over all layers together, which can empty a layer of weights, though never of filters.
@@ -36,6 +37,8 @@ class MaskRule:
         excluded: Layers that keep everything and do not count, such as `groups.stems + groups.heads`.
         ratios: Layer → its own ratio in percent, up to 100, where layers are not to lose alike; those of a channel
             group have one. Of n things round(n · ratio / 100) go, but never the last one.
+        conv_groups: Layer → the groups of the convolution, whose ends no block crosses, as the function `conv_groups`
+            reads them from a model; a layer that is not named has one.
 
     Raises:
         InputError: For a value outside what is said above.
@@ -48,6 +51,7 @@ class MaskRule:
     groups: ChannelGroups | None = field(default=None, repr=False, compare=False)
     excluded: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict, hash=False)
+    conv_groups: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio_percent < 100:
@@ -77,6 +81,11 @@ class MaskRule:
         return self.structure != "filter"
 
     @property
+    def block(self) -> Block:
+        """What of a layer's weights goes together; a single one, where filters are cut."""
+        return BLOCKS.get(self.structure, Block())
+
+    @property
     def filter_ratio(self) -> float:
         """The ratio of filters in percent, where filters are cut."""
         return self._filter_ratio(self.ratio_percent)
@@ -103,7 +112,7 @@ class MaskRule:
             scores: Layer name → scores [K, C, R, S]; what counts is their magnitude.
 
         Raises:
-            InputError: For a score that is nan, or scores that do not fit the channel groups.
+            InputError: For a score that is nan, or scores that do not fit the groups of channels or of convolutions.
         """
         magnitudes = {layer: _magnitude(layer, score) for layer, score in scores.items()}
         self._check_layers(scores)
@@ -124,6 +133,16 @@ class MaskRule:
                     f"convolutions, {sum(filters.values())} filters), got {len(scores)} layers of "
                     f"{sum(len(score) for score in scores.values())} filters."
                 )
+        for layer, groups in self.conv_groups.items():
+            if layer in scores and len(scores[layer]) % groups:
+                raise InputError(
+                    f"Expected a multiple of {groups} filters, the groups of layer {layer!r}, "
+                    f"got scores of {len(scores[layer])}."
+                )
+
+    def block_scores(self, layer: str, magnitude: Tensor) -> Tensor:
+        """Score each block of a layer by its mean |score|, from |scores| [K, C, R, S]; see `Block.means`."""
+        return self.block.means(magnitude, self.conv_groups.get(layer, 1))
 
     def cut(self, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Drop int(n · ratio / 100) of the lowest entries of each tensor, or of all together."""
@@ -168,19 +187,10 @@ def _magnitude(layer: str, score: Tensor) -> Tensor:
     return magnitude
 
 
-def _cut_weights(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return rule.cut(magnitudes)
-
-
-def _cut_kernels(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut (o, i) kernels by their mean |score|."""
-    cut = rule.cut({layer: kernel_scores(magnitude) for layer, magnitude in magnitudes.items()})
-    return {k: mask[:, :, None, None].expand_as(magnitudes[k]).contiguous() for k, mask in cut.items()}
-
-
-def kernel_scores(magnitude: Tensor) -> Tensor:
-    """Score each kernel by its mean |score|, [K, C]."""
-    return magnitude.mean(dim=(2, 3))
+def _cut_blocks(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    cut = rule.cut({layer: rule.block_scores(layer, magnitude) for layer, magnitude in magnitudes.items()})
+    shapes = {layer: magnitude.shape for layer, magnitude in magnitudes.items()}
+    return {k: rule.block.spread(mask, shapes[k], rule.conv_groups.get(k, 1)) for k, mask in cut.items()}
 
 
 def _cut_filters(rule: MaskRule, magnitudes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,8 +244,7 @@ def _per_filter(rule: MaskRule, kept: Tensor, layer: str, weight: Tensor) -> Ten
 
 
 STRUCTURES: dict[str, Callable[[MaskRule, Mapping[str, Tensor]], dict[str, Tensor]]] = {
-    "unstructured": _cut_weights,
+    **dict.fromkeys(BLOCKS, _cut_blocks),
     "filter": _cut_filters,
-    "kernel2d": _cut_kernels,
     "hybrid": _cut_filters_then_weights,
 }

@@ -15,7 +15,8 @@ from prunekit.prune.budgets import Budget, parse_budget, show
 from prunekit.prune.channel_groups import channel_groups
 from prunekit.prune.costs import cost_of, output_positions
 from prunekit.prune.latency import LatencyModel, by_latency, deployed_ms, latency_model
-from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS, MaskRule, free_units, kernel_scores
+from prunekit.prune.layers import conv_groups
+from prunekit.prune.mask_rule import STRUCTURES_OF_FILTERS, MaskRule, free_units
 from prunekit.prune.scores import check_scores
 
 Masks = dict[str, Tensor]
@@ -36,7 +37,7 @@ def allocate(
 
     Budgets in parameters and multiply-accumulates count the weights of convolutions and linear layers that do
     something: where filters go, the weights that read them go, too, as `prunekit.compaction.compact` leaves it. These
-    are never exceeded, and missed by more than 0.1 % only where no part can keep one more of its weights, kernels or
+    are never exceeded, and missed by more than 0.1 % only where no part can keep one more of its weights, blocks or
     filters. For milliseconds the model is built, compacted and accelerated, and measured, until it takes within 5 % of
     them.
 
@@ -44,7 +45,7 @@ def allocate(
         model: Any module with `nn.Conv2d` layers; it runs at most once, in eval mode, and is not changed.
         scores: Layer name → scores [K, C, R, S]; what counts is their magnitude.
         budget: As `parse_budget` reads it.
-        example_input: Images, [N, C, H, W]; only ratios of weights and kernels can go without.
+        example_input: Images, [N, C, H, W]; only ratios of weights and blocks can go without.
         structure: What goes as a whole, a key of `STRUCTURES`.
         allocation: How the budget is shared among layers, a key of `ALLOCATIONS`.
         sensitivities: Module name → how sensitive it is, for the allocation mrs.
@@ -88,6 +89,7 @@ def allocated(
         sensitivities: Likewise.
         pruned: Layer → the ratio in percent that it has lost already and keeps at least.
     """
+    rule = replace(rule, conv_groups=conv_groups(model))
     sharing = _Sharing(model, scores, rule, example_input, _parts(rule, scores, sensitivities or {}))
     budget = parse_budget(budget) if isinstance(budget, str) else budget
     if allocation not in ALLOCATIONS:
@@ -249,8 +251,7 @@ def _parts(rule: MaskRule, scores: Mapping[str, Tensor], sensitivities: Mapping[
         importance, groups = free_units(rule, magnitudes)
         found = {layers: importance[units].float() for layers, units in groups.items() if len(units)}
     else:
-        of_layer = kernel_scores if rule.structure == "kernel2d" else torch.clone
-        found = {(layer,): of_layer(magnitude).flatten() for layer, magnitude in magnitudes.items()}
+        found = {(layer,): rule.block_scores(layer, magnitude).flatten() for layer, magnitude in magnitudes.items()}
     if not found:
         raise InputError("Expected a model with convolutions whose weights may be pruned, got none.")
     return [

@@ -11,6 +11,13 @@ backward takes the step for the identity in |s|:
 
     dL/ds = dL/d(W · mask) · W · sign(s)           for dropped weights too, so that they can come back
 
+The weights of a block B (a kernel, say) share one mask m, made of the score u = mean |s|; with the step for the
+identity in u,
+
+    dL/dm = Σ_B dL/d(W · m) · W,    dL/ds = dL/dm · du/d|s| · sign(s) = mean_B(dL/d(W · m) · W) · sign(s)
+
+so that the scores of a block move together, by what the whole block is worth: weights that pull apart cancel out.
+
 A filter's mask acts where its channel z is read, behind normalization and activation. There every reader multiplies it
 by the mask m(s) of its unit, whose score is u = mean |s|:
 
@@ -24,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +44,29 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
 from prunekit.nn.computed_weights import effective, refresh, storage_name
+from prunekit.prune.blocks import Block
 from prunekit.prune.channel_groups import ChannelGroups
-from prunekit.prune.layers import prunable_layers
+from prunekit.prune.layers import conv_groups, prunable_layers
 from prunekit.prune.mask_rule import MaskRule
 from prunekit.prune.masks import apply_masks, check_groups
 from prunekit.prune.scores import check_scores, load_scores, save_scores
 
 
 class _MaskedWeight(torch.autograd.Function):
-    """Weight where the mask is True, else zero; the gradient goes to the scores as if the mask were |s|."""
+    """Weight where the mask is True, else zero; the gradient goes to the scores as if it were a block's mean |s|."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor, block: Block, groups: int) -> Tensor:
         ctx.save_for_backward(weight, scores)
+        ctx.block, ctx.groups = block, groups
         return torch.where(mask, weight, 0.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, scores = ctx.saved_tensors
-        return None, (gradient * weight).mul_(scores.sign()), None
+        means = ctx.block.means(gradient * weight, ctx.groups)
+        return None, ctx.block.spread(means, weight.shape, ctx.groups).mul_(scores.sign()), None, None, None
 
 
 class _KeptUnits(torch.autograd.Function):
@@ -83,8 +93,9 @@ class _KeptUnits(torch.autograd.Function):
 class _ScoredWeight(nn.Module):
     """The parametrization of one convolution's weight."""
 
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, scores: Tensor, block: Block, groups: int) -> None:
         super().__init__()
+        self.block, self.groups = block, groups
         self.scores = nn.Parameter(scores.detach().clone())
         # Plain attribute, no buffer: it follows from the scores, and buffers are to hold still under attack.
         self.mask: Tensor | None = None
@@ -92,7 +103,9 @@ class _ScoredWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self.mask is None:
             return weight
-        masked: Tensor = _MaskedWeight.apply(weight, self.scores, self.mask)  # type: ignore[no-untyped-call]
+        masked: Tensor = _MaskedWeight.apply(  # type: ignore[no-untyped-call]
+            weight, self.scores, self.mask, self.block, self.groups
+        )
         return masked
 
 
@@ -136,8 +149,8 @@ class StraightThrough:
 
     def __init__(self, model: nn.Module, scores: Mapping[str, Tensor], rule: MaskRule) -> None:
         check_scores(model, scores)
-        self.model, self.rule = model, rule
-        self._start = rule(scores)
+        self.model, self.rule = model, replace(rule, conv_groups=conv_groups(model))
+        self._start = self.rule(scores)
         self._layers = {k: conv for k, conv in prunable_layers(model).items() if k not in rule.excluded}
         self._everything = {layer: score.detach().clone() for layer, score in scores.items() if layer in rule.excluded}
         for layer, conv in self._layers.items():
@@ -147,7 +160,10 @@ class StraightThrough:
             check_groups(model, self._start, self._groups)
         # Of a layer that torch.nn.utils.prune pruned, what its mask is multiplied with: both masks then hold.
         self._names = {layer: storage_name(layer, conv) for layer, conv in self._layers.items()}
-        self._scored = {k: _ScoredWeight(scores[k].to(effective(conv).detach())) for k, conv in self._layers.items()}
+        self._scored = {
+            k: _ScoredWeight(scores[k].to(effective(conv).detach()), rule.block, conv.groups)
+            for k, conv in self._layers.items()
+        }
         self._trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._order = {layer: list(conv._parameters) for layer, conv in self._layers.items()}
         self._state: object = None

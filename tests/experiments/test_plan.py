@@ -93,9 +93,7 @@ def test_the_reports_plan_is_450_models_from_20_pre_trainings(tmp_path: Path) ->
     assert "20 pre-trainings" in describe_plan(jobs)[-1]
 
 
-@pytest.mark.parametrize(
-    "path", [*map(preset, PRESETS), *(ROOT / "bench").glob("*.yaml")], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [*map(preset, PRESETS), *(ROOT / "bench").glob("*.yaml")], ids=lambda path: path.stem)
 def test_every_plan_of_ours_is_one(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files = {key: str(tmp_path / "file") for key in ("weights", "data", "train_data")}

@@ -152,6 +152,7 @@ PRUNE: dict[str, Case] = {
     "allocated": lambda g: pruning.allocated(g.net, g.scores, pruning.MaskRule(0), "50%", allocation="erk")(g.scores),
     "channel_groups": lambda g: pruning.channel_groups(g.net, g.x),
     "churn_between": lambda g: pruning.churn_between(g.masks, {k: ~mask for k, mask in g.masks.items()}),
+    "conv_groups": lambda g: pruning.conv_groups(g.net),
     "count_costs": lambda g: pruning.count_costs(g.busy, g.x, {f"net.{k}": m for k, m in g.masks.items()}),
     "data_mean": lambda g: pruning.data_mean([g.x, g.reference]),
     "deeplift_scores": lambda g: pruning.deeplift_scores(g.net, _comparisons(g)),

@@ -62,7 +62,7 @@ def importance(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> flo
     return sum(float((scores[layer].abs() * mask).sum()) for layer, mask in masks.items())
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "filter"])
+@pytest.mark.parametrize("structure", ["unstructured", "block4x1", "filter"])
 @pytest.mark.parametrize("factor", [1.0, 1.6])
 @pytest.mark.parametrize("allocation", ["latency", "uniform"])
 def test_a_plan_is_corrected_until_the_built_model_meets_the_budget(

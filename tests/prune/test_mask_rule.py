@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.prune import MaskRule, apply_masks, count_costs, prunable_layers, score_model
+from prunekit.prune import STRUCTURES, MaskRule, apply_masks, count_costs, prunable_layers, score_model
 from tests.support.pruning_nets import Residual, groups_of, make_model
 
 RATIOS = (0, 1, 29, 50, 90, 99)
@@ -34,7 +34,7 @@ def test_a_global_scope_drops_the_lowest_of_all_layers_together(model: nn.Module
     assert kept.all() or everything[~kept].max() <= everything[kept].min()
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "filter", "kernel2d", "hybrid"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_ratio_zero_drops_nothing_and_changes_no_bit(model: nn.Module, structure: str, scope: str) -> None:
     x = torch.randn(2, 3, 6, 7)
@@ -111,7 +111,7 @@ def test_hybrid_drops_the_filters_that_filter_pruning_would(model: nn.Module) ->
         assert dropped.max() <= kept.min()
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "filter", "kernel2d", "hybrid"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_excluded_layers_keep_everything(model: nn.Module, structure: str) -> None:
     groups = groups_of(model)
     assert (groups.stems, groups.heads) == (("stem",), ("head",))
@@ -129,7 +129,7 @@ def test_excluded_layers_keep_everything(model: nn.Module, structure: str) -> No
     st.integers(0, 10**6),
     st.integers(0, 99),
     st.integers(0, 99),
-    st.sampled_from(["unstructured", "filter", "kernel2d"]),
+    st.sampled_from(sorted(STRUCTURES.keys() - {"hybrid"})),
     st.sampled_from(["layer", "global"]),
     st.integers(1, 6),
 )
@@ -177,7 +177,7 @@ def test_a_normalization_without_weights_answers_zero_too() -> None:
     ("arguments", "message"),
     [
         ({"ratio_percent": 100}, "at least 0 and below 100"),
-        ({"ratio_percent": 50, "structure": "rows"}, "unstructured, filter, kernel2d, hybrid, got 'rows'"),
+        ({"ratio_percent": 50, "structure": "rows"}, ", ".join(STRUCTURES) + ", got 'rows'"),
         ({"ratio_percent": 50, "scope": "block"}, "layer, global, got 'block'"),
         ({"ratio_percent": 50, "structure": "filter"}, "needs the model's channel groups"),
     ],

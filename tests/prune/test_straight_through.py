@@ -55,17 +55,14 @@ def weight_gradients(model: nn.Module, weights: dict[str, Tensor], x: Tensor) ->
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(0, 99),
-    st.sampled_from(["unstructured", "kernel2d"]),
     st.booleans(),
 )
-def test_scores_get_the_gradient_of_the_formula(
-    seed: int, width: int, groups: int, ratio: int, structure: str, training: bool
-) -> None:
+def test_scores_get_the_gradient_of_the_formula(seed: int, width: int, groups: int, ratio: int, training: bool) -> None:
     model = random_net(seed, width, groups).train(training)
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
     weights = {layer: conv.weight.detach().clone() for layer, conv in prunable_layers(model).items()}
     scores = {layer: torch.randn_like(weight) for layer, weight in weights.items()}
-    rule = MaskRule(ratio, structure)
+    rule = MaskRule(ratio)
     masks = rule(scores)
     gradients = weight_gradients(model, {layer: w * masks[layer] for layer, w in weights.items()}, x)
     with StraightThrough(model, scores, rule):
