@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.scripts import Row, read_rows
-from prunekit.attacks import PRESETS, PgdConfig, register_attack
 from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.files import write_text
@@ -30,7 +29,6 @@ from prunekit.pipeline.evaluate_command import evaluate_stage
 from prunekit.pipeline.run_folder import RunFolder
 from prunekit.prune import ALLOCATIONS
 
-#: PGD-20 as classifiers of CIFAR's images are compared by.
 PGD20 = "pgd20"
 # What rows are of.
 _ABOUT = ("model", "seed", "allocation")
@@ -39,7 +37,8 @@ _ABOUT = ("model", "seed", "allocation")
 def run_of(args: argparse.Namespace, model: str, seed: int) -> RunConfig:
     """Return the run of one model and seed."""
     return make_config(
-        model=model, data=args.data, train_data=args.data, seed=seed, out=args.out / f"{model}-{seed}",
+        model=model, width=args.width, seed=seed, data=args.data, train_data=args.data,
+        out=args.out / f"{model}-{seed}",
         structure=args.structure, budget=args.budget, allocation=args.allocations, objective=args.objective,
         train_attack="hydra", attack=PGD20, pretrain_epochs=args.pretrain_epochs, finetune_epochs=args.finetune_epochs,
         max_steps=args.max_steps, train_batch_size=128, batch_size=64, limit=args.limit, threads=args.threads,
@@ -106,6 +105,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.allocations", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="images of classes, with a training and a test part")
     parser.add_argument("--models", default="resnet20,vgg16-bn")
+    parser.add_argument("--width", type=float, default=1.0, help="channels relative to the published networks'")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--budget", default="macs=50%")
     parser.add_argument("--structure", default="filter")
@@ -124,8 +124,6 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Write rows.jsonl, and print the table."""
     args = parsed(argv)
-    if PGD20 not in PRESETS:
-        register_attack(PGD20, PgdConfig(8 / 255, 2 / 255, steps=20, random_start=True))
     attacks = [name for name in args.attacks.split(",") if name]
     with ConsoleProgress(error_console) as progress:
         for seed in args.seeds.split(","):
