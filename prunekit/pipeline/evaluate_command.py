@@ -31,7 +31,7 @@ from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.pipeline.checkpoint import Checkpoint, Workspace, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
-from prunekit.pipeline.proofs import require_bounds, require_provable, write_margins, write_radii
+from prunekit.pipeline.proofs import radii_identity, require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
     data_digest,
@@ -185,8 +185,7 @@ def _verify(work: _Work) -> Part:
 
 def _certify(work: _Work) -> Part:
     config = work.config
-    identity = {**asdict(config.smoothing), "radii": list(config.certify_radii)}
-    return work.part("certify", identity, lambda folder: write_radii(folder, work.subject, config))
+    return work.part("certify", radii_identity(config), lambda folder: write_radii(folder, work.subject, config))
 
 
 def _check(work: _Work) -> Part:

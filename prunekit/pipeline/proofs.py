@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from prunekit.config import Config
 from prunekit.evaluation.evaluate import Subject
 from prunekit.evaluation.smoothing import Certificate, CertificationConfig, certified_figures, certify_all
 from prunekit.evaluation.verification import labels_images, verified_accuracy, verify
-from prunekit.files import write_text
+from prunekit.files import csv_text, write_text
 from prunekit.pipeline.store import StageFolder
 from prunekit.progress import SilentProgress
 from prunekit.task import Task
@@ -41,9 +41,14 @@ def require_bounds(subject: Subject, eps: float | None) -> None:
 def write_margins(folder: StageFolder, subject: Subject, eps: float) -> Proof:
     """Write the margins of a classifier's images in their balls of radius eps."""
     margins = verify(subject, eps)
-    rows = [f"{key},{margin:.9g},{int(margin > 0)}" for key, margin in margins.items()]
-    write_text(folder.file(MARGINS), "\n".join(["image_id,margin,verified", *rows, ""]))
+    rows = ([key, f"{margin:.9g}", int(margin > 0)] for key, margin in margins.items())
+    write_text(folder.file(MARGINS), csv_text(("image_id", "margin", "verified"), rows))
     return {"eps": eps, "verified_accuracy": verified_accuracy(margins)}, [MARGINS]
+
+
+def radii_identity(config: CertificationConfig) -> dict[str, Any]:
+    """Return what certified figures depend on, beside the model and the data."""
+    return {**asdict(config.smoothing), "radii": list(config.certify_radii)}
 
 
 def write_radii(folder: StageFolder, subject: Subject, config: CertificationConfig) -> Proof:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prunekit.pipeline.allocation import Sharing, allocate_step, known_sensitivi
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
-from prunekit.pipeline.proofs import Proof, write_margins, write_radii
+from prunekit.pipeline.proofs import Proof, radii_identity, write_margins, write_radii
 from prunekit.pipeline.results import (
     RatioResult,
     compaction_columns,
@@ -216,8 +216,8 @@ def _proven(job: Job, artifact: Checkpoint) -> dict[str, float | None]:
         columns |= _proof(job, artifact, "verify", {"eps": eps, "batch_size": config.batch_size}, make)
         columns["verified_eps"] = columns.pop("eps")
     if config.certifies(job.start.task):
-        identity = {**asdict(config.smoothing), "radii": list(config.certify_radii)}
-        columns |= _proof(job, artifact, "certify", identity, partial(write_radii, subject=subject, config=config))
+        make = partial(write_radii, subject=subject, config=config)
+        columns |= _proof(job, artifact, "certify", radii_identity(config), make)
         columns["certified_sigma"] = columns.pop("sigma")
     return columns
 

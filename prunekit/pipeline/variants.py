@@ -78,4 +78,9 @@ class Unit:
         """What messages call it."""
         if self.variant == AS_GIVEN:
             return "weights as given"
-        return f"{self.variant.name}, {self.budget or f'{self.ratio:g} %'}" if self.is_pruned else "unpruned"
+        return f"{self.variant.name}, {self.target}" if self.is_pruned else "unpruned"
+
+    @property
+    def target(self) -> str:
+        """What people call how much is pruned: 50 %, or the budget."""
+        return self.budget or f"{self.ratio:g} %"

@@ -91,4 +91,4 @@ def _place(row: Row, structures: Sequence[str]) -> tuple[bool, bool, int, float]
 def _heading(unit: Unit) -> str:
     if not unit.is_pruned:
         return GIVEN if unit.variant == AS_GIVEN else UNPRUNED
-    return f"{unit.variant.structure}, {unit.budget or f'{unit.ratio:g} %'}"
+    return f"{unit.variant.structure}, {unit.target}"

@@ -99,7 +99,7 @@ def _lines(experiment: Path, values: Values) -> list[list[_Trial]]:
 
 def _trial(experiment: Path, name: str, row: Row) -> _Trial:
     unit = unit_of(row)
-    caption = f"{name}, {unit.budget or f'{unit.ratio:g} %'}"
+    caption = f"{name}, {unit.target}"
     return _Trial(caption, RunFolder(experiment / "runs" / row["run"]), unit, row["attack"] != "none")
 
 
