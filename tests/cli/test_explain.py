@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.utils import prune
 from typer.testing import CliRunner, Result
 
 import prunekit
-from prunekit import cli, task
+from prunekit import cli
 from prunekit.benchmark import peers
 from prunekit.benchmark.explanation import explain_model, explain_report, planned_sizes, shares_of
 from prunekit.cli.explain import _opened
@@ -29,6 +30,7 @@ from prunekit.ops.native import native_status
 from prunekit.pipeline.checkpoint import save_model
 from prunekit.task import ModelSpec
 from tests.support import ROOT
+from tests.support.own_modules import own_modules
 from tests.support.training_problems import tiny_task
 
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
@@ -235,11 +237,14 @@ def net(num_classes, channels=16):
 """
 
 
-def test_a_model_of_ones_own_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "explained_net.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(task, "_NAMED", {})
+@pytest.fixture
+def explained_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with own_modules(tmp_path, monkeypatch, explained_net=OWN):
+        yield
+
+
+@pytest.mark.usefixtures("explained_net")
+def test_a_model_of_ones_own_is_explained(tmp_path: Path) -> None:
     own = ("--model", "explained_net:net", "--model-args", "channels=24", "--threads", 1, "--no-peers")
     result = explain(*own, "--ratio", 50, "--image-size", 32, "--json", "why.json")
     assert result.exit_code == 0, result.stderr
@@ -253,7 +258,6 @@ def test_a_model_of_ones_own_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
     result = explain(*own, "--weights", "mine.pt")
     assert result.exit_code == 2
     assert "--image-size: expected a size that explained_net:net takes, got 224: " in result.stderr
-    del sys.modules["explained_net"]
 
 
 @pytest.mark.parametrize(

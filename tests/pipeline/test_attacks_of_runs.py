@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import task
 from prunekit.attacks import PRESETS, AttackLosses, AutoAttackConfig
 from prunekit.attacks.autoattack import PARTS
 from prunekit.pipeline import make_config, read_rows, run
 from prunekit.pipeline import unit as unit_module
 from tests.support.classes_of_images import write_classes
+from tests.support.own_modules import SMALL_NET, own_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODULE = "attacked_net"
-SOURCE = """
-from torch import nn
-
-def net(num_classes):
-    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, num_classes))
-
-net.task = "classification"
-"""
 
 
 class Stopped(Exception):
@@ -53,22 +44,18 @@ class Counted(AutoAttackConfig):
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, Any]]:
     """Return the settings of a run of two models, under an attack in four batches."""
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.setattr(task, "_NAMED", {})
     monkeypatch.setattr(Counted, "batches", 0)
     monkeypatch.setattr(Counted, "stop_at", None)
     monkeypatch.setitem(PRESETS, "autoattack", Counted(8 / 255, steps=2, targets=1, queries=2))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
-    torch.save(net.state_dict(), "net.pt")
     data = write_classes(tmp_path / "data", ("blue", "green", "red"), 5, size=8)
-    yield {
-        "model": f"{MODULE}:net", "weights": "net.pt", "data": data, "attack": "autoattack", "ratios": "0,50",
-        "transfer": True, "batch_size": 4, "latency_runs": 3, "threads": 1,
-    }  # fmt: skip
-    sys.modules.pop(MODULE, None)
+    with own_modules(tmp_path, monkeypatch, **{MODULE: SMALL_NET}):
+        torch.save(net.state_dict(), "net.pt")
+        yield {
+            "model": f"{MODULE}:net", "weights": "net.pt", "data": data, "attack": "autoattack", "ratios": "0,50",
+            "transfer": True, "batch_size": 4, "latency_runs": 3, "threads": 1,
+        }  # fmt: skip
 
 
 def _accuracies(folder: str) -> list[dict[str, str]]:

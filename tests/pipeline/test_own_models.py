@@ -21,6 +21,7 @@ from prunekit.pipeline.own_models import model_arguments
 from prunekit.task import ModelSpec, load_plugin, name_factory, task_of
 from tests.support import ROOT
 from tests.support.classes_of_images import write_classes
+from tests.support.own_modules import own_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,16 +40,10 @@ MORE = {
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The page's modules in the working directory, as if nobody had imported them before."""
-    monkeypatch.setattr(task, "_NAMED", {})
-    monkeypatch.setattr(task, "_PLUGINS", set())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    for name, code in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL):
-        assert code.count("\n") <= 30
-        (tmp_path / f"{name}.py").write_text(code)
-    yield tmp_path
-    for name in [name for name, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
+    sources = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+    assert all(code.count("\n") <= 30 for code in sources.values())
+    with own_modules(tmp_path, monkeypatch, **sources):
+        yield tmp_path
 
 
 @pytest.fixture

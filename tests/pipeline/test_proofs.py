@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from prunekit import task
 from prunekit.evaluation import smoothing
 from prunekit.evaluation.smoothing import Certificate, SmoothingConfig
 from prunekit.pipeline import RunConfig, make_config, read_rows, run
@@ -20,18 +18,11 @@ from prunekit.report import write_report
 from prunekit.task import ModelSpec, task_of
 from tests.support.classes_of_images import write_classes
 from tests.support.commands import Options, invoke, succeed
+from tests.support.own_modules import SMALL_NET, own_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODULE = "provable_net"
-SOURCE = """
-from torch import nn
-
-def net(num_classes):
-    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, num_classes))
-
-net.task = "classification"
-"""
 
 NOISE: Options = {"sigma": 0.2, "certify-n": 50, "certify-n0": 10, "certify-radii": "0,0.1"}
 
@@ -43,14 +34,10 @@ class Stopped(Exception):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder with images and a network that can be bounded, from which commands are run."""
-    (tmp_path / f"{MODULE}.py").write_text(SOURCE)
     for part in ("train", "test"):
         write_classes(tmp_path / "data" / part, ("blue", "green", "red"), 5, size=8)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(task, "_NAMED", {})
-    yield tmp_path
-    sys.modules.pop(MODULE, None)
+    with own_modules(tmp_path, monkeypatch, **{MODULE: SMALL_NET}):
+        yield tmp_path
 
 
 def _options(**more: Any) -> Options:

@@ -144,12 +144,17 @@ def _imports(room: str) -> Iterator[tuple[Path, str]]:
         ]
         for_types = {node for block in blocks for node in ast.walk(block)}
         for node in (node for node in ast.walk(tree) if node not in for_types):
-            if isinstance(node, ast.Import):
-                yield from ((path, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module == "prunekit":
-                yield from ((path, f"prunekit.{alias.name}") for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield path, node.module
+            yield from ((path, module) for module in _modules(node))
+
+
+def _modules(node: ast.AST) -> Iterator[str]:
+    """Yield what a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module == "prunekit":
+        yield from (f"prunekit.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
 
 
 def test_every_module_can_be_imported_where_there_is_no_posix() -> None:
@@ -159,12 +164,7 @@ def test_every_module_can_be_imported_where_there_is_no_posix() -> None:
         (path.relative_to(PACKAGE).as_posix(), name)
         for path in PACKAGE.rglob("*.py")
         for statement in ast.parse(path.read_text()).body
-        if isinstance(statement, ast.Import | ast.ImportFrom)
-        for name in ([statement.module or ""] if isinstance(statement, ast.ImportFrom) else _named(statement))
+        for name in _modules(statement)
         if name.split(".")[0] in posix
     }
     assert found == set()
-
-
-def _named(statement: ast.Import) -> list[str]:
-    return [alias.name for alias in statement.names]
