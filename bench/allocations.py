@@ -26,7 +26,6 @@ from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, make_config, run
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.evaluate_command import evaluate_stage
-from prunekit.pipeline.run_folder import RunFolder
 from prunekit.prune import ALLOCATIONS
 
 PGD20 = "pgd20"
@@ -41,12 +40,16 @@ def run_of(args: argparse.Namespace, model: str, seed: int) -> RunConfig:
         out=args.out / f"{model}-{seed}",
         structure=args.structure, budget=args.budget, allocation=args.allocations, objective=args.objective,
         train_attack="hydra", attack=PGD20, pretrain_epochs=args.pretrain_epochs, finetune_epochs=args.finetune_epochs,
-        max_steps=args.max_steps, train_batch_size=128, batch_size=64, limit=args.limit, threads=args.threads,
+        max_steps=args.max_steps, train_batch_size=128, batch_size=64, limit=args.limit,
+        train_limit=args.train_limit, threads=args.threads,
     )  # fmt: skip
 
 
-def rows_of(config: RunConfig, attacks: Sequence[str], progress: Progress) -> list[Row]:
-    """Run what is left of one model and seed; return a row for each allocation, and for the unpruned model."""
+def rows_of(config: RunConfig, attacks: Sequence[str], limit: int | None, progress: Progress) -> list[Row]:
+    """Run what is left of one model and seed; return a row for each allocation, and for the unpruned model.
+
+    `limit` is how many of the test images the further attacks see: AutoAttack takes hours where PGD-20 takes minutes.
+    """
     folder, rows = run(config, progress), []
     for unit in dict.fromkeys(config.units):
         done = json.loads(folder.unit(unit).read_text())
@@ -55,23 +58,16 @@ def rows_of(config: RunConfig, attacks: Sequence[str], progress: Progress) -> li
         found |= {"allocation": unit.variant.allocation if unit.is_pruned else "unpruned"}
         found |= {"clean": row["accuracy"], PGD20: row["attacked_accuracy"], "kept_macs": row["kept_macs"]}
         found["ms"] = row["latency_ms_compacted_accelerated"] or row["latency_ms"]
-        rows.append(found | _further(config, folder, unit.stem, Path(done["model"]["path"]), attacks, progress))
+        if attacks:
+            stage = EvaluateStage(
+                weights=folder.root / done["model"]["path"], data=config.data, attack=tuple(attacks),
+                batch_size=config.batch_size, limit=limit, threads=config.threads, seed=config.seed,
+                out=folder.root / "attacks" / unit.stem,
+            )  # fmt: skip
+            cases = evaluate_stage(stage, progress).cases
+            found |= {attack: cases[attack]["accuracy"] for attack in attacks}
+        rows.append(found)
     return list({row["allocation"]: row for row in rows}.values())
-
-
-def _further(
-    config: RunConfig, folder: RunFolder, stem: str, model: Path, attacks: Sequence[str], progress: Progress
-) -> Row:
-    """Evaluate a unit's model under further attacks."""
-    if not attacks:
-        return {}
-    stage = EvaluateStage(
-        weights=model if model.is_absolute() else folder.root / model, data=config.data, attack=tuple(attacks),
-        batch_size=config.batch_size, limit=config.limit, threads=config.threads, seed=config.seed,
-        out=folder.root / "attacks" / stem,
-    )  # fmt: skip
-    cases = evaluate_stage(stage, progress).cases
-    return {attack: cases[attack]["accuracy"] for attack in attacks}
 
 
 def keep_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
@@ -115,7 +111,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pretrain-epochs", type=int, default=10)
     parser.add_argument("--finetune-epochs", type=int, default=3)
     parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--limit", type=int, help="use only the first N images of each part")
+    parser.add_argument("--limit", type=int, help="evaluate on the first N test images, and train on as many")
+    parser.add_argument("--train-limit", type=int, help="train on the first N images; by default those of --limit")
+    parser.add_argument("--attack-limit", type=int, help="test images for --attacks; by default those of --limit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
@@ -124,11 +122,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Write rows.jsonl, and print the table."""
     args = parsed(argv)
-    attacks = [name for name in args.attacks.split(",") if name]
+    attacks, limit = [name for name in args.attacks.split(",") if name], args.attack_limit or args.limit
     with ConsoleProgress(error_console) as progress:
         for seed in args.seeds.split(","):
             for model in args.models.split(","):
-                rows = keep_rows(args.out / "rows.jsonl", rows_of(run_of(args, model, int(seed)), attacks, progress))
+                found = rows_of(run_of(args, model, int(seed)), attacks, limit, progress)
+                rows = keep_rows(args.out / "rows.jsonl", found)
     print(table(rows))
 
 
