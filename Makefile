@@ -8,6 +8,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 # Test files are run by this many processes.
 PROCESSES ?= 2
+# More arguments for pytest in make test-torchvision, for example -m "not slow": without whole runs, which take minutes each.
+SELECTED ?=
 # More arguments for every pip call, for example a package index with CPU builds of torch.
 PIP_ARGS ?=
 
@@ -52,7 +54,8 @@ setup-torchvision:  ## make .venv-torchvision, with torchvision and torch's buil
 	@$(MAKE) --no-print-directory setup $(TORCHVISION)
 
 test-torchvision: setup-torchvision  ## the tests of torchvision's detectors and of the zoo's bench
-	@$(TORCHVISION_VENV)/bin/python -m pytest -x tests/torchvision_detectors tests/bench/test_zoo_bench.py
+	@OMP_WAIT_POLICY=passive $(TORCHVISION_VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile $(SELECTED) \
+	    tests/torchvision_detectors tests/bench/test_zoo_bench.py
 
 lint: $(READY)  ## ruff's rules and format, clang-format
 	@$(BIN)/ruff check .

@@ -36,7 +36,8 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 #: No part loses more than this by a plan for milliseconds: below, times hardly fall.
 MAX_RATIO = 0.98
 _LEVELS = np.linspace(0, MAX_RATIO, 99)
-_SWEEPS, _TIMED_RUNS = 4, 25
+_SWEEPS = 4
+_TIMED_SECONDS, _MIN_RUNS, _MAX_RUNS = 4.0, 5, 25
 _TUNING_SECONDS = 20.0
 
 
@@ -102,10 +103,9 @@ def latency_model(
     parts: Sequence[Part],
     groups: ChannelGroups | None,
     part_of_unit: Tensor | None,
-    whole_ms: float,
     cache: LayerTimes | None = None,
 ) -> LatencyModel:
-    """Measure what is not known yet of a model's convolutions.
+    """Measure what is not known yet of a model's convolutions; `other_ms` is left at 0.
 
     Args:
         model: Any module; it runs once, in eval mode.
@@ -113,7 +113,6 @@ def latency_model(
         parts: What gets a ratio.
         groups: The channel groups, where filters go.
         part_of_unit: int64 [units], each unit's part; -1 for one that always stays.
-        whole_ms: What the dense model takes.
         cache: Of earlier measurements; None is the user's.
     """
     convs, calls = prunable_layers(model), conv_calls(model, x)
@@ -123,9 +122,8 @@ def latency_model(
     ms = (cache or LayerTimes.default()).measure(shape for found in at.values() for shape in found)
     times = np.array([[sum(ms[shape] for shape in at[name, share]) for share in SHARES] for name in names])
     times = np.maximum.accumulate(times.reshape(len(names), len(SHARES)), axis=1)
-    other = max(whole_ms - float(times[:, -1].sum()), 0.0)
     written, read = _tables(names, convs, parts, groups, part_of_unit)
-    return LatencyModel(times, written, read, other, tuple(names))
+    return LatencyModel(times, written, read, 0.0, tuple(names))
 
 
 def _at(shape: ConvShape, share: float, groups: ChannelGroups | None) -> ConvShape:
@@ -227,4 +225,7 @@ def deployed_ms(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups
     if x.is_cuda:
         raise InputError(f"Expected a model on the CPU for a latency budget, got one on {x.device}.")
     fast = deployed(model, masks, x, groups)
-    return time_in_turn({"": lambda: fast(x)}, _TIMED_RUNS)[""].median_ms
+    calls = {"": lambda: fast(x)}
+    ms = time_in_turn(calls, 1)[""].median_ms
+    runs = int(min(max(_TIMED_SECONDS * 1e3 / ms, _MIN_RUNS), _MAX_RUNS))
+    return time_in_turn(calls, runs)[""].median_ms
