@@ -2,8 +2,8 @@
 
 The time of a convolution depends on the share of its multiply-adds that is left: the density of its weights, or, where
 filters go, the share of its filters times that of the channels that it reads. A few shares are measured and the rest
-interpolated; what the whole model takes beside its convolutions is measured as well. What a plan takes in the end is
-measured on the model that it makes (`deployed_ms`).
+interpolated. What a plan takes in the end, with all that is no convolution, is measured on the model that it makes
+(`deployed_ms`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_RATIO = 0.98
 _LEVELS = np.linspace(0, MAX_RATIO, 99)
 _SWEEPS = 4
 _TIMED_SECONDS, _MIN_RUNS, _MAX_RUNS = 4.0, 5, 25
-_TUNING_SECONDS = 20.0
+_TUNING_SECONDS = 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +50,17 @@ class LatencyModel:
         written: float64 [layers, 1 + parts]: the share of a layer's filters (or weights) that always stays, then of
             each part; a row sums to 1.
         read: Likewise of the channels that a layer reads.
-        other_ms: What is no convolution.
         layers: The convolutions' names.
     """
 
     times: Floats
     written: Floats
     read: Floats
-    other_ms: float
     layers: tuple[str, ...]
 
     def ms(self, ratios: Tensor) -> float:
-        """Return what a model with a ratio for each part takes."""
-        return self.other_ms + float(self.layer_ms(ratios).sum())
+        """Return what the convolutions of a model with a ratio for each part take."""
+        return float(self.layer_ms(ratios).sum())
 
     def layer_ms(self, ratios: Tensor) -> Floats:
         """Return what each convolution takes, [layers]."""
@@ -105,7 +103,7 @@ def latency_model(
     part_of_unit: Tensor | None,
     cache: LayerTimes | None = None,
 ) -> LatencyModel:
-    """Measure what is not known yet of a model's convolutions; `other_ms` is left at 0.
+    """Measure what is not known yet of a model's convolutions.
 
     Args:
         model: Any module; it runs once, in eval mode.
@@ -123,7 +121,7 @@ def latency_model(
     times = np.array([[sum(ms[shape] for shape in at[name, share]) for share in SHARES] for name in names])
     times = np.maximum.accumulate(times.reshape(len(names), len(SHARES)), axis=1)
     written, read = _tables(names, convs, parts, groups, part_of_unit)
-    return LatencyModel(times, written, read, 0.0, tuple(names))
+    return LatencyModel(times, written, read, tuple(names))
 
 
 def _at(shape: ConvShape, share: float, groups: ChannelGroups | None) -> ConvShape:

@@ -20,7 +20,7 @@ from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
 # Of all shapes at one density, for choosing their schedules; what is not chosen then keeps a rule of thumb.
-_TUNING_SECONDS = 10.0
+_TUNING_SECONDS = 5.0
 _RUNS = 3
 
 

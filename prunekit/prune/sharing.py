@@ -121,9 +121,7 @@ ALLOCATIONS = (*RATIOS_OF_PARTS, "latency")
 # A latency is met when it is measured this close to the budget.
 _LATENCY_TOLERANCE = 0.05
 _BUILDS = 8
-# The ratio of a model that takes seconds to build where the dense one takes minutes.
-_THIN = 0.9
-# Below this share of the dense model's planned milliseconds a budget is certainly one for pruning.
+# Below this share of what the dense model's convolutions take, a budget is certainly one for pruning.
 _CLEARLY_PRUNED = 0.8
 
 
@@ -182,24 +180,17 @@ class _Sharing:
                 part_of_unit[units] = numbers.get(layers, -1)
         return latency_model(self.model, self.image, self.parts, groups, part_of_unit)
 
-    def of_all(self, ratio: float) -> Tensor:
-        """Return the same ratio for each part, [parts]."""
-        return torch.full([len(self.parts)], ratio, dtype=torch.float64)
-
 
 def _met_on_the_machine(sharing: _Sharing, ratios_at: Ratios, budget: Budget) -> Tensor:
     """Plan by the layers' times, build, measure, and correct the plan until the budget is met.
 
-    What is no convolution takes is learned from a model that is quick to build and to time, not from the dense one.
+    The times know convolutions alone; what the rest takes shows when the first model is measured.
 
     Raises:
         InputError: When even the most that the allocation prunes is too slow.
     """
-    thin = sharing.of_all(_THIN)
-    thin_ms = sharing.measured_ms(thin)
-    times = replace(sharing.times, other_ms=max(thin_ms - sharing.times.ms(thin), 0.0))
-    allowed = _allowed_ms(sharing, times, budget)
-    target, measured = allowed, {times.ms(thin): thin_ms}
+    times, measured = sharing.times, dict[float, float]()
+    target = allowed = _allowed_ms(sharing, budget)
     for _ in range(_BUILDS):
         found = fit(ratios_at, times.ms, target)
         ratios = ratios_at(1.0) if found is None else found
@@ -216,11 +207,12 @@ def _met_on_the_machine(sharing: _Sharing, ratios_at: Ratios, budget: Budget) ->
     )
 
 
-def _allowed_ms(sharing: _Sharing, times: LatencyModel, budget: Budget) -> float:
+def _allowed_ms(sharing: _Sharing, budget: Budget) -> float:
     """Return the milliseconds that a budget allows; the dense model is timed only where they depend on it."""
-    if not budget.is_share and budget.amount < _CLEARLY_PRUNED * times.ms(sharing.of_all(0.0)):
+    dense = torch.zeros(len(sharing.parts), dtype=torch.float64)
+    if not budget.is_share and budget.amount < _CLEARLY_PRUNED * sharing.times.ms(dense):
         return budget.amount
-    return budget.of(sharing.measured_ms(sharing.of_all(0.0)))
+    return budget.of(sharing.measured_ms(dense))
 
 
 def _corrected(measured: Mapping[float, float], allowed: float) -> float:
@@ -228,7 +220,11 @@ def _corrected(measured: Mapping[float, float], allowed: float) -> float:
     low = max((plan for plan, ms in measured.items() if ms <= allowed), default=0.0)
     high = min((plan for plan, ms in measured.items() if ms > allowed), default=float("inf"))
     near = sorted(measured, key=lambda plan: abs(measured[plan] - allowed))[:2]
-    guesses = [near[0] * allowed / measured[near[0]], (low + min(high, 2 * near[0])) / 2]
+    guesses = [
+        near[0] + allowed - measured[near[0]],
+        near[0] * allowed / measured[near[0]],
+        (low + min(high, 2 * near[0])) / 2,
+    ]
     if len(near) == 2 and measured[near[0]] != measured[near[1]]:
         slope = (near[0] - near[1]) / (measured[near[0]] - measured[near[1]])
         guesses.insert(0, near[0] + slope * (allowed - measured[near[0]]))
@@ -247,9 +243,10 @@ def _floor(budget: Budget, floor: float, dense: float, allowed: float, what: str
 def _slow(times: LatencyModel, ratios: Tensor, ms: float, allowed: float) -> str:
     of_layers = times.layer_ms(ratios)
     slowest, most = times.layers[int(of_layers.argmax())], float(of_layers.max())
+    other = max(ms - float(of_layers.sum()), 0.0)
     return (
         f"Expected a budget of at least {show('latency', ms)}, got {show('latency', allowed)}: with all pruned that "
-        f"may be, {show('latency', times.other_ms)} are not the convolutions' and {show('latency', most)} are layer "
+        f"may be, {show('latency', other)} are not the convolutions' and {show('latency', most)} are layer "
         f"{slowest!r}'s."
     )
 

@@ -114,7 +114,7 @@ def times_of(*layers: list[float], read: list[list[float]] | None = None) -> Lat
     count = len(layers)
     written = np.concatenate([np.zeros([count, 1]), np.eye(count)], axis=1)
     reads = np.array(read) if read else np.concatenate([np.ones([count, 1]), np.zeros([count, count])], axis=1)
-    return LatencyModel(np.array(layers), written, reads, 0.0, tuple(map(str, range(count))))
+    return LatencyModel(np.array(layers), written, reads, tuple(map(str, range(count))))
 
 
 def parts(*sizes: int) -> list[Part]:
