@@ -74,7 +74,7 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
     same = reference.difference(lambda call: call.run(runs))
     candidates = {"own": Candidate(model, "the model's own", same)}
     if options.whole_graph and options.parts is None:
-        graph = _attempt("not run as a whole graph", notes, lambda: _whole_graph(model, reference, options))
+        graph = _attempt("not run as a whole graph", notes, lambda: on_the_engine(model, reference, options))
         if graph is not None:
             candidates["graph"] = graph
     calls = {"own": lambda: example.time(runs)}
@@ -131,8 +131,8 @@ def uncopied(model: nn.Module, example: Call, note: str) -> OriginalModel:
     return wrapper
 
 
-def _whole_graph(model: nn.Module, reference: Reference, options: Options) -> Candidate:
-    """Put the model on the engine and compare; whatever raises is why that cannot be."""
+def on_the_engine(model: nn.Module, reference: Reference, options: Options) -> Candidate:
+    """Put the whole model on the engine and compare; whatever raises is why that cannot be."""
     example = reference.example
     if reference.num_dynamic > _MAX_DYNAMIC:
         raise CaptureError(f"values make shapes in {reference.num_dynamic} places, as in a detector's postprocessing")

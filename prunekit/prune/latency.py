@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.nn.accelerate import accelerate
+from prunekit.nn.accelerate import accelerate, on_engine_untimed
 from prunekit.nn.held_still import held_still
 from prunekit.nn.random_state import own_random_state
 from prunekit.prune.allocations import Part, Ratios
@@ -209,13 +209,20 @@ def _kept_importance(part: Part) -> Floats:
 
 
 def deployed(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: ChannelGroups | None) -> nn.Module:
-    """Return the model that masks make, as it is deployed: without its dropped filters, and accelerated."""
+    """Return the model that masks make, as it is deployed: without its dropped filters, and on the engine.
+
+    Where a whole graph can be there, it is not timed against the model's own code, as `accelerate` does: that takes
+    longer than all the rest, and of models with many zeros the answer is known.
+    """
     pruned = copy.deepcopy(model).eval()
     apply_masks(pruned, masks, groups)
     if groups is not None:
         compaction = importlib.import_module("prunekit.compaction")  # a room below: it knows masks, masks know nothing
         pruned = compaction.compact(pruned, x, masks, multiple_of=1, latency_runs=0).model
-    return accelerate(pruned, x, tuning_seconds=_TUNING_SECONDS)
+    try:
+        return on_engine_untimed(pruned, x, _TUNING_SECONDS)
+    except Exception:  # whatever a foreign forward does that no graph can
+        return accelerate(pruned, x, tuning_seconds=_TUNING_SECONDS)
 
 
 def deployed_ms(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: ChannelGroups | None) -> float:
