@@ -31,7 +31,8 @@ from torch import Tensor, nn
 import prunekit
 from bench.scripts import Row, begin, command_line, print_row
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn
-from prunekit.benchmark.peers import PEERS, as_tuple
+from prunekit.benchmark.engines.calls import as_tuple
+from prunekit.benchmark.peers import PEERS
 from prunekit.benchmark.problems import NETS, random_image
 from prunekit.compaction import Certificate, compact
 from prunekit.comparison import relative_rms
