@@ -33,7 +33,7 @@ def check_bfloat16() -> None:
         raise UnavailableError("whether this processor has bfloat16 instructions is not known without /proc/cpuinfo")
     if not set(_BFLOAT16_FLAGS) & set(found):
         raise UnavailableError(
-            f"this processor has no bfloat16 instructions: expected {' or '.join(_BFLOAT16_FLAGS)} among its flags"
+            f"this processor has no bfloat16 instructions: expected one of {', '.join(_BFLOAT16_FLAGS)} among its flags"
         )
 
 
