@@ -43,7 +43,7 @@ class Peer:
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
-_QUANTIZING = f"quantizing, with ranges from {NUM_INPUTS} inputs; large networks take minutes"
+_QUANTIZING = f"quantizing, with ranges from {NUM_INPUTS} inputs; large networks can take minutes"
 
 EAGER = "eager"
 #: By the name that the command line knows.
