@@ -31,7 +31,8 @@ from torch import Tensor, nn
 import prunekit
 from bench.scripts import Row, begin, command_line, print_row
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn
-from prunekit.benchmark.peers import PEERS, as_tuple
+from prunekit.benchmark.engines.calls import as_tuple
+from prunekit.benchmark.peers import FLOAT32_PEERS, PEERS
 from prunekit.benchmark.problems import NETS, random_image
 from prunekit.compaction import Certificate, compact
 from prunekit.comparison import relative_rms
@@ -234,7 +235,8 @@ def parse_arguments() -> argparse.Namespace:
     speed = questions.add_parser("speed")
     speed.add_argument("--model", default="yolov3", choices=NETS)
     speed.add_argument("--ratios", default="25,50,65,75,85,90,95")
-    speed.add_argument("--dense", default="eager,folded,compile", help=f"forms of the dense net: {', '.join(PEERS)}")
+    dense = f"forms of the dense net: {', '.join(FLOAT32_PEERS)}"
+    speed.add_argument("--dense", default="eager,folded,compile", help=dense)
     speed.add_argument("--forms", default=f"folded,{ACCELERATED}", help="forms of the compacted net")
     speed.add_argument("--multiple-of", type=int, default=None)
     speed.add_argument("--folder", type=Path, help="keeps compacted nets for later runs")
@@ -243,7 +245,7 @@ def parse_arguments() -> argparse.Namespace:
     peer.add_argument("--models", default="resnet50,vgg16,mobilenetv2,yolov3")
     peer.add_argument("--ratio", type=float, default=50.0)
     peer.add_argument("--constants", default="live,zero")
-    peer.add_argument("--form", default="folded", choices=PEERS)
+    peer.add_argument("--form", default="folded", choices=FLOAT32_PEERS)
     for question in (speed, peer):
         question.add_argument("--image-size", type=int, default=None)
         question.add_argument("--threads", type=int, default=1)

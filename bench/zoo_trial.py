@@ -23,7 +23,7 @@ from bench.zoo_models import ZooModel, load_registry
 from bench.zoo_rows import Row, Tool
 from bench.zoo_times import Call, measure
 from bench.zoo_weights import drop_filters, enliven, make_sparse, random_images
-from prunekit.benchmark.peers import torch_compiled
+from prunekit.benchmark.engines.pytorch import torch_compiled
 from prunekit.compaction import compact
 from prunekit.environment import installed_version
 from prunekit.errors import first_line

@@ -23,6 +23,7 @@ OPTIONAL = {
     "captum": "the test oracle for DeepLIFT: pip install 'prunekit[captum]'",
     "onnxruntime": "a peer in benchmarks: pip install 'prunekit[peers]'",
     "openvino": "a peer in benchmarks: pip install 'prunekit[peers]'",
+    "nncf": "int8 of OpenVINO, a peer in benchmarks: pip install 'prunekit[peers]'",
 }
 _MODULE_OF = {"pillow": "PIL", "pyyaml": "yaml"}  # where the distribution's name is not the module's
 

@@ -7,7 +7,7 @@ import importlib.util
 #: By the name of an extra in pyproject.toml: the modules that it brings.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "study": ("PIL", "pycocotools", "pydantic", "typer", "rich", "matplotlib", "jinja2", "filelock", "yaml", "scipy"),
-    "peers": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "peers": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
     "triton": ("triton",),
     "captum": ("captum",),
     "tensorboard": ("tensorboard",),

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import prunekit
 from prunekit.benchmark.competition import Competitor, label_of, one_line
-from prunekit.benchmark.peers import EAGER, PEERS, Call, as_tuple
+from prunekit.benchmark.engines.calls import Call, UnavailableError, as_tuple
+from prunekit.benchmark.engines.precisions import BYTES, FLOAT32, Precision
+from prunekit.benchmark.peers import EAGER, PEERS, Peer
 from prunekit.benchmark.problems import Problem
 from prunekit.benchmark.settings import Settings
 from prunekit.nn import AccelerationReport, WrongOutputError
@@ -19,7 +21,7 @@ from prunekit.prune.costs import count_costs
 
 PRUNEKIT, CONTROL = "prunekit", "torch eager, pruned"
 # A kept weight is a float32 value and a 16-bit place; a dense one is a value alone.
-_PACKED_BYTES, _DENSE_BYTES = 6, 4
+_PACKED_BYTES = BYTES[FLOAT32] + 2
 
 
 def expected_labels(settings: Settings) -> set[str]:
@@ -54,16 +56,28 @@ def _build_peers(
     competitors, absent = [], {}
     for key in progress.track(settings.all_peers, f"building peers: {title}", len(settings.all_peers)):
         peer = PEERS[key]
-        if peer.missing:
-            absent[peer.name] = peer.missing
+        if peer.notice and not peer.missing and problem.layer is None:  # a layer takes no time
+            progress.message(f"{peer.name}: {peer.notice}")
+        call = _built(peer, dense, problem.x)
+        if isinstance(call, str):
+            absent[peer.name] = call
             continue
-        try:
-            call = peer.build(dense, problem.x)
-        except Exception as error:  # a foreign engine raises what it likes
-            absent[peer.name] = f"it cannot be built: {one_line(error)}"
-            continue
-        competitors.append(_describe(dense, problem.x, 0.0, name=peer.name, kind="peer", call=call))
+        competitors.append(
+            _describe(dense, problem.x, 0.0, peer.precision, name=peer.name, kind="peer", call=call),
+        )
     return competitors, absent
+
+
+def _built(peer: Peer, model: nn.Module, x: Tensor) -> Call | str:
+    """Return a peer's call, or why there is none."""
+    if peer.missing:
+        return peer.missing
+    try:
+        return peer.build(model, x)
+    except UnavailableError as error:
+        return str(error)
+    except Exception as error:  # a foreign engine raises what it likes
+        return f"it cannot be built: {one_line(error)}"
 
 
 def _build_pruned(
@@ -95,16 +109,17 @@ def _choices(fast: nn.Module) -> dict[str, int]:
     return dict(Counter(row.implementation for row in report.rows))
 
 
-def _describe(net: nn.Module, x: Tensor, ratio: float, **how: Any) -> Competitor:
+def _describe(net: nn.Module, x: Tensor, ratio: float, precision: Precision = FLOAT32, **how: Any) -> Competitor:
     layers = count_costs(net, x).layers
     weights = [net.get_submodule(row.name).weight for row in layers]
     kept = [int(weight.count_nonzero()) for weight in weights if isinstance(weight, Tensor)]
     num_weights, num_kept = sum(row.weights for row in layers), sum(kept)
-    dense_bytes = _DENSE_BYTES * num_weights
+    dense_bytes = BYTES[precision] * num_weights
     packed_bytes = min(_PACKED_BYTES * num_kept, dense_bytes)
     return Competitor(
         **how,
         ratio=ratio,
+        precision=precision,
         expected=as_tuple(net(x)),
         density=num_kept / num_weights,
         kept_macs=sum(row.macs // row.weights * count for row, count in zip(layers, kept, strict=True)),

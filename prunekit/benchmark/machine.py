@@ -21,7 +21,7 @@ from prunekit.environment import describe_environment, installed_version
 from prunekit.nn import native_status
 from prunekit.ops import native
 
-_PACKAGES = ("prunekit", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
+_PACKAGES = ("prunekit", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 _FAST_ROOMS = ("ops", "engine", "nn")  # whose code runs in an accelerated model, or chooses what does
 # A product of square matrices of this side keeps a few cores busy; more cores want a larger one.
 _MATRIX_SIDE, _LARGE_MATRIX_SIDE, _FEW_THREADS = 1024, 2048, 4

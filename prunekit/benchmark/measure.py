@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn, split_by_rightness
+from prunekit.benchmark.engines.precisions import FLOAT32
 from prunekit.benchmark.entrants import build_competitors, expected_labels
 from prunekit.benchmark.machine import Machine, Peak
 from prunekit.benchmark.memory import Memory, measure_memory
@@ -29,13 +30,15 @@ from prunekit.benchmark.problems import NETS, Problem, layer_problems, whole_net
 from prunekit.benchmark.rows import Row, append_rows, latest, read_rows
 from prunekit.benchmark.settings import Settings, check_output
 from prunekit.environment import thread_count
-from prunekit.progress import Progress
+from prunekit.progress import Description, Progress
 from prunekit.timing import Timing
+
+T = TypeVar("T")
 
 # Interquartile range over median. With nothing else running, a net of 4 ms spread by 4 to 8 % in most engines; where
 # five processes shared two cores, one of 100 ms spread by 25 to 40 %.
 _QUIET_SPREAD = 0.15
-_OF_THE_COMPETITOR = ("kind", "ratio", "density", "kept_macs", "weight_bytes", "choices")
+_OF_THE_COMPETITOR = ("kind", "precision", "ratio", "density", "kept_macs", "weight_bytes", "choices")
 # Two virtual cores of a Zen 4 took 4 to 5 ns on one cache of the third level and 15 on two.
 _NEAR_NS = 9.0
 
@@ -88,6 +91,7 @@ def run_bench(settings: Settings, out: Path | None, progress: Progress) -> list[
         RuntimeError: torch eager itself could not be timed, so there is nothing to compare with.
     """
     check_output(out)
+    progress = _SaidOnce(progress)
     rows = [] if out is None else read_rows(out)
     machine = Machine.here()
     groups = _groups(settings, machine)
@@ -104,6 +108,23 @@ def run_bench(settings: Settings, out: Path | None, progress: Progress) -> list[
         results += found
     _judge_quiet(results, progress)
     return results
+
+
+class _SaidOnce:
+    """Follows a job as another `Progress` does, without its repeats: an engine is missing for every layer alike."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._said = progress, set[str]()
+
+    def track(self, items: Iterable[T], description: Description, total: int) -> Iterator[T]:
+        """Yield `items`, of which there are `total`."""
+        return self._progress.track(items, description, total)
+
+    def message(self, text: str) -> None:
+        """Show a line that was not shown before."""
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.message(text)
 
 
 def finished_rows(group: Group, rows: Sequence[Row]) -> list[Row]:
@@ -200,12 +221,15 @@ def _rows(
 ) -> list[Row]:
     """Put everything together; the date is the run's end."""
     medians = {c.label: Timing.of(seconds[c.label]).median_ms for c in competitors}
-    fastest = min((c.label for c in competitors if c.kind == "peer"), key=lambda label: medians[label])
+    peers = sorted((c for c in competitors if c.kind == "peer"), key=lambda peer: medians[peer.label])
+    fastest = next(peer.label for peer in peers if peer.precision == FLOAT32)
+    fastest_any = peers[0].label
     common: dict[str, Any] = {
         "run": uuid.uuid4().hex[:12],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **facts,
         "against": fastest,
+        "against_any": fastest_any,
         **asdict(peak),
     }
     return [
@@ -214,6 +238,7 @@ def _rows(
             **_figures(c, seconds[c.label], peak),
             relative_rms=errors[c.label],
             speedup=medians[fastest] / medians[c.label],
+            speedup_over_any=medians[fastest_any] / medians[c.label],
             speedup_over_eager=medians[PEERS[EAGER].name] / medians[c.label],
             **(asdict(memory[c.label]) if c.label in memory else {}),
         )

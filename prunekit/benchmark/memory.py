@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 import prunekit
-from prunekit.benchmark.peers import EAGER, PEERS, Call, as_tuple
+from prunekit.benchmark.engines.calls import Call, as_tuple
+from prunekit.benchmark.peers import EAGER, PEERS
 from prunekit.benchmark.problems import pruned_net, random_image
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

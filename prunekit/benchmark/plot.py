@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import blended_transform_factory
 
 from prunekit.benchmark.rows import Row
 from prunekit.benchmark.summary import Curve, Point, curves, layer_points
@@ -20,6 +22,8 @@ from prunekit.report.plots import GRAY, PALETTE
 FORMATS = ("png", "svg")
 _MARKERS = "osD^vP*X"
 _PANEL_INCHES = (7.2, 5.4)
+_PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}  # behind a name that crosses lines
+_NAME: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 6.5, "bbox": _PLATE}
 _BOUNDS = {"fma": "the multiply-add peak", "dense_gemm": "a dense matrix product's rate"}
 
 
@@ -66,6 +70,8 @@ def _draw_panel(axes: Axes, question: str, group: Sequence[Curve]) -> None:
         _draw_curve(axes, curve, PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)])
     bounds = sorted({_BOUNDS[row.peak_kind] for curve in group for row in curve.rows})
     axes.plot([], [], ":", color="#000000", label=f"at best, by {' or '.join(bounds)} and memory")
+    if any(curve.lower for curve in group):
+        axes.plot([], [], "-.", color="#000000", label="dense peers in a lower precision (relative RMS from float32)")
     if any(curve.control for curve in group):
         axes.plot([], [], "x", color="#000000", label="pruned weights in torch eager (control)")
     _finish(axes, question, ratios)
@@ -78,7 +84,7 @@ def _finish(axes: Axes, question: str, ratios: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(_x(ratios), [f"{ratio:g}" for ratio in ratios])
     axes.set_xlabel("Weights of convolutions that are zero, in % (spaced by the logarithm of what is left)")
-    axes.set_ylabel("Speed-up against the fastest dense peer (1×)")
+    axes.set_ylabel("Speed-up against the fastest float32 dense peer (1×)")
     what = "Whole net" if question == "end-to-end" else "Convolutions alone: thick their sum, thin each shape"
     axes.set_title(what, loc="left", fontsize=10, color="#444444")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
@@ -94,8 +100,18 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str) -> None:
     points = curve.points
     axes.plot(_ratios(points), [p.speedup for p in points], f"-{marker}", color=color, label=f"prunekit: {curve.name}")
     axes.plot(_ratios(points), [p.speedup_bound for p in points], ":", color=color)
+    _draw_lower(axes, curve, color)
     if curve.control is not None:
         axes.plot(_ratios([curve.control]), [curve.control.speedup], "x", color=color)
+
+
+def _draw_lower(axes: Axes, curve: Curve, color: str) -> None:
+    """Draw a line for each peer of a lower precision; the names stand in a diagonal, as lines may be close."""
+    place = blended_transform_factory(axes.transAxes, axes.transData)
+    for index, peer in enumerate(curve.lower):
+        axes.axhline(peer.speedup, linestyle="-.", color=color, linewidth=0.9)
+        text = f"{peer.name} ({peer.relative_rms:.0e})"
+        axes.text(0.99 - 0.24 * index, peer.speedup, text, transform=place, color=color, **_NAME)
 
 
 def _x(ratios: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunekit.benchmark.competition import Kind, label_of
+from prunekit.benchmark.engines.precisions import FLOAT32, Precision
 from prunekit.errors import InputError
 from prunekit.files import write_text
 
@@ -44,6 +45,7 @@ class Row(BaseModel):
     # The competitor.
     competitor: str
     kind: Kind
+    precision: Precision = FLOAT32  # files of earlier versions do not say so
     ratio: float
     density: float
     kept_macs: int
@@ -58,6 +60,8 @@ class Row(BaseModel):
     spread: float
     speedup: float
     against: str
+    speedup_over_any: float | None = None  # None in files of earlier versions, whose peers were float32
+    against_any: str | None = None
     speedup_over_eager: float
     # Rates and bounds.
     gflops: float
@@ -93,8 +97,18 @@ class Row(BaseModel):
 
     @property
     def fastest_dense_ms(self) -> float:
-        """The fastest dense peer's median, in the same run."""
+        """The fastest float32 peer's median, in the same run."""
         return self.median_ms * self.speedup
+
+    @property
+    def fastest_any(self) -> str:
+        """The fastest peer of any precision, in the same run."""
+        return self.against_any or self.against
+
+    @property
+    def fastest_any_ms(self) -> float:
+        """Its median."""
+        return self.median_ms * (self.speedup_over_any or self.speedup)
 
     @property
     def eager_ms(self) -> float:

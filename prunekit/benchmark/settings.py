@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from prunekit.benchmark.peers import EAGER, PEERS
+from prunekit.benchmark.peers import EAGER, FLOAT32_PEERS, PEERS
 from prunekit.benchmark.problems import NETS, RATIOS
 from prunekit.benchmark.rows import Question
 from prunekit.errors import InputError
@@ -40,7 +40,7 @@ class Settings:
     models: tuple[str, ...]
     threads: tuple[int, ...]
     ratios: tuple[float, ...] = RATIOS
-    peers: tuple[str, ...] = tuple(PEERS)
+    peers: tuple[str, ...] = FLOAT32_PEERS
     runs: int = 20
     width: float = 1.0
     image_size: int | None = None

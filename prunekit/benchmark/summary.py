@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
+from prunekit.benchmark.engines.precisions import FLOAT32, Precision
 from prunekit.benchmark.rows import Row, latest
 from prunekit.console import titled
 
@@ -18,7 +19,8 @@ class Point:
     Attributes:
         ratio: percent of each layer's weights that are zero.
         ms: prunekit's median; of layers, the sum over all of them.
-        dense_ms: the fastest dense peer's; of layers, the sum of each layer's own fastest peer.
+        dense_ms: the fastest float32 peer's; of layers, the sum of each layer's own fastest peer.
+        any_ms: the fastest peer's of any precision, likewise.
         eager_ms: torch eager's, likewise.
         bound_ms: what the machine's multiply-add rate and its memory allow at best, likewise.
     """
@@ -26,18 +28,43 @@ class Point:
     ratio: float
     ms: float
     dense_ms: float
+    any_ms: float
     eager_ms: float
     bound_ms: float
 
     @property
     def speedup(self) -> float:
-        """How many times faster than the fastest dense peer."""
+        """How many times faster than the fastest float32 peer."""
         return self.dense_ms / self.ms
 
     @property
+    def speedup_over_any(self) -> float:
+        """How many times faster than the fastest peer of any precision."""
+        return self.any_ms / self.ms
+
+    @property
     def speedup_bound(self) -> float:
-        """How many times faster than the fastest dense peer this machine could be at best."""
+        """How many times faster than the fastest float32 peer this machine could be at best."""
         return self.dense_ms / self.bound_ms
+
+
+@dataclass(frozen=True)
+class LowerPeer:
+    """A dense peer of a lower precision than float32.
+
+    Attributes:
+        name: for people.
+        precision: what it computes in.
+        ms: its median; of layers, the sum over all of them.
+        speedup: how many times faster than the fastest float32 peer.
+        relative_rms: how far its outputs are from float32's; of layers, the largest.
+    """
+
+    name: str
+    precision: Precision
+    ms: float
+    speedup: float
+    relative_rms: float
 
 
 @dataclass(frozen=True)
@@ -48,11 +75,13 @@ class Curve:
         rows: the last run's of the net, or of each of its layers.
         points: by growing ratio; of layers, only ratios at which every layer was timed.
         control: the control's, where there is one.
+        lower: peers of lower precisions that were timed on the net, or on all of its layers, the fastest first.
     """
 
     rows: tuple[Row, ...]
     points: tuple[Point, ...]
     control: Point | None
+    lower: tuple[LowerPeer, ...]
 
     @property
     def first(self) -> Row:
@@ -96,7 +125,24 @@ def _curve(rows: Sequence[Row]) -> Curve:
         if len(group) == num_layers:
             points.append(_sum(group))
     control = [row for row in rows if row.kind == "control"]
-    return Curve(tuple(rows), tuple(points), _sum(control) if len(control) == num_layers else None)
+    return Curve(
+        tuple(rows), tuple(points), _sum(control) if len(control) == num_layers else None, _lower(rows, num_layers)
+    )
+
+
+def _lower(rows: Sequence[Row], num_layers: int) -> tuple[LowerPeer, ...]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.kind == "peer" and row.precision != FLOAT32:
+            groups.setdefault(row.competitor, []).append(row)
+    peers = [_lower_peer(group) for group in groups.values() if len(group) == num_layers]
+    return tuple(sorted(peers, key=lambda peer: peer.ms))
+
+
+def _lower_peer(rows: Sequence[Row]) -> LowerPeer:
+    total = _sum(rows)
+    difference = max(row.relative_rms for row in rows)
+    return LowerPeer(rows[0].competitor, rows[0].precision, total.ms, total.speedup, difference)
 
 
 def _sum(rows: Sequence[Row]) -> Point:
@@ -104,6 +150,7 @@ def _sum(rows: Sequence[Row]) -> Point:
         ratio=rows[0].ratio,
         ms=sum(row.count * row.median_ms for row in rows),
         dense_ms=sum(row.count * row.fastest_dense_ms for row in rows),
+        any_ms=sum(row.count * row.fastest_any_ms for row in rows),
         eager_ms=sum(row.count * row.eager_ms for row in rows),
         bound_ms=sum(row.count * row.bound_ms for row in rows),
     )
@@ -111,21 +158,37 @@ def _sum(rows: Sequence[Row]) -> Point:
 
 def _table_of_net(curve: Curve) -> Table:
     title = f"{curve.name}, {curve.first.image_size}×{curve.first.image_size}"
-    lines = titled(title, ["competitor"], ("ms", "spread", "against\ndense", "against\neager", "% of\npeak"))
-    has_memory = any(row.serving_mib is not None for row in curve.rows)
-    if has_memory:
-        lines.add_column("\nMiB", justify="right")
+    columns = _columns(curve)
+    lines = titled(title, ["competitor"], columns)
     for row in curve.rows:
-        cells = [
-            f"{row.median_ms:.2f}",
-            f"{row.spread:.0%}",
-            f"{row.speedup:.2f}×",
-            f"{row.speedup_over_eager:.2f}×",
-            f"{row.percent_of_peak:.0f}",
-        ]
-        memory = ["–" if row.serving_mib is None else f"{row.serving_mib:.0f}"] if has_memory else []
-        lines.add_row(row.label, *cells, *memory)
+        lines.add_row(row.label, *(show(row) for show in columns.values()))
     return lines
+
+
+def _columns(curve: Curve) -> dict[str, Callable[[Row], str]]:
+    """Return the columns of a net's table, of which a terminal of 80 characters has room for six.
+
+    Beside lower precisions torch eager makes room: it has a row of its own.
+    """
+    has_lower = any(row.precision != FLOAT32 for row in curve.rows)
+    has_memory = any(row.serving_mib is not None for row in curve.rows)
+    lower: dict[str, Callable[[Row], str]] = {
+        "against\nany": lambda row: f"{row.fastest_any_ms / row.median_ms:.2f}×",
+        "relative\nRMS": lambda row: f"{row.relative_rms:.0e}",
+    }
+    eager: dict[str, Callable[[Row], str]] = {"against\neager": lambda row: f"{row.speedup_over_eager:.2f}×"}
+    memory: dict[str, Callable[[Row], str]] = {
+        "\nMiB": lambda row: "–" if row.serving_mib is None else f"{row.serving_mib:.0f}"
+    }
+    return {
+        "ms": lambda row: f"{row.median_ms:.2f}",
+        "spread": lambda row: f"{row.spread:.0%}",
+        "against\nfloat32" if has_lower else "against\ndense": lambda row: f"{row.speedup:.2f}×",
+        **(lower if has_lower else eager),
+        # The peak is float32's.
+        "% of\npeak": lambda row: f"{row.percent_of_peak:.0f}" if row.precision == FLOAT32 else "–",
+        **(memory if has_memory else {}),
+    }
 
 
 def _table_of_layers(curve: Curve) -> Table:
@@ -134,8 +197,8 @@ def _table_of_layers(curve: Curve) -> Table:
     shapes = f"{len(layers)} shape{'s'[: len(layers) > 1]}"
     title = f"{curve.name}, {count} convolutions of {shapes}, {curve.first.image_size} pixels"
     times = ("ratio", "fastest\ndense ms", "prunekit\nms")
-    speedups = ("against\nfastest dense", "against\neager", "slowest\nshape", "fastest\nshape")
-    lines = titled(title, (), (*times, *speedups))
+    against = ("against\nfloat32", "against\nany") if curve.lower else ("against\nfastest dense", "against\neager")
+    lines = titled(title, (), (*times, *against, "slowest\nshape", "fastest\nshape"))
     for point in curve.points:
         by_shape = [one.speedup for layer in layers for one in layer if one.ratio == point.ratio]
         lines.add_row(
@@ -143,7 +206,7 @@ def _table_of_layers(curve: Curve) -> Table:
             f"{point.dense_ms:.2f}",
             f"{point.ms:.2f}",
             f"{point.speedup:.2f}×",
-            f"{point.eager_ms / point.ms:.2f}×",
+            f"{point.speedup_over_any if curve.lower else point.eager_ms / point.ms:.2f}×",
             f"{min(by_shape):.2f}×",
             f"{max(by_shape):.2f}×",
         )

@@ -10,12 +10,13 @@ import torch
 import typer
 
 from prunekit.benchmark import NETS, Row, Settings, read_rows, run_bench
-from prunekit.benchmark.peers import PEERS
+from prunekit.benchmark.peers import FLOAT32_PEERS, PEERS
 from prunekit.benchmark.plot import write_plot
 from prunekit.benchmark.problems import RATIOS
 from prunekit.benchmark.rows import Question, to_lines
 from prunekit.benchmark.settings import QUICK_RATIOS, QUICK_RUNS, RUNS, split
 from prunekit.benchmark.summary import curves, table
+from prunekit.benchmark.verdict import verdict
 from prunekit.cli.ending import Verbose, error_console, out_console, tell, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
@@ -31,6 +32,8 @@ Examples:
   prunekit bench end-to-end --models yolov3-tiny --quick --peers folded,compile
 
   prunekit bench end-to-end --models yolov3,resnet50,vgg16 --memory --out rows.jsonl
+
+  prunekit bench end-to-end --peers compile,openvino,compile-bf16,openvino-bf16,openvino-int8 --out rows.jsonl
 
 {_AGAIN}
 """
@@ -53,7 +56,7 @@ Examples:
   prunekit bench plot one-machine.jsonl another.jsonl --out speedup.svg
 """
 
-_ALL_PEERS = ",".join(PEERS)
+_USUAL_PEERS = ",".join(FLOAT32_PEERS)
 
 bench_app = typer.Typer(
     help="Benchmark pruned networks and layers against dense engines, as JSON lines, and plot the results.",
@@ -72,7 +75,13 @@ Ratios = Annotated[
         f"{','.join(f'{r:g}' for r in QUICK_RATIOS)} with --quick)"
     ),
 ]
-Peers = Annotated[str, typer.Option(help="dense engines to compare with; torch eager is always included")]
+Peers = Annotated[
+    str,
+    typer.Option(
+        help=f"dense engines to compare with, comma-separated: {', '.join(PEERS)}; torch eager is always included, and "
+        "those in bfloat16 and int8 are timed only if you ask for them"
+    ),
+]
 Runs = Annotated[int | None, typer.Option(help=f"timed runs of each engine ({QUICK_RUNS} with --quick)")]
 Width = Annotated[float, typer.Option(help="width multiplier of the networks")]
 ImageSize = Annotated[
@@ -90,7 +99,7 @@ def bench_command(
     models: Models = "yolov3",
     threads: Threads = None,
     ratios: Ratios = None,
-    peers: Peers = _ALL_PEERS,
+    peers: Peers = _USUAL_PEERS,
     runs: Runs = None,
     width: Width = 1.0,
     image_size: ImageSize = None,
@@ -120,6 +129,8 @@ def bench_command(
             return
         for curve in curves(rows):
             out_console.print(table(curve))
+            for sentence in verdict(curve):
+                tell(sentence)
         tell(f"Rows: {out}")
 
 

@@ -20,6 +20,7 @@ from prunekit.benchmark import Row, Settings
 from prunekit.benchmark.explanation import Explanation, explain_model, explain_report
 from prunekit.benchmark.machine import Machine
 from prunekit.benchmark.measure import Group, measure_group
+from prunekit.benchmark.peers import FLOAT32_PEERS
 from prunekit.benchmark.problems import Problem, prune_by_magnitude, random_image
 from prunekit.classification.blocks import SMALL_IMAGE
 from prunekit.cli.ending import Verbose, error_console, out_console, user_errors
@@ -57,7 +58,7 @@ magnitude, which is enough to see the speed, but not the loss of accuracy.
 """
 
 _FORMAT = "prunekit-explain-1"
-_PEERS = ("eager", "folded", "compile", "onnxruntime", "openvino")
+_PEERS = FLOAT32_PEERS
 _RUNS = 10
 # The tables' width where nothing says how wide the terminal is.
 _WIDTH = 150

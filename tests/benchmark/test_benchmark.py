@@ -12,42 +12,18 @@ from torch import Tensor, nn
 
 from prunekit.benchmark import Row, Settings, measure, read_rows, run_bench
 from prunekit.benchmark.competition import seconds_in_turn
+from prunekit.benchmark.engines.calls import Call
+from prunekit.benchmark.engines.pytorch import torch_eager
 from prunekit.benchmark.machine import Peak
 from prunekit.benchmark.memory import Memory, measure_memory
-from prunekit.benchmark.peers import PEERS, Call, Peer, torch_eager
+from prunekit.benchmark.peers import PEERS, Peer
 from prunekit.benchmark.problems import NETS, layer_problems, prune_by_magnitude, pruned_net, random_image
 from prunekit.benchmark.summary import curves
 from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress
 from prunekit.prune import prunable_layers, sparsity
 from prunekit.prune.costs import count_costs
-
-
-class Messages(SilentProgress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
-
-
-class Planted:
-    """A dense peer whose outputs go through `change` from the call number `since` on."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor], since: int = 0) -> None:
-        self.change, self.since, self.calls = change, since, 0
-
-    def __call__(self, model: nn.Module, x: Tensor) -> Call:
-        eager = torch_eager(model, x)
-
-        def run() -> tuple[Tensor, ...]:
-            self.calls += 1
-            outputs = eager()
-            return tuple(self.change(y) for y in outputs) if self.calls > self.since else outputs
-
-        return run
+from tests.support.planted_peers import Messages, Planted, flipped_last, plant, small_settings
 
 
 @pytest.fixture(autouse=True)
@@ -58,34 +34,14 @@ def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(
-        "end-to-end",
-        models=("yolov3-tiny",),
-        threads=(1,),
-        ratios=(0.0, 90.0),
-        peers=("folded",),
-        runs=2,
-        width=0.05,
-        image_size=32,
-    )
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, settings: Settings, peer: Callable[[nn.Module, Tensor], Call]) -> Settings:
-    monkeypatch.setitem(PEERS, "planted", Peer("planted engine", (), peer))
-    return Settings(**{**vars(settings), "peers": ("folded", "planted")})
-
-
-def _flipped_last(y: Tensor) -> Tensor:
-    y = y.clone()
-    y.view(-1)[-1] = float("nan")
-    return y
+    return small_settings()
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda y: y * 1.001, "relative RMS"),
-        (_flipped_last, "relative RMS"),
+        (flipped_last, "relative RMS"),
         (lambda y: y[:, :-1], "shapes"),
         (lambda y: y.no_such_attribute, "does not run"),
     ],
@@ -119,6 +75,9 @@ def test_a_missing_peer_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPa
     rows = run_bench(Settings(**{**vars(settings), "peers": ("absent",)}), None, messages)
     assert "pip install 'prunekit[peers]'" in rows[0].not_timed["absent engine"]
     assert any("absent engine" in text for text in messages.texts)
+    messages = Messages()
+    run_bench(Settings(**{**vars(settings), "peers": ("absent",), "question": "layers"}), None, messages)
+    assert sum("absent engine" in text for text in messages.texts) == 1  # not once a layer
 
 
 def test_without_eager_there_is_nothing_to_compare_with(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:

@@ -68,7 +68,11 @@ def test_quick_is_three_ratios_and_fewer_calls_and_the_file_is_gone_on_with(tmp_
         (["--ratios", "half"], "--ratios: expected numbers separated by commas, got 'half'"),
         (["--threads", "0"], "--threads: expected whole numbers from 1 to 1024, got 0"),
         (["--threads", "1.5"], "--threads: expected numbers separated by commas, got '1.5'"),
-        (["--peers", "tvm"], "--peers: expected some of eager, folded, compile, onnxruntime, openvino, got 'tvm'"),
+        (
+            ["--peers", "tvm"],
+            "--peers: expected some of eager, folded, compile, onnxruntime, openvino, compile-bf16, "
+            "openvino-bf16, onnxruntime-int8, openvino-int8, got 'tvm'",
+        ),
         (["--runs", "1"], "--runs: expected at least 2, got 1"),
         (["--width", "0"], "--width: expected a number above 0, at most 4, got 0.0"),
         (["--image-size", "8"], "--image-size: expected a multiple of 32 pixels up to 4096, got 8"),

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import prunekit
 from prunekit import cli
 from prunekit.benchmark import peers
+from prunekit.benchmark.engines.calls import Call
 from prunekit.benchmark.explanation import explain_model, explain_report, planned_sizes, shares_of
 from prunekit.cli.explain import _opened
 from prunekit.engine.model import AcceleratedModel
@@ -200,7 +201,7 @@ def test_dense_engines_run_in_turn_on_the_unpruned_weights(tmp_path: Path, monke
 
 
 def test_a_wrong_dense_engine_is_named_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(model: nn.Module, x: Tensor) -> peers.Call:
+    def wrong(model: nn.Module, x: Tensor) -> Call:
         return lambda: tuple(y * 1.01 for y in model(x))
 
     monkeypatch.setitem(peers.PEERS, "folded", peers.Peer("torch eager, folded", (), wrong))

@@ -1,0 +1,87 @@
+"""The two comparisons of a bench in sentences: at the same precision, and the best of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from prunekit.benchmark.engines.precisions import FLOAT32
+from prunekit.benchmark.peers import PEERS
+from prunekit.benchmark.summary import Curve, Point
+
+_LOWER = {peer.name for peer in PEERS.values() if peer.precision != FLOAT32}
+Speedup = Callable[[Point], float]
+
+
+def verdict(curve: Curve) -> Iterator[str]:
+    """Yield what a curve says: prunekit against the fastest float32 peer, and against the fastest of any precision."""
+    if not curve.points:
+        return
+    yield f"Same precision, float32: {_against(curve, lambda point: point.speedup, _fastest(curve))}."
+    if curve.lower:
+        yield f"Best of each, any precision: {_against(curve, lambda point: point.speedup_over_any, _best(curve))}."
+    else:
+        yield "Best of each: no peer below float32 was timed."
+    not_timed = {name: why for row in curve.rows for name, why in row.not_timed.items() if name in _LOWER}
+    for name, why in not_timed.items():
+        yield f"{name}: not timed, {why}."
+
+
+def break_even(points: Sequence[Point], speedup: Speedup) -> float | None:
+    """Return the percentage of zeros from which on prunekit is at least as fast.
+
+    Between two measured ratios, log(speedup) is taken as linear in log(1 − ratio / 100): a time proportional to a power
+    of what is left.
+
+    Args:
+        points: By growing ratio.
+        speedup: Of a point, over what it is compared with.
+
+    Returns:
+        The ratio in percent; the lowest measured one where prunekit is faster at all of them, None where it is slower
+        at the highest.
+    """
+    faster = len(points)
+    while faster and speedup(points[faster - 1]) >= 1:
+        faster -= 1
+    if faster == len(points):
+        return None
+    if not faster:
+        return points[0].ratio
+    below, above = points[faster - 1], points[faster]
+    low, high = math.log(speedup(below)), math.log(speedup(above))
+    left, right = math.log1p(-below.ratio / 100), math.log1p(-above.ratio / 100)
+    return -100 * math.expm1(left + (right - left) * -low / (high - low))
+
+
+def _against(curve: Curve, speedup: Speedup, peer: str) -> str:
+    first, last = curve.points[0], curve.points[-1]
+    ratio = break_even(curve.points, speedup)
+    at_most = f"{speedup(last):.2f}× at {last.ratio:g} %"
+    if ratio is None:
+        return (
+            f"slower than {peer} at {last.ratio:g} % zeros, where it would have to be {1 / speedup(last):.2f}× faster"
+        )
+    if ratio == first.ratio:
+        return f"faster than {peer} at all measured ratios, {at_most}"
+    return f"faster than {peer} from about {ratio:.0f} % zeros on (interpolated), {at_most}{_losses(curve, speedup)}"
+
+
+def _losses(curve: Curve, speedup: Speedup) -> str:
+    """Name the highest ratio that loses, and by how much."""
+    lost = [point for point in curve.points if speedup(point) < 1][-1]
+    return f"; at {lost.ratio:g} % it would have to be {1 / speedup(lost):.2f}× faster"
+
+
+def _fastest(curve: Curve) -> str:
+    if curve.first.question == "layers":
+        return "each layer's fastest peer"
+    return f"{curve.first.against} ({curve.points[0].dense_ms:.2f} ms)"
+
+
+def _best(curve: Curve) -> str:
+    if curve.first.question == "layers":
+        return "each layer's fastest peer"
+    name = curve.first.fastest_any
+    differences = [f", relative RMS {peer.relative_rms:.0e}" for peer in curve.lower if peer.name == name]
+    return f"{name} ({curve.points[0].any_ms:.2f} ms{''.join(differences)})"
