@@ -69,6 +69,8 @@ SLOW = (
     "test_compaction_pipeline.py",
     "test_compaction_random.py",
     "test_computed_weights.py",
+    "test_corruption_commands.py",
+    "test_corruptions_peer.py",
     "test_darknet_oracle.py",
     "test_demo_duration.py",
     "test_engine_arena.py",
