@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from prunekit.errors import InputError
-from prunekit.evaluation.corruptions.catalog import VERSION, Cell, CorruptPixels
+from prunekit.evaluation.corruptions.catalog import Cell, CorruptPixels
 from prunekit.evaluation.corruptions.summary import CorruptionSummary, corrupted, main_figure, require_corruptible
 from prunekit.evaluation.evaluate import Subject, evaluate, finite_or_none
 from prunekit.files import write_bytes, write_text
@@ -33,11 +33,6 @@ Baseline = Mapping[Cell, float]
 def keep_decoded(dataset: Data) -> None:
     """Keep images as decoded, as far as they fit: every cell corrupts the same ones."""
     require_corruptible(dataset).decoded = KeptPixels()
-
-
-def cell_identity(cell: Cell) -> dict[str, Any]:
-    """Return what a cell's figures depend on, beside the model, the data and what all of an evaluation shares."""
-    return {"corruption": cell.corruption, "severity": cell.severity, "version": VERSION}
 
 
 def write_cell(folder: StageFolder, subject: Subject, cell: Cell) -> tuple[dict[str, Any], list[str]]:

@@ -39,7 +39,6 @@ from prunekit.pipeline.corruptions import (
     CELLS,
     CLEAN_EXAMPLE,
     Baseline,
-    cell_identity,
     keep_decoded,
     read_baseline,
     summarized,
@@ -217,7 +216,7 @@ def _corrupt(work: _Work, clean: Figures) -> tuple[CorruptionSummary | None, boo
     found: dict[Cell, Part] = {}
     for cell in work.progress.track(cells, "corruptions", len(cells)):
         make = partial(write_cell, subject=subject, cell=cell)
-        found[cell] = work.part(f"{CELLS}/{cell.name}", cell_identity(cell), make, is_told=False)
+        found[cell] = work.part(f"{CELLS}/{cell.name}", cell.identity, make, is_told=False)
     if earlier := sum(finished for _, finished in found.values()):
         work.progress.message(f"corruptions: {earlier} of {len(cells)} cells finished earlier")
     figures = {cell: result for cell, (result, _) in found.items()}

@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.evaluation.corruptions import BENCHMARK, CORRUPTIONS, SEVERITIES, VALIDATION, corrupt, parse_corruptions
+from prunekit.evaluation.corruptions import (
+    BENCHMARK,
+    CORRUPTIONS,
+    SEVERITIES,
+    VALIDATION,
+    Cell,
+    corrupt,
+    parse_corruptions,
+    register_corruption,
+)
 from prunekit.evaluation.corruptions.blur import displaced
 from prunekit.evaluation.corruptions.filters import Floats, defocused, motion_blurred, stretched
 from prunekit.evaluation.corruptions.frost import frost_texture
@@ -259,3 +268,19 @@ def test_other_corruptions_and_severities_are_refused() -> None:
         corrupt(photo(4, 4), "smog", 1)
     with pytest.raises(InputError, match="a severity from 1 to 5 for fog, got 6"):
         corrupt(photo(4, 4), "fog", 6)
+
+
+def darker(x: Floats, share: float) -> Floats:
+    return x * share
+
+
+def test_corruptions_of_ones_own_have_a_name_and_no_part_in_the_benchmark() -> None:
+    register_corruption("darker", darker, (0.9, 0.8, 0.7, 0.6, 0.5), is_random=False)
+    image = photo(6, 7)
+    assert np.array_equal(corrupt(image, "darker", 5), image // 2)
+    assert Cell("darker", 2).identity == {"corruption": "darker", "severity": 2, "parameters": [0.8], "version": 1}
+    assert len(parse_corruptions("all")) == 100
+    assert len(parse_corruptions("benchmark")) == 75
+    for name, count in (("darker", 5), ("fog", 5), ("all", 5), ("dark-er", 5), ("", 5), ("darkest", 4)):
+        with pytest.raises(InputError, match=r"Expected .* the corruption"):
+            register_corruption(name, darker, (0.5,) * count, is_random=False)

@@ -7,3 +7,4 @@ from prunekit.evaluation.corruptions.catalog import VALIDATION as VALIDATION
 from prunekit.evaluation.corruptions.catalog import Cell as Cell
 from prunekit.evaluation.corruptions.catalog import corrupt as corrupt
 from prunekit.evaluation.corruptions.catalog import parse_corruptions as parse_corruptions
+from prunekit.evaluation.corruptions.catalog import register_corruption as register_corruption

@@ -8,12 +8,11 @@ others. What is random is drawn by a generator of the image's own: nothing depen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from prunekit.errors import InputError
 from prunekit.evaluation.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
@@ -23,10 +22,11 @@ from prunekit.evaluation.corruptions.frost import frost
 from prunekit.evaluation.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from prunekit.evaluation.corruptions.spatter import spatter
 from prunekit.evaluation.corruptions.weather import brightness, fog, snow
+from prunekit.kept_images import Pixels
+from prunekit.registry import register
 
-Pixels = npt.NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)
-#: Goes into what finished work is known by: a corruption that computes something else gets another number.
+#: Part of what finished work is known by, for when a corruption comes to compute something else of its parameters.
 VERSION = 1
 
 
@@ -95,6 +95,25 @@ CORRUPTIONS = BENCHMARK | VALIDATION
 _GROUPS = {"benchmark": BENCHMARK, "validation": VALIDATION, "all": CORRUPTIONS}
 
 
+def register_corruption(name: str, apply: Callable[..., Floats], parameters: Sequence[Any], is_random: bool) -> None:
+    """Add a corruption of one's own, which "all" includes and the benchmark's means do not.
+
+    Args:
+        name: What --corruptions calls it, and part of file names.
+        apply: As in `Corruption`.
+        parameters: What `apply` gets last at severities 1 to 5: a value or a tuple each, JSON-able.
+        is_random: As in `Corruption`.
+
+    Raises:
+        InputError: When the name is taken or no word, or there are not five severities.
+    """
+    if not name.isidentifier() or name in _GROUPS:
+        raise InputError(f"Expected a word of letters, digits and underscores for the corruption, got {name!r}.")
+    if len(parameters) != len(SEVERITIES):
+        raise InputError(f"Expected parameters of five severities for the corruption {name}, got {len(parameters)}.")
+    register(CORRUPTIONS, "corruption", name, _of(apply, *parameters, is_random=is_random))
+
+
 class Cell(NamedTuple):
     """A corruption at one severity."""
 
@@ -105,6 +124,12 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """A name for folders and messages: fog-3."""
         return f"{self.corruption}-{self.severity}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the corruption computes depends on, JSON-able."""
+        parameters = CORRUPTIONS[self.corruption].parameters[self.severity - 1]
+        return {**self._asdict(), "parameters": list(parameters), "version": VERSION}
 
 
 @dataclass(frozen=True)

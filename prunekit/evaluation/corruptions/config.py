@@ -20,8 +20,8 @@ class CorruptionConfig(Config):
     )
     corruption_baseline: Path | None = Field(
         None,
-        description="corruptions.csv of another classifier on the same images, whose errors those of mCE are relative "
-        "to",
+        description="corruptions.csv from evaluating a baseline classifier on the same images; mCE is relative to its "
+        "errors",
     )
 
     @field_validator("corruptions")
