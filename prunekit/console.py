@@ -15,6 +15,8 @@ from rich.progress import Progress as RichBars
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.evaluation.corruptions import SEVERITIES, Cell
+from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.evaluation.sanity_rules import CheckReport
 from prunekit.progress import Description
 from prunekit.prune.sensitivity import Sensitivity
@@ -162,6 +164,16 @@ def evaluation_table(cases: Mapping[str, Mapping[str, float | None]], figures: S
     table = titled("Clean and attacked", ["attack"], (heading for heading, _ in columns))
     for name, case in cases.items():
         table.add_row(name, *(_cell(_known(case.get(column)), "{:.3f}") for _, column in columns))
+    return table
+
+
+def corruptions_table(summary: CorruptionSummary) -> Table:
+    """Return the main figure by corruption and severity, and each corruption's mean."""
+    headings = [*(str(severity) for severity in SEVERITIES), "mean"]
+    table = titled(f"{summary.figure.name} under corruptions, by severity", ["corruption"], headings)
+    for name in dict.fromkeys(cell.corruption for cell in summary.values):
+        values = [summary.values.get(Cell(name, severity)) for severity in SEVERITIES]
+        table.add_row(name, *(_cell(_known(value), "{:.3f}") for value in (*values, summary.of_corruption(name))))
     return table
 
 

@@ -1,17 +1,22 @@
-"""Letterboxed images kept in bounded memory, so that evaluating again does not decode again.
+"""Images kept in bounded memory, as the network sees them or as decoded: evaluating again does not decode again.
 
-What is kept gives the same bits as decoding: as bytes where dividing them by 255 gives every pixel back (images that
-need neither resizing nor a border), else as float32. What does not fit is not kept and is decoded each time. Nothing is
-evicted: an evaluation passes over all images in the same order, where the least recently used image is the one needed
-next, so the first images stay.
+What is kept gives the same bits as decoding. Images as the network sees them are bytes where dividing them by 255 gives
+every pixel back (images that need neither resizing nor a border), else float32. What does not fit is not kept and is
+decoded each time. Nothing is evicted: an evaluation passes over all images in the same order, where the least recently
+used image is the one needed next, so the first images stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+#: An image as decoded: RGB, uint8 [H, W, 3].
+Pixels = npt.NDArray[np.uint8]
 
 #: The default budget: 517 images of 416×416 pixels as float32, or 2068 as bytes.
 KEPT_BYTES = 2**30
@@ -58,6 +63,30 @@ def kept_or_decoded(kept: KeptImages | None, image_id: int, decode: Callable[[],
         if kept is not None:
             kept.keep(image_id, image)
     return image
+
+
+class KeptPixels:
+    """Images as decoded, uint8 [H, W, 3], by id; at most `budget` bytes of them.
+
+    They are what is changed anew for every corruption, before anything resizes them.
+    """
+
+    def __init__(self, budget: int = KEPT_BYTES) -> None:
+        self.budget = budget
+        self.bytes_used = 0
+        self._pixels: dict[int, Pixels] = {}
+
+    def get(self, image_id: int, decode: Callable[[], Pixels]) -> Pixels:
+        """Return a kept image, or decode it, and then keep it if it fits; nobody may write into it."""
+        if image_id in self._pixels:
+            return self._pixels[image_id]
+        pixels = decode()
+        if self.bytes_used + pixels.nbytes <= self.budget:
+            pixels = pixels.view()
+            pixels.flags.writeable = False
+            self._pixels[image_id] = pixels
+            self.bytes_used += pixels.nbytes
+        return pixels
 
 
 def _packed(image: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from prunekit.kept_images import KeptImages
+from prunekit.kept_images import KeptImages, KeptPixels, Pixels
+
+#: Returns a changed copy of an image as decoded, uint8 [H, W, 3], by its pixels and its id.
+PixelChange = Callable[[Pixels, int], Pixels]
 
 
 class Sample(Protocol):
@@ -118,3 +121,17 @@ class KeepsImages(Protocol):
 
     def is_kept(self, index: int) -> bool:
         """Return whether taking an image decodes nothing."""
+
+
+@runtime_checkable
+class ChangesPixels(Protocol):
+    """A data set whose images can be changed right after decoding, before anything resizes them."""
+
+    decoded: KeptPixels | None
+    """Where images are kept as decoded, for those who change them many times; None keeps none."""
+
+    def changed(self, change: PixelChange) -> Any:
+        """Return a view of the data whose images are changed; it shares what is kept as decoded, and keeps no more."""
+
+    def pixels(self, index: int) -> Pixels:
+        """Return an image as decoded, uint8 [H, W, 3], and changed; InputError if it cannot be decoded."""

@@ -17,6 +17,7 @@ from prunekit import task
 from prunekit.attacks import PRESETS
 from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset, save_darknet_weights, yolov3_tiny
 from prunekit.environment import thread_count
+from prunekit.evaluation.corruptions import CORRUPTIONS
 from prunekit.pipeline import RunConfig, RunFolder, SilentProgress, make_config, run
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.prune import SCORES
@@ -69,6 +70,8 @@ SLOW = (
     "test_compaction_pipeline.py",
     "test_compaction_random.py",
     "test_computed_weights.py",
+    "test_corruption_commands.py",
+    "test_corruptions_peer.py",
     "test_darknet_oracle.py",
     "test_demo_duration.py",
     "test_engine_arena.py",
@@ -138,7 +141,7 @@ def _whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def _names_as_shipped() -> Iterator[None]:
     """Forget after each file what its tests registered, so that no test depends on which ones ran before it."""
     task.models()  # registers prunekit's own
-    tables: list[Any] = [task._FAMILIES, task._TASKS, task._PLUGINS, SCORES, PRESETS, RECIPES]
+    tables: list[Any] = [task._FAMILIES, task._TASKS, task._PLUGINS, SCORES, PRESETS, RECIPES, CORRUPTIONS]
     before, modules = [table.copy() for table in tables], set(sys.modules)
     yield
     for table, kept in zip(tables, before, strict=True):

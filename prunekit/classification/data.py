@@ -18,7 +18,8 @@ from prunekit.classification.formats import HOLDOUT, PARTS, TEST, TRAIN, Sources
 from prunekit.classification.sources import Source
 from prunekit.detection.letterbox import to_grayscale
 from prunekit.errors import InputError
-from prunekit.kept_images import KeptImages, kept_or_decoded
+from prunekit.kept_images import KeptImages, KeptPixels, Pixels, kept_or_decoded
+from prunekit.task_data import PixelChange
 
 HOLDOUT_EVERY = 10  # every tenth training image of a class is held out: to choose by, never to learn from
 USUAL_SIZE = 224  # pixels, for images of several sizes
@@ -54,6 +55,7 @@ class ClassificationData(Dataset[Sample]):
         subset: "train", "holdout" or "test"; "" where the data set has one kind of images only.
         image_size: Side of the square images in pixels.
         kept: Where images are kept, so that they are decoded once; None decodes them every time.
+        decoded: Where images are kept as decoded; None keeps none.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class ClassificationData(Dataset[Sample]):
         self._source, self._indices = _chosen(sources, subset, limit)
         self.image_size = image_size or _own_size(self._source, self._indices)
         self.kept: KeptImages | None = None
+        self.decoded: KeptPixels | None = None
+        self._change: PixelChange | None = None
 
     @classmethod
     def open(
@@ -117,7 +121,7 @@ class ClassificationData(Dataset[Sample]):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
-        image = kept_or_decoded(self.kept, index, lambda: self._decode(self._indices[index]))
+        image = kept_or_decoded(self.kept, index, lambda: self._decode(index))
         return Sample(image, self._source.labels[self._indices[index]], index)
 
     def is_kept(self, index: int) -> bool:
@@ -125,12 +129,27 @@ class ClassificationData(Dataset[Sample]):
         return self.kept is not None and index in self.kept
 
     def _decode(self, index: int) -> Tensor:
-        pixels = self._source.pixels(index)
+        pixels = self.pixels(index)
         if pixels.shape[:2] != (self.image_size, self.image_size):
             fitted = ImageOps.fit(Image.fromarray(pixels), (self.image_size,) * 2, Image.Resampling.BICUBIC)
             pixels = np.asarray(fitted)
         image = torch.tensor(pixels).permute(2, 0, 1).float() / 255
         return to_grayscale(image) if self.grayscale else image
+
+    def changed(self, change: PixelChange) -> ClassificationData:
+        """Return a view whose images are changed right after decoding."""
+        view = copy.copy(self)
+        view.kept, view._change = None, change
+        return view
+
+    def pixels(self, index: int) -> Pixels:
+        """Return an image as decoded, uint8 [H, W, 3], and changed."""
+
+        def decode() -> Pixels:
+            return self._source.pixels(self._indices[index])
+
+        pixels = decode() if self.decoded is None else self.decoded.get(index, decode)
+        return pixels if self._change is None else self._change(pixels, index)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Join samples to a batch."""

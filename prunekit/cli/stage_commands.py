@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prunekit.cli.ending import error_console, out_console, tell, user_errors
 from prunekit.cli.options import takes
-from prunekit.console import ConsoleProgress, checks_table, evaluation_table, sensitivities_table
+from prunekit.console import (
+    ConsoleProgress,
+    checks_table,
+    corruptions_table,
+    evaluation_table,
+    sensitivities_table,
+)
+from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.pipeline.allocation import read_sensitivities
 from prunekit.pipeline.command_config import (
     EvaluateStage,
@@ -26,9 +34,10 @@ from prunekit.pipeline.commands import (
     sensitivity_stage,
     train_stage,
 )
+from prunekit.pipeline.corruptions import TABLE
 from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
 from prunekit.prune.sensitivity import rank_correlation
-from prunekit.report import write_rounds_plot, write_sensitivity_plot
+from prunekit.report import write_corruption_plots, write_rounds_plot, write_sensitivity_plot
 
 _AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
 
@@ -114,7 +123,10 @@ Examples:
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack strong --check --latency
       --transfer-from runs/robust/model.safetensors --out runs/all-figures
 
-{_AGAIN} Attacks can be added in the same folder.
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --corruptions benchmark
+      --attack none --out runs/corrupt
+
+{_AGAIN} Attacks and corruptions can be added in the same folder.
 """
 
 
@@ -171,7 +183,7 @@ def finetune_command(choices: dict[str, Any], verbose: bool) -> None:
 
 @takes(EvaluateStage)
 def evaluate_command(choices: dict[str, Any], verbose: bool) -> None:
-    """Evaluate a model clean and under attack; writes OUT/evaluation.json, and what was found as CSV or JSON."""
+    """Evaluate a model clean, under attack and under corruptions; writes OUT/evaluation.json and what was found."""
     with user_errors(verbose):
         with ConsoleProgress(error_console) as progress:
             outcome = evaluate_stage(EvaluateStage(**choices), progress)
@@ -188,6 +200,8 @@ def _show(outcome: EvaluationOutcome) -> None:
     if outcome.certified is not None:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in outcome.certified.items())
         tell(f"Randomized smoothing: {figures}")
+    if outcome.corruptions is not None:
+        _show_corruptions(outcome.file.parent, outcome.corruptions)
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         tell(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated")
@@ -198,6 +212,14 @@ def _show(outcome: EvaluationOutcome) -> None:
         out_console.print(checks_table(outcome.checks))
     done = "Finished earlier" if outcome.was_finished else "Written"
     tell(f"{done}: {outcome.file}")
+
+
+def _show_corruptions(out: Path, summary: CorruptionSummary) -> None:
+    out_console.print(corruptions_table(summary))
+    for sentence in summary.sentences():
+        tell(sentence)
+    for file in (out / TABLE, *write_corruption_plots(out, summary)):
+        tell(f"Written: {file}")
 
 
 def _tell(outcome: StageOutcome) -> None:

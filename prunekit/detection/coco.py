@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -27,7 +28,8 @@ from prunekit.detection.target import Target
 from prunekit.detection.voc_folder import is_voc, read_voc
 from prunekit.detection.yolo_folder import find_yolo, read_yolo
 from prunekit.errors import InputError
-from prunekit.kept_images import KeptImages, kept_or_decoded
+from prunekit.kept_images import KeptImages, KeptPixels, Pixels, kept_or_decoded
+from prunekit.task_data import PixelChange
 
 SIZE_STEP = 32  # the coarsest stride of the detectors
 _SPLITS = ("train", "val", "test", "trainval")
@@ -75,6 +77,7 @@ class CocoDataset(Dataset[Sample]):
         image_size: side of the letterboxed images, in pixels.
         split: which part of a data set with several they are, of `splits`; "" and none for COCO's layout.
         kept: where letterboxed images are kept, so that they are decoded once; None decodes them every time.
+        decoded: where images are kept as decoded; None keeps none.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class CocoDataset(Dataset[Sample]):
         self.fill = fill
         self.interpolation: Interpolation = interpolation
         self.kept: KeptImages | None = None
+        self.decoded: KeptPixels | None = None
+        self._change: PixelChange | None = None
         self.split = ""
         self.splits: tuple[str, ...] = ()
         self._open_training: Callable[[], CocoDataset] | None = None
@@ -201,9 +206,26 @@ class CocoDataset(Dataset[Sample]):
         return Letterbox.fit(record.width, record.height, self.image_size, self.fill, self.interpolation)
 
     def _decode(self, record: ImageRecord, letterbox: Letterbox) -> Tensor:
-        file = self.image_folder / record.file_name
-        image = letterbox.apply(read_image(file, record.width, record.height, record.upright))
+        image = letterbox.apply(self._pixels(record))
         return to_grayscale(image) if self.grayscale else image
+
+    def _pixels(self, record: ImageRecord) -> Pixels:
+        def decode() -> Pixels:
+            file = self.image_folder / record.file_name
+            return np.asarray(read_image(file, record.width, record.height, record.upright))
+
+        pixels = decode() if self.decoded is None else self.decoded.get(record.id, decode)
+        return pixels if self._change is None else self._change(pixels, record.id)
+
+    def changed(self, change: PixelChange) -> CocoDataset:
+        """Return a view whose images are changed right after decoding."""
+        view = copy.copy(self)
+        view.kept, view._change = None, change
+        return view
+
+    def pixels(self, index: int) -> Pixels:
+        """Return an image as decoded, uint8 [H, W, 3], and changed."""
+        return self._pixels(self.images[index])
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Join samples to a batch."""

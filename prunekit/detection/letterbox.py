@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from prunekit.kept_images import Pixels
+
 Interpolation = Literal["bilinear", "antialiased"]
 REC_601 = (0.299, 0.587, 0.114)  # the weights of red, green and blue in a gray value
 
@@ -54,8 +56,8 @@ class Letterbox:
         pad_left, pad_top = (size - resized_width) // 2, (size - resized_height) // 2
         return cls(size, scale, pad_left, pad_top, width, height, fill, interpolation)
 
-    def apply(self, image: Image.Image) -> Tensor:
-        """Return the RGB image, resized and padded, as float [3, size, size] in [0, 1]."""
+    def apply(self, image: Image.Image | Pixels) -> Tensor:
+        """Return the RGB image, as an array uint8 [H, W, 3], resized and padded, as float [3, size, size] in [0, 1]."""
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255  # [3, H, W]
         width, height = _resized(self.width, self.height, self.scale)
         resized = interpolate(

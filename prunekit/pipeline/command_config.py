@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
+from prunekit.evaluation.corruptions.config import CorruptionConfig
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.evaluation.smoothing import CertificationConfig
@@ -141,7 +142,7 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
-class EvaluateStage(DetectorChoices, CertificationConfig, EvaluationConfig):
+class EvaluateStage(DetectorChoices, CertificationConfig, CorruptionConfig, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
 
     weights: Path = Field(description=WEIGHTS)

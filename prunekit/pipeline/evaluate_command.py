@@ -1,13 +1,14 @@
-"""One model's figures, clean and under attacks, from files to files: what `prunekit evaluate` does.
+"""One model's figures, clean, under attacks and under corruptions, from files to files: what `prunekit evaluate` does.
 
-Each attack is a piece of work of its own in the folder, as are the checks and the timing: what is finished stays, and
-more attacks can be asked for later.
+Each attack is a piece of work of its own in the folder, as are each corruption at each severity, the checks and the
+timing: what is finished stays, and more can be asked for later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import nn
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
 from prunekit.evaluation.attacked_batches import AttackedBatches
+from prunekit.evaluation.corruptions.catalog import Cell
+from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.evaluation.evaluate import (
     CLEAN,
     EvaluationCase,
@@ -28,9 +31,21 @@ from prunekit.evaluation.evaluate import (
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
+from prunekit.evaluation.verification import labels_images
 from prunekit.pipeline.checkpoint import Checkpoint, Workspace, open_checkpoint, spec_of
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.commands import keep_config, opened, prepared, read_groups, task_for
+from prunekit.pipeline.corruptions import (
+    CELLS,
+    CLEAN_EXAMPLE,
+    Baseline,
+    keep_decoded,
+    read_baseline,
+    summarized,
+    write_cell,
+    write_clean_example,
+    write_table,
+)
 from prunekit.pipeline.proofs import radii_identity, require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
@@ -45,7 +60,7 @@ from prunekit.pipeline.unit import compacted
 from prunekit.processor import processor
 from prunekit.progress import Progress, SilentProgress
 from prunekit.prune import count_costs, prunable_layers, sparsity
-from prunekit.task import Data, Figure, task_of
+from prunekit.task import Data, Figure, Figures, LabelsImages, task_of
 
 EVALUATION, PREDICTIONS = "evaluation.json", "detections"
 _TITLES = {"check": "checks"}  # what messages call a part, where it is not its folder's name
@@ -66,6 +81,7 @@ class EvaluationOutcome:
         timing: Sizes and latencies, if they were asked for.
         verified: Verified accuracy, if it was asked for.
         certified: Certified accuracies and the mean certified radius, if they were asked for.
+        corruptions: What the figures under corruptions amount to, if they were asked for.
         shown: The figures that a table shows.
         was_finished: Whether all of it was there already.
     """
@@ -76,6 +92,7 @@ class EvaluationOutcome:
     timing: dict[str, Any] | None
     verified: dict[str, Any] | None
     certified: dict[str, Any] | None
+    corruptions: CorruptionSummary | None
     was_finished: bool
     shown: Sequence[Figure]
 
@@ -88,6 +105,7 @@ class _Work(Workspace):
     artifact: Checkpoint
     source: Checkpoint | None
     dataset: Data
+    baseline: Baseline | None
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
 
@@ -99,12 +117,15 @@ class _Work(Workspace):
     def source_model(self) -> nn.Module | None:
         return self.source.model if self.source else None
 
-    def part(self, name: str, identity: Mapping[str, Any], make: Make, from_source: bool = False) -> Part:
-        """Return what a part makes in its folder, or has made there, and whether it was there already."""
+    def part(
+        self, name: str, identity: Mapping[str, Any], make: Make, from_source: bool = False, is_told: bool = True
+    ) -> Part:
+        """Return what a part makes in its folder, or has made there, and whether it was there already; tell so."""
         inputs = {**self.inputs, **({"source": self.source.sha256} if from_source and self.source else {})}
         folder = self.store.open(name, {**self.identity, **identity}, inputs)
         if (done := folder.result()) is not None:
-            self.progress.message(f"{_TITLES.get(name, name)}: finished earlier")
+            if is_told:
+                self.progress.message(f"{_TITLES.get(name, name)}: finished earlier")
             return done, True
         result, files = make(folder)
         folder.finish(result, *files)
@@ -117,7 +138,11 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
     with prepared(config, "evaluate"):
         task = task_for(config, config.weights)
         require_provable(config, task)
+        if config.corruption_baseline is not None:
+            labels_images(task, "--corruption-baseline")
         dataset = open_data(config, task, config.data, progress, keep=True)
+        if config.cells:
+            keep_decoded(dataset)
         artifact = opened(config.weights, task, dataset)
         require_attackable(config.attack, artifact.task, dataset)
         require_bounds(Subject(artifact.model, artifact.task, dataset, config, progress), config.verify)
@@ -127,10 +152,11 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         names = ("score_threshold", "iou_threshold", "max_detections", "batch_size", "seed")
         identity = {name: getattr(config, name) for name in names}
         inputs = {"model": artifact.sha256, "data": data_digest(dataset, progress)}
+        baseline = _baseline(config, inputs["data"])
         with command_store(config.out, "evaluate") as store:
             keep_config(config)
             store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
-            return _evaluate(_Work(store, progress, config, artifact, source, dataset, identity, inputs))
+            return _evaluate(_Work(store, progress, config, artifact, source, dataset, baseline, identity, inputs))
 
 
 def _evaluate(work: _Work) -> EvaluationOutcome:
@@ -142,11 +168,13 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         "checks": (_check, config.check),
         "latency": (_time, config.latency),
     }
-    parts = {name: do(work) for name, (do, is_asked) in asked.items() if is_asked}
-    was_finished = all(finished for _, finished in (*cases.values(), *parts.values()))
     figures = {name: case for name, (case, _) in cases.items()}
+    corruptions, finished_before = _corrupt(work, figures[CLEAN])  # first, as timing leaves the model on the CPU
+    parts = {name: do(work) for name, (do, is_asked) in asked.items() if is_asked}
+    was_finished = finished_before and all(finished for _, finished in (*cases.values(), *parts.values()))
     found: dict[str, Any] = {name: result for name, (result, _) in parts.items()}
     found |= {"checks": found["checks"]["checks"]} if "checks" in found else {}
+    found |= {"corruptions": corruptions.figures()} if corruptions is not None else {}
     _write_summary(work, figures, found)
     return EvaluationOutcome(
         config.out / EVALUATION,
@@ -155,6 +183,7 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         timing=found.get("latency"),
         verified=found.get("verified"),
         certified=found.get("certified"),
+        corruptions=corruptions,
         was_finished=was_finished,
         shown=work.artifact.task.figures,
     )
@@ -175,6 +204,25 @@ def _case(work: _Work, case: EvaluationCase) -> Part:
         return result.figures(), [file.name for file in files]
 
     return work.part(case.name, {"attack": attack_identity(PRESETS.get(case.attack))}, make, case.transfer)
+
+
+def _corrupt(work: _Work, clean: Figures) -> tuple[CorruptionSummary | None, bool]:
+    """Return what the figures under corruptions amount to, and whether all of them were there already."""
+    cells, subject = work.config.cells, work.subject
+    if not cells:
+        return None, True
+    make = partial(write_clean_example, subject=subject)
+    work.part(f"{CELLS}/{CLEAN_EXAMPLE}", {}, make, is_told=False)
+    found: dict[Cell, Part] = {}
+    for cell in work.progress.track(cells, "corruptions", len(cells)):
+        make = partial(write_cell, subject=subject, cell=cell)
+        found[cell] = work.part(f"{CELLS}/{cell.name}", cell.identity, make, is_told=False)
+    if earlier := sum(finished for _, finished in found.values()):
+        work.progress.message(f"corruptions: {earlier} of {len(cells)} cells finished earlier")
+    figures = {cell: result for cell, (result, _) in found.items()}
+    write_table(work.config.out, clean, figures, _about(work))
+    is_classifier = isinstance(work.artifact.task, LabelsImages)
+    return summarized(subject, clean, figures, is_classifier, work.baseline), earlier == len(cells)
 
 
 def _verify(work: _Work) -> Part:
@@ -220,18 +268,27 @@ def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     return size_columns(model, count_costs(model, x, kept, groups), sparsity(kept))
 
 
-def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    content: dict[str, Any] = {
+def _about(work: _Work) -> dict[str, Any]:
+    """Return what figures are of: the model, the data, and how both are looked at."""
+    return {
         "model": work.artifact.task.spec.name,
         **dict(sorted(work.artifact.task.spec.arguments.items())),
         **{f"{name}_sha256": digest for name, digest in work.inputs.items()},
         "images": len(work.dataset),
         "image_size": work.dataset.image_size,
         **work.identity,
-        "cases": cases,
     }
-    content |= {name: found[name] for name in ("verified", "certified", "checks", "latency") if name in found}
+
+
+def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    names = ("verified", "certified", "corruptions", "checks", "latency")
+    content = {**_about(work), "cases": cases, **{name: found[name] for name in names if name in found}}
     write_json(work.config.out / EVALUATION, content)
+
+
+def _baseline(config: EvaluateStage, data_sha256: str) -> Baseline | None:
+    path = config.corruption_baseline
+    return None if path is None else read_baseline(path, config.cells, data_sha256)
 
 
 def _source(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> Checkpoint | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from prunekit.experiments.measured import Row, finished_rows
 from prunekit.experiments.values import GIVEN, Values
@@ -18,11 +17,8 @@ from prunekit.pipeline import RunFolder
 from prunekit.pipeline.examples import DESCRIPTION, NUM_EXAMPLES
 from prunekit.pipeline.variants import Unit
 from prunekit.report.page import unit_of
+from prunekit.report.tiles import Tile, arranged, encoded
 from prunekit.task import Task
-
-_GAP, _CAPTION = 6, 20  # pixels between pictures, and above each for what it shows
-#: A picture with its caption.
-Tile = tuple[str, Image.Image]
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,9 @@ def write_samples(experiment: Path, values: Values, out: Path) -> list[bytes]:
     common = [key for key in trials[0].examples if all(key in trial.examples for trial in trials)]
     images = []
     for key in common[:NUM_EXAMPLES]:
-        figure = _arranged([[trials[0].truth(key)], *([trial.tile(key) for trial in line] for line in lines)])
-        write_bytes(out / f"sample-{key}.png", _encoded(figure, "PNG"))
-        images.append(_encoded(figure, "JPEG"))
+        figure = arranged([[trials[0].truth(key)], *([trial.tile(key) for trial in line] for line in lines)])
+        write_bytes(out / f"sample-{key}.png", encoded(figure, "PNG"))
+        images.append(encoded(figure, "JPEG"))
     return images
 
 
@@ -101,22 +97,3 @@ def _trial(experiment: Path, name: str, row: Row) -> _Trial:
     unit = unit_of(row)
     caption = f"{name}, {unit.target}"
     return _Trial(caption, RunFolder(experiment / "runs" / row["run"]), unit, row["attack"] != "none")
-
-
-def _arranged(lines: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Return all pictures on one, each below its caption."""
-    width = _GAP + max(picture.width for line in lines for _, picture in line)
-    height = _GAP + _CAPTION + max(picture.height for line in lines for _, picture in line)
-    canvas = Image.new("RGB", (width * max(map(len, lines)), height * len(lines)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    for row, line in enumerate(lines):
-        for column, (caption, picture) in enumerate(line):
-            draw.text((column * width, row * height), caption, fill="black", font=font)
-            canvas.paste(picture, (column * width, row * height + _CAPTION))
-    return canvas
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind)
-    return buffer.getvalue()

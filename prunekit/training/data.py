@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from prunekit.errors import InputError
 from prunekit.progress import Progress
 from prunekit.task import Data
-from prunekit.task_data import KeepsImages
+from prunekit.task_data import ChangesPixels, KeepsImages
 from prunekit.training.augment import augment, resize
 from prunekit.training.config import TrainConfig
 
@@ -151,14 +151,17 @@ class _Guarded(Dataset[Any]):
     """A data set that returns what is wrong with an image instead of raising it.
 
     A worker's exception would reach the user wrapped into the worker's traceback. Nothing is kept here: each worker
-    would keep images of its own.
+    would keep images of its own. What is kept as decoded is read where processes share it.
     """
 
-    def __init__(self, dataset: Data) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Data, shares_memory: bool) -> None:
+        self.dataset: Any = dataset
         if isinstance(dataset, KeepsImages):
             self.dataset = copy.copy(dataset)
             self.dataset.kept = None
+        if isinstance(dataset, ChangesPixels) and not shares_memory:
+            self.dataset = copy.copy(self.dataset)
+            self.dataset.decoded = None
 
     def __getitem__(self, index: int) -> Any:
         try:
@@ -198,8 +201,9 @@ def _decode(dataset: Data, chunks: list[list[int]], workers: int) -> Iterator[li
     """Yield the samples of these indices, decoded, and let the data set keep what fits."""
     if not chunks:
         return
+    shares_memory = not workers or torch.multiprocessing.get_start_method() == "fork"
     loader = DataLoader(
-        _Guarded(dataset),
+        _Guarded(dataset, shares_memory),
         batch_sampler=chunks,
         num_workers=workers,
         collate_fn=list,
