@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,10 @@ from prunekit.errors import InputError
 from prunekit.nn.accelerate import accelerate, on_engine_untimed
 from prunekit.nn.held_still import held_still
 from prunekit.nn.random_state import own_random_state
+from prunekit.ops.cuda.dispatch import device_of
 from prunekit.prune.allocations import Part, Ratios
 from prunekit.prune.channel_groups import ChannelGroups
-from prunekit.prune.layer_times import ConvShape, LayerTimes
+from prunekit.prune.layer_times import ConvShape, LayerTimes, milliseconds_on_gpu
 from prunekit.prune.layers import prunable_layers
 from prunekit.prune.masks import apply_masks
 from prunekit.timing import time_in_turn
@@ -101,9 +103,8 @@ def latency_model(
     parts: Sequence[Part],
     groups: ChannelGroups | None,
     part_of_unit: Tensor | None,
-    cache: LayerTimes | None = None,
 ) -> LatencyModel:
-    """Measure what is not known yet of a model's convolutions.
+    """Measure what is not known yet of a model's convolutions; on a GPU the models of its kernels fill in.
 
     Args:
         model: Any module; it runs once, in eval mode.
@@ -111,17 +112,29 @@ def latency_model(
         parts: What gets a ratio.
         groups: The channel groups, where filters go.
         part_of_unit: int64 [units], each unit's part; -1 for one that always stays.
-        cache: Of earlier measurements; None is the user's.
+
+    Raises:
+        InputError: The image is on a GPU, and the CUDA kernels are not there.
     """
     convs, calls = prunable_layers(model), conv_calls(model, x)
     names = [name for name in convs if name in calls]
     shapes = {name: [ConvShape.of(convs[name], size) for size in calls[name]] for name in names}
     at = {(name, share): [_at(shape, share, groups) for shape in shapes[name]] for name in names for share in SHARES}
-    ms = (cache or LayerTimes.default()).measure(shape for found in at.values() for shape in found)
+    ms = _milliseconds({shape for found in at.values() for shape in found}, x)
     times = np.array([[sum(ms[shape] for shape in at[name, share]) for share in SHARES] for name in names])
     times = np.maximum.accumulate(times.reshape(len(names), len(SHARES)), axis=1)
     written, read = _tables(names, convs, parts, groups, part_of_unit)
     return LatencyModel(times, written, read, tuple(names))
+
+
+def _milliseconds(shapes: Iterable[ConvShape], x: Tensor) -> dict[ConvShape, float]:
+    """Return what each shape takes where x is."""
+    if not x.is_cuda:
+        return LayerTimes.default().measure(shapes)
+    device = device_of(x)
+    if device is None:
+        raise InputError(f"Expected prunekit's CUDA kernels for a latency budget on {x.device}, but none were built.")
+    return {shape: milliseconds_on_gpu(shape, x.dtype, device) for shape in shapes}
 
 
 def _at(shape: ConvShape, share: float, groups: ChannelGroups | None) -> ConvShape:
@@ -219,18 +232,21 @@ def deployed(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: C
     if groups is not None:
         compaction = importlib.import_module("prunekit.compaction")  # a room below: it knows masks, masks know nothing
         pruned = compaction.compact(pruned, x, masks, multiple_of=1, latency_runs=0).model
-    try:
-        return on_engine_untimed(pruned, x, _TUNING_SECONDS)
-    except Exception:  # whatever a foreign forward does that no graph can
-        return accelerate(pruned, x, tuning_seconds=_TUNING_SECONDS)
+    if not x.is_cuda:
+        with suppress(Exception):  # whatever a foreign forward does that no graph can
+            return on_engine_untimed(pruned, x, _TUNING_SECONDS)
+    return accelerate(pruned, x, tuning_seconds=_TUNING_SECONDS)
 
 
 def deployed_ms(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: ChannelGroups | None) -> float:
     """Build the model that masks make, and return the median milliseconds of one image."""
-    if x.is_cuda:
-        raise InputError(f"Expected a model on the CPU for a latency budget, got one on {x.device}.")
     fast = deployed(model, masks, x, groups)
-    calls = {"": lambda: fast(x)}
-    ms = time_in_turn(calls, 1)[""].median_ms
+
+    def call() -> None:
+        fast(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    ms = time_in_turn({"": call}, 1)[""].median_ms
     runs = int(min(max(_TIMED_SECONDS * 1e3 / ms, _MIN_RUNS), _MAX_RUNS))
-    return time_in_turn(calls, runs)[""].median_ms
+    return time_in_turn({"": call}, runs)[""].median_ms

@@ -1,4 +1,7 @@
-"""How long a convolution takes at a density, or with fewer channels: measured on the engine and kept for later."""
+"""How long a convolution takes at a density, or with fewer channels: measured on the engine and kept for later.
+
+On a GPU it is what the choice of kernels goes by: a measurement of the device if there is one, else the cost model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.measurements import MeasurementCache
 from prunekit.nn.whole_graph import build_whole_graph
-from prunekit.ops.conv_arguments import pair, split_padding
+from prunekit.ops.conv_arguments import conv_output_size, pair, split_padding
+from prunekit.ops.cuda.choice import choose_kernel
+from prunekit.ops.cuda.dispatch import CudaDevice, kernel_cache
+from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.native import native_status
 from prunekit.processor import processor
 
@@ -68,6 +74,14 @@ class ConvShape:
         with torch.no_grad():
             conv.weight.mul_(torch.rand_like(conv.weight) < self.density)
         return conv
+
+    def problem(self) -> ConvProblem:
+        """Return it as the models of GPU kernels see it, on one image."""
+        read = self.in_channels // self.groups
+        x_shape, weight_shape = (1, self.in_channels, *self.size), (self.out_channels, read, *self.kernel_size)
+        size = conv_output_size(x_shape, weight_shape, self.stride, self.padding, self.dilation)
+        geometry = (self.stride, self.padding, self.dilation)
+        return ConvProblem(self.out_channels, read, self.kernel_size, self.groups, self.density, 1, size, *geometry)
 
     def __str__(self) -> str:
         machine = {"processor": processor().name, "instruction_set": native_status().instruction_set}
@@ -131,6 +145,12 @@ def measured_ms(shapes: Sequence[ConvShape]) -> list[float]:
                 best[name] = min(best.get(name, float("inf")), ms)
     of_layer = {node.layer: best.get(node.name, 0.0) for node in fast.graph.convolutions()}
     return [of_layer.get(f"layers.{number}", 0.0) for number in range(len(shapes))]
+
+
+def milliseconds_on_gpu(shape: ConvShape, dtype: torch.dtype, device: CudaDevice) -> float:
+    """Return what one image takes on the kernel that would be chosen."""
+    found = choose_kernel(shape.problem(), dtype, device.gpu, allow_tf32=device.allow_tf32, cache=kernel_cache())
+    return 1e3 * found.seconds
 
 
 _silent: Callable[[int, int], None] = lambda done, total: None  # noqa: E731

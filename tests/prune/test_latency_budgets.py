@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.ops.cuda.choice import choose_kernel
+from prunekit.ops.cuda.devices import GPUS
+from prunekit.ops.cuda.dispatch import CudaDevice
+from prunekit.ops.cuda.problem import ConvProblem
+from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.native import native_status
 from prunekit.prune import ChannelGroups, allocate, apply_masks, prunable_layers, score_model
 from prunekit.prune import latency as latency_module
@@ -174,6 +182,29 @@ def test_layers_are_measured_on_the_engine_once(tmp_path: Path, monkeypatch: pyt
     first = LayerTimes.default().measure(shapes)
     assert min(first.values()) > 0
     assert LayerTimes.default().measure([*shapes, *shapes]) == first
+
+
+GPU = GPUS["rtx-2070-super"]
+CUDA_X: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device="cuda:0")  # no GPU is needed to ask the models
+
+
+def test_on_a_gpu_layers_take_what_the_choice_of_kernels_goes_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = CudaDevice(GPU, cuda_op, lambda call: 0.0, allow_tf32=False, is_capturing=False)
+    monkeypatch.setattr(latency_module, "device_of", lambda x: device)
+    conv = ConvShape.of(nn.Conv2d(256, 512, 3, 2, padding=1), (52, 52))
+    shapes = [replace(conv, density=density) for density in (0.02, 0.1, 1.0)]
+    found = latency_module._milliseconds(shapes, CUDA_X)
+    problems = [ConvProblem(512, 256, (3, 3), 1, shape.density, 1, (26, 26), (2, 2), (1, 1)) for shape in shapes]
+    chosen = [choose_kernel(problem, torch.float32, GPU, allow_tf32=False) for problem in problems]
+    assert [found[shape] for shape in shapes] == [1e3 * choice.seconds for choice in chosen]
+    assert [choice.kernel for choice in chosen] == ["record", "record", "dense"]
+    assert 0 < found[shapes[0]] < found[shapes[1]] < found[shapes[2]]
+
+
+def test_a_gpu_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_module, "device_of", lambda x: None)
+    with pytest.raises(InputError, match="CUDA kernels for a latency budget on cuda:0, but none were built"):
+        latency_module._milliseconds([ConvShape.of(nn.Conv2d(4, 4, 1), (8, 8))], CUDA_X)
 
 
 @pytest.mark.slow
