@@ -14,7 +14,6 @@ from prunekit.benchmark import Row, Settings, measure, read_rows, run_bench
 from prunekit.benchmark.competition import seconds_in_turn
 from prunekit.benchmark.engines.calls import Call
 from prunekit.benchmark.engines.pytorch import torch_eager
-from prunekit.benchmark.machine import Peak
 from prunekit.benchmark.memory import Memory, measure_memory
 from prunekit.benchmark.peers import PEERS, Peer
 from prunekit.benchmark.problems import NETS, layer_problems, prune_by_magnitude, pruned_net, random_image
@@ -23,18 +22,9 @@ from prunekit.errors import InputError
 from prunekit.pipeline import SilentProgress
 from prunekit.prune import prunable_layers, sparsity
 from prunekit.prune.costs import count_costs
-from tests.support.planted_peers import Messages, Planted, flipped_last, plant, small_settings
+from tests.support.planted_peers import Messages, Planted, flipped_last, plant
 
-
-@pytest.fixture(autouse=True)
-def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests the measurement of a peak that none of them is about."""
-    monkeypatch.setattr(Peak, "measure", classmethod(lambda cls: cls(64.0, "dense_gemm", 64.0, 16.0)))
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return small_settings()
+pytestmark = pytest.mark.usefixtures("known_peak")
 
 
 @pytest.mark.parametrize(

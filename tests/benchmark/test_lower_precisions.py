@@ -13,22 +13,12 @@ from prunekit.benchmark import Settings, measure, read_rows, run_bench
 from prunekit.benchmark.competition import Competitor, error_of
 from prunekit.benchmark.engines.calls import Call, UnavailableError
 from prunekit.benchmark.engines.precisions import Precision
-from prunekit.benchmark.machine import Peak
 from prunekit.benchmark.peers import PEERS, Peer
 from prunekit.benchmark.summary import curves
 from prunekit.progress import SilentProgress
-from tests.support.planted_peers import Messages, Planted, flipped_last, plant, small_settings
+from tests.support.planted_peers import Messages, Planted, flipped_last, plant
 
-
-@pytest.fixture(autouse=True)
-def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests the measurement of a peak that none of them is about."""
-    monkeypatch.setattr(Peak, "measure", classmethod(lambda cls: cls(64.0, "dense_gemm", 64.0, 16.0)))
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return small_settings()
+pytestmark = pytest.mark.usefixtures("known_peak")
 
 
 @pytest.mark.parametrize(("precision", "width"), [("int8", 1), ("bfloat16", 2)])
