@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 from torch.utils.cpp_extension import include_paths, library_paths
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
@@ -31,6 +33,18 @@ WANTED_SETS = os.environ.get("PRUNEKIT_SETS", ",".join(ALL_SETS)).split(",")
 if not set(WANTED_SETS) <= set(ALL_SETS):
     sys.exit(f"PRUNEKIT_SETS: expected some of {', '.join(ALL_SETS)}, got {os.environ['PRUNEKIT_SETS']!r}.")
 INSTRUCTION_SETS = {name: flags for name, flags in ALL_SETS.items() if name in WANTED_SETS or name == "baseline"}
+# int8 needs one instruction more, which a set adds to one of those: name, the set, flags.
+QUAD_KERNELS = "csrc/cpu/quad_kernels.cpp"
+X86_QUADS = {
+    "avx512vnni": ("avx512", ["-mavx512vnni"]),
+    "avxvnni": ("avx2", ["-mavxvnni"]),
+}
+ARM_QUADS = {"dotprod": ("baseline", ["-march=armv8.2-a+dotprod"])}
+QUADS = ARM_QUADS if platform.machine() in ("aarch64", "arm64") else X86_QUADS
+QUAD_SETS = {
+    **{name: [*INSTRUCTION_SETS[base], *flags] for name, (base, flags) in QUADS.items() if base in INSTRUCTION_SETS},
+    **INSTRUCTION_SETS,
+}
 KERNELS = [f"csrc/cpu/{name}.cpp" for name in ("tile_kernel", "lane_kernels", "lane_channels", "lane_remap")]
 FLAGS = [
     "-std=c++17",
@@ -65,7 +79,10 @@ class BuildNative(build_ext):
             # Each compiler runs in a process of its own; two at a time.
             with ThreadPoolExecutor(max_workers=2) as pool:
                 jobs = [(name, flags, kernel) for name, flags in INSTRUCTION_SETS.items() for kernel in KERNELS]
-                ext.extra_objects = list(pool.map(lambda job: self._compile(*job), jobs))
+                objects = pool.map(lambda job: self._compile(*job), jobs)
+                quads = dict(pool.map(self._compile_quads, QUAD_SETS.items()))
+                ext.extra_objects = [*objects, *filter(None, quads.values())]
+            ext.define_macros.append(("PRUNEKIT_QUAD_SETS", _listed(name for name in quads if quads[name])))
             super().build_extension(ext)
         except Exception as error:
             if IS_REQUIRED:
@@ -90,6 +107,16 @@ class BuildNative(build_ext):
                 raise
             print(f"prunekit: the CUDA extension was left out, because {error}.", file=sys.stderr)
 
+    def _compile_quads(self, job: tuple[str, list[str]]) -> tuple[str, str | None]:
+        """Compile int8 for a set, without fused multiply-adds; None where the compiler does not know its instruction."""
+        name, flags = job
+        try:
+            return name, self._compile(name, [*flags, "-ffp-contract=off"], QUAD_KERNELS)
+        except CompileError:
+            if name in INSTRUCTION_SETS:
+                raise
+            return name, None
+
     def _compile(self, name: str, flags: list[str], kernel: str) -> str:
         compiler: Any = self.compiler
         objects: list[str] = compiler.compile(
@@ -101,10 +128,16 @@ class BuildNative(build_ext):
         return objects[0]
 
 
+def _listed(names: Iterable[str]) -> str:
+    return " ".join(f"X({name})" for name in names)
+
+
 native = Extension(
     "prunekit._native",
     sources=[
-        str(p) for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))] if str(p) not in KERNELS
+        str(p)
+        for p in [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+        if str(p) not in (*KERNELS, QUAD_KERNELS)
     ],
     depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("csrc/cpu").glob("*"), Path("setup.py")]],
     include_dirs=include_paths(),
@@ -113,7 +146,7 @@ native = Extension(
     define_macros=[
         ("TORCH_TARGET_VERSION", TORCH_TARGET),
         ("Py_LIMITED_API", "0x030a0000"),
-        ("PRUNEKIT_COMPILED_SETS", " ".join(f"X({name})" for name in INSTRUCTION_SETS)),
+        ("PRUNEKIT_COMPILED_SETS", _listed(INSTRUCTION_SETS)),
     ],
     extra_compile_args=FLAGS,
     extra_link_args=LINK_FLAGS,

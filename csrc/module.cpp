@@ -170,6 +170,13 @@ PyObject* lane_layout(PyObject*, PyObject*) {
       static_cast<long long>(kernels.max_vectors[1]), static_cast<long long>(kernels.max_vectors[2]));
 }
 
+PyObject* quad_layout(PyObject*, PyObject*) {
+  const prunekit::QuadKernels& kernels = prunekit::quad_kernels();
+  return Py_BuildValue(
+      "(LLsN)", static_cast<long long>(kernels.max_vectors), static_cast<long long>(kernels.x_shift), kernels.dot,
+      PyBool_FromLong(kernels.is_fast));
+}
+
 PyMethodDef METHODS[] = {
     {"make_plan", make_plan, METH_VARARGS, "Check a plan's steps and return the plan."},
     {"step_declarations", step_declarations, METH_NOARGS, "The words of each kind of step, as C++ declares them."},
@@ -182,6 +189,8 @@ PyMethodDef METHODS[] = {
      "Nanoseconds a vector takes to be multiplied and added, and to be rewritten, in memory of some bytes."},
     {"lane_layout", lane_layout, METH_NOARGS,
      "Lanes of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the instruction set in use."},
+    {"quad_layout", quad_layout, METH_NOARGS,
+     "Of int8 kernels: longest tiles in vectors, the shift of their input, the instruction, whether it is a fast one."},
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set in use."},
     {"compiled_instruction_sets", compiled_instruction_sets, METH_NOARGS,
      "List of (name, is supported by this processor), best first."},

@@ -1,37 +1,10 @@
 #include <algorithm>
 
-#include "../sparse_filter.h"
-#include "step.h"
+#include "channel_step.h"
 
 namespace prunekit {
 
 namespace {
-
-// About what a task of a memory-bound step should move at least; smaller ones cost more to hand out than to do.
-constexpr int64_t MIN_TASK_ELEMENTS = 16 * 1024;
-// Steps that treat each channel by itself: a task is a range of channels.
-class ChannelStep : public Step {
- public:
-  ChannelStep(int64_t channels, int64_t elements_a_channel, int64_t threads)
-      : channels_(channels),
-        channels_a_task_(
-            std::max<int64_t>(
-                {1, MIN_TASK_ELEMENTS / std::max<int64_t>(1, elements_a_channel),
-                 channels / (TASKS_PER_THREAD * threads)})) {}
-  int64_t num_tasks() const override { return ceil_div(channels_, channels_a_task_); }
-  void run(const LaneKernels& kernels, const Memory& memory, int64_t task) const override {
-    const int64_t end = std::min(channels_, (task + 1) * channels_a_task_);
-    for (int64_t c = task * channels_a_task_; c < end; ++c) {
-      run_channel(kernels, memory, c);
-    }
-  }
-
- protected:
-  virtual void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t channel) const = 0;
-
- private:
-  const int64_t channels_, channels_a_task_;
-};
 
 class Halo : public ChannelStep {
  public:
@@ -42,7 +15,7 @@ class Halo : public ChannelStep {
     bounds.contain(s.y - s.front * bounds.lanes, s.y, "a halo's front");
   }
   void run_channel(const LaneKernels& kernels, const Memory& memory, int64_t c) const override {
-    kernels.halo(memory.arena + s_.y + c * s_.y_channel, s_.vectors, s_.front, s_.back);
+    kernels.halo(memory.arena + s_.y + c * s_.y_channel, s_.vectors, s_.front, s_.back, element_of(s_.fill));
   }
 
  private:
@@ -110,7 +83,7 @@ class Remap : public ChannelStep {
         {(s_.input == IN_ARENA ? memory.arena : memory.inputs[s_.input]) + s_.x + c * s_.x_channel, s_.x_vectors,
          s_.x_pitch, (s_.output == IN_ARENA ? memory.arena : memory.outputs[s_.output]) + s_.y + c * s_.y_channel,
          s_.y_vectors, s_.y_pitch, s_.y_back, s_.plane, s_.planes, s_.num_rows, s_.length, s_.rows,
-         run_pointers_.data(), static_cast<float>(s_.fill), buffer, buffer + planar});
+         run_pointers_.data(), element_of(s_.fill), buffer, buffer + planar});
   }
 
  private:
@@ -246,6 +219,10 @@ std::unique_ptr<Step> make_channel_step(
       return std::make_unique<Mean>(read_words<MeanStep>(words), bounds, threads);
     case SHIFT:
       return std::make_unique<Shift>(read_words<ShiftStep>(words), bounds, threads);
+    case QUANTIZE:
+    case DEQUANTIZE:
+    case QUAD_POOL:
+      return make_quad_channel_step(words, bounds, threads);
   }
   require(false, "unknown kind");
   return nullptr;

@@ -6,9 +6,15 @@
 #include <iterator>
 #include <utility>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 // setup.py compiles tile_kernel.cpp once per name in this list (best first) and passes the list on.
-#ifndef PRUNEKIT_COMPILED_SETS
-#error "PRUNEKIT_COMPILED_SETS lists the compiled instruction sets as X(name) X(name)"
+// Likewise for quad_kernels.cpp, with sets that add an instruction to one of them.
+#if !defined(PRUNEKIT_COMPILED_SETS) || !defined(PRUNEKIT_QUAD_SETS)
+#error "PRUNEKIT_COMPILED_SETS and PRUNEKIT_QUAD_SETS list the compiled instruction sets as X(name) X(name)"
 #endif
 
 namespace prunekit {
@@ -19,6 +25,12 @@ namespace prunekit {
   extern const LaneKernels lane_kernels;       \
   }
 PRUNEKIT_COMPILED_SETS
+#undef X
+#define X(name)                          \
+  namespace name {                       \
+  extern const QuadKernels quad_kernels; \
+  }
+PRUNEKIT_QUAD_SETS
 #undef X
 
 const std::vector<const InstructionSet*>& compiled_instruction_sets() {
@@ -64,6 +76,41 @@ const LaneKernels& lane_kernels() {
 #undef X
   const auto is_current = [](const auto& entry) { return entry.first == &instruction_set(); };
   return *std::find_if(std::begin(sets), std::end(sets), is_current)->second;
+}
+
+namespace {
+
+// Whether the processor has what a set adds to another of as many lanes.
+bool has_quad_instruction(const std::string& name) {
+#if defined(__x86_64__)
+  if (name == "avx512vnni") {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+  }
+  if (name == "avxvnni") {
+    return __builtin_cpu_supports("avxvnni");
+  }
+#elif defined(__aarch64__) && defined(__linux__)
+  if (name == "dotprod") {
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  }
+#endif
+  return std::any_of(
+      compiled_instruction_sets().begin(), compiled_instruction_sets().end(),
+      [&](const InstructionSet* set) { return name == set->name && is_supported(*set); });
+}
+
+}  // namespace
+
+const QuadKernels& quad_kernels() {
+#define X(name) {#name, &name::quad_kernels},
+  static const std::pair<const char*, const QuadKernels*> sets[] = {PRUNEKIT_QUAD_SETS};
+#undef X
+  const int64_t lanes = lane_kernels().lanes;
+  // Sets stand in order, the best first.
+  const auto fits = [&](const auto& entry) {
+    return entry.second->lanes == lanes && has_quad_instruction(entry.first);
+  };
+  return *std::find_if(std::begin(sets), std::end(sets), fits)->second;
 }
 
 bool use_instruction_set(const std::string& name) {

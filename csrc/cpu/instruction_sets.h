@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "lane_kernels.h"
+#include "quad_kernels.h"
 #include "tile_kernel.h"
 
 namespace prunekit {
@@ -16,6 +17,8 @@ bool is_supported(const InstructionSet& set);
 const InstructionSet& instruction_set();
 // Its lane kernels.
 const LaneKernels& lane_kernels();
+// The kernels of int8 for its lanes: with an instruction for them where the processor has one.
+const QuadKernels& quad_kernels();
 // Returns false when no compiled and supported set has this name.
 bool use_instruction_set(const std::string& name);
 

@@ -76,25 +76,27 @@ void run_pool(const LanePool& pool) {
 
 namespace {
 
-// `count` vectors whose pixels are those of `source`, `distance` lanes further on; 0 beyond the last and before the
+// `count` vectors whose pixels are those of `source`, `distance` lanes further on; `fill` beyond the last and before the
 // first lane.
-ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance) {
+ALWAYS_INLINE void copy_shifted(
+    const float* source, float* target, int64_t count, int64_t distance, vec fill) {
   ivec index;
   for (int l = 0; l < LANES; ++l) {
     index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
   }
   for (int64_t j = 0; j < count; ++j) {
-    store(target + j * LANES, shuffle(load(source + j * LANES), vec{}, index));
+    store(target + j * LANES, shuffle(load(source + j * LANES), fill, index));
   }
 }
 
 // The vectors [begin, end) of a plane of m vectors that goes on on both sides with its neighbors' pixels.
-ALWAYS_INLINE void copy_range(const float* plane, int64_t m, int64_t begin, int64_t end, float* target) {
+ALWAYS_INLINE void copy_range(
+    const float* plane, int64_t m, int64_t begin, int64_t end, float* target, vec fill) {
   while (begin < end) {
     const int64_t chunk = begin < 0 ? -((m - 1 - begin) / m) : begin / m;
     const int64_t stop = (chunk + 1) * m < end ? (chunk + 1) * m : end;
     const int64_t distance = chunk < -LANES ? -LANES : chunk > LANES ? LANES : chunk;
-    copy_shifted(plane + (begin - chunk * m) * LANES, target, stop - begin, distance);
+    copy_shifted(plane + (begin - chunk * m) * LANES, target, stop - begin, distance, fill);
     target += (stop - begin) * LANES;
     begin = stop;
   }
@@ -102,16 +104,20 @@ ALWAYS_INLINE void copy_range(const float* plane, int64_t m, int64_t begin, int6
 
 }  // namespace
 
-void fill_halo(float* plane, int64_t m, int64_t front, int64_t back) {
-  copy_range(plane, m, -front, 0, plane - front * LANES);
-  copy_range(plane, m, m, m + back, plane + m * LANES);
+void fill_halo(float* plane, int64_t m, int64_t front, int64_t back, float fill) {
+  vec beyond;
+  for (int l = 0; l < LANES; ++l) {  // not by a sum, which would change the bits of quads
+    beyond[l] = fill;
+  }
+  copy_range(plane, m, -front, 0, plane - front * LANES, beyond);
+  copy_range(plane, m, m, m + back, plane + m * LANES, beyond);
 }
 
 void run_shifts(const LaneShifts& s) {
   const int64_t elements = s.vectors * LANES;
   for (int64_t i = 0; i < s.num_copies; ++i) {
     float* target = s.y + i * elements;
-    copy_range(s.x, s.vectors, s.shifts[i], s.shifts[i] + s.vectors, target);
+    copy_range(s.x, s.vectors, s.shifts[i], s.shifts[i] + s.vectors, target, vec{});
     for (int64_t at = 0; at < elements; at += LANES) {
       store(target + at, masked(load(target + at), s.masks + i * elements + at));
     }

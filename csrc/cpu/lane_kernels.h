@@ -133,8 +133,8 @@ struct LaneKernels {
   void (*elementwise)(const LaneElementwise&);
   void (*pool)(const LanePool&);
   void (*mean)(const float* x, int64_t vectors, float scale, float* y);
-  // Repeat the neighbors' pixels around a plane of m vectors.
-  void (*halo)(float* plane, int64_t m, int64_t front, int64_t back);
+  // Repeat the neighbors' pixels around a plane of m vectors; beyond the image stands `fill`.
+  void (*halo)(float* plane, int64_t m, int64_t front, int64_t back, float fill);
   void (*shifts)(const LaneShifts&);
   // Multiply and add in registers only; returns the floating-point operations done. The machine's peak.
   int64_t (*multiply_add)(int64_t iterations);

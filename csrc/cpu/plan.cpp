@@ -103,6 +103,10 @@ std::vector<StepDeclaration> step_declarations() {
       declared<PoolStep>(POOL, "pool", PoolStepFields),
       declared<MeanStep>(MEAN, "mean", MeanStepFields),
       declared<ShiftStep>(SHIFT, "shift", ShiftStepFields),
+      declared<QuadConvStep>(QUAD_CONV, "quad_conv", QuadConvStepFields),
+      declared<QuantizeStep>(QUANTIZE, "quantize", QuantizeStepFields),
+      declared<QuantizeStep>(DEQUANTIZE, "dequantize", QuantizeStepFields),
+      declared<QuadPoolStep>(QUAD_POOL, "quad_pool", QuadPoolStepFields),
       declared<EpilogueWords>(-1, "EpilogueWords", EpilogueWordsFields),
       {-1, "LaneActivation", PRUNEKIT_ACTIVATIONS(PRUNEKIT_NAME), 1},
       {-1, "LaneReading", LaneReadingNames, 1},
@@ -117,8 +121,9 @@ Plan::Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int6
   const int64_t threads = torch::stable::get_num_threads();
   for (const int64_t* step = words; step < words + num_words; step += STEP_WORDS) {
     steps_.push_back(
-        *step == CONV ? make_conv_step(step, kernels_, bounds, threads)
-                      : make_channel_step(step, bounds, num_inputs, num_outputs, threads));
+        *step == CONV        ? make_conv_step(step, kernels_, bounds, threads)
+        : *step == QUAD_CONV ? make_quad_conv_step(step, bounds, threads)
+                             : make_channel_step(step, bounds, num_inputs, num_outputs, threads));
     for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
       scratch_elements_[slot] =
           std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));

@@ -15,7 +15,9 @@ namespace prunekit {
 constexpr int64_t STEP_WORDS = 32;
 constexpr int64_t IN_ARENA = -1;
 
-enum StepKind : int64_t { CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN, SHIFT };
+enum StepKind : int64_t {
+  CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN, SHIFT, QUAD_CONV, QUANTIZE, DEQUANTIZE, QUAD_POOL
+};
 
 // A struct of words, and the text of its fields.
 #define PRUNEKIT_STEP(Name, ...) \
@@ -54,6 +56,7 @@ PRUNEKIT_STEP(ConvStep,
 
 PRUNEKIT_STEP(HaloStep,
   int64_t y, y_channel, channels, vectors, front, back;
+  int64_t fill;                  // the bits of an element beyond the image
 )
 
 // y[plane][c][i][j] = rows[plane][i] < 0 or columns[plane][j] < 0 ? fill : x[c][rows[plane][i]][columns[plane][j]]
@@ -69,7 +72,7 @@ PRUNEKIT_STEP(RemapStep,
   int64_t num_rows, length;      // of a plane; pixels of all rows, the last of which may be short
   const int32_t* rows;           // [planes, num_rows]
   const int32_t* columns;        // [planes, y_pitch]
-  double fill;
+  int64_t fill;                  // the bits of an element
 )
 
 // y[c] = activation(x[pick(c)] · scale + shift), or of x · scale + other, or of x · other. The scale is scale_factor times a
@@ -108,6 +111,53 @@ PRUNEKIT_STEP(ShiftStep,
   int64_t x, x_channel, y, y_channel, channels, vectors, num_copies;
   const int32_t* shifts;         // [num_copies]
   const int32_t* masks;          // [num_copies, vectors · lanes]
+)
+
+// Quads (quad_kernels.h): an element is four uint8 channels of a pixel. q stands for scale · (q - zero).
+//
+// y[k] = after(before(bias[k] + scales[k] · (sums[k] + sum of weight · q)) + residual[k]), as levels or as float32.
+PRUNEKIT_STEP(QuadConvStep,
+  int64_t x, x_channel;          // as in ConvStep: of quads
+  int64_t y, y_channel;
+  int64_t vectors, tile_vectors;
+  const int32_t* index;          // a packed filter of 4 rows, whose channels are quads and whose values are four int8
+  int64_t index_words;
+  const void* offsets;
+  int64_t reading;
+  const void* values;
+  int64_t num_values;
+  const int32_t* sums;           // [4 · row groups], as are the next two
+  const float* scales;
+  const float* bias;
+  int64_t residual, residual_channel;  // of quads; residual < 0: none
+  double residual_scale;
+  int64_t residual_zero;
+  EpilogueWords before, after;
+  int64_t is_float;              // y is planes of float32, four a row group, and not quads
+  double y_scale;
+  int64_t y_zero;
+  const int32_t* mask;
+  int64_t row_parts;
+  int64_t row_vectors, x_row;
+  int64_t repeats;
+)
+
+// Planes of float32 to quads, or back; `channels` are those of float32.
+PRUNEKIT_STEP(QuantizeStep,
+  int64_t x, x_channel, y, y_channel, channels, vectors;
+  double scale;
+  int64_t zero;
+  const int32_t* mask;
+)
+
+// The largest of each channel; `channels` are quads.
+PRUNEKIT_STEP(QuadPoolStep,
+  int64_t x, x_channel, y, y_channel, channels, vectors;
+  const int32_t* taps;
+  int64_t num_taps;
+  int64_t zero;
+  const int32_t* mask;
+  int64_t row_vectors, x_row;    // as in PoolStep
 )
 
 // clang-format on

@@ -59,6 +59,14 @@ struct Bounds {
   }
 };
 
+// An element of the arena, from its bits.
+inline float element_of(int64_t bits) {
+  const auto word = static_cast<uint32_t>(bits);
+  float element;
+  std::memcpy(&element, &word, sizeof element);
+  return element;
+}
+
 // A step's struct, from its row of words.
 template <typename T>
 T read_words(const int64_t* words) {
@@ -68,10 +76,12 @@ T read_words(const int64_t* words) {
   return fields;
 }
 
-// Both throw when the step leaves the arena or does not fit its filter; the second makes all kinds but convolutions.
+// All throw when the step leaves the arena or does not fit its filter; the third makes all kinds but convolutions.
 std::unique_ptr<Step> make_conv_step(
     const int64_t* words, const LaneKernels& kernels, const Bounds& bounds, int64_t threads);
+std::unique_ptr<Step> make_quad_conv_step(const int64_t* words, const Bounds& bounds, int64_t threads);
 std::unique_ptr<Step> make_channel_step(
     const int64_t* words, const Bounds& bounds, int64_t num_inputs, int64_t num_outputs, int64_t threads);
+std::unique_ptr<Step> make_quad_channel_step(const int64_t* words, const Bounds& bounds, int64_t threads);
 
 }  // namespace prunekit

@@ -44,11 +44,12 @@ class Buffer:
 
 @dataclass
 class View:
-    """Channels of a buffer."""
+    """Channels of a buffer, or quads of them; `fill` are the bits of an element that is no pixel."""
 
     buffer: Buffer
     first: int
     channels: int
+    fill: int = 0
 
     def at(self, vector: int = 0) -> int:
         """Return where `vector` of the first plane lies in the arena."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunekit.documents import Content
 from prunekit.engine.activations import Activation
 from prunekit.engine.filters import ConvChoice
-from prunekit.engine.graph import Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, Quantization, SparseWeight
 from prunekit.engine.program import operator_of
 from prunekit.engine.size_rule import SizeRule
 from prunekit.engine.validation import check_examples, check_graph, check_sizes
@@ -27,7 +27,8 @@ SAVED_MODEL = "a model saved by prunekit.save"
 # 1 had no digest and no dtypes of inputs.
 _VERSION, _VERSIONS = 2, (1, 2)
 _ACTIVATIONS = ("before", "after")
-_VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_QUANTIZATIONS = ("input", "residual", "output")
+_VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 # What reading JSON of any content as a graph may raise.
 _DAMAGES = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError, RecursionError)
 
@@ -154,6 +155,9 @@ def _node(entry: dict[str, Any]) -> Node:
     for key in _ACTIVATIONS:
         if key in attributes:
             attributes[key] = Activation(**attributes[key])
+    for key in _QUANTIZATIONS:
+        if attributes.get(key) is not None:
+            attributes[key] = Quantization(**attributes[key])
     return Node(entry["name"], entry["op"], _names(entry["inputs"]), attributes, entry["layer"])
 
 

@@ -14,8 +14,8 @@ from prunekit.engine.geometry import Size, is_direct, window_of
 from prunekit.engine.graph import Node
 from prunekit.engine.lanes import Indices, LaneLayout, Picks, Window
 from prunekit.engine.places import is_range
-from prunekit.engine.step_words import bits
-from prunekit.engine.steps import StepList, Words, at, epilogue
+from prunekit.engine.step_words import bits, element_bits
+from prunekit.engine.steps import StepList, Words, all_pixels, at, epilogue
 from prunekit.errors import InputError
 
 _NOTHING = -1  # instead of a place in the arena
@@ -62,7 +62,7 @@ def _place(name: str, prefix: str, operand: _Operand | None) -> Words:
 
 
 class ChannelSteps(StepList):
-    """Plans every node but convolutions."""
+    """Plans every node of float32 but convolutions, and those that move levels as they move float32."""
 
     def _pixelwise(
         self, node: Node, x: _Operand, y: View, *, other: _Operand | None = None, is_product: bool = False,
@@ -141,10 +141,15 @@ class ChannelSteps(StepList):
     def _plan_concat(self, node: Node) -> None:
         target, first = self.places.views[node.name], self.places.views[node.name].first
         for name in node.inputs:
-            part = View(target.buffer, first, self.places.sizes[name][0])
             view = self.places.views[name]
+            part = View(target.buffer, first, view.channels, view.fill)
             first += part.channels
-            if view.buffer is not part.buffer or view.first != part.first:
+            if view.buffer is part.buffer and view.first == part.first:
+                continue
+            if name in self.places.quantizations:
+                self._remap(node, name, part, all_pixels(part.buffer.layout), fill=part.fill)
+                self._halo(part)
+            else:
                 self._pixelwise(node, _Operand(view), part, is_masked=False)
 
     def _plan_select(self, node: Node) -> None:
@@ -159,14 +164,14 @@ class ChannelSteps(StepList):
     def _plan_upsample(self, node: Node) -> None:
         sizes = zip(self.places.sizes[node.inputs[0]][1:], self.places.sizes[node.name][1:], strict=True)
         rows, columns = (_nearest(size, output) for size, output in sizes)
-        self._pick(node, lambda row, column: (rows(row), columns(column)), 0.0)
+        self._pick(node, lambda row, column: (rows(row), columns(column)), self.places.views[node.name].fill)
 
     def _plan_pad(self, node: Node) -> None:
         left, _, top, _ = node.attributes["sides"]
-        self._pick(node, lambda row, column: (row - top, column - left), float(node.attributes["fill"]))
+        self._pick(node, lambda row, column: (row - top, column - left), element_bits(node.attributes["fill"]))
 
-    def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: float) -> None:
-        """Make a value of rows and columns of another."""
+    def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: int) -> None:
+        """Make a value of rows and columns of another; `fill` are the bits of what comes from nowhere."""
         name, y = node.inputs[0], self.places.views[node.name]
         layout = y.buffer.layout
         row, column = layout.rows(), np.arange(layout.pitch)
@@ -174,7 +179,7 @@ class ChannelSteps(StepList):
         # What was cropped must not come back where the image ends.
         rows, columns = np.where(row < layout.height, rows, -1), np.where(column < layout.width, columns, -1)
         self._remap(node, name, y, Picks.within(rows, columns, *self.places.sizes[name][1:]), fill=fill)
-        if fill != 0.0:  # what is no pixel must be zero
+        if fill != y.fill:  # what is no pixel must be zero
             self._pixelwise(node, _Operand(y), y)
         self._halo(y)
 
@@ -192,19 +197,23 @@ class ChannelSteps(StepList):
             rows, columns = window.taps()
             offsets, x_row = rows * x.buffer.layout.pitch + columns, 2 * x.buffer.layout.pitch * self.places.lanes
         else:
-            buffer, phases = self._phases(node, float("-inf") if is_max else 0.0)
+            is_float = node.name not in self.places.quantizations
+            buffer, phases = self._phases(node, element_bits(float("-inf")) if is_max and is_float else 0)
             x, offsets = View(buffer, 0, buffer.channels), phases.tap_offsets()
         taps = torch.from_numpy(offsets.astype(np.int32))
         pointer, y = self.places.pointer_to(taps), self.places.views[node.name]
         layout, mask = y.buffer.layout, self.places.mask_of(y.buffer.layout)
         self.places.check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
         scale, scales = (1.0, 0) if is_max else self._divisors(node, window, source, layout)
+        quantization = self.places.quantizations.get(node.name)
+        kind, more = "pool", {"is_max": int(is_max), "scale": bits(scale), "scales": scales}
+        if quantization is not None:
+            kind, more = "quad_pool", {"zero": quantization.zero_point}
         self._add(
-            "pool", node, [x.buffer], [y.buffer],
+            kind, node, [x.buffer], [y.buffer],
             lambda: {
                 **at("x", x), **at("y", y), "channels": y.channels, "vectors": layout.vectors, "taps": pointer,
-                "num_taps": taps.numel(), "is_max": int(is_max), "scale": bits(scale), "mask": mask,
-                "row_vectors": row_vectors, "x_row": x_row, "scales": scales,
+                "num_taps": taps.numel(), "mask": mask, "row_vectors": row_vectors, "x_row": x_row, **more,
             },
         )  # fmt: skip
         self._halo(y)

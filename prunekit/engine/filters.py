@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
-from prunekit.engine.graph import SparseWeight
+from prunekit.engine.graph import Graph, SparseWeight
 from prunekit.engine.lanes import Indices
+from prunekit.engine.quantization import QUAD, quad_words
 from prunekit.errors import InputError
+from prunekit.ops import native
 
 _HEADER_WORDS, _NUM_IDS = 16, 9
 _MAX_UINT16, _MAX_UINT32 = 65535, 2**32 - 1
@@ -59,7 +63,7 @@ class LaneFilter:
 
     Attributes:
         index: The packed filter's index, int32 (csrc/sparse_filter.h).
-        values: The kept weights, float32 or bfloat16.
+        values: The kept weights, float32 or bfloat16, or four int8 in a float32's clothes.
         offsets: Per id the tap's offset in vectors from its channel block, uint16 in int16's clothes, or int32.
     """
 
@@ -89,8 +93,29 @@ def pack_for_lanes(
         InputError: 32 are not enough either.
     """
     weight = sparse.dense()
-    mask = weight != 0
-    index, values = torch.ops.prunekit.pack_filter(weight, mask, groups, choice.rows, choice.channel_block)
+    index, values = torch.ops.prunekit.pack_filter(weight, weight != 0, groups, choice.rows, choice.channel_block)
+    return _for_lanes(index, values.to(sparse.values.dtype), tap_offsets, channel, is_wide)
+
+
+def pack_quads(
+    sparse: SparseWeight, groups: int, choice: ConvChoice, tap_offsets: Indices, channel: int, is_wide: bool = False
+) -> LaneFilter:
+    """Pack an int8 weight: a value is the four weights of a quad of input channels, in a float32's clothes.
+
+    The other arguments are `pack_for_lanes`'.
+
+    Raises:
+        InputError: as there.
+    """
+    words = quad_words(sparse, groups)
+    index, values = torch.ops.prunekit.pack_filter(
+        words.view(torch.float32), words != 0, 1, choice.rows, choice.channel_block
+    )
+    return _for_lanes(index, values, tap_offsets, channel, is_wide)
+
+
+def _for_lanes(index: Tensor, values: Tensor, tap_offsets: Indices, channel: int, is_wide: bool) -> LaneFilter:
+    """Turn a packed filter's ids into offsets."""
     block = int(index[7])
     num_ids = int(index[_NUM_IDS])
     words = index.numpy()
@@ -101,7 +126,7 @@ def pack_for_lanes(
     is_wide = is_wide or bool(table.max() > _MAX_UINT16)
     offsets = table.astype(np.uint32 if is_wide else np.uint16)[ids]
     clothes = offsets.view(np.int32 if is_wide else np.int16)
-    return LaneFilter(index, values.to(sparse.values.dtype), torch.from_numpy(clothes))
+    return LaneFilter(index, values, torch.from_numpy(clothes))
 
 
 def default_choice(
@@ -113,6 +138,29 @@ def default_choice(
     longest = max_vectors[{1: 0, 2: 1, 4: 2}[rows]]
     return cut(
         rows, longest, vectors, (out_channels // groups, channels, kernel_h, kernel_w), weight.density, lanes, threads
+    )
+
+
+def default_quad_choice(
+    weight: SparseWeight, groups: int, vectors: int, max_vectors: tuple[int, int, int], lanes: int, threads: int
+) -> ConvChoice:
+    """Return a choice for an int8 convolution by rule of thumb; the arguments are `default_choice`'s."""
+    out_channels, channels, *kernel = weight.shape
+    quads = -(-channels * groups // QUAD)
+    longest, *_ = native.quad_layout()
+    choice = cut(QUAD, longest, vectors, (out_channels, quads, kernel[0], kernel[1]), 1.0, lanes, threads)
+    return replace(choice, channel_block=min(quads, MAX_BLOCK_TAPS // math.prod(kernel)))
+
+
+def fit_here(choices: Mapping[str, ConvChoice], graph: Graph) -> bool:
+    """Tell whether the kernels of the set in use have tiles as long as these, by convolutions' names."""
+    of_quads = {node.name for node in graph.convolutions() if node.op == "quantized_conv2d"}
+    longest, longest_quads = native.lane_layout()[1], native.quad_layout()[0]
+    return all(
+        choice.rows == QUAD and choice.tile_vectors <= longest_quads
+        if name in of_quads
+        else choice.tile_vectors <= longest[choice.rows // 2]
+        for name, choice in choices.items()
     )
 
 

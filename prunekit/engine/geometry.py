@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prunekit.engine.graph import Graph, Node
+from prunekit.engine.graph import CONVOLUTIONS, Graph, Node
 from prunekit.engine.lanes import LaneLayout, Window
 from prunekit.errors import InputError
 from prunekit.ops import native
@@ -12,7 +12,7 @@ from prunekit.ops import native
 Size = tuple[int, int, int]  # channels, height, width
 Layouts = Mapping[tuple[int, int], LaneLayout]  # by height, width
 #: Ops that look at neighbors, and ops of two images or an image and a pixel.
-WINDOWS = ("conv2d", "max_pool2d", "avg_pool2d")
+WINDOWS = (*CONVOLUTIONS, "max_pool2d", "avg_pool2d")
 PIXELWISE = ("add", "sub", "mul")
 
 
@@ -23,7 +23,7 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
         InputError: the sizes do not fit the node.
     """
     channels, height, width = sizes[0]
-    if node.op == "conv2d":
+    if node.op in CONVOLUTIONS:
         out_channels, group_channels = graph.weights[node.attributes["weight"]].shape[:2]
         expected = group_channels * node.attributes["groups"]
         if channels != expected:
@@ -50,7 +50,7 @@ def output_size(node: Node, sizes: Sequence[Size], graph: Graph) -> Size:
     else:
         size = (channels, height, width)
     same = sizes if node.op == "concat" else [(size[0], *sizes[1][1:])] if len(sizes) > 1 else []
-    if min(size) < 1 or any(s[1:] != (size if node.op == "conv2d" else sizes[0])[-2:] for s in same):
+    if min(size) < 1 or any(s[1:] != (size if node.op in CONVOLUTIONS else sizes[0])[-2:] for s in same):
         raise InputError(f"{node.layer or node.name}: inputs of sizes {[list(s) for s in sizes]} do not fit.")
     return size
 
@@ -75,7 +75,7 @@ def upsampled_size(node: Node, height: int, width: int) -> tuple[int, int]:
 def window_of(node: Node, graph: Graph) -> Window:
     """Return how a convolution or pool looks at its input."""
     a = node.attributes
-    kernel = graph.weights[a["weight"]].shape[2:] if node.op == "conv2d" else a["kernel"]
+    kernel = graph.weights[a["weight"]].shape[2:] if node.op in CONVOLUTIONS else a["kernel"]
     kernel, stride, padding, dilation = (
         (int(p[0]), int(p[1])) for p in (kernel, a["stride"], a["padding"], a["dilation"])
     )
@@ -88,7 +88,7 @@ def window_on(node: Node, graph: Graph, source: Size) -> Window:
     So are a convolution's, where they add 0 · weight = 0: not where weights are not finite.
     """
     window = window_of(node, graph)
-    is_exact = node.op == "conv2d" and graph.weights[node.attributes["weight"]].is_finite
+    is_exact = node.op in CONVOLUTIONS and graph.weights[node.attributes["weight"]].is_finite
     return window.trimmed(*source[1:]) if is_exact else window
 
 
@@ -115,7 +115,7 @@ def is_direct(node: Node, graph: Graph, sizes: Mapping[str, Size], lanes: int) -
     source, size = sizes[node.inputs[0]], sizes[node.name]
     window = window_on(node, graph, source)
     is_halved = window.stride == (2, 2) and source[1:] == (2 * size[1], 2 * size[2]) and size[1] % lanes == 0
-    if node.op == "conv2d":
+    if node.op in CONVOLUTIONS:
         return is_halved or (window.keeps_size(*source[1:]) and not _is_far(window, source, lanes))
     # A max-pool's padding is no zero.
     return is_halved and window.padding == (0, 0) and window.fits(*source[1:])

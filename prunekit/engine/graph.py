@@ -17,6 +17,14 @@ from prunekit.engine.size_rule import SizeRule
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What levels 0 to 255 stand for: scale · (level - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class NodeKind:
     """What a node of an op is made of.
 
@@ -24,7 +32,8 @@ class NodeKind:
         inputs: The least and the largest number of values that it reads; None: any number.
         attributes: By name what each is: "constant" (the name of one [channels]), "constant or none", "weight" (a
             convolution's), "pair" (two positive ints), "padding" (two ints from 0 on), "sides" (four ints), "groups" (a
-            positive int), "channels" (ints from 0 on, at least one), "activation", "number" (float), "flag" (bool).
+            positive int), "channels" (ints from 0 on, at least one), "activation", "number" (float), "flag" (bool),
+            "quantization", "quantization or none".
         optional: Of the attributes those that files of earlier versions lack, with what stands for them.
     """
 
@@ -33,13 +42,14 @@ class NodeKind:
     optional: Mapping[str, Any] = field(default_factory=dict)
 
 
+_CONVOLUTION = {
+    "weight": "weight", "bias": "constant or none", "stride": "pair", "padding": "padding", "dilation": "pair",
+    "groups": "groups", "before": "activation", "after": "activation",
+}  # fmt: skip
 _POOL = {"kernel": "pair", "stride": "pair", "padding": "padding", "dilation": "pair", "is_ceil": "flag"}
 #: The ops that the engine runs itself.
 NODE_KINDS: dict[str, NodeKind] = {
-    "conv2d": NodeKind((1, 2), {
-        "weight": "weight", "bias": "constant or none", "stride": "pair", "padding": "padding", "dilation": "pair",
-        "groups": "groups", "before": "activation", "after": "activation",
-    }),
+    "conv2d": NodeKind((1, 2), _CONVOLUTION),
     "affine": NodeKind((1, 1), {"scale": "constant", "shift": "constant", "after": "activation"}),
     "activation": NodeKind((1, 1), {"after": "activation"}),
     "add": NodeKind((2, 2), {"after": "activation"}, {"after": Activation()}),
@@ -55,7 +65,16 @@ NODE_KINDS: dict[str, NodeKind] = {
     ),
     "global_mean": NodeKind((1, 1), {"is_sum": "flag"}, {"is_sum": False}),
     "pad": NodeKind((1, 1), {"sides": "sides", "fill": "number"}),
+    # In int8 (quantization.py): an output that is None is float32.
+    "quantized_conv2d": NodeKind((1, 2), {
+        **_CONVOLUTION, "weight_scale": "constant", "input": "quantization", "residual": "quantization or none",
+        "output": "quantization or none",
+    }),
+    "quantize": NodeKind((1, 1), {"output": "quantization"}),
+    "dequantize": NodeKind((1, 1), {"input": "quantization"}),
 }  # fmt: skip
+#: Ops with a weight.
+CONVOLUTIONS = ("conv2d", "quantized_conv2d")
 
 
 @dataclass
@@ -89,7 +108,7 @@ class SparseWeight:
     Attributes:
         shape: [K, C / groups, R, S].
         bits: Which weights are kept, eight a byte as numpy.packbits does it, uint8.
-        values: The kept ones in order, float32, or bfloat16 or float16.
+        values: The kept ones in order, float32, or bfloat16 or float16, or int8 of a quantized convolution.
     """
 
     shape: tuple[int, ...]
@@ -211,8 +230,8 @@ class Graph:
         return count
 
     def convolutions(self) -> Iterator[Node]:
-        """Yield the convolutions in order."""
-        return (node for node in self.nodes if node.op == "conv2d")
+        """Yield the convolutions in order, in float32 and in int8."""
+        return (node for node in self.nodes if node.op in CONVOLUTIONS)
 
     def native_parts(self) -> list[list[Node]]:
         """Return the nodes of each native level."""
@@ -240,7 +259,7 @@ def constants_of(node: Node) -> Iterator[str]:
     if node.op == "torch":
         yield from _encoded_constants([node.attributes["args"], node.attributes["kwargs"]])
         return
-    for key in ("bias", "scale", "shift"):
+    for key in ("bias", "scale", "shift", "weight_scale"):
         if isinstance(node.attributes.get(key), str):
             yield node.attributes[key]
 

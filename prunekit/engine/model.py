@@ -25,7 +25,7 @@ from prunekit.engine.artifact import (
     read_graph,
 )
 from prunekit.engine.batches import check_shapes
-from prunekit.engine.filters import ConvChoice
+from prunekit.engine.filters import ConvChoice, fit_here
 from prunekit.engine.graph import Graph
 from prunekit.engine.program import Program, Segment, StepTime
 from prunekit.engine.signature import Signature
@@ -136,8 +136,7 @@ class AcceleratedModel(nn.Module):
         with damage_told(path):
             graph, example = read_graph(content, lambda shapes: shapes)
             choices, lanes = choices_of(content.document), int(content.document["lanes"])
-            width, longest = native.lane_layout()
-            are_ours = lanes == width and all(c.tile_vectors <= longest[c.rows // 2] for c in choices.values())
+            are_ours = lanes == native.lane_layout()[0] and fit_here(choices, graph)
             model = cls(graph, choices if are_ours else {}, example, signature)
             model.program.run_dry(model.example, model.signature.argument_dtypes)
             return model

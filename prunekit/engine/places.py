@@ -11,8 +11,10 @@ from torch import Tensor
 
 from prunekit.engine.arena import MAX_PLANE_ELEMENTS, Buffer, View
 from prunekit.engine.geometry import PIXELWISE, Layouts, Size, is_direct, is_shifted, layouts_of, sizes_of, window_on
-from prunekit.engine.graph import Graph, Node
+from prunekit.engine.graph import CONVOLUTIONS, Graph, Node
 from prunekit.engine.lanes import Indices, LaneLayout
+from prunekit.engine.quantization import QUAD, quantizations_of
+from prunekit.engine.step_words import quad_bits
 from prunekit.errors import InputError
 from prunekit.ops import native
 
@@ -44,6 +46,7 @@ class Places:
         self.graph, self.nodes = graph, nodes
         self.input_names = list(inputs)
         self.sizes = sizes_of(graph, nodes, inputs)
+        self.quantizations = quantizations_of(graph, list(nodes))
         self.lanes, self.max_vectors = native.lane_layout()
         self.keep_alive: list[Any] = []
         self.buffers: list[Buffer] = []
@@ -60,6 +63,17 @@ class Places:
     def layout_of(self, name: str) -> LaneLayout:
         """Return the layout of a value's planes."""
         return self.layouts[self.sizes[name][1:]]
+
+    def planes_of(self, name: str) -> int:
+        """Return the planes of a value: its channels, or quads of them."""
+        channels = self.sizes[name][0]
+        return -(-channels // QUAD) if name in self.quantizations else channels
+
+    def _view(self, name: str, buffer: Buffer, first: int) -> View:
+        """Return planes of a buffer from `first` on as a value's."""
+        quantization = self.quantizations.get(name)
+        fill = 0 if quantization is None else quad_bits(quantization.zero_point)
+        return View(buffer, first, self.planes_of(name), fill)
 
     def new_buffer(self, layout: LaneLayout, channels: int, **sizes: int) -> Buffer:
         """Add a buffer of `channels` planes; `sizes` are further ones of `Buffer`'s."""
@@ -78,36 +92,40 @@ class Places:
             if node.op != "concat":
                 continue
             if node.name not in self.views:
-                self.views[node.name] = View(
-                    self.new_buffer(self.layout_of(node.name), self.sizes[node.name][0]), 0, self.sizes[node.name][0]
-                )
+                buffer = self.new_buffer(self.layout_of(node.name), self.planes_of(node.name))
+                self.views[node.name] = self._view(node.name, buffer, 0)
             view, first = self.views[node.name], self.views[node.name].first
             for name in node.inputs:
-                channels = self.sizes[name][0]
                 if name not in self.views and name not in self.input_names and name not in ranges:
-                    self.views[name] = View(view.buffer, first, channels)
-                first += channels
+                    self.views[name] = self._view(name, view.buffer, first)
+                first += self.planes_of(name)
         step_of = {node.name: i for i, node in enumerate(self.nodes)}
         last_use = step_of | {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
         last_use.update(dict.fromkeys(outputs, len(self.nodes)))
-        for name, size in self.sizes.items():  # the inputs, then as the nodes run
+        for name in self.sizes:  # the inputs, then as the nodes run
             if name in ranges:  # planes of another value
                 source = self.views[ranges[name].inputs[0]]
-                self.views[name] = View(source.buffer, source.first + ranges[name].attributes["channels"][0], size[0])
+                first = source.first + ranges[name].attributes["channels"][0]
+                self.views[name] = self._view(name, source.buffer, first)
             elif name not in self.views and self._needs_lanes(name):
                 overwritten = self._overwritten(step_of[name], last_use) if name in step_of else None
-                self.views[name] = overwritten or View(self.new_buffer(self.layout_of(name), size[0]), 0, size[0])
+                if overwritten is None:
+                    buffer = self.new_buffer(self.layout_of(name), self.planes_of(name))
+                    self.views[name] = self._view(name, buffer, 0)
+                else:
+                    self.views[name] = self._view(name, overwritten.buffer, overwritten.first)
 
     def _overwritten(self, step: int, last_use: Mapping[str, int]) -> View | None:
         """Return the view of an input in whose place a node may write its result."""
         node = self.nodes[step]
-        if node.op not in ("conv2d", "activation", "affine", *PIXELWISE):
+        if node.op not in (*CONVOLUTIONS, "activation", "affine", *PIXELWISE):
             return None
-        read_later = node.inputs[:1] if node.op == "conv2d" else node.inputs[2:]
+        is_convolution, are_levels = node.op in CONVOLUTIONS, node.name in self.quantizations
+        read_later = node.inputs[:1] if is_convolution else node.inputs[2:]
         others = [self.views[name].buffer for name in read_later if name in self.views]
         # A product of two images is written before its third input is added.
-        for name in node.inputs[1:] if node.op == "conv2d" else node.inputs[:2]:
-            if self.sizes[name] != self.sizes[node.name]:
+        for name in node.inputs[1:] if is_convolution else node.inputs[:2]:
+            if self.sizes[name] != self.sizes[node.name] or are_levels != (name in self.quantizations):
                 continue
             view = self.views[name]
             sharing = [n for n, other in self.views.items() if other.buffer is view.buffer]
@@ -125,7 +143,7 @@ class Places:
             return True
         readers = [node for node in self.nodes if name in node.inputs]
         return any(
-            node.op in ("activation", "affine", "concat", "select", "global_mean", *PIXELWISE)
+            node.op in ("activation", "affine", "concat", "select", "global_mean", "quantize", *PIXELWISE)
             or is_direct(node, self.graph, self.sizes, self.lanes)
             or is_shifted(node, self.graph, self.sizes, self.lanes)
             or name in node.inputs[1:]

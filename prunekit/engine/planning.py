@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from prunekit.engine.arena import Buffer, View, place
 from prunekit.engine.channel_steps import ChannelSteps
-from prunekit.engine.filters import ConvChoice, default_choice, pack_for_lanes
+from prunekit.engine.filters import (
+    ConvChoice,
+    LaneFilter,
+    default_choice,
+    default_quad_choice,
+    pack_for_lanes,
+    pack_quads,
+)
 from prunekit.engine.geometry import Layouts, Size, is_direct, is_shifted, window_on
-from prunekit.engine.graph import Graph, Node, SparseWeight
+from prunekit.engine.graph import Graph, Node, Quantization, SparseWeight
 from prunekit.engine.lanes import Indices, Window
 from prunekit.engine.places import Places
-from prunekit.engine.step_words import number_of, pack_step
+from prunekit.engine.quantization import QUAD, bias_of, first_sums, sum_scales
+from prunekit.engine.step_words import bits, number_of, pack_step, quad_bits
 from prunekit.engine.steps import Words, all_pixels, at, epilogue
 
 #: csrc/cpu/lane_kernels.h's LaneReading.
@@ -71,6 +81,35 @@ def plan_segment(
     return _Planner(Places(graph, nodes, inputs, outputs, layouts), outputs, choices).plan()
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How a convolution reads its input.
+
+    Attributes:
+        buffer: What it reads: the input's own, or one made for it.
+        start: Returns the place of the first tap of the first output vector.
+        offsets: Of each tap from there, in vectors.
+        is_strided: Whether neighboring output vectors are two input vectors apart.
+        row_vectors, x_row: With that, output vectors of a row, and elements from input row to input row.
+        choice: How the convolution is cut.
+        lanes: Elements of a vector.
+    """
+
+    buffer: Buffer
+    start: Callable[[], int]
+    offsets: Indices
+    is_strided: bool
+    row_vectors: int
+    x_row: int
+    choice: ConvChoice
+    lanes: int
+
+    @property
+    def plane_vectors(self) -> int:
+        """Vectors from plane to plane."""
+        return self.buffer.channel // self.lanes
+
+
 class _Planner(ChannelSteps):
     def plan(self) -> SegmentPlan:
         for i, name in enumerate(self.places.input_names):
@@ -98,10 +137,44 @@ class _Planner(ChannelSteps):
 
     def _plan_conv2d(self, node: Node) -> None:
         a, graph = node.attributes, self.places.graph
-        weight, y = graph.weights[a["weight"]], self.places.views[node.name]
-        layout = y.buffer.layout
-        reading: str | None = None
-        row_vectors, x_row = 0, 0
+        weight, reading = self._reading(node)
+        packed = pack_for_lanes(
+            weight, a["groups"], reading.choice, reading.offsets, reading.plane_vectors, is_wide=reading.is_strided
+        )
+        self.places.keep_alive.append(packed)
+        bias = 0 if a["bias"] is None else self.places.per_channel(a["bias"], weight.shape[0])
+        weights = number_of("LaneWeights", "BFLOAT16_WEIGHTS" if packed.is_narrow else "FLOAT32_WEIGHTS")
+        self._add_convolution("conv", node, reading, packed, {"weights": weights, "bias": bias})
+
+    def _plan_quantized_conv2d(self, node: Node) -> None:
+        a = node.attributes
+        weight, reading = self._reading(node)
+        packed = pack_quads(
+            weight, a["groups"], reading.choice, reading.offsets, reading.plane_vectors, is_wide=reading.is_strided
+        )
+        self.places.keep_alive.append(packed)
+        output, residual = a["output"], a["residual"] or Quantization(1.0, 0)
+        words = {
+            "sums": self._per_row(first_sums(weight, a["input"]), torch.int32),
+            "scales": self._per_row(sum_scales(node, self.places.graph), torch.float32),
+            "bias": self._per_row(bias_of(node, self.places.graph), torch.float32),
+            "residual_scale": bits(residual.scale), "residual_zero": residual.zero_point,
+            "is_float": int(output is None), "y_scale": bits(1.0 if output is None else output.scale),
+            "y_zero": 0 if output is None else output.zero_point,
+        }  # fmt: skip
+        self._add_convolution("quad_conv", node, reading, packed, words)
+
+    def _per_row(self, values: Tensor, dtype: torch.dtype) -> int:
+        """Keep numbers of output channels, with zeros up to whole quads, and return their address."""
+        padded = torch.zeros(-(-len(values) // QUAD) * QUAD, dtype=dtype)
+        padded[: len(values)] = values
+        return self.places.pointer_to(padded)
+
+    def _reading(self, node: Node) -> tuple[SparseWeight, _Reading]:
+        """Decide how a convolution reads its input, and return the taps of its weight that count, and that."""
+        a, graph = node.attributes, self.places.graph
+        weight, layout = graph.weights[a["weight"]], self.places.layout_of(node.name)
+        is_strided, row_vectors, x_row = False, 0, 0
         start: Callable[[], int]
         window = window_on(node, graph, self.places.sizes[node.inputs[0]])
         if window.is_trimmed:
@@ -117,43 +190,67 @@ class _Planner(ChannelSteps):
             offsets = window.distances(x.buffer.layout.pitch) + front
             read, start = x.buffer, lambda: x.at(-front)
             if window.stride != (1, 1):
-                reading, row_vectors, x_row = _STEP2, layout.pitch, 2 * x.buffer.layout.pitch * self.places.lanes
+                is_strided, row_vectors, x_row = True, layout.pitch, 2 * x.buffer.layout.pitch * self.places.lanes
         else:
-            read, phases = self._phases(node, 0.0)
+            quantization = self.places.quantizations.get(node.inputs[0])
+            read, phases = self._phases(node, 0 if quantization is None else quad_bits(quantization.zero_point))
             offsets = phases.tap_offsets()
             temporary = View(read, 0, read.channels)
             start = temporary.at
-        choice = self.given_choices.get(node.name) or default_choice(
+        choose = default_quad_choice if node.op == "quantized_conv2d" else default_choice
+        choice = self.given_choices.get(node.name) or choose(
             weight, a["groups"], row_vectors or layout.vectors, self.places.max_vectors, self.places.lanes, self.threads
         )
         self.choices[node.name] = choice
         first = 0 if read.extra else read.front - self.places.reach(node)[0]
         self.places.check_reach(node, read, first + offsets, layout.vectors, row_vectors, x_row)
-        packed = pack_for_lanes(
-            weight, a["groups"], choice, offsets, read.channel // self.places.lanes, is_wide=reading == _STEP2
-        )
-        self.places.keep_alive.append(packed)
-        if reading is None:
-            reading = _STEP1_WIDE if packed.is_wide else _STEP1
-        bias = 0 if a["bias"] is None else self.places.per_channel(a["bias"], weight.shape[0])
+        return weight, _Reading(read, start, offsets, is_strided, row_vectors, x_row, choice, self.places.lanes)
+
+    def _add_convolution(
+        self, kind: str, node: Node, reading: _Reading, packed: LaneFilter, more: Mapping[str, int]
+    ) -> None:
+        a, y = node.attributes, self.places.views[node.name]
+        layout, choice = y.buffer.layout, reading.choice
         residual = self.places.views[node.inputs[1]] if len(node.inputs) > 1 else None
         mask = self.places.mask_of(layout)
-
-        weights = number_of("LaneWeights", "BFLOAT16_WEIGHTS" if packed.is_narrow else "FLOAT32_WEIGHTS")
-        read_as = number_of("LaneReading", reading)
+        name = _STEP2 if reading.is_strided else _STEP1_WIDE if packed.is_wide else _STEP1
+        read_as = number_of("LaneReading", name)
 
         def words() -> Words:
             return {
-                "x": start(), "x_channel": read.channel, **at("y", y), "vectors": layout.vectors,
+                "x": reading.start(), "x_channel": reading.buffer.channel, **at("y", y), "vectors": layout.vectors,
                 "tile_vectors": choice.tile_vectors, "index": packed.index.data_ptr(),
                 "index_words": packed.index.numel(), "offsets": packed.offsets.data_ptr(), "reading": read_as,
-                "values": packed.values.data_ptr(), "num_values": packed.values.numel(), "weights": weights,
-                "bias": bias, **(at("residual", residual) if residual else {"residual": -1, "residual_channel": 0}),
+                "values": packed.values.data_ptr(), "num_values": packed.values.numel(),
+                **(at("residual", residual) if residual else {"residual": -1, "residual_channel": 0}),
                 **epilogue("before", a["before"]), **epilogue("after", a["after"]), "mask": mask,
-                "row_parts": choice.row_parts, "row_vectors": row_vectors, "x_row": x_row, "repeats": choice.repeats,
+                "row_parts": choice.row_parts, "row_vectors": reading.row_vectors, "x_row": reading.x_row,
+                "repeats": choice.repeats, **more,
             }  # fmt: skip
 
-        self._add("conv", node, [read, *([residual.buffer] if residual else [])], [y.buffer], words)
+        read = [reading.buffer, *([residual.buffer] if residual else [])]
+        self._add(kind, node, read, [y.buffer], words)
+        self._halo(y)
+
+    def _plan_quantize(self, node: Node) -> None:
+        self._convert("quantize", node, node.attributes["output"], node.inputs[0])
+
+    def _plan_dequantize(self, node: Node) -> None:
+        self._convert("dequantize", node, node.attributes["input"], node.name)
+
+    def _convert(self, kind: str, node: Node, quantization: Quantization, numbers: str) -> None:
+        """Plan levels from float32 or back; `numbers` is the value that is float32."""
+        x, y = self.places.views[node.inputs[0]], self.places.views[node.name]
+        mask = self.places.mask_of(y.buffer.layout)
+
+        def words() -> Words:
+            return {
+                **at("x", x), **at("y", y), "channels": self.places.sizes[numbers][0],
+                "vectors": y.buffer.layout.vectors, "scale": bits(quantization.scale),
+                "zero": quantization.zero_point, "mask": mask,
+            }  # fmt: skip
+
+        self._add(kind, node, [x.buffer], [y.buffer], words)
         self._halo(y)
 
     def _shifts(self, node: Node, window: Window) -> tuple[Buffer, Indices]:

@@ -75,3 +75,13 @@ def pack_step(kind: str, words: Mapping[str, int]) -> list[int]:
 def bits(value: float) -> int:
     """Return a float64's bits as an int64."""
     return int(struct.unpack("q", struct.pack("d", value))[0])
+
+
+def element_bits(value: float) -> int:
+    """Return the bits of an element of the arena: a float32's."""
+    return int(struct.unpack("I", struct.pack("f", value))[0])
+
+
+def quad_bits(byte: int) -> int:
+    """Return the bits of an element of four equal bytes."""
+    return 0x01010101 * byte

@@ -57,21 +57,22 @@ class StepList:
                 "halo", None, [buffer], [buffer],
                 lambda: {
                     **at("y", view), "channels": view.channels, "vectors": buffer.layout.vectors,
-                    "front": buffer.front, "back": buffer.back,
+                    "front": buffer.front, "back": buffer.back, "fill": view.fill,
                 },
             )  # fmt: skip
 
     def _remap(
         self, node: Node | None, name: str, target: View | int, picks: Picks, *, source: int | None = None,
-        fill: float = 0.0, back: int = 0,
+        fill: int = 0, back: int = 0,
     ) -> None:  # fmt: skip
         """Make a view, or an output by its number, of value `name`'s pixels, or of input `source`'s.
 
-        Each of a channel's planes has `back` vectors more than the layout, with the next chunk's pixels.
+        Each of a channel's planes has `back` vectors more than the layout, with the next chunk's pixels; where there is
+        no pixel, `fill` are the bits of an element.
         """
         if source is None and name not in self.places.views:
             source = self.places.input_names.index(name)
-        channels, height, width = self.places.sizes[name]
+        channels, (height, width) = self.places.planes_of(name), self.places.sizes[name][1:]
         read = None if source is not None else self.places.views[name]
         x = PlanarLayout(height, width) if read is None else read.buffer.layout
         rows, columns = (
@@ -97,7 +98,7 @@ class StepList:
                 **place, "x_vectors": x.vectors, "x_pitch": x.pitch,
                 **written, "y_back": back if isinstance(target, View) else 0,
                 "channels": channels, "planes": planes, "plane": plane, "num_rows": num_rows, "length": length,
-                "rows": rows, "columns": columns, "fill": bits(fill),
+                "rows": rows, "columns": columns, "fill": fill,
             }  # fmt: skip
 
         reads, writes = [read.buffer] if read else [], [target.buffer] if isinstance(target, View) else []
@@ -111,10 +112,10 @@ class StepList:
                 raise InputError(f"value {name} passes through unchanged.")
             self._remap(None, name, output, Picks.within(np.arange(height), np.arange(width), height, width))
 
-    def _phases(self, node: Node, fill: float) -> tuple[Buffer, Phases]:
-        """Lay the input out so that the node's window has stride 1; return where and how."""
+    def _phases(self, node: Node, fill: int) -> tuple[Buffer, Phases]:
+        """Lay the input out so that the node's window has stride 1, padded with elements of bits `fill`."""
         name = node.inputs[0]
-        channels, height, width = self.places.sizes[name]
+        channels, (height, width) = self.places.planes_of(name), self.places.sizes[name][1:]
         phases = Phases(window_on(node, self.places.graph, self.places.sizes[name]), self.places.layout_of(node.name))
         buffer = self.places.new_buffer(phases.output, channels, extra=len(phases.used) * phases.plane)
         picks = phases.picks(height, width)

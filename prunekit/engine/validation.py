@@ -11,9 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from prunekit.engine.activations import ACTIVATIONS, Activation
-from prunekit.engine.graph import NODE_KINDS, Graph, Node
+from prunekit.engine.graph import CONVOLUTIONS, NODE_KINDS, Graph, Node, Quantization
 from prunekit.engine.program import operator_of
+from prunekit.engine.quantization import MAX_LEVEL, MAX_PRODUCTS, MAX_WEIGHT, quantizations_of
 
 _MAX_SIZE = 2**31  # of a dimension, a stride, a number of groups
 #: Kinds of values that an argument of torch's may be, beside plain JSON: {"value": name} and so on.
@@ -42,6 +45,12 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def _is_quantization(value: object) -> bool:
+    if not isinstance(value, Quantization) or not _is_number(value.scale) or type(value.zero_point) is not int:
+        return False
+    return math.isfinite(value.scale) and value.scale > 0 and 0 <= value.zero_point <= MAX_LEVEL
+
+
 def _are_sides(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(type(v) is int and abs(v) < _MAX_SIZE for v in value)
 
@@ -58,6 +67,8 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "channels": _are_counts(None),
     "activation": _is_activation,
     "number": _is_number,
+    "quantization": _is_quantization,
+    "quantization or none": lambda value: value is None or _is_quantization(value),
     "flag": lambda value: isinstance(value, bool),
 }
 
@@ -77,6 +88,7 @@ def check_graph(graph: Graph) -> None:
         unknown = [name for name in node.inputs if name not in defined]
         _expect(not unknown, f"{node.name} reads {unknown[:1]}, which no earlier node makes")
         defined.add(node.name)
+    quantizations_of(graph)
     unknown = [name for name in graph.outputs if name not in known]
     _expect(not unknown, f"the output {unknown[:1]} is made by no node")
     for name, size in graph.sizes.items():
@@ -143,15 +155,40 @@ def _check_constants(node: Node, graph: Graph) -> None:
             _expect(name in graph.constants, f"{node.name} names {name!r}, which is not in the file")
             constant = graph.constants[name]
             _expect(constant.dim() == 1 and constant.is_floating_point(), f"{name!r} is no vector of numbers")
-    if node.op != "conv2d":
+    if node.op not in CONVOLUTIONS:
         return
     weight, groups = node.attributes["weight"], node.attributes["groups"]
     _expect(weight in graph.weights, f"{node.name} names {weight!r}, which is not in the file")
     shape, bias = graph.weights[weight].shape, node.attributes["bias"]
+    _check_precision(node, graph)
     _expect(len(shape) == 4 and shape[0] % groups == 0, f"{node.name} cannot have {groups} groups")
     if bias is not None:
         found = list(graph.constants[bias].shape)
         _expect(found == [shape[0]], f"expected [{shape[0]}] as the shape of {bias}, got {found}")
+
+
+def _check_precision(node: Node, graph: Graph) -> None:
+    is_int8, is_quantized = (
+        graph.weights[node.attributes["weight"]].values.dtype == torch.int8,
+        "weight_scale" in node.attributes,
+    )
+    _expect(
+        is_int8 == is_quantized, f"{node.name} ({node.op}) cannot have a weight of {'int8' if is_int8 else 'float32'}"
+    )
+    if not is_quantized:
+        return
+    weight, a = graph.weights[node.attributes["weight"]], node.attributes
+    scale = graph.constants[a["weight_scale"]]
+    _expect(
+        list(scale.shape) == [weight.shape[0]],
+        f"{node.name} has {list(scale.shape)} scales of {weight.shape[0]} channels",
+    )
+    _expect(bool((scale.isfinite() & (scale > 0)).all()), f"{node.name} has scales that are not positive")
+    _expect(
+        int(weight.values.min()) >= -MAX_WEIGHT if weight.values.numel() else True, f"{node.name} has a weight of -128"
+    )
+    _expect(a["before"].kind == "none" or a["after"].kind == "none", f"{node.name} has two activations")
+    _expect(math.prod(weight.shape[1:]) <= MAX_PRODUCTS, f"{node.name} has sums that may not fit into 32 bits")
 
 
 def _check_torch_node(node: Node, graph: Graph) -> None:

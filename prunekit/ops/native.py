@@ -17,7 +17,7 @@ _HOW_TO = "install a C++17 compiler and reinstall prunekit from source (pip inst
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
         module = importlib.import_module("prunekit._native")
-        if not hasattr(module, "step_declarations"):
+        if not hasattr(module, "quad_layout"):
             raise ImportError("it is of an older version of prunekit")
         return module, None
     except ImportError as error:
@@ -135,6 +135,17 @@ def lane_layout() -> tuple[int, tuple[int, int, int]]:
     """Return the elements of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the set in use."""
     lanes, longest = _require().lane_layout()
     return lanes, longest
+
+
+def quad_layout() -> tuple[int, int, str, bool]:
+    """Return what the int8 kernels of the set in use are.
+
+    Returns:
+        The longest tiles in vectors, what is subtracted from each level before it is multiplied, the instruction that
+        multiplies levels, and whether it does four times the work of a float32 multiply-add.
+    """
+    longest, shift, instruction, is_fast = _require().quad_layout()
+    return longest, shift, instruction, is_fast
 
 
 def fma_peak_gflops() -> float:
