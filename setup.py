@@ -108,7 +108,7 @@ class BuildNative(build_ext):
             print(f"prunekit: the CUDA extension was left out, because {error}.", file=sys.stderr)
 
     def _compile_quads(self, job: tuple[str, list[str]]) -> tuple[str, str | None]:
-        """Compile int8 for a set, without fused multiply-adds; None where the compiler does not know its instruction."""
+        """Compile int8 for a set, without fused multiply-adds; None: the compiler does not know its instruction."""
         name, flags = job
         try:
             return name, self._compile(name, [*flags, "-ffp-contract=off"], QUAD_KERNELS)

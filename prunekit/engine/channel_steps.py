@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ from prunekit.engine.geometry import Size, is_direct, window_of
 from prunekit.engine.graph import Node
 from prunekit.engine.lanes import Indices, LaneLayout, Picks, Window
 from prunekit.engine.places import is_range
-from prunekit.engine.step_words import bits, element_bits
+from prunekit.engine.quantization import padding_level
+from prunekit.engine.step_words import bits, element_bits, quad_bits
 from prunekit.engine.steps import StepList, Words, all_pixels, at, epilogue
 from prunekit.errors import InputError
 
@@ -168,7 +169,11 @@ class ChannelSteps(StepList):
 
     def _plan_pad(self, node: Node) -> None:
         left, _, top, _ = node.attributes["sides"]
-        self._pick(node, lambda row, column: (row - top, column - left), element_bits(node.attributes["fill"]))
+        quantization = self.places.quantizations.get(node.name)
+        fill = element_bits(node.attributes["fill"])
+        if quantization is not None:
+            fill = quad_bits(padding_level(node, quantization))
+        self._pick(node, lambda row, column: (row - top, column - left), fill)
 
     def _pick(self, node: Node, source_of: Callable[[Indices, Indices], tuple[Indices, Indices]], fill: int) -> None:
         """Make a value of rows and columns of another; `fill` are the bits of what comes from nowhere."""
@@ -179,7 +184,9 @@ class ChannelSteps(StepList):
         # What was cropped must not come back where the image ends.
         rows, columns = np.where(row < layout.height, rows, -1), np.where(column < layout.width, columns, -1)
         self._remap(node, name, y, Picks.within(rows, columns, *self.places.sizes[name][1:]), fill=fill)
-        if fill != y.fill:  # what is no pixel must be zero
+        if fill != y.fill and node.name in self.places.quantizations:  # what is no pixel must be what it always is
+            self._pool_levels(node, y, np.zeros(1, np.int64), y)
+        elif fill != y.fill:
             self._pixelwise(node, _Operand(y), y)
         self._halo(y)
 
@@ -200,15 +207,31 @@ class ChannelSteps(StepList):
             is_float = node.name not in self.places.quantizations
             buffer, phases = self._phases(node, element_bits(float("-inf")) if is_max and is_float else 0)
             x, offsets = View(buffer, 0, buffer.channels), phases.tap_offsets()
-        taps = torch.from_numpy(offsets.astype(np.int32))
-        pointer, y = self.places.pointer_to(taps), self.places.views[node.name]
-        layout, mask = y.buffer.layout, self.places.mask_of(y.buffer.layout)
+        y = self.places.views[node.name]
+        layout = y.buffer.layout
         self.places.check_reach(node, x.buffer, x.buffer.front + offsets, layout.vectors, row_vectors, x_row)
-        scale, scales = (1.0, 0) if is_max else self._divisors(node, window, source, layout)
-        quantization = self.places.quantizations.get(node.name)
-        kind, more = "pool", {"is_max": int(is_max), "scale": bits(scale), "scales": scales}
-        if quantization is not None:
-            kind, more = "quad_pool", {"zero": quantization.zero_point}
+        if node.name in self.places.quantizations:
+            self._pool_levels(node, x, offsets, y, row_vectors, x_row)
+        else:
+            scale, scales = (1.0, 0) if is_max else self._divisors(node, window, source, layout)
+            more = {"is_max": int(is_max), "scale": bits(scale), "scales": scales}
+            self._add_pool("pool", node, x, offsets, y, row_vectors, x_row, more)
+        self._halo(y)
+
+    def _pool_levels(
+        self, node: Node, x: View, offsets: Indices, y: View, row_vectors: int = 0, x_row: int = 0
+    ) -> None:
+        """Plan the largest of some levels of each channel; of one tap it is a copy whose margins are put right."""
+        zero = self.places.quantizations[node.name].zero_point
+        self._add_pool("quad_pool", node, x, offsets, y, row_vectors, x_row, {"zero": zero})
+
+    def _add_pool(
+        self, kind: str, node: Node, x: View, offsets: Indices, y: View, row_vectors: int, x_row: int,
+        more: Mapping[str, int],
+    ) -> None:  # fmt: skip
+        taps = torch.from_numpy(offsets.astype(np.int32))
+        pointer, layout = self.places.pointer_to(taps), y.buffer.layout
+        mask = self.places.mask_of(layout)
         self._add(
             kind, node, [x.buffer], [y.buffer],
             lambda: {
@@ -216,7 +239,6 @@ class ChannelSteps(StepList):
                 "num_taps": taps.numel(), "mask": mask, "row_vectors": row_vectors, "x_row": x_row, **more,
             },
         )  # fmt: skip
-        self._halo(y)
 
     def _divisors(self, node: Node, window: Window, source: Size, layout: LaneLayout) -> tuple[float, int]:
         """Return what an average pool's sums are multiplied by: a number, or the address of one for each pixel."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from prunekit.engine.activations import activate
 from prunekit.engine.gpu_nodes import run_native
-from prunekit.engine.graph import Graph, Node
+from prunekit.engine.graph import Graph, Node, Quantization
 from prunekit.engine.program import run_in_torch
-from prunekit.engine.quantization import bias_of, levels_of, sum_scales, values_of
+from prunekit.engine.quantization import bias_of, levels_of, padding_level, quantizations_of, sum_scales, values_of
 
 
 def interpret(graph: Graph, inputs: Sequence[Tensor], wanted: Sequence[str] | None = None) -> list[Any]:
@@ -32,12 +32,13 @@ def interpret(graph: Graph, inputs: Sequence[Tensor], wanted: Sequence[str] | No
         The values; of those that are levels the levels, as float32.
     """
     values: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    levels = quantizations_of(graph)
     for node in graph.nodes:
-        values[node.name] = _run(node, values, graph)
+        values[node.name] = _run(node, values, graph, levels)
     return [values[name] for name in (graph.outputs if wanted is None else wanted)]
 
 
-def _run(node: Node, values: Mapping[str, Any], graph: Graph) -> Any:
+def _run(node: Node, values: Mapping[str, Any], graph: Graph, levels: Mapping[str, Quantization]) -> Any:
     a = node.attributes
     if node.op == "torch":
         return run_in_torch(node, values, graph.constants)
@@ -51,6 +52,8 @@ def _run(node: Node, values: Mapping[str, Any], graph: Graph) -> Any:
     if node.op == "conv2d":
         y = _convolved(values[node.inputs[0]], node, graph) + bias_of(node, graph)[:, None, None]
         return _finished(y, node, values)
+    if node.op == "pad" and node.name in levels:
+        return F.pad(values[node.inputs[0]], a["sides"], value=padding_level(node, levels[node.name]))
     return run_native(node, values, graph.constants)
 
 

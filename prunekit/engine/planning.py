@@ -136,7 +136,7 @@ class _Planner(ChannelSteps):
         )
 
     def _plan_conv2d(self, node: Node) -> None:
-        a, graph = node.attributes, self.places.graph
+        a = node.attributes
         weight, reading = self._reading(node)
         packed = pack_for_lanes(
             weight, a["groups"], reading.choice, reading.offsets, reading.plane_vectors, is_wide=reading.is_strided

@@ -94,7 +94,7 @@ def first_sums(weight: SparseWeight, x: Quantization) -> Tensor:
 
 
 def sum_scales(node: Node, graph: Graph) -> Tensor:
-    """Return what a quantized convolution's sums are multiplied by, float32 [K]: the input's and the weight's scales."""
+    """Return what the sums of a quantized convolution are multiplied by, float32 [K]: the scales of both factors."""
     x: Quantization = node.attributes["input"]
     return graph.constants[node.attributes["weight_scale"]].float() * torch.tensor(x.scale, dtype=torch.float32)
 
@@ -145,13 +145,23 @@ def _made_of(node: Node, read: list[Quantization | None]) -> Quantization | None
         if read != [None]:
             raise ValueError(f"{node.name} reads levels where it takes float32")
         return a["output"]  # type: ignore[no-any-return]
-    if any(read) and (node.op not in MOVING or len(set(read)) > 1):
+    if any(read) and (not moves_levels(node) or len(set(read)) > 1):
         raise ValueError(f"{node.name} ({node.op}) reads levels where it takes float32")
     return read[0] if read else None
 
 
 #: Ops that move levels as they move float32.
-MOVING = ("concat", "upsample", "max_pool2d")
+MOVING = ("concat", "upsample", "max_pool2d", "pad")
+
+
+def padding_level(node: Node, quantization: Quantization) -> int:
+    """Return the level that a "pad" pads with: that of 0, or the lowest for minus infinity, as pools have it."""
+    return quantization.zero_point if node.attributes["fill"] == 0.0 else 0
+
+
+def moves_levels(node: Node) -> bool:
+    """Tell whether a node gives levels on as it gives float32 on."""
+    return node.op in MOVING and (node.op != "pad" or node.attributes["fill"] in (0.0, -math.inf))
 
 
 def with_output(node: Node, output: Quantization | None) -> Node:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from prunekit.engine.graph import Graph, Node, Quantization
-from prunekit.engine.quantization import MAX_PRODUCTS, MOVING, QUAD, quantization_of, quantized_weight
+from prunekit.engine.quantization import MAX_PRODUCTS, MOVING, QUAD, moves_levels, quantization_of, quantized_weight
 
 #: The lowest and the highest number of each value.
 Ranges = Mapping[str, tuple[float, float]]
@@ -37,10 +37,19 @@ def reason_for_float32(node: Node, graph: Graph) -> str | None:
 
 
 def values_to_observe(graph: Graph, names: Collection[str]) -> list[str]:
-    """Return the values whose ranges `quantized_graph` needs for these convolutions, in the graph's order."""
-    needed = {name for node in graph.nodes if node.name in names for name in (node.name, *node.inputs)}
-    needed |= {name for node in graph.nodes if node.op in MOVING for name in (node.name, *node.inputs)}
-    return [name for name in (*graph.inputs, *(node.name for node in graph.nodes)) if name in needed & set(graph.sizes)]
+    """Return the values whose ranges `quantized_graph` needs for these convolutions, in the graph's order.
+
+    What is only moved has the ranges of what it was moved from.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    needed, left = dict[str, None](), [n for name in names for n in (name, *by_name[name].inputs)]
+    while left:
+        name = left.pop()
+        if name in by_name and by_name[name].op in MOVING:
+            left += by_name[name].inputs
+        else:
+            needed[name] = None
+    return [name for name in (*graph.inputs, *by_name) if name in needed]
 
 
 def quantized_graph(graph: Graph, names: Collection[str], ranges: Ranges) -> Graph:
@@ -72,6 +81,7 @@ class _Quantizing:
         for node in self.graph.nodes:
             for name in node.inputs:
                 self.readers.setdefault(name, []).append(node)
+        self.ranges = self._moved_ranges()
         self.moving = self._moving()
         self.quantizations = self._quantizations()
 
@@ -87,6 +97,15 @@ class _Quantizing:
         used = {node.attributes["weight"] for node in self.nodes if "weight" in node.attributes}
         weights = {name: weight for name, weight in weights.items() if name in used}
         return replace(self.graph, nodes=self.nodes, outputs=outputs, weights=weights, constants=constants, sizes=sizes)
+
+    def _moved_ranges(self) -> Ranges:
+        """Return the ranges of what was observed and of what is moved from there."""
+        found = dict(self.ranges)
+        for node in self.graph.nodes:
+            if node.op in MOVING and all(name in found for name in node.inputs):
+                lows, highs = zip(*(found[name] for name in node.inputs), strict=True)
+                found[node.name] = min(0.0, *lows), max(0.0, *highs)
+        return found
 
     def _moving(self) -> set[str]:
         """Return the nodes that move levels: what is between chosen convolutions only."""
@@ -104,6 +123,8 @@ class _Quantizing:
             found = kept
 
     def _keeps_quads(self, node: Node) -> bool:
+        if not moves_levels(node):
+            return False
         return node.op != "concat" or all(self.graph.sizes[name][0] % QUAD == 0 for name in node.inputs[:-1])
 
     def _is_near(self, name: str, reader: str) -> bool:

@@ -23,6 +23,7 @@ from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.calls import Call, preserved_random_state
 from prunekit.nn.candidates import Options, fastest, left_alone, on_the_engine, uncopied
 from prunekit.nn.evaluating import evaluating
+from prunekit.nn.int8 import calibration_inputs, check_precision
 from prunekit.nn.model_copies import CopyError, copied, has_computed_weights, with_plain_weights
 from prunekit.nn.parts import check_names
 from prunekit.nn.reference import NotComparable, reference_of
@@ -40,6 +41,9 @@ def accelerate(
     parts: Sequence[str] | None = None,
     whole_graph: bool = True,
     weight_dtype: torch.dtype = torch.float32,
+    precision: Literal["float32", "int8"] = "float32",
+    calibration: object = None,
+    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
     tuning_seconds: float = 60.0,
     tuning_cache: Path | Literal["default"] | None = "default",
     progress: Callable[[int, int], None] | None = None,
@@ -73,24 +77,39 @@ def accelerate(
         weight_dtype: torch.bfloat16 stores kept weights in half the bytes; sums, biases and pixels stay float32. The
             weights are rounded to 8 bits of significand after BatchNorm is folded, and `report.relative_rms` says what
             that does to the outputs.
+        precision: "int8" runs convolutions on 8-bit levels and weights, with exact 32-bit sums, wherever a layer is
+            exact enough and measured faster so; the rest stays float32 in the same graph. `report` has the scale, zero
+            point and noise of each layer, and `report.relative_rms` what int8 does to the outputs. On a processor
+            without an instruction for it, and for a model that is not captured as a whole, the result is float32 and a
+            note says so. On the CPU.
+        calibration: inputs that the ranges of all values are observed on, with "int8": a tensor [N, ...], or an
+            iterable of forward arguments. Some hundred images are usual, others than those of an evaluation.
+        calibration_method: how a range is found: all that was seen, without the outermost 0.01 % at each end, or with
+            the least squared error.
         tuning_seconds: time for choosing; what is not chosen then keeps a rule of thumb.
         tuning_cache: file of choices of earlier runs; None keeps none, "default" is the user's cache folder's.
         progress: called with (convolution shapes tuned, all of them).
 
     Raises:
         InputError: the model is neither on the CPU nor on one GPU, does not run on the example, or its output there
-            holds no tensor or is not finite, or `weight_dtype` is another one; on a GPU also where the CUDA kernels
-            were not built.
+            holds no tensor or is not finite, or `weight_dtype` or `precision` is another one, or calibration inputs are
+            missing, do not fit the example or are not finite; on a GPU also where the CUDA kernels were not built.
     """
     if weight_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")
+    check_precision(precision, calibration_method)
     if not isinstance(model, nn.Module):
         raise InputError(f"accelerate expects model to be a torch.nn.Module; got {type(model).__name__}.")
     model, unwrapped = unwrap(model)
     names = None if parts is None else tuple(check_names(model, parts))
     example = Call.of_example(model, example_input, example_kwargs)
     _check_devices(model, example.tensors)
-    options = Options(whole_graph, weight_dtype, tuning_seconds, tuning_cache, progress, names)
+    if precision == "int8" and (weight_dtype != torch.float32 or any(x.is_cuda for x in example.tensors)):
+        raise InputError('accelerate expects a model on the CPU and float32 weights with precision="int8".')
+    inputs = None if precision == "float32" else calibration_inputs(calibration, example)
+    options = Options(
+        whole_graph, weight_dtype, tuning_seconds, tuning_cache, progress, names, inputs, calibration_method
+    )
     with torch.no_grad(), preserved_random_state(), torch.autocast("cpu", enabled=False):
         if any(x.is_cuda for x in example.tensors):
             check_gpu_arguments(whole_graph=whole_graph, weight_dtype=weight_dtype)

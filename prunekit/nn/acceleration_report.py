@@ -28,6 +28,9 @@ class LayerReport:
         percent_of_peak: 2 · kept_macs / ms in percent of the machine's multiply-add peak.
         limit: What bounds the layer, by the floors of its work.
         advice: What would make it faster.
+        precision: "float32", or "int8": levels in and int32 sums.
+        scale, zero_point: Of an input in int8: a level stands for scale · (level - zero_point).
+        signal_to_noise: Decibels of the layer's sums over what int8 changes in them; None: not measured.
         floor_ms: On a GPU, what no kernel can pass: kept multiply-adds at the peak, or bytes at the memory's bandwidth.
     """
 
@@ -46,6 +49,10 @@ class LayerReport:
     limit: str | None = None
     advice: str | None = None
     floor_ms: float | None = None
+    precision: str = "float32"
+    scale: float | None = None
+    zero_point: int | None = None
+    signal_to_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,8 @@ class AccelerationReport:
     def _table(self) -> str:
         if self.gpu is not None:
             headings, cells = _GPU, _gpu_cells
+        elif any(row.precision == "int8" for row in self.rows):
+            headings, cells = _INT8, _int8_cells
         elif self.engine in ("whole graph", "parts"):
             headings, cells = _WHOLE_GRAPH, _whole_graph_cells
         else:
@@ -163,6 +172,7 @@ _LAYER = ("layer", "input", "weight", "density")
 _GPU = ("kernel", "MB", "floor ms", "why")
 _MODULES = ("chosen", "dense ms", "sparse ms", "why")
 _WHOLE_GRAPH = ("schedule", "ms", "% of peak", "limited by")
+_INT8 = ("precision", "noise dB", "scale", "zero", *_WHOLE_GRAPH)
 
 
 def _gpu_cells(row: LayerReport) -> tuple[str, ...]:
@@ -176,6 +186,12 @@ def _modules_cells(row: LayerReport) -> tuple[str, ...]:
 
 def _whole_graph_cells(row: LayerReport) -> tuple[str, ...]:
     return row.implementation, _number(row.ms, ".3f"), _number(row.percent_of_peak, ".0f"), row.limit or "–"
+
+
+def _int8_cells(row: LayerReport) -> tuple[str, ...]:
+    zero = "–" if row.zero_point is None else str(row.zero_point)
+    noise = _number(row.signal_to_noise, ".0f")
+    return row.precision, noise, _number(row.scale, ".3g"), zero, *_whole_graph_cells(row)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from prunekit.errors import WrongOutputError, first_line
 from prunekit.nn.accelerate_parts import PartsOnEngine, put_parts
 from prunekit.nn.acceleration_report import AccelerationReport, LayerReport
 from prunekit.nn.calls import Call
+from prunekit.nn.int8 import Inputs, Int8Graph, build_int8
 from prunekit.nn.model_copies import OriginalModel, copied, has_computed_weights, with_plain_weights
 from prunekit.nn.packed_layers import given_back, pack_layers
 from prunekit.nn.reference import NotComparable, Reference, dtype_name, without_autocast
@@ -33,12 +34,15 @@ _MAX_DYNAMIC = 8
 # Below this speed-up of the whole graph the model's own forward is tried on packed filters too.
 _CLEARLY_FASTER = 1.4
 # Of two that are equally fast, the first.
-_PREFERRED = ("graph", "parts", "modules", "own")
+_PREFERRED = ("int8", "graph", "parts", "modules", "own")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `accelerate` was asked for; see there."""
+    """What `accelerate` was asked for; see there. int8 is tried where there are `calibration` inputs for it.
+
+    With `only_faster_int8` False it is taken wherever it is possible.
+    """
 
     whole_graph: bool = True
     weight_dtype: torch.dtype = torch.float32
@@ -46,6 +50,9 @@ class Options:
     tuning_cache: Path | Literal["default"] | None = "default"
     progress: Callable[[int, int], None] | None = None
     parts: tuple[str, ...] | None = None
+    calibration: Sequence[Inputs] | None = None
+    calibration_method: str = "minmax"
+    only_faster_int8: bool = True
 
     def cache(self) -> TuningCache:
         """Open the cache of choices."""
@@ -64,6 +71,7 @@ class Candidate:
     rows: list[LayerReport] = field(default_factory=list)
     batch_norms_folded: int = 0
     built: WholeGraph | None = None
+    int8: Int8Graph | None = None
     parts: PartsOnEngine | None = None
 
 
@@ -81,14 +89,20 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
     if "graph" in candidates:
         fast = candidates["graph"].model
         calls["graph"] = lambda: example.time(fast)
+        if options.calibration is not None:
+            int8 = _attempt("stays float32", notes, lambda: _in_int8(candidates["graph"], reference, options))
+            if int8 is not None:
+                candidates["int8"], calls["int8"] = int8, lambda: example.time(int8.model)
     elif options.whole_graph:
         parts = _attempt("no part was put on the engine", notes, lambda: _parts(model, reference, options))
         if parts is not None:
             candidates["parts"] = parts
             put = copied(parts.model)
             calls["parts"] = lambda: example.time(put)
+    if options.calibration is not None and "graph" not in candidates:
+        notes.append("stays float32: int8 is for models that run as one graph")
     times = _time(calls)
-    best = next(name for name in _PREFERRED if name in calls)
+    best = _best_of_graphs(times, options)
     # Named parts were each measured faster; a model of which they are a small share may not show it.
     if options.parts is None and not _is_clearly_faster(times):
         _add_modules(candidates, model, reference, options, notes)
@@ -102,6 +116,8 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
         chosen.rows = given_back(candidates["modules"].rows, "given back: the model as a whole measured faster")
     if chosen.built is not None:
         notes += chosen.built.notes
+    if chosen.int8 is not None:
+        notes += chosen.int8.notes()
     if reference.shared:
         notes.append(
             f"compared with the decisions of {', '.join(reference.shared)} shared: equal scores may change places"
@@ -109,10 +125,32 @@ def fastest(model: nn.Module, runs: nn.Module, reference: Reference, options: Op
     report = _report(chosen, times, best, notes)
     if chosen.parts is not None:
         report = _with_parts(report, chosen.parts, peak)
-    if best == "graph" and isinstance(chosen.model, AcceleratedModel):
-        report = _with_layers(report, chosen.model, example, peak)
+    if best in ("graph", "int8") and isinstance(chosen.model, AcceleratedModel):
+        report = _with_layers(report, chosen, example, peak)
     chosen.model.report = report  # type: ignore[assignment]
     return chosen.model
+
+
+def _best_of_graphs(times: Mapping[str, Timing], options: Options) -> str:
+    """Return the name of the whole graph that is faster, or of what there is instead of one."""
+    names = [name for name in _PREFERRED if name in times]
+    if names[0] == "int8" and options.only_faster_int8 and times["graph"].median_ms < times["int8"].median_ms:
+        return "graph"
+    return names[0]
+
+
+def _in_int8(graph: Candidate, reference: Reference, options: Options) -> Candidate:
+    """Put a whole graph into int8; whatever raises is why not."""
+    assert isinstance(graph.model, AcceleratedModel)
+    assert graph.built is not None
+    example, inputs = reference.example, options.calibration or ()
+    tensors = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in example.tensors]
+    int8 = build_int8(
+        graph.model, tensors, inputs, options.calibration_method, options.tuning_seconds, options.cache(),
+        only_where_faster=options.only_faster_int8,
+    )  # fmt: skip
+    comparison = reference.difference(lambda call: call.run(int8.model))
+    return replace(graph, model=int8.model, comparison=comparison, int8=int8)
 
 
 def left_alone(model: nn.Module, runs: nn.Module, example: Call, note: str) -> nn.Module:
@@ -218,11 +256,14 @@ def _attempt(what: str, notes: list[str], build: Callable[[], Candidate]) -> Can
 
 
 def _why(best: str, candidates: Mapping[str, Candidate]) -> list[str]:
+    if best == "graph" and "int8" in candidates:
+        return ["the whole graph was measured faster in float32 than in int8"]
     if best == "modules" and "graph" in candidates:
         return ["the model's own forward was measured faster than the whole graph"]
     if best == "own" and len(candidates) > 1:
         others = {
             "graph": "the whole graph",
+            "int8": "the whole graph in int8",
             "parts": "its parts on the engine",
             "modules": "its layers on packed filters",
         }
@@ -266,13 +307,14 @@ def _with_parts(report: AccelerationReport, parts: PartsOnEngine, peak_gflops: f
 
 
 def _with_layers(
-    report: AccelerationReport, fast: AcceleratedModel, example: Call, peak_gflops: float
+    report: AccelerationReport, chosen: Candidate, example: Call, peak_gflops: float
 ) -> AccelerationReport:
     """Add the layers' times, or a note where they cannot be measured: the model is right without them."""
     peak = max(peak_gflops, native.fma_peak_gflops())  # another process may have slowed one of the two down
     try:
         args, kwargs = example.signature.call(example.tensors)
-        rows, other = layer_reports(fast, args, peak, kwargs)
+        assert isinstance(chosen.model, AcceleratedModel)
+        rows, other = layer_reports(chosen.model, args, peak, kwargs, chosen.int8.noise if chosen.int8 else None)
     except Exception as error:
         return replace(report, notes=[*report.notes, f"the layers were not measured: {first_line(error)}"])
     return replace(report, rows=rows, other_ms=other, peak_gflops=peak)

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from prunekit.engine.batches import check_batch, has_free_batch
 from prunekit.engine.capture import CaptureError, capture, capture_any_size
 from prunekit.engine.fusing import fuse
-from prunekit.engine.graph import Graph, Node
+from prunekit.engine.graph import CONVOLUTIONS, Graph, Node
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.signature import Signature
 from prunekit.engine.tuning import TunedConv, tune
@@ -31,6 +31,8 @@ _PROFILES = 3
 # Kept weights of an output channel and channel block below which starting the loops costs as much as running them.
 _SHORT_LOOP = 8
 _STREAM_BYTES = 64 * 2**20
+# Multiply-adds of int8 in the time of one of float32.
+_INT8_PEAK = 4
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,16 @@ def foreign_operators(graph: Graph) -> str:
 
 
 def layer_reports(
-    fast: AcceleratedModel, args: Sequence[Any], peak_gflops: float, kwargs: Mapping[str, Any] | None = None
+    fast: AcceleratedModel,
+    args: Sequence[Any],
+    peak_gflops: float,
+    kwargs: Mapping[str, Any] | None = None,
+    noise: Mapping[str, float] | None = None,
 ) -> tuple[list[LayerReport], dict[str, float]]:
-    """Return a row for each convolution, and the milliseconds of everything else by kind."""
+    """Return a row for each convolution, and the milliseconds of everything else by kind.
+
+    `noise` is the signal to noise of convolutions by their nodes' names, where it was measured.
+    """
     best: list[float] = []
     for _ in range(_PROFILES):
         steps = fast.profile(*args, **(kwargs or {}))
@@ -205,12 +214,16 @@ def layer_reports(
     other: dict[str, float] = defaultdict(float)
     for step, step_ms in zip(steps, best, strict=True):
         node = nodes.get(step.node or "")
-        if node is not None and node.op == "conv2d":
+        if node is not None and node.op in CONVOLUTIONS:
             ms[node.name] += step_ms
         else:
             other[node.op if node is not None else step.kind] += step_ms
     bandwidth = stream_gbytes()
     rows = [_row(fast, node, ms[node.name], peak_gflops, bandwidth) for node in fast.graph.convolutions()]
+    rows = [
+        replace(row, signal_to_noise=(noise or {}).get(node.name))
+        for row, node in zip(rows, fast.graph.convolutions(), strict=True)
+    ]
     return rows, dict(other)
 
 
@@ -219,7 +232,9 @@ def _row(fast: AcceleratedModel, node: Node, ms: float, peak_gflops: float, band
     weight, size, output = graph.weights[node.attributes["weight"]], graph.sizes[node.inputs[0]], graph.sizes[node.name]
     kept_macs = weight.values.numel() * output[1] * output[2]
     elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
-    num_bytes = (2 + weight.values.element_size()) * weight.values.numel() + 4 * elements
+    is_int8 = node.op == "quantized_conv2d"
+    peak_gflops *= _INT8_PEAK if is_int8 else 1
+    num_bytes = (2 + weight.values.element_size()) * weight.values.numel() + (1 if is_int8 else 4) * elements
     choice = next((s.plan.choices[node.name] for s in fast.segments() if node.name in s.plan.choices), None)
     floors = {"multiply-adds": 2 * kept_macs / peak_gflops / 1e6, "memory": num_bytes / bandwidth / 1e6}
     blocks = -(-weight.shape[1] // choice.channel_block) if choice else 1
@@ -239,6 +254,9 @@ def _row(fast: AcceleratedModel, node: Node, ms: float, peak_gflops: float, band
         percent_of_peak=100 * floors["multiply-adds"] / max(ms, 1e-9),
         limit=limit,
         advice=advice,
+        precision="int8" if is_int8 else "float32",
+        scale=node.attributes["input"].scale if is_int8 else None,
+        zero_point=node.attributes["input"].zero_point if is_int8 else None,
     )
 
 
