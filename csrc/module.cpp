@@ -173,8 +173,8 @@ PyObject* lane_layout(PyObject*, PyObject*) {
 PyObject* quad_layout(PyObject*, PyObject*) {
   const prunekit::QuadKernels& kernels = prunekit::quad_kernels();
   return Py_BuildValue(
-      "(LLsN)", static_cast<long long>(kernels.max_vectors), static_cast<long long>(kernels.x_shift), kernels.dot,
-      PyBool_FromLong(kernels.is_fast));
+      "(LLsL)", static_cast<long long>(kernels.max_vectors), static_cast<long long>(kernels.x_shift), kernels.dot,
+      static_cast<long long>(kernels.rate));
 }
 
 PyMethodDef METHODS[] = {
@@ -190,7 +190,7 @@ PyMethodDef METHODS[] = {
     {"lane_layout", lane_layout, METH_NOARGS,
      "Lanes of a vector, and the longest tiles in vectors for 1, 2 and 4 rows, of the instruction set in use."},
     {"quad_layout", quad_layout, METH_NOARGS,
-     "Of int8 kernels: longest tiles in vectors, the shift of their input, the instruction, whether it is a fast one."},
+     "Of int8 kernels: longest tiles in vectors, the shift of their input, the instruction, its work over float32's."},
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set in use."},
     {"compiled_instruction_sets", compiled_instruction_sets, METH_NOARGS,
      "List of (name, is supported by this processor), best first."},

@@ -21,7 +21,7 @@ constexpr int ROWS = QUAD_ROWS;
 #if defined(PRUNEKIT_SHORT_TILES)
 constexpr int MAX_VECTORS = 2;
 #else
-constexpr int MAX_VECTORS = IS_FAST && WIDE_REGISTER_FILE ? 6 : 2;
+constexpr int MAX_VECTORS = RATE && WIDE_REGISTER_FILE ? 6 : 2;
 #endif
 // A dot product takes five cycles; with fewer sums than that in a pattern, every second tap adds to sums of its own.
 constexpr int MIN_CHAINS = 5;
@@ -258,7 +258,7 @@ void max_pool(const QuadPool& pool) {
 
 extern const QuadKernels quad_kernels;
 const QuadKernels quad_kernels = {
-    DOT, IS_FAST, LANES, MAX_VECTORS, X_SHIFT, {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
+    DOT, RATE, LANES, MAX_VECTORS, X_SHIFT, {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
     quantize, dequantize, max_pool};
 
 }  // namespace PRUNEKIT_ISA

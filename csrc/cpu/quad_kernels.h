@@ -64,7 +64,7 @@ using QuadConvKernel = void (*)(const QuadConvTile&);
 
 struct QuadKernels {
   const char* dot;               // the instruction that multiplies quads, or "none"
-  bool is_fast;                  // whether it does four times a float32 multiply-add's work
+  int64_t rate;                  // its multiply-adds in the time of one in float32, or 0
   int64_t lanes, max_vectors;
   // What is subtracted from each byte of x before it is multiplied: sums begin with as many times the weights' sum.
   int64_t x_shift;

@@ -147,7 +147,7 @@ def default_quad_choice(
     """Return a choice for an int8 convolution by rule of thumb; the arguments are `default_choice`'s."""
     out_channels, channels, *kernel = weight.shape
     quads = -(-channels * groups // QUAD)
-    longest, *_ = native.quad_layout()
+    longest = native.quad_layout().max_vectors
     choice = cut(QUAD, longest, vectors, (out_channels, quads, kernel[0], kernel[1]), 1.0, lanes, threads)
     return replace(choice, channel_block=min(quads, MAX_BLOCK_TAPS // math.prod(kernel)))
 
@@ -155,7 +155,7 @@ def default_quad_choice(
 def fit_here(choices: Mapping[str, ConvChoice], graph: Graph) -> bool:
     """Tell whether the kernels of the set in use have tiles as long as these, by convolutions' names."""
     of_quads = {node.name for node in graph.convolutions() if node.op == "quantized_conv2d"}
-    longest, longest_quads = native.lane_layout()[1], native.quad_layout()[0]
+    longest, longest_quads = native.lane_layout()[1], native.quad_layout().max_vectors
     return all(
         choice.rows == QUAD and choice.tile_vectors <= longest_quads
         if name in of_quads

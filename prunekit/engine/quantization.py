@@ -89,8 +89,9 @@ def first_sums(weight: SparseWeight, x: Quantization) -> Tensor:
     Padding holds the zero point, so that each weight adds weight · zero_point wherever it looks; that is taken away
     here. So is the shift by which some kernels turn levels into signed bytes.
     """
-    _, shift, *_ = native.quad_layout()
-    return weight.dense().to(torch.int32).sum((1, 2, 3), dtype=torch.int32) * (shift - x.zero_point)
+    return weight.dense().to(torch.int32).sum((1, 2, 3), dtype=torch.int32) * (
+        native.quad_layout().x_shift - x.zero_point
+    )
 
 
 def sum_scales(node: Node, graph: Graph) -> Tensor:

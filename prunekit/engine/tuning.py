@@ -97,7 +97,7 @@ def tune(
 def _fits(choice: ConvChoice, key: TuningKey) -> bool:
     longest = native.lane_layout()[1][{1: 0, 2: 1, 4: 2}[choice.rows]]
     if key.weight_bits == _QUAD_BITS:
-        longest = native.quad_layout()[0] if choice.rows == QUAD else 0
+        longest = native.quad_layout().max_vectors if choice.rows == QUAD else 0
     vectors = key.size[0] * max(key.pitches)  # more than there are
     is_sound = choice.repeats == 1 or (choice.channel_block == key.weight[1] and _fits_one_block(key))
     is_sound = is_sound and choice.row_parts <= key.weight[0] and choice.repeats <= vectors
@@ -159,7 +159,7 @@ def candidates(key: TuningKey, vectors: int, max_vectors: tuple[int, int, int]) 
 
 
 def _quad_candidates(key: TuningKey, vectors: int) -> list[ConvChoice]:
-    longest, *_ = native.quad_layout()
+    longest = native.quad_layout().max_vectors
     choices: dict[ConvChoice, None] = {}
     for tile in dict.fromkeys((longest, max(1, round(longest * _SHORT_TILE)))):
         for block_bytes in _BLOCK_BYTES:

@@ -6,7 +6,7 @@ control must stay flat over the ratios. Nothing is timed before both gave the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,12 +33,31 @@ class Latency:
         network: The artifact.
         postprocessing: The task's steps from outputs to predictions, by name.
         compacted: The compacted model in torch eager, as the control runs, and "accelerated"; where filters went.
+        int8: What is deployed in int8, if it is.
     """
 
     control: Timing
     network: Timing
     postprocessing: dict[str, Timing] = field(default_factory=dict)
     compacted: dict[str, Timing] = field(default_factory=dict)
+    int8: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model as it is deployed.
+
+    Attributes:
+        latency: Of all of it.
+        report: What accelerating it chose.
+        int8: The model in int8, compacted where filters went; None where none was asked for or it stayed float32.
+        int8_report: What accelerating it in int8 chose, also where it stayed float32.
+    """
+
+    latency: Latency
+    report: AccelerationReport
+    int8: nn.Module | None = None
+    int8_report: AccelerationReport | None = None
 
 
 def accelerate_and_time(
@@ -48,19 +67,33 @@ def accelerate_and_time(
     runs: int,
     options: Options,
     compaction: CompactionResult | None = None,
-) -> tuple[Latency, AccelerationReport]:
+    calibration: Iterable[Tensor] | None = None,
+) -> Deployed:
     """Make a model fast, and time it against itself; the arguments are those of `measure_latency`.
 
-    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated.
+    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated; with images for
+    `calibration` also what is deployed in int8.
     """
     fast = accelerate(model, x)
     assert isinstance(fast.report, AccelerationReport)
     compacted = {}
     if compaction is not None:
         compacted = {EAGER: compaction.model, ACCELERATED: accelerate(compaction.model, x)}
-    timed = measure_latency(model, task, fast, x, runs, options, compacted)
+    int8, int8_report = None, None
+    if calibration is not None:
+        source = model if compaction is None else compaction.model
+        int8, int8_report = _in_int8(source, x, calibration)
+    timed = measure_latency(model, task, fast, x, runs, options, compacted, int8)
     note = f"torch runs what follows the network: {', '.join(timed.postprocessing)}"
-    return timed, replace(fast.report, notes=[*fast.report.notes, note])
+    return Deployed(timed, replace(fast.report, notes=[*fast.report.notes, note]), int8, int8_report)
+
+
+def _in_int8(model: nn.Module, x: Tensor, images: Iterable[Tensor]) -> tuple[nn.Module | None, AccelerationReport]:
+    """Return a model accelerated in int8, or None where all of it stayed float32, and the report."""
+    fast = accelerate(model, x, precision="int8", calibration=images)
+    report = fast.report
+    assert isinstance(report, AccelerationReport)
+    return (fast if any(row.precision == "int8" for row in report.rows) else None), report
 
 
 @torch.inference_mode()
@@ -72,6 +105,7 @@ def measure_latency(
     runs: int,
     options: Options,
     compacted: Mapping[str, nn.Module] | None = None,
+    int8: nn.Module | None = None,
 ) -> Latency:
     """Time the stages in turn, so that whatever slows the machine down meets all of them.
 
@@ -83,6 +117,7 @@ def measure_latency(
         runs: Timed runs of each stage, after warm-up.
         options: Thresholds and limits of predicting.
         compacted: Other models that answer the same, by name.
+        int8: A model that answers nearly the same, which is not compared.
 
     Returns:
         The stages' timings.
@@ -102,11 +137,13 @@ def measure_latency(
             "network": lambda: artifact(x),
             **steps,
             **{f"compacted {name}": partial(other, x) for name, other in others.items()},
+            **({} if int8 is None else {"int8": partial(int8, x)}),
         },
         runs,
     )
     compact = {name: timings[f"compacted {name}"] for name in others}
-    return Latency(timings["control"], timings["network"], {name: timings[name] for name in steps}, compact)
+    postprocessing = {name: timings[name] for name in steps}
+    return Latency(timings["control"], timings["network"], postprocessing, compact, timings.get("int8"))
 
 
 def check_same_outputs(expected: Any, actual: Any) -> None:

@@ -148,10 +148,8 @@ def build_int8(
         InputError: a value is not finite on a calibration input.
         WrongOutputError: a layer differs from the reference.
     """
-    *_, is_fast = native.quad_layout()
-    if only_where_faster and not is_fast:
-        status = native_status()
-        raise StaysFloat32(f"this processor has no instruction for it that the {status.instruction_set} kernels know")
+    if only_where_faster and native.quad_layout().rate == 0:
+        raise StaysFloat32(f"the {native_status().instruction_set} kernels have no instruction for int8")
     graph = float32.graph
     reasons = {node.name: reason_for_float32(node, graph) for node in graph.nodes if node.op == "conv2d"}
     names = [name for name, reason in reasons.items() if reason is None]

@@ -31,8 +31,6 @@ _PROFILES = 3
 # Kept weights of an output channel and channel block below which starting the loops costs as much as running them.
 _SHORT_LOOP = 8
 _STREAM_BYTES = 64 * 2**20
-# Multiply-adds of int8 in the time of one of float32.
-_INT8_PEAK = 4
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ def _row(fast: AcceleratedModel, node: Node, ms: float, peak_gflops: float, band
     kept_macs = weight.values.numel() * output[1] * output[2]
     elements = size[0] * size[1] * size[2] + len(node.inputs) * output[0] * output[1] * output[2]
     is_int8 = node.op == "quantized_conv2d"
-    peak_gflops *= _INT8_PEAK if is_int8 else 1
+    peak_gflops *= max(native.quad_layout().rate, 1) if is_int8 else 1
     num_bytes = (2 + weight.values.element_size()) * weight.values.numel() + (1 if is_int8 else 4) * elements
     choice = next((s.plan.choices[node.name] for s in fast.segments() if node.name in s.plan.choices), None)
     floors = {"multiply-adds": 2 * kept_macs / peak_gflops / 1e6, "memory": num_bytes / bandwidth / 1e6}

@@ -137,15 +137,26 @@ def lane_layout() -> tuple[int, tuple[int, int, int]]:
     return lanes, longest
 
 
-def quad_layout() -> tuple[int, int, str, bool]:
-    """Return what the int8 kernels of the set in use are.
+@dataclass(frozen=True)
+class QuadLayout:
+    """What the int8 kernels of the set in use are.
 
-    Returns:
-        The longest tiles in vectors, what is subtracted from each level before it is multiplied, the instruction that
-        multiplies levels, and whether it does four times the work of a float32 multiply-add.
+    Attributes:
+        max_vectors: Of their longest tiles.
+        x_shift: What is subtracted from each level before it is multiplied.
+        instruction: That multiplies levels, or "none".
+        rate: Its multiply-adds in the time of one in float32; 0 where there is no instruction.
     """
-    longest, shift, instruction, is_fast = _require().quad_layout()
-    return longest, shift, instruction, is_fast
+
+    max_vectors: int
+    x_shift: int
+    instruction: str
+    rate: int
+
+
+def quad_layout() -> QuadLayout:
+    """Return what the int8 kernels of the set in use are."""
+    return QuadLayout(*_require().quad_layout())
 
 
 def fma_peak_gflops() -> float:

@@ -20,6 +20,7 @@ from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.sensitivity import METHODS
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
+from prunekit.pipeline.int8 import PRECISIONS, DeploymentChoices
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
 from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
@@ -59,6 +60,7 @@ KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "rule": lambda: RULES,
     "allocation": lambda: ALLOCATIONS,
     "method": lambda: METHODS,
+    "precision": lambda: PRECISIONS,
 }
 
 
@@ -73,7 +75,16 @@ class MachineChoices(Config):
     )
 
     @field_validator(
-        "plugin", "scores", "structure", "pruning", "allocation", "budget", "attack", mode="before", check_fields=False
+        "plugin",
+        "scores",
+        "structure",
+        "pruning",
+        "allocation",
+        "budget",
+        "attack",
+        "precision",
+        mode="before",
+        check_fields=False,
     )
     @classmethod
     def _split_names(cls, value: Any, info: Any) -> Any:
@@ -241,7 +252,7 @@ class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
     )
 
 
-class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
+class RunConfig(PruningChoices, DeploymentChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())
@@ -309,6 +320,7 @@ class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
             learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
             learns += ["optimized pruning"] if "optimized" in self.pruning else []
             learns += ["pre-training"] if self.pretrain.epochs else []
+            learns += ["int8"] if self.deploys_int8 else []
             learns += ["the allocation mrs"] if "mrs" in self.allocation and self.sensitivities is None else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")

@@ -253,8 +253,9 @@ def _time(work: _Work) -> Part:
         x = work.dataset[0].image[None]
         for _ in work.progress.track(range(1), "accelerating and timing", 1):
             compaction = compacted(work.artifact, x, work.progress)
-            latency, report = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
-        write_json(folder.file("acceleration.json"), report.to_json())
+            deployed = accelerate_and_time(model, task, x, work.config.latency_runs, work.config, compaction)
+        write_json(folder.file("acceleration.json"), deployed.report.to_json())
+        latency = deployed.latency
         columns = latency_columns(latency) | postprocessing_columns(latency) | compaction_columns(latency, compaction)
         return {**_sizes(work, model, x), **columns, **machine}, ["acceleration.json"]
 

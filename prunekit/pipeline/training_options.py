@@ -46,7 +46,7 @@ class TrainingOption:
 
 # Options for settings of all trainings at once; TrainConfig describes them.
 _OF_ALL = {"max_steps": "max_steps", "train_batch_size": "batch_size", "batch_norm": "batch_norm",
-           "precision": "precision", "selection": "selection", "augment": "augmentation",
+           "train_precision": "precision", "selection": "selection", "augment": "augmentation",
            "checkpoint_every": "checkpoint_every"}  # fmt: skip
 _DESCRIPTIONS = {
     "augment": "augment training images: random flips and shifts, for detectors scaling and colors too",

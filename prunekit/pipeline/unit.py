@@ -16,12 +16,13 @@ from prunekit.compaction import CompactionResult, compact, save
 from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_or_none
-from prunekit.evaluation.latency import Latency, accelerate_and_time
-from prunekit.nn import AccelerationReport, native_status
+from prunekit.evaluation.latency import Deployed, accelerate_and_time
+from prunekit.nn import native_status
 from prunekit.pipeline.allocation import Sharing, allocate_step, known_sensitivities, layer_rows
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
+from prunekit.pipeline.int8 import calibration_images, int8_columns
 from prunekit.pipeline.proofs import Proof, radii_identity, write_margins, write_radii
 from prunekit.pipeline.results import (
     RatioResult,
@@ -104,7 +105,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     model = model.cpu()
     compaction = _compact(job, folder, artifact, unit)
     files += [folder.compacted(unit)] if compaction is not None else []
-    latency, acceleration = _accelerate_and_time(job, model, unit, compaction)
+    deployed = _accelerate_and_time(job, model, unit, compaction)
+    latency, acceleration = deployed.latency, deployed.report
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
     costs = count_costs(model, x, artifact.masks, job.groups)
@@ -134,6 +136,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         "processor": processor().name,
         "allocation": variant.allocation,
         "budget": unit.budget,
+        **(_int8(job, folder, model, unit, deployed) if job.config.deploys_int8 else {}),
     }
     return RatioResult(columns), files, artifact
 
@@ -243,14 +246,30 @@ def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> C
     return result
 
 
-def _accelerate_and_time(
-    job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None
-) -> tuple[Latency, AccelerationReport]:
-    x = job.dataset[0].image[None]
+def _accelerate_and_time(job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None) -> Deployed:
+    x, config, images = job.dataset[0].image[None], job.config, None
+    if config.deploys_int8 and job.training is not None:
+        images = calibration_images(job.training.data, config.calibration_images, config.workers)
     with alone(job.progress):
         for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-            timed = accelerate_and_time(model, job.start.task, x, job.config.latency_runs, job.config, compaction)
-    return timed
+            deployed = accelerate_and_time(model, job.start.task, x, config.latency_runs, config, compaction, images)
+    return deployed
+
+
+def _int8(job: Job, folder: RunFolder, model: nn.Module, unit: Unit, deployed: Deployed) -> dict[str, Any]:
+    """Return the columns on the model in int8, which sees the images that were attacked by the float32 model."""
+    assert deployed.int8_report is not None
+    folder.write_json(f"acceleration/{unit.stem}-int8.json", deployed.int8_report.to_json())
+    if deployed.int8 is None:
+        job.progress.message(f"{unit.label}: {'; '.join(deployed.int8_report.notes)}")
+        return int8_columns(deployed, {})
+    subject, config = job.subject(deployed.int8), job.config
+    clean = evaluate(subject, None, f"{unit.label}: clean in int8")
+    attacked = None
+    if config.attack != "none":
+        attacked = evaluate(subject, PRESETS[config.attack], f"{unit.label}: under attack in int8", source=model)
+    columns = job.start.task.columns(clean.figures, attacked.figures if attacked else None, None, None)
+    return int8_columns(deployed, {name: finite_or_none(v) for name, v in columns.items() if v is not None})
 
 
 def _accuracy(job: Job, evaluations: dict[str, Evaluation], transfer: Evaluation | None) -> dict[str, float | None]:

@@ -221,8 +221,8 @@ def _decode(dataset: Data, chunks: list[list[int]], workers: int) -> Iterator[li
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters are."""
-    return next(model.parameters()).device
+    """Return where a model's parameters are; the CPU for one that has none, as an accelerated model."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

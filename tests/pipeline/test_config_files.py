@@ -198,7 +198,15 @@ def test_no_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [RunConfig, TrainStage, FinetuneStage, PruneStage])
 def test_options_keep_their_names(kind: type[Config]) -> None:
-    shared = {"max_steps", "train_batch_size", "batch_norm", "precision", "selection", "augment", "checkpoint_every"}
+    shared = {
+        "max_steps",
+        "train_batch_size",
+        "batch_norm",
+        "train_precision",
+        "selection",
+        "augment",
+        "checkpoint_every",
+    }
     own = {"epochs", "learning_rate"}
     if kind is RunConfig:
         own = {f"{section}_{name}" for section in ("pretrain", "optimize", "finetune") for name in own}
