@@ -50,7 +50,7 @@ def test_every_kind_names_each_of_its_words_once() -> None:
     for _, name, _, words in native.step_declarations():
         if name in kinds:
             assert len(set(kinds[name].names)) == len(kinds[name].names) == words < STEP_WORDS
-    assert kinds["halo"].names == ("y", "y_channel", "channels", "vectors", "front", "back")
+    assert kinds["halo"].names == ("y", "y_channel", "channels", "vectors", "front", "back", "fill")
     assert kinds["conv"].names[15:20] == (
         "residual_channel", "before.activation", "before.parameter", "after.activation", "after.parameter",
     )  # fmt: skip
