@@ -45,6 +45,9 @@ LONGEST = (
     "test_triton_kernels.py",
     "test_triton_compiles.py",
     "test_coco128.py",
+    "test_int8_graphs.py",
+    "test_int8_kernels.py",
+    "test_int8_of_runs.py",
     "test_cuda_build.py",
 )
 

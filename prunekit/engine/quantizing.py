@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from prunekit.engine.graph import Graph, Node, Quantization
 from prunekit.engine.quantization import MAX_PRODUCTS, MOVING, QUAD, moves_levels, quantization_of, quantized_weight
@@ -212,7 +213,7 @@ def _meeting_level(levels: Mapping[str, int], name: str) -> int:
     return levels[name] + levels[name] % 2
 
 
-def _renamed(argument: object, names: Mapping[str, str]) -> object:
+def _renamed(argument: Any, names: Mapping[str, str]) -> Any:
     """Return the attributes of one of torch's nodes with values renamed."""
     if isinstance(argument, list):
         return [_renamed(item, names) for item in argument]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -156,6 +157,8 @@ class AccelerationReport:
         return f"{self.threads} thread{'s'[: self.threads > 1]}, {self.instruction_set or 'no'} kernels"
 
     def _table(self) -> str:
+        headings: tuple[str, ...]
+        cells: Callable[[LayerReport], tuple[str, ...]]
         if self.gpu is not None:
             headings, cells = _GPU, _gpu_cells
         elif any(row.precision == "int8" for row in self.rows):

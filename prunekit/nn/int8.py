@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def calibration_inputs(calibration: object, example: Call) -> list[Inputs]:
                 f"accelerate expects calibration tensors like the example's, of shape {example.words}; "
                 f"got one of {tuple(calibration.shape)}."
             )
-        given: Iterable[object] = calibration.split(max(1, len(example.tensors[0]))) if len(calibration) else ()
+        given: Iterable[object] = torch.split(calibration, max(1, len(example.tensors[0]))) if len(calibration) else ()
     elif isinstance(calibration, Iterable):
         given = calibration
     else:

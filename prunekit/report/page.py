@@ -18,6 +18,7 @@ from prunekit.pipeline.examples import DESCRIPTION, NUM_EXAMPLES
 from prunekit.pipeline.variants import AS_GIVEN, UNIFORM, Unit, Variant
 from prunekit.report.allocation_plots import write_allocation_plot
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
+from prunekit.report.tradeoff_plot import write_tradeoff_plot
 from prunekit.task import Task, TellsFlips
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ def write_report(folder: RunFolder) -> Path:
     rows, task, config = read_rows(folder.results), folder.task(), folder.config()
     shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots", task.figures)
+    plots["tradeoff"] = folder.root / "plots" / "tradeoff.png"
+    write_tradeoff_plot(plots["tradeoff"], rows, task.figures[0])
     if layers := _layers(folder, rows):
         plots["allocation"] = folder.root / "plots" / "allocation.png"
         write_allocation_plot(plots["allocation"], layers)

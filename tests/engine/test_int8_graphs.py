@@ -163,7 +163,7 @@ def test_padding_and_margins_hold_the_zero_point_whatever_it_is(net: Everything,
 def test_quads_without_weights_cost_nothing_and_change_nothing(net: Everything, density: float) -> None:
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter *= torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)) < density
+            parameter.mul_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)) < density)
     x = image(1, 3, 36, 44)
     check_outputs(in_int8(float32_graph(net, [x]), [x]), [x])
 

@@ -126,9 +126,9 @@ def test_an_extension_of_another_version_says_so_where_it_plans(monkeypatch: pyt
 def test_fields_that_change_places_in_the_struct_change_them_in_what_python_reads(tmp_path: Path) -> None:
     header = (ROOT / "csrc" / "cpu" / "plan.h").read_text()
     before, after = "int64_t vectors, tile_vectors;", "int64_t tile_vectors, vectors;"
-    assert header.count(before) == 1
+    assert before in header[: header.index("HaloStep")]  # of the convolution's struct, the first
     (tmp_path / "offsets.cpp").write_text(OFFSETS)
-    for text in (header, header.replace(before, after)):
+    for text in (header, header.replace(before, after, 1)):
         (tmp_path / "plan.h").write_text(text)
         command = [COMPILER, "-std=c++17", f"-I{tmp_path}", str(tmp_path / "offsets.cpp"), "-o", str(tmp_path / "told")]
         subprocess.run(command, check=True)

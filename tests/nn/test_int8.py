@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunekit
+from prunekit.engine.interpreter import quantized_conv2d
 from prunekit.engine.model import AcceleratedModel
 from prunekit.errors import InputError
 from prunekit.nn import int8 as int8_module
@@ -49,8 +50,9 @@ def model_fixture() -> Small:
     torch.manual_seed(0)
     model = Small()
     with torch.no_grad():
-        model.norm.running_mean.normal_()
-        model.norm.running_var.uniform_(0.5, 2.0)
+        for buffer in (model.norm.running_mean, model.norm.running_var):
+            assert buffer is not None
+            buffer.uniform_(0.5, 2.0)
     return model.eval()
 
 
@@ -110,12 +112,12 @@ def test_a_saved_model_in_int8_is_the_same_and_small(model: Small, tmp_path: Pat
 
 def test_any_iterable_of_arguments_calibrates_as_a_tensor_does(model: Small) -> None:
     def one_by_one() -> Iterator[Any]:
-        for image in images(4).split(1):
+        for image in torch.split(images(4), 1):
             yield (image,)
 
     expected = in_int8(model, images(1), images(4))(images(2))
     assert torch.equal(in_int8(model, images(1), one_by_one())(images(2)), expected)
-    assert torch.equal(in_int8(model, images(1), list(images(4).split(1)))(images(2)), expected)
+    assert torch.equal(in_int8(model, images(1), list(torch.split(images(4), 1)))(images(2)), expected)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_wrong_layer_is_found_before_anything_is_timed(model: Small, monkeypat
         y = torch.as_tensor(reference(node, values, graph))
         return y + 0.02 * y.abs().max()
 
-    reference = int8_module.quantized_conv2d
+    reference = quantized_conv2d
     monkeypatch.setattr(int8_module, "quantized_conv2d", off_by_one)
     report = report_of(in_int8(model, images(1), images(4)))
     assert all(row.precision == "float32" for row in report.rows)
