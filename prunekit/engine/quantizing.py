@@ -10,8 +10,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from prunekit.engine.graph import Graph, Node, Quantization
-from prunekit.engine.quantization import MAX_PRODUCTS, MOVING, QUAD, moves_levels, quantization_of, quantized_weight
+from prunekit.engine.quantization import (
+    MAX_PRODUCTS,
+    MOVING,
+    QUAD,
+    bias_of,
+    moves_levels,
+    quantization_of,
+    quantized_weight,
+)
 
 #: The lowest and the highest number of each value.
 Ranges = Mapping[str, tuple[float, float]]
@@ -53,18 +63,22 @@ def values_to_observe(graph: Graph, names: Collection[str]) -> list[str]:
     return [name for name in (*graph.inputs, *by_name) if name in needed]
 
 
-def quantized_graph(graph: Graph, names: Collection[str], ranges: Ranges) -> Graph:
+def quantized_graph(
+    graph: Graph, names: Collection[str], ranges: Ranges, shifts: Mapping[str, Tensor] | None = None
+) -> Graph:
     """Return the graph with these convolutions in int8; it shares everything else.
 
     Args:
         graph: fused and compressed, in float32.
         names: of convolutions that `reason_for_float32` has nothing against.
         ranges: of `values_to_observe`.
+        shifts: of convolutions by name, what int8 adds to each output channel in the mean, float32 [K]; it is taken
+            from the bias.
 
     Raises:
         ValueError: a range is not finite.
     """
-    quantizing = _Quantizing(graph, names, ranges)
+    quantizing = _Quantizing(graph, names, ranges, shifts or {})
     return quantizing.result()
 
 
@@ -73,6 +87,7 @@ class _Quantizing:
     graph: Graph
     names: Collection[str]
     ranges: Ranges
+    shifts: Mapping[str, Tensor]
     nodes: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,6 +107,8 @@ class _Quantizing:
             if node.name in self.names:
                 name = node.attributes["weight"]
                 weights[f"{name}@int8"], constants[f"{name}@scale"] = quantized_weight(self.graph.weights[name])
+            if node.name in self.names and node.name in self.shifts:
+                constants[f"{node.name}@bias"] = bias_of(node, self.graph) - self.shifts[node.name]
         for node in self.graph.nodes:
             self._add(node, sizes)
         outputs = [self._as_float32(name, sizes) for name in self.graph.outputs]
@@ -172,6 +189,7 @@ class _Quantizing:
         more = {
             "weight": f"{a['weight']}@int8",
             "weight_scale": f"{a['weight']}@scale",
+            "bias": f"{node.name}@bias" if node.name in self.shifts else a["bias"],
             "input": self.quantizations[node.inputs[0]],
             "residual": self.quantizations[node.inputs[1]] if len(inputs) > 1 else None,
             "output": self.quantizations[node.name] if self._are_levels(node.name) else None,

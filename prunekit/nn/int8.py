@@ -33,7 +33,7 @@ from prunekit.ops import native, native_status
 #: Decibels of a layer's output over its noise in int8 below which it stays float32: a tenth of its amplitude.
 MIN_SIGNAL_TO_NOISE = 20.0
 # Inputs that the noise is measured on, and runs of a graph for its layers' times.
-_NOISE_INPUTS, _PROFILES = 2, 3
+_NOISE_INPUTS, _PROFILES = 4, 3
 #: Activations that the kernels compute as torch does, to the bit.
 _EXACT = ("none", "relu", "relu6", "leaky_relu")
 
@@ -155,16 +155,20 @@ def build_int8(
     reasons = {node.name: reason_for_float32(node, graph) for node in graph.nodes if node.op == "conv2d"}
     names = [name for name, reason in reasons.items() if reason is None]
     ranges = observe(graph, values_to_observe(graph, names), inputs, method)
-    noise = signal_to_noise(graph, names, ranges, inputs[:_NOISE_INPUTS])
+    found = noise_of_layers(graph, names, ranges, inputs[:_NOISE_INPUTS])
+    noise = {name: layer.decibels for name, layer in found.items()}
+    shifts = {name: layer.shift for name, layer in found.items()}
     noisy = f"its signal is less than {MIN_SIGNAL_TO_NOISE:g} dB over the noise"
     reasons |= {name: noisy for name in names if noise[name] < MIN_SIGNAL_TO_NOISE}
-    built = _built(float32, names := [name for name in names if reasons[name] is None], ranges, example, seconds, cache)
+    built = _built(
+        float32, names := [name for name in names if reasons[name] is None], ranges, shifts, example, seconds, cache
+    )
     if only_where_faster:
         slower = _slower(float32, built[0], names, example)
         if slower:
             reasons |= dict.fromkeys(slower, "it was measured faster")
             names = [name for name in names if name not in slower]
-            built = _built(float32, names, ranges, example, seconds, cache)
+            built = _built(float32, names, ranges, shifts, example, seconds, cache)
     model, tuned = built
     compared = check_layers(model.graph, model.choices, example)
     by_layer = {node.name: node.layer or node.name for node in graph.nodes}
@@ -173,12 +177,12 @@ def build_int8(
 
 
 def _built(
-    float32: AcceleratedModel, names: Sequence[str], ranges: Ranges, example: Sequence[Tensor], seconds: float,
-    cache: TuningCache,
+    float32: AcceleratedModel, names: Sequence[str], ranges: Ranges, shifts: Mapping[str, Tensor],
+    example: Sequence[Tensor], seconds: float, cache: TuningCache,
 ) -> tuple[AcceleratedModel, Mapping[str, TunedConv]]:  # fmt: skip
     if not names:
         raise StaysFloat32("no convolution is both exact enough and faster in it")
-    graph = quantized_graph(float32.graph, names, ranges)
+    graph = quantized_graph(float32.graph, names, ranges, shifts)
     tuned = tune(graph, cache, seconds)
     choices = {**float32.choices, **{name: found.choice for name, found in tuned.items()}}
     left = {name: choice for name, choice in choices.items() if name in tuned or name not in names}
@@ -207,11 +211,45 @@ def _layer_times(model: AcceleratedModel, example: Sequence[Tensor]) -> dict[str
     return best
 
 
-def signal_to_noise(graph: Graph, names: Sequence[str], ranges: Ranges, inputs: Sequence[Inputs]) -> dict[str, float]:
-    """Return how far the signal of each convolution's sums is over what int8 changes in them, in decibels.
+@dataclass(frozen=True)
+class LayerNoise:
+    """What int8 does to a convolution's sums, before its activation.
 
-    10 · log10(Σ y² / Σ (y₈ - y)²), y of float32 numbers, y₈ of the same numbers with input and weight in int8; a layer
-    alone, without what the layers before it changed.
+    Attributes:
+        decibels: 10 · log10(Σ y² / Σ (y₈ - y - shift)²), y of float32 numbers, y₈ of the same numbers with input and
+            weight in int8: a layer alone, without what the layers before it changed.
+        shift: The mean of y₈ - y in each output channel, float32 [K], which is taken from the bias (bias correction).
+    """
+
+    decibels: float
+    shift: Tensor
+
+
+@dataclass
+class _Differences:
+    """Sums over inputs: of squares of y, and of y₈ - y and its squares by output channel, float64."""
+
+    signal: float = 0.0
+    count: int = 0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, y: Tensor, difference: Tensor) -> None:
+        self.signal += float(y.double().square().sum())
+        self.count += difference.numel() // difference.shape[1]
+        self.total = self.total + difference.double().sum((0, 2, 3))
+        self.squares = self.squares + difference.double().square().sum((0, 2, 3))
+
+    def noise(self) -> LayerNoise:
+        total, squares = torch.as_tensor(self.total), torch.as_tensor(self.squares)
+        rest = float((squares - total.square() / max(self.count, 1)).clamp(min=0.0).sum())
+        return LayerNoise(_decibels(self.signal, rest), (total / max(self.count, 1)).float())
+
+
+def noise_of_layers(
+    graph: Graph, names: Sequence[str], ranges: Ranges, inputs: Sequence[Inputs]
+) -> dict[str, LayerNoise]:
+    """Measure what int8 does to each convolution.
 
     Args:
         graph: in float32.
@@ -222,7 +260,7 @@ def signal_to_noise(graph: Graph, names: Sequence[str], ranges: Ranges, inputs: 
     wanted = {node.name: node for node in graph.nodes if node.name in names}
     whole = quantized_graph(graph, names, ranges)
     quantized = {node.name: node for node in whole.nodes if node.name in wanted}
-    signal, noise = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0.0)
+    found = {name: _Differences() for name in wanted}
     read = list(dict.fromkeys(node.inputs[0] for node in wanted.values()))
     program = Program(replace(graph, outputs=read), {})
     for tensors in inputs:
@@ -230,14 +268,16 @@ def signal_to_noise(graph: Graph, names: Sequence[str], ranges: Ranges, inputs: 
         for name, node in wanted.items():
             x = values[node.inputs[0]]
             y = _sums(x, graph.weights[node.attributes["weight"]].dense(), node)
-            levels: Quantization = quantized[name].attributes["input"]
-            weight = whole.weights[quantized[name].attributes["weight"]].dense()
-            scale = whole.constants[quantized[name].attributes["weight_scale"]]
-            x8 = values_of(levels_of(x, levels), levels)
-            difference = _sums(x8, weight * scale[:, None, None, None], node) - y
-            signal[name] += float(y.square().sum())
-            noise[name] += float(difference.square().sum())
-    return {name: _decibels(signal[name], noise[name]) for name in wanted}
+            found[name].add(y, _sums_in_int8(x, quantized[name], whole) - y)
+    return {name: differences.noise() for name, differences in found.items()}
+
+
+def _sums_in_int8(x: Tensor, node: Node, graph: Graph) -> Tensor:
+    """Return a quantized convolution's sums of float32 x, in float32."""
+    levels: Quantization = node.attributes["input"]
+    weight = graph.weights[node.attributes["weight"]].dense()
+    scale = graph.constants[node.attributes["weight_scale"]]
+    return _sums(values_of(levels_of(x, levels), levels), weight * scale[:, None, None, None], node)
 
 
 def _decibels(signal: float, noise: float) -> float:

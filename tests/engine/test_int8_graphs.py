@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -25,6 +25,7 @@ from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
 from prunekit.nn.int8 import check_layers
 from prunekit.ops import native
+from tests.support.arena_walk import walk
 from tests.support.engine_nets import random_net
 from tests.support.oracles import relative_difference
 
@@ -62,6 +63,19 @@ def check_outputs(graph: Graph, inputs: Sequence[Tensor]) -> None:
         assert a.shape == b.shape
         if a.numel() and bool(a.isfinite().all()):
             assert relative_difference(a, b) <= 1e-5
+
+
+def int8_nets(first: int, count: int) -> Iterator[tuple[AcceleratedModel, tuple[Tensor, ...]]]:
+    """Yield random nets in int8 with one image each."""
+    for seed in range(first, first + count):
+        case = random_net(seed)
+        inputs = tuple(x[:1] for x in case.inputs)
+        try:
+            graph = in_int8(float32_graph(case.net, inputs), inputs)
+        except (CaptureError, InputError):
+            continue
+        if any(node.op == "quantized_conv2d" for node in graph.nodes):
+            yield AcceleratedModel(graph, {}, [list(x.shape) for x in inputs]), inputs
 
 
 @pytest.mark.parametrize("first", range(0, NUM_NETS, _A_TEST))
@@ -192,6 +206,17 @@ def test_padding_before_a_pool_moves_levels(padding: float) -> None:
     graph = in_int8(float32_graph(Padded(), [x]), [x])
     assert [n.op for n in graph.nodes] == ["quantize", "quantized_conv2d", "pad", "max_pool2d", "quantized_conv2d"]
     check_outputs(graph, [x])
+
+
+def test_no_step_leaves_its_planes_and_none_reads_what_is_not_there() -> None:
+    count = 0
+    for fast, inputs in int8_nets(4000, 20):
+        expected = dict(zip(fast.graph.outputs, fast.program.run(inputs), strict=True))
+        found = walk(fast, inputs)
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]) or not bool(value.isfinite().all())
+        count += 1
+    assert count >= 8
 
 
 def test_what_torch_runs_stands_between_levels(net: Everything) -> None:

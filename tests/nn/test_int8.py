@@ -14,16 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunekit
-from prunekit.engine.interpreter import quantized_conv2d
+from prunekit.engine.calibration import observe
+from prunekit.engine.interpreter import interpret, quantized_conv2d
 from prunekit.engine.model import AcceleratedModel
+from prunekit.engine.quantizing import quantized_graph, values_to_observe
 from prunekit.errors import InputError
 from prunekit.nn import int8 as int8_module
 from prunekit.nn.accelerate import accelerate_copy
 from prunekit.nn.acceleration_report import AccelerationReport
 from prunekit.nn.calls import Call
 from prunekit.nn.candidates import Options
-from prunekit.nn.int8 import calibration_inputs
+from prunekit.nn.int8 import LayerNoise, calibration_inputs, noise_of_layers
 from prunekit.ops import native
+from tests.engine.test_int8_graphs import float32_graph
 from tests.support.oracles import relative_difference
 
 pytestmark = [
@@ -156,9 +159,13 @@ def test_other_choices_end_in_a_sentence(model: Small, options: dict[str, Any], 
 
 
 def test_a_layer_that_is_too_noisy_stays_float32(model: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        int8_module, "signal_to_noise", lambda graph, names, *_: dict.fromkeys(names, 30.0) | {names[1]: 5.0}
-    )
+    def noisy(_: object, names: list[str], *more: object) -> dict[str, LayerNoise]:
+        return {
+            name: LayerNoise(5.0 if name == names[1] else 30.0, torch.zeros(count))
+            for name, count in zip(names, (8, 12, 5), strict=True)
+        }
+
+    monkeypatch.setattr(int8_module, "noise_of_layers", noisy)
     report = report_of(in_int8(model, images(1), images(4)))
     assert [row.precision for row in report.rows] == ["int8", "float32", "int8"]
     assert any(note.startswith("float32 in second: its signal is less than 20 dB") for note in report.notes)
@@ -209,3 +216,21 @@ def test_a_half_precision_model_calibrates_on_what_it_takes() -> None:
     fast = in_int8(model, images(1).bfloat16(), images(4).bfloat16())
     assert fast(images(1).bfloat16()).dtype == torch.bfloat16
     assert any(row.precision == "int8" for row in report_of(fast).rows)
+
+
+def test_what_int8_shifts_in_the_mean_is_taken_from_the_bias(model: Small) -> None:
+    graph = float32_graph(model, [images(1)])
+    names = [node.name for node in graph.nodes if node.op == "conv2d"]
+    inputs = [(image,) for image in torch.split(images(8, seed=3), 1)]
+    ranges = observe(graph, values_to_observe(graph, names), inputs, "minmax")
+    noise = noise_of_layers(graph, names, ranges, inputs)
+    plain, corrected = (quantized_graph(graph, names, ranges, shifts) for shifts in (
+        None, {name: found.shift for name, found in noise.items()}
+    ))  # fmt: skip
+    head, x = names[-1], [tensors[0] for tensors in inputs]
+    expected = torch.cat([model(image) for image in x])
+    first = {name: torch.cat([interpret(g, [image])[0] for image in x]) for name, g in
+             {"plain": plain, "corrected": corrected}.items()}  # fmt: skip
+    shifts = {name: (found - expected).mean((0, 2, 3)).abs().mean() for name, found in first.items()}
+    assert noise[head].shift.shape == (5,)
+    assert shifts["corrected"] < shifts["plain"]

@@ -3,7 +3,8 @@
     LD_PRELOAD="libasan.so libstdc++.so.6" python -m tests.support.sanitized_kernels EXTENSION CASES [--short-planes]
 
 EXTENSION is a `_native` module that setup.py built with PRUNEKIT_SANITIZE=1. The best instruction set runs CASES random
-convolutions and every cut of the engine's; the others a quarter of them. A finding ends the process.
+convolutions, every cut of the engine's and nets in float32 and in int8; the others a quarter of them. A finding ends
+the process.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def run_ops(count: int, seed: int) -> None:
 def run_engine(count: int, threads: int) -> None:
     """Walk through convolutions and nets, all but a step's own planes poisoned; and run nets on several threads."""
     from tests.engine.test_engine_arena import nets, walk_conv, walk_every_cut
+    from tests.engine.test_int8_graphs import int8_nets
     from tests.support.arena_walk import walk
     from tests.support.conv_variants import READINGS
 
@@ -71,7 +73,7 @@ def run_engine(count: int, threads: int) -> None:
         walk_every_cut(reading, torch.bfloat16)
     for seed in range(count):
         walk_conv(seed)
-    for fast, inputs in nets(8000, count // 4):
+    for fast, inputs in (*nets(8000, count // 4), *int8_nets(9000, count // 4)):
         walk(fast, inputs)
         torch.set_num_threads(threads)
         fast(*inputs)
