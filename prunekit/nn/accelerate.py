@@ -43,7 +43,7 @@ def accelerate(
     weight_dtype: torch.dtype = torch.float32,
     precision: Literal["float32", "int8"] = "float32",
     calibration: object = None,
-    calibration_method: Literal["minmax", "percentile", "mse"] = "minmax",
+    calibration_method: Literal["minmax", "percentile", "mse"] = "mse",
     tuning_seconds: float = 60.0,
     tuning_cache: Path | Literal["default"] | None = "default",
     progress: Callable[[int, int], None] | None = None,

@@ -51,7 +51,7 @@ class Options:
     progress: Callable[[int, int], None] | None = None
     parts: tuple[str, ...] | None = None
     calibration: Sequence[Inputs] | None = None
-    calibration_method: str = "minmax"
+    calibration_method: str = "mse"
     only_faster_int8: bool = True
 
     def cache(self) -> TuningCache:

@@ -40,7 +40,7 @@ class Numbered:
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0, 49]), (50, list(range(50))), (200, list(range(50)))])
 def test_calibration_images_come_from_all_over_the_data(count: int, expected: list[int]) -> None:
-    found = [round(float(image[0, 0, 0, 0]) * 255) for image in calibration_images(Numbered(), count, 0)]  # type: ignore[arg-type]
+    found = [round(float(image[0, 0, 0, 0]) * 255) for image in calibration_images(Numbered(), count, 0)]
     assert found == expected
 
 
