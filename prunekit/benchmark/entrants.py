@@ -6,12 +6,14 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import prunekit
 from prunekit.benchmark.competition import Competitor, label_of, one_line
+from prunekit.benchmark.engines.calibration import calibration_inputs
 from prunekit.benchmark.engines.calls import Call, UnavailableError, as_tuple
-from prunekit.benchmark.engines.precisions import BYTES, FLOAT32, Precision
+from prunekit.benchmark.engines.precisions import BYTES, FLOAT32, INT8, Precision
 from prunekit.benchmark.peers import EAGER, PEERS, Peer
 from prunekit.benchmark.problems import Problem
 from prunekit.benchmark.settings import Settings
@@ -19,15 +21,17 @@ from prunekit.nn import AccelerationReport, WrongOutputError
 from prunekit.progress import Progress
 from prunekit.prune.costs import count_costs
 
-PRUNEKIT, CONTROL = "prunekit", "torch eager, pruned"
-# A kept weight is a float32 value and a 16-bit place; a dense one is a value alone.
-_PACKED_BYTES = BYTES[FLOAT32] + 2
+PRUNEKIT, PRUNEKIT_INT8, CONTROL = "prunekit", "prunekit, int8", "torch eager, pruned"
+# Of a kept weight's 16-bit place beside its value; a dense one is a value alone, and four in int8 share a place.
+_PLACE_BYTES = {FLOAT32: 2.0, INT8: 0.5}
 
 
 def expected_labels(settings: Settings) -> set[str]:
     """Return the labels of all who should take part."""
     labels = {PEERS[peer].name for peer in settings.all_peers}
     labels |= {label_of(PRUNEKIT, "prunekit", ratio) for ratio in settings.ratios}
+    if settings.has_int8:
+        labels |= {label_of(PRUNEKIT_INT8, "prunekit", ratio) for ratio in settings.ratios}
     if settings.control_ratio is not None:
         labels.add(label_of(CONTROL, "control", settings.control_ratio))
     return labels
@@ -96,7 +100,26 @@ def _build_pruned(
             continue
         call, choices = _caller(fast, problem.x), _choices(fast)
         competitors.append(describe(name=PRUNEKIT, kind="prunekit", call=call, choices=choices))
+        if settings.has_int8:
+            found = accelerated_in_int8(net, problem.x)
+            if isinstance(found, str):
+                wrong[label_of(PRUNEKIT_INT8, "prunekit", ratio)] = found
+                continue
+            call, choices = _caller(found, problem.x), _choices(found)
+            about = {"name": PRUNEKIT_INT8, "kind": "prunekit", "call": call, "choices": choices}
+            competitors.append(describe(precision=INT8, **about))
     return competitors, wrong
+
+
+def accelerated_in_int8(net: nn.Module, x: Tensor) -> nn.Module | str:
+    """Return a net in int8, calibrated as the peers are, or why it stays float32."""
+    images = [torch.from_numpy(array) for array in calibration_inputs(x)]
+    fast = prunekit.accelerate(net, x, precision="int8", calibration=images)
+    report = fast.report
+    assert isinstance(report, AccelerationReport)
+    if any(row.precision == INT8 for row in report.rows):
+        return fast
+    return "; ".join(report.notes) or "it stays float32"
 
 
 def _caller(model: nn.Module, x: Tensor) -> Call:
@@ -115,7 +138,7 @@ def _describe(net: nn.Module, x: Tensor, ratio: float, precision: Precision = FL
     kept = [int(weight.count_nonzero()) for weight in weights if isinstance(weight, Tensor)]
     num_weights, num_kept = sum(row.weights for row in layers), sum(kept)
     dense_bytes = BYTES[precision] * num_weights
-    packed_bytes = min(_PACKED_BYTES * num_kept, dense_bytes)
+    packed_bytes = int(min((BYTES[precision] + _PLACE_BYTES.get(precision, 2.0)) * num_kept, dense_bytes))
     return Competitor(
         **how,
         ratio=ratio,

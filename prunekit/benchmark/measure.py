@@ -22,7 +22,7 @@ import torch
 
 from prunekit.benchmark.competition import Competitor, error_of, seconds_in_turn, split_by_rightness
 from prunekit.benchmark.engines.precisions import FLOAT32
-from prunekit.benchmark.entrants import build_competitors, expected_labels
+from prunekit.benchmark.entrants import PRUNEKIT_INT8, build_competitors, expected_labels
 from prunekit.benchmark.machine import Machine, Peak
 from prunekit.benchmark.memory import Memory, measure_memory
 from prunekit.benchmark.peers import EAGER, PEERS
@@ -202,6 +202,7 @@ def _memory(group: Group, competitors: Sequence[Competitor], progress: Progress)
         return found
     for competitor in progress.track(competitors, "memory, a process each", len(competitors)):
         key = next((key for key, peer in PEERS.items() if peer.name == competitor.name), competitor.kind)
+        key = PRUNEKIT_INT8 if competitor.name == PRUNEKIT_INT8 else key
         try:
             found[competitor.label] = measure_memory(
                 group.model, key, competitor.ratio, group.image_size, group.settings.width, group.threads

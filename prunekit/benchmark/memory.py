@@ -21,6 +21,7 @@ import torch
 
 import prunekit
 from prunekit.benchmark.engines.calls import Call, as_tuple
+from prunekit.benchmark.entrants import PRUNEKIT_INT8, accelerated_in_int8
 from prunekit.benchmark.peers import EAGER, PEERS
 from prunekit.benchmark.problems import pruned_net, random_image
 
@@ -49,7 +50,7 @@ def measure_memory(model: str, key: str, ratio: float, image_size: int, width: f
 
     Args:
         model: a name in `NETS`.
-        key: a name in `PEERS`, "control" or "prunekit".
+        key: a name in `PEERS`, "control", "prunekit" or `PRUNEKIT_INT8`.
         ratio: pruning ratio in percent.
         image_size: pixels.
         width: share of the net's channels.
@@ -90,6 +91,11 @@ def _build(model: str, key: str, ratio: float, image_size: int, width: float) ->
     if key == "prunekit":
         fast = prunekit.accelerate(net, x)
         return lambda: as_tuple(fast(x))
+    if key == PRUNEKIT_INT8:
+        int8 = accelerated_in_int8(net, x)
+        if isinstance(int8, str):
+            raise RuntimeError(int8)
+        return lambda: as_tuple(int8(x))
     return PEERS[EAGER if key == "control" else key].build(net, x)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from prunekit.benchmark.engines.precisions import INT8
 from prunekit.benchmark.peers import EAGER, FLOAT32_PEERS, PEERS
 from prunekit.benchmark.problems import NETS, RATIOS
 from prunekit.benchmark.rows import Question
@@ -69,6 +70,11 @@ class Settings:
         """The ratio at which pruned weights run on the dense path: the one nearest to 90 %."""
         pruned = [ratio for ratio in self.ratios if ratio > 0]
         return min(pruned, key=lambda ratio: abs(ratio - _CONTROL_RATIO)) if pruned else None
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether prunekit takes part in int8 too: on whole nets, where a peer does."""
+        return self.question == "end-to-end" and any(PEERS[peer].precision == INT8 for peer in self.peers)
 
     @property
     def all_peers(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from prunekit.benchmark.engines.precisions import FLOAT32, Precision
+from prunekit.benchmark.engines.precisions import FLOAT32, INT8, Precision
 from prunekit.benchmark.rows import Row, latest
 from prunekit.console import titled
 
@@ -76,12 +76,20 @@ class Curve:
         points: by growing ratio; of layers, only ratios at which every layer was timed.
         control: the control's, where there is one.
         lower: peers of lower precisions that were timed on the net, or on all of its layers, the fastest first.
+        int8: prunekit's in int8, likewise by growing ratio.
     """
 
     rows: tuple[Row, ...]
     points: tuple[Point, ...]
     control: Point | None
     lower: tuple[LowerPeer, ...]
+    int8: tuple[Point, ...] = ()
+
+    @property
+    def best(self) -> tuple[Point, ...]:
+        """The faster of prunekit's two precisions at each ratio."""
+        in_int8 = {point.ratio: point for point in self.int8}
+        return tuple(min(point, in_int8.get(point.ratio, point), key=lambda p: p.ms) for point in self.points)
 
     @property
     def first(self) -> Row:
@@ -119,15 +127,19 @@ def table(curve: Curve) -> Table:
 
 def _curve(rows: Sequence[Row]) -> Curve:
     num_layers = len({row.layer for row in rows})
-    points = []
-    for ratio in sorted({row.ratio for row in rows if row.kind == "prunekit"}):
-        group = [row for row in rows if row.kind == "prunekit" and row.ratio == ratio]
-        if len(group) == num_layers:
-            points.append(_sum(group))
-    control = [row for row in rows if row.kind == "control"]
-    return Curve(
-        tuple(rows), tuple(points), _sum(control) if len(control) == num_layers else None, _lower(rows, num_layers)
+    own = [row for row in rows if row.kind == "prunekit"]
+    float32, int8 = (
+        _points([row for row in own if row.precision == precision], num_layers) for precision in (FLOAT32, INT8)
     )
+    control = [row for row in rows if row.kind == "control"]
+    whole_control = _sum(control) if len(control) == num_layers else None
+    return Curve(tuple(rows), float32, whole_control, _lower(rows, num_layers), int8)
+
+
+def _points(rows: Sequence[Row], num_layers: int) -> tuple[Point, ...]:
+    """Return the points of prunekit's rows in one precision, of ratios at which every layer was timed."""
+    by_ratio = [[row for row in rows if row.ratio == ratio] for ratio in sorted({row.ratio for row in rows})]
+    return tuple(_sum(group) for group in by_ratio if len(group) == num_layers)
 
 
 def _lower(rows: Sequence[Row], num_layers: int) -> tuple[LowerPeer, ...]:

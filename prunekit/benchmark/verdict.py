@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from prunekit.benchmark.engines.precisions import FLOAT32
+from prunekit.benchmark.engines.precisions import FLOAT32, INT8
 from prunekit.benchmark.peers import PEERS
 from prunekit.benchmark.summary import Curve, Point
 
@@ -17,9 +17,14 @@ def verdict(curve: Curve) -> Iterator[str]:
     """Yield what a curve says: prunekit against the fastest float32 peer, and against the fastest of any precision."""
     if not curve.points:
         return
-    yield f"Same precision, float32: {_against(curve, lambda point: point.speedup, _fastest(curve))}."
+    yield f"Same precision, float32: {_against(curve.points, lambda point: point.speedup, _fastest(curve))}."
+    in_int8 = [peer for peer in curve.lower if peer.precision == INT8]
+    if curve.int8 and in_int8:
+        ms, name = in_int8[0].ms, f"{in_int8[0].name} ({in_int8[0].ms:.2f} ms)"
+        yield f"Same precision, int8: {_against(curve.int8, lambda point: ms / point.ms, name)}."
     if curve.lower:
-        yield f"Best of each, any precision: {_against(curve, lambda point: point.speedup_over_any, _best(curve))}."
+        over_any = _against(curve.best, lambda point: point.speedup_over_any, _best(curve))
+        yield f"Best of each, any precision: {over_any}."
     else:
         yield "Best of each: no peer below float32 was timed."
     not_timed = {name: why for row in curve.rows for name, why in row.not_timed.items() if name in _LOWER}
@@ -54,9 +59,9 @@ def break_even(points: Sequence[Point], speedup: Speedup) -> float | None:
     return -100 * math.expm1(left + (right - left) * -low / (high - low))
 
 
-def _against(curve: Curve, speedup: Speedup, peer: str) -> str:
-    first, last = curve.points[0], curve.points[-1]
-    ratio = break_even(curve.points, speedup)
+def _against(points: Sequence[Point], speedup: Speedup, peer: str) -> str:
+    first, last = points[0], points[-1]
+    ratio = break_even(points, speedup)
     at_most = f"{speedup(last):.2f}× at {last.ratio:g} %"
     if ratio is None:
         return (
@@ -64,12 +69,12 @@ def _against(curve: Curve, speedup: Speedup, peer: str) -> str:
         )
     if ratio == first.ratio:
         return f"faster than {peer} at all measured ratios, {at_most}"
-    return f"faster than {peer} from about {ratio:.0f} % zeros on (interpolated), {at_most}{_losses(curve, speedup)}"
+    return f"faster than {peer} from about {ratio:.0f} % zeros on (interpolated), {at_most}{_losses(points, speedup)}"
 
 
-def _losses(curve: Curve, speedup: Speedup) -> str:
+def _losses(points: Sequence[Point], speedup: Speedup) -> str:
     """Name the highest ratio that loses, and by how much."""
-    lost = [point for point in curve.points if speedup(point) < 1][-1]
+    lost = [point for point in points if speedup(point) < 1][-1]
     return f"; at {lost.ratio:g} % it would have to be {1 / speedup(lost):.2f}× faster"
 
 

@@ -113,3 +113,19 @@ def test_a_peer_that_takes_long_is_announced_for_whole_nets(
         messages = Messages()
         run_bench(Settings(**{**vars(asked), "question": question}), None, messages)
         assert messages.texts.count("slow engine: quantizing") == told
+
+
+def test_prunekit_takes_part_in_int8_where_a_peer_does(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    planted = plant(monkeypatch, settings, Planted(lambda y: y * 1.01), "int8")
+    assert planted.has_int8
+    assert not settings.has_int8
+    rows = run_bench(planted, None, SilentProgress())
+    found = {row.label: row for row in rows} | dict.fromkeys(rows[0].not_timed)
+    label = "prunekit, int8, 90 %"
+    assert label in found  # where it was slower than float32 on this machine, with that as the reason
+    if (int8 := found[label]) is not None:
+        assert (int8.kind, int8.precision) == ("prunekit", "int8")
+        assert 1e-5 < int8.relative_rms < 0.5
+        assert int8.weight_bytes < found["prunekit, 90 %"].weight_bytes  # type: ignore[union-attr]
+    else:
+        assert "float32" in rows[0].not_timed[label]

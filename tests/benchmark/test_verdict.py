@@ -123,3 +123,18 @@ def test_break_even_counts_from_the_last_loss() -> None:
     )
     assert break_even(points(_25=100.0, _50=90.0), lambda p: p.speedup) == 25.0
     assert break_even(points(_25=90.0, _50=100.1), lambda p: p.speedup) is None
+
+
+def test_int8_is_compared_with_int8_and_the_better_precision_with_the_best() -> None:
+    rows = rows_of({50.0: 40.0, 90.0: 10.0})
+    rows += [row("prunekit, int8", ms, "int8", ratio, "prunekit") for ratio, ms in ((50.0, 16.0), (90.0, 12.0))]
+    (curve,) = curves(rows)
+    assert [point.ms for point in curve.points] == [40.0, 10.0]
+    assert [point.ms for point in curve.int8] == [16.0, 12.0]
+    assert [point.ms for point in curve.best] == [16.0, 10.0]
+    _, int8, best = verdict(curve)
+    assert int8 == "Same precision, int8: faster than engine, int8 (20.00 ms) at all measured ratios, 1.67× at 90 %."
+    assert best.endswith("at all measured ratios, 2.00× at 90 %.")
+    assert "prunekit, int8, 90 %" in text_of(curve)
+    (axes,) = draw([curve]).axes
+    assert "prunekit in int8: net, 1 thread" in {str(line.get_label()) for line in axes.lines}

@@ -11,6 +11,7 @@ from prunekit.processor import processor
 Precision = Literal["float32", "bfloat16", "int8"]
 
 FLOAT32: Precision = "float32"
+INT8: Precision = "int8"
 #: Of one weight.
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
