@@ -29,16 +29,24 @@ _CLASSES = 80  # of a detector whose data say how many; heads take little of the
 def estimate_seconds(plan: Plan, jobs: Sequence[Job], count: int) -> float:
     """Return about how many seconds all jobs of a plan take, `count` at a time, on machines like this one.
 
-    A batch's pass through the network is timed; how many there are is counted. Reading of images, timing of models and
-    training of rendered data are not in it.
+    A batch's pass through the network is timed; how many there are is counted. Reading of images and timing of models
+    are not in it.
     """
     num_train, num_val, image_size = count_images(plan, jobs[0].config)
-    passes, trained = 0.0, set[str]()
+    passes, trained = _clean_passes(plan, jobs), set[str]()
     for job in jobs:
         pretrains = job.training is not None and job.training not in trained
         trained |= {job.training} if job.training else set()
         passes += _passes(job.config, num_train, num_val, pretrains)
     return passes * _seconds_of_a_pass(jobs[0].config, image_size) / count
+
+
+def _clean_passes(plan: Plan, jobs: Sequence[Job]) -> float:
+    """Return the forward passes of the clean training on rendered images, which each seed has one of."""
+    if plan.rendered is None:
+        return 0.0
+    seeds = {job.config.seed for job in jobs}
+    return len(seeds) * plan.rendered.epochs * plan.rendered.num_train * _BOTH
 
 
 def count_images(plan: Plan, config: RunConfig) -> tuple[int, int, int]:

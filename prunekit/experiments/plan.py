@@ -33,7 +33,7 @@ _OF_PRETRAINING = {
 }  # fmt: skip
 _OF_EVALUATION = {
     "attack", "transfer", "verify", "certify", "certify_radii", "certify_n0", "certify_n", "certify_alpha",
-    "latency_runs", "data", "out", "workers", "device", "threads",
+    "latency_runs", "data", "out", "workers", "device", "threads", "precision", "calibration_images",
 }  # fmt: skip
 _OF_VARIANTS = {*_TARGETS, *WITHIN_A_RUN}
 _FILES = ("weights", "data", "train_data")
