@@ -101,7 +101,8 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, marker: str) -> None:
     axes.plot(_ratios(points), [p.speedup for p in points], f"-{marker}", color=color, label=f"prunekit: {curve.name}")
     axes.plot(_ratios(points), [p.speedup_bound for p in points], ":", color=color)
     if curve.int8:
-        label, look = f"prunekit in int8: {curve.name}", {"color": color, "markerfacecolor": "white"}
+        label = f"prunekit in int8: {curve.name}"
+        look: dict[str, Any] = {"color": color, "markerfacecolor": "white"}
         axes.plot(_ratios(curve.int8), [p.speedup for p in curve.int8], f"--{marker}", label=label, **look)
     _draw_lower(axes, curve, color)
     if curve.control is not None:
