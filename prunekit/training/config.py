@@ -16,7 +16,7 @@ OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
 BatchNormMode = Literal["live", "frozen-statistics", "frozen"]
 Selection = Literal["last", "holdout"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
 # These change how training is carried out, not what comes out of it.
 _NO_PART_OF_THE_IDENTITY = {"checkpoint_every", "workers", "device"}
@@ -59,7 +59,9 @@ class TrainConfig(Config):
         "on images held out of the training data",
     )
     precision: Precision = Field(
-        "float32", description="precision of forward and backward passes in training: float32 or bfloat16"
+        "float32",
+        description="precision of forward and backward passes in training: float32, bfloat16, or int8 (float32 that "
+        "sees what int8 does to convolutions)",
     )
     augmentation: AugmentConfig | None = Field(
         FLIPS, description="how training images vary; null takes what the model's task says"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import InputError
-from prunekit.training.config import TrainConfig, require_device
+from prunekit.training.config import Precision, TrainConfig, require_device
+from prunekit.training.quantization_aware import QuantizationAware
 
 _FLOATS_OF_A_VECTOR = 16  # of AVX-512; 8 of AVX2
 
@@ -36,13 +37,19 @@ def prepared(module: nn.Module, parameters: Mapping[str, nn.Parameter], config: 
         for parameter in module.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield module if config.precision == "float32" else _Autocast(module, device.type, torch.bfloat16)
+            yield _in_precision(module, config.precision, device.type)
     finally:
         for child, mode in was_training:
             child.training = mode
         for parameter, needed in needed_grad:
             parameter.requires_grad_(needed)
             parameter.grad = None
+
+
+def _in_precision(module: nn.Module, precision: Precision, device_type: str) -> nn.Module:
+    if precision == "bfloat16":
+        return _Autocast(module, device_type, torch.bfloat16)
+    return QuantizationAware(module) if precision == "int8" else module
 
 
 def memory_format(module: nn.Module) -> torch.memory_format:
