@@ -103,7 +103,9 @@ SLOW = (
     "test_masked_conv2d_transforms.py",
     "test_models.py",
     "test_objectives.py",
+    "test_overload_command.py",
     "test_parts.py",
+    "test_patch_command.py",
     "test_plots.py",
     "test_plugins.py",
     "test_proofs.py",
@@ -119,6 +121,7 @@ SLOW = (
     "test_statistics_command.py",
     "test_untouched_originals.py",
     "test_wall.py",
+    "test_watch.py",
     "test_without_compiler.py",
     "test_zoo_bench.py",
 )

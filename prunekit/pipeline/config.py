@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -106,6 +106,9 @@ class SharedChoices(MachineChoices):
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
 
+    #: Further names that a command takes for an option.
+    also_known: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
@@ -137,7 +140,7 @@ class SharedChoices(MachineChoices):
     @field_validator(*KNOWN_NAMES, check_fields=False)
     @classmethod
     def _known_names(cls, value: Any, info: Any) -> Any:
-        known = list(KNOWN_NAMES[info.field_name]())
+        known = [*KNOWN_NAMES[info.field_name](), *cls.also_known.get(info.field_name, ())]
         for name in value if isinstance(value, tuple) else (value,):
             if name is not None and name not in known:
                 raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")

@@ -172,13 +172,17 @@ PRUNE: dict[str, Case] = {
 IN_PLACE = {"apply_masks", "FrozenMasks", "StraightThrough"}  # documented to change the model: only failures count
 FILES = {"save_masks", "load_masks", "save_scores", "load_scores"}
 ATTACKS: dict[str, Case] = {
-    **{name: _attack_on("writing", name) for name in PRESETS if name != "autoattack"},
+    **{name: _attack_on("writing", name) for name in PRESETS if name not in ("autoattack", "latency")},
     "autoattack": lambda g: attacks.AutoAttackConfig(0.1, steps=3, targets=2, queries=3)(
         nn.Sequential(g.writing, nn.Flatten()),
         g.x,
         classification_losses(g.labels),
         g.generator(),
     ),
+    "latency": lambda g: attacks.OverloadConfig(0.1, 0.05, 3)(
+        g.writing, g.x, dataclasses.replace(g.losses, overload=_mean), g.generator()
+    ),
+    "soft_count": lambda g: attacks.soft_count([g.x], 0.5),
     "pgd": lambda g: attacks.pgd(
         g.writing, g.x, _mean, attacks.PgdConfig(0.1, 0.05, 3, random_start=True, restarts=2), g.generator()
     ),
@@ -204,7 +208,8 @@ DATA = {
     },
     "attacks": {
         *("PRESETS", "Attack", "AttackInParts", "AttackLosses", "AutoAttackConfig", "CarliniWagnerConfig"),
-        *("GradientError", "LossPerImage", "PgdConfig", "StrongConfig", "attack_named", "register_attack"),
+        *("GradientError", "LossPerImage", "OverloadConfig", "PgdConfig", "StrongConfig"),
+        *("attack_named", "register_attack"),
     },
 }
 
