@@ -108,6 +108,7 @@ SLOW = (
     "test_patch_command.py",
     "test_plots.py",
     "test_plugins.py",
+    "test_pool.py",
     "test_proofs.py",
     "test_readme.py",
     "test_run.py",
