@@ -71,6 +71,7 @@ SLOW = (
     "test_compaction_proof.py",
     "test_compaction_random.py",
     "test_computed_weights.py",
+    "test_conditions_of_runs.py",
     "test_corruption_commands.py",
     "test_corruptions_peer.py",
     "test_darknet_oracle.py",

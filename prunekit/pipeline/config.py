@@ -19,6 +19,7 @@ from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
+from prunekit.pipeline.condition_config import ConditionChoices
 from prunekit.pipeline.known_names import KNOWN_NAMES, PRUNINGS
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
@@ -51,7 +52,16 @@ class MachineChoices(Config):
     )
 
     @field_validator(
-        "plugin", "scores", "structure", "pruning", "allocation", "budget", "attack", mode="before", check_fields=False
+        "plugin",
+        "scores",
+        "structure",
+        "pruning",
+        "allocation",
+        "budget",
+        "attack",
+        "conditions",
+        mode="before",
+        check_fields=False,
     )
     @classmethod
     def _split_names(cls, value: Any, info: Any) -> Any:
@@ -237,7 +247,7 @@ class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
     )
 
 
-class RunConfig(PruningChoices, CertificationConfig, EvaluationConfig):
+class RunConfig(PruningChoices, ConditionChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.evaluation.sensitivity import METHODS
+from prunekit.pipeline.condition_config import CONDITIONS
 from prunekit.pipeline.scoring import REFERENCES
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES
@@ -31,4 +32,5 @@ KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "rule": lambda: RULES,
     "allocation": lambda: ALLOCATIONS,
     "method": lambda: METHODS,
+    "conditions": lambda: CONDITIONS,
 }

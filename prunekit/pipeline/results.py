@@ -46,6 +46,16 @@ class RatioResult:
     * certified_accuracy_R: share of images that randomized smoothing by noise of certified_sigma classifies correctly
       with a certified L2 radius of at least R; mean_certified_radius: 0 where wrong; abstained: share of abstentions.
 
+    Where a run was asked for further conditions (`--conditions`), F being the task's main figure, are
+
+    * corrupted_F: the mean over the corruptions' cells.
+    * unpatched_F, random_patch_F, patched_F: on the half of the images that no patch was trained on, as they are, under
+      a random patch, and under the trained one.
+    * candidates_per_image, overload_candidates_per_image: pairs of box and class above the threshold, clean and under
+      the attack on latency; overload_F: what is found under it.
+    * ms_deployed, ms_overload: medians of the network and all steps after it, summed, on clean and on attacked images
+      timed in turns; ms_overload_network, ms_overload_nms, …: of each step under attack.
+
     Of every task are
 
     * ratio: pruning ratio in percent; of a budget, the share of weights that went.
