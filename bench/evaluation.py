@@ -31,6 +31,7 @@ class Thresholds:
     score_threshold: float = 0.001
     iou_threshold: float = 0.45
     max_detections: int = 300
+    max_candidates: int | None = None
 
 
 OPTIONS = Thresholds()

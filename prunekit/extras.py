@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "captum": ("captum",),
     "tensorboard": ("tensorboard",),
     "torchvision": ("torchvision",),
+    "video": ("av",),
     "ray": ("ray",),
     "mlflow": ("mlflow",),
 }

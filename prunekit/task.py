@@ -80,6 +80,8 @@ class Options(Protocol):
     def iou_threshold(self) -> float: ...  # noqa: D102
     @property
     def max_detections(self) -> int: ...  # noqa: D102
+    @property
+    def max_candidates(self) -> int | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,14 @@ class Task(Losses, Protocol):
 
     def export(self, model: nn.Module, folder: Path, images_seen: int) -> list[str]:
         """Write trained weights for other programs too; return the files' names."""
+
+
+@runtime_checkable
+class SuppressesBoxes(Protocol):
+    """A task whose models propose boxes of which suppression keeps the best: what an attack on latency multiplies."""
+
+    def candidate_scores(self, outputs: Any) -> Sequence[Tensor]:
+        """Return each image's scores by box and class, [M, C], before any is dropped; gradients flow."""
 
 
 @runtime_checkable

@@ -114,6 +114,14 @@ class HasHoldout(Protocol):
 
 
 @runtime_checkable
+class HasHalves(Protocol):
+    """A data set that can be divided, for what is trained on some of its images and evaluated on the others."""
+
+    def half(self, number: int) -> Any:
+        """Return a view of every second image, from the first (0) or from the second (1) on."""
+
+
+@runtime_checkable
 class KeepsImages(Protocol):
     """A data set that can keep decoded images; `KeptImages` says why, and what that costs."""
 

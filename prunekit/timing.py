@@ -37,6 +37,13 @@ def time_in_turn(
         runs: timed calls of each.
         warm_up: calls of each before that, not timed.
     """
+    return {name: Timing.of(values) for name, values in seconds_in_turn(calls, runs, warm_up).items()}
+
+
+def seconds_in_turn(
+    calls: Mapping[str, Callable[[], object]], runs: int, warm_up: int = WARM_UP_RUNS
+) -> dict[str, list[float]]:
+    """Return the seconds of each call's runs, in their order; the arguments are those of `time_in_turn`."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for run in range(warm_up + runs):
@@ -46,7 +53,7 @@ def time_in_turn(
                 elapsed = time.perf_counter() - start
                 if run >= warm_up:
                     seconds[name].append(elapsed)
-    return {name: Timing.of(values) for name, values in seconds.items()}
+    return seconds
 
 
 def cuda_seconds(call: Callable[[], object], runs: int = 10) -> float:

@@ -11,6 +11,8 @@ from prunekit.attacks.classification import (
 from prunekit.attacks.gradient import GradientError
 from prunekit.attacks.identity import attack_identity
 from prunekit.attacks.losses import Attack, AttackInParts, AttackLosses, LossPerImage
+from prunekit.attacks.overload import OverloadConfig, soft_count
+from prunekit.attacks.patch import PatchConfig, PatchState, draw_placement, pasted, random_patch, trained_step
 from prunekit.attacks.pgd import PgdConfig, fgsm, pgd, uniform_noise
 from prunekit.attacks.presets import PRESETS, attack_named, register_attack
 from prunekit.attacks.steps import L2Step, LinfStep
@@ -27,16 +29,24 @@ __all__ = [
     "L2Step",
     "LinfStep",
     "LossPerImage",
+    "OverloadConfig",
+    "PatchConfig",
+    "PatchState",
     "PgdConfig",
     "StrongConfig",
     "attack_identity",
     "attack_named",
     "classification_losses",
     "cross_entropy_per_image",
+    "draw_placement",
     "fgsm",
     "margin_per_image",
+    "pasted",
     "pgd",
+    "random_patch",
     "register_attack",
+    "soft_count",
     "softmax_divergence",
+    "trained_step",
     "uniform_noise",
 ]

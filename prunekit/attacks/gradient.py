@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class Slope(NamedTuple):
     grad: Tensor
 
 
-def slope_at(model: nn.Module, x: Tensor, loss_per_image: LossPerImage) -> Slope:
+def slope_at(model: Callable[[Tensor], Any], x: Tensor, loss_per_image: LossPerImage) -> Slope:
     """Differentiate each image's loss with respect to its pixels; parameters' gradients stay untouched.
 
     Raises:

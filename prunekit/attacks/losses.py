@@ -24,6 +24,7 @@ class AttackLosses:
         badness: says which of several results for an image is the worst. Not differentiated.
         smooth: a loss whose gradient holds nothing constant, to check gradients by; the total if not given.
         labels: a classifier's right classes, int64 [N], where outputs are logits [N, C]; AutoAttack needs them.
+        overload: grows with the number of boxes that suppression has to look at; the attack on latency raises it.
     """
 
     total: LossPerImage
@@ -32,6 +33,7 @@ class AttackLosses:
     badness: LossPerImage
     smooth: LossPerImage | None = None
     labels: Tensor | None = None
+    overload: LossPerImage | None = None
 
 
 class Attack(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prunekit.attacks.autoattack import AutoAttackConfig
 from prunekit.attacks.carlini_wagner import CarliniWagnerConfig
 from prunekit.attacks.losses import Attack
+from prunekit.attacks.overload import OverloadConfig
 from prunekit.attacks.pgd import PgdConfig, fgsm
 from prunekit.attacks.strong import StrongConfig
 from prunekit.registry import look_up, register
@@ -38,6 +39,8 @@ PRESETS: dict[str, Attack] = {
     "fgsm-l2": fgsm(EPS_L2, norm="l2"),
     "standard-l2": PgdConfig(EPS_L2, step_size=EPS_L2 / 8, steps=20, norm="l2", random_start=True),
     "strong-l2": StrongConfig(EPS_L2, norm="l2"),
+    # On milliseconds rather than on accuracy.
+    "latency": OverloadConfig(EPS, step_size=0.01, steps=20),
 }
 
 

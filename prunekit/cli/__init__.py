@@ -15,6 +15,7 @@ from prunekit.cli.experiment import EXPERIMENT_EXAMPLES, experiment_command
 from prunekit.cli.explain import EXPLAIN_EXAMPLES, explain_command
 from prunekit.cli.old_spellings import RespellingGroup
 from prunekit.cli.statistics import STATISTICS_EXAMPLES, statistics_command
+from prunekit.cli.watch import WATCH_EXAMPLES, watch_command
 from prunekit.environment import installed_version
 
 __all__ = ["app", "main"]
@@ -35,6 +36,7 @@ app.command("prune", epilog=stage_commands.PRUNE_EXAMPLES)(stage_commands.prune_
 app.command("mrpf", epilog=stage_commands.MRPF_EXAMPLES)(stage_commands.mrpf_command)
 app.command("finetune", epilog=stage_commands.FINETUNE_EXAMPLES)(stage_commands.finetune_command)
 app.command("evaluate", epilog=stage_commands.EVALUATE_EXAMPLES)(stage_commands.evaluate_command)
+app.command("watch", epilog=WATCH_EXAMPLES)(watch_command)
 app.command("compact", epilog=COMPACT_EXAMPLES)(compact_command)
 app.command("convert", epilog=CONVERT_EXAMPLES)(convert_command)
 app.command("explain", epilog=EXPLAIN_EXAMPLES)(explain_command)

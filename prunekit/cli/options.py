@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from prunekit.cli.ending import Verbose, user_errors
 from prunekit.config import Config, read_settings
 from prunekit.evaluation.corruptions.config import CorruptionConfig
+from prunekit.evaluation.patch import PatchOptions
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
@@ -33,6 +34,7 @@ _NAMES = {
 _PANELS = {
     "Machine": MachineChoices, "Training": TrainingChoices, "Scoring": ScoreConfig, "Objective": VerifiedConfig,
     "Noise": NoiseConfig, "Certification": CertificationConfig, "Corruptions": CorruptionConfig,
+    "Patch": PatchOptions,
 }  # fmt: skip
 
 Command = Callable[[dict[str, Any], bool], None]

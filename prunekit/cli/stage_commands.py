@@ -36,8 +36,10 @@ from prunekit.pipeline.commands import (
 )
 from prunekit.pipeline.corruptions import TABLE
 from prunekit.pipeline.evaluate_command import EvaluationOutcome, evaluate_stage
+from prunekit.pipeline.overload import overload_sentences
+from prunekit.pipeline.patch import patch_sentence
 from prunekit.prune.sensitivity import rank_correlation
-from prunekit.report import write_corruption_plots, write_rounds_plot, write_sensitivity_plot
+from prunekit.report import write_corruption_plots, write_evaluation_page, write_rounds_plot, write_sensitivity_plot
 
 _AGAIN = "Run the same command again to resume an interrupted one; finished work is not repeated."
 
@@ -126,6 +128,9 @@ Examples:
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --corruptions benchmark
       --attack none --out runs/corrupt
 
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack latency
+      --max-candidates 1000 --out runs/overload
+
 {_AGAIN} Attacks and corruptions can be added in the same folder.
 """
 
@@ -202,6 +207,11 @@ def _show(outcome: EvaluationOutcome) -> None:
         tell(f"Randomized smoothing: {figures}")
     if outcome.corruptions is not None:
         _show_corruptions(outcome.file.parent, outcome.corruptions)
+    for name, found in outcome.overload.items():
+        for sentence in overload_sentences(found, outcome.cases[name], outcome.shown[0]):
+            tell(sentence)
+    if outcome.patch is not None:
+        tell(patch_sentence(outcome.patch, outcome.shown[0].column, outcome.shown[0].name))
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         tell(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated")
@@ -211,7 +221,8 @@ def _show(outcome: EvaluationOutcome) -> None:
     if outcome.checks is not None:
         out_console.print(checks_table(outcome.checks))
     done = "Finished earlier" if outcome.was_finished else "Written"
-    tell(f"{done}: {outcome.file}")
+    for file in (outcome.file, write_evaluation_page(outcome.file.parent, outcome.shown)):
+        tell(f"{done}: {file}")
 
 
 def _show_corruptions(out: Path, summary: CorruptionSummary) -> None:

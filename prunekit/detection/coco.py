@@ -255,6 +255,12 @@ class CocoDataset(Dataset[Sample]):
         part.images = [record for record in self.images if record.objects][:count] or self.images[:count]
         return part
 
+    def half(self, number: int) -> CocoDataset:
+        """Return a view of every second image, from the first (0) or from the second (1) on."""
+        half = copy.copy(self)
+        half.images = self.images[number::2]
+        return half
+
     def box_sizes(self) -> Tensor:
         """Return the widths and heights of all objects in pixels of the letterboxed images, [M, 2]."""
         sizes = [

@@ -41,10 +41,15 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabeledBox], original_width: 
     zoom = LONG_SIDE / max(image.size)
     size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    draw_over(canvas, boxes, original_width)
+    return canvas
+
+
+def draw_over(canvas: Image.Image, boxes: Sequence[LabeledBox], original_width: int) -> None:
+    """Draw boxes into an RGB picture itself, which stays as large as it is; the arguments are those of `draw_boxes`."""
     draw = ImageDraw.Draw(canvas)
     for labeled in boxes:
         _draw_box(draw, labeled, canvas.width / original_width)
-    return canvas
 
 
 def class_color(label: int) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from prunekit.detection.anchors import fit_anchors
 from prunekit.detection.attack_losses import attack_losses
 from prunekit.detection.attribution_target import matched_logits
 from prunekit.detection.average_precision import evaluate_detections
-from prunekit.detection.boxes import Detections, Heads, decode, nms
+from prunekit.detection.boxes import MAX_CANDIDATES, Detections, Heads, decode, nms
 from prunekit.detection.coco import SIZE_STEP, USUAL_SIZE, Batch, CocoDataset
 from prunekit.detection.darknet_weights import (
     darknet_num_classes,
@@ -149,6 +149,10 @@ class DetectionTask:
         """Return decoding and non-maximum suppression."""
         boxes, scores = self.decode(outputs)
         return {"decode": lambda: self.decode(outputs), "nms": lambda: _suppress(boxes, scores, options)}
+
+    def candidate_scores(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return each image's scores by box and class, [M, C]."""
+        return [*self.decode(outputs)[1]]
 
     def metrics(self, predictions: Found, data: CocoDataset) -> Figures:
         """Return COCO's AP figures, those of confident detections, and false alarms."""
@@ -286,7 +290,8 @@ def _may_be_darknets(path: Path) -> bool:
 
 
 def _suppress(boxes: Tensor, scores: Tensor, options: Options) -> list[Detections]:
-    return nms(boxes, scores, options.score_threshold, options.iou_threshold, options.max_detections)
+    most = options.max_candidates or MAX_CANDIDATES
+    return nms(boxes, scores, options.score_threshold, options.iou_threshold, options.max_detections, most)
 
 
 def _xyxy(bbox: Sequence[float]) -> tuple[float, float, float, float]:

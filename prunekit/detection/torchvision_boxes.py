@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
@@ -124,11 +124,21 @@ def detections_of(found: Mapping[str, Tensor], background: bool) -> Detections:
     return Detections(found["boxes"], found["scores"], found["labels"] - int(background))
 
 
-def with_options(module: Any, options: Options) -> Any:
-    """Return a shallow copy of what suppresses boxes, with other thresholds."""
+def with_options(module: Any, options: Options, scores: Tensor | None) -> Any:
+    """Return a shallow copy of what suppresses boxes, with other thresholds.
+
+    Args:
+        module: torchvision's, which has no limit on all candidates of an image.
+        options: What it is told; of more candidates than they allow, it sees the best ones, without those whose score
+            the first that is left out has, too.
+        scores: Of all candidates of the one image that it will see; None where the options set no limit.
+    """
     limited = copy.copy(module)
     limited.score_thresh, limited.nms_thresh = options.score_threshold, options.iou_threshold
     limited.detections_per_img = options.max_detections
+    if scores is not None and options.max_candidates is not None and scores.numel() > options.max_candidates:
+        first_left_out = scores.flatten().topk(options.max_candidates + 1).values[-1]
+        limited.score_thresh = max(options.score_threshold, float(first_left_out))
     return limited
 
 
@@ -169,7 +179,13 @@ class OneStage:
     def detections(self, outputs: Outputs, options: Options) -> list[Detections]:
         """Return torchvision's detections."""
         found = self.anchored(outputs)
-        rows = self._postprocessed(with_options(self.net, options), found, len(outputs[0]))
+        if options.max_candidates is None:
+            rows = self._postprocessed(with_options(self.net, options, None), found, len(outputs[0]))
+            return [detections_of(row, self.background) for row in rows]
+        rows = []
+        for index, scores in enumerate(self.scores(found)):
+            alone = replace(found, heads=found.image(index))
+            rows += self._postprocessed(with_options(self.net, options, scores), alone, 1)
         return [detections_of(row, self.background) for row in rows]
 
     def candidates(self, outputs: Outputs) -> list[Candidates]:

@@ -111,6 +111,10 @@ class TorchvisionTask(DetectionTask):
         """Return what torchvision's code finds in each image, boxes in input pixels."""
         return self.code.detections(outputs, options)
 
+    def candidate_scores(self, outputs: Outputs) -> list[Tensor]:
+        """Return each image's scores by box and class, [M, C], before torchvision's own limits."""
+        return [found.scores for found in self.code.candidates(outputs)]
+
     def postprocessing(self, outputs: Outputs, options: Options) -> dict[str, Callable[[], object]]:
         """Return the one step from outputs to detections, which in Faster R-CNN holds the second stage."""
         return {"boxes": lambda: self.detections(outputs, options)}

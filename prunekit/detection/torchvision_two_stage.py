@@ -117,10 +117,13 @@ class TwoStage:
         self, found: FirstStage, proposals: list[Tensor], logits: Tensor, offsets: Tensor, options: Options
     ) -> list[Detections]:
         """Return what is left of the proposals' boxes by class after suppression."""
-        heads, sizes = with_options(self.roi_heads, options), [found.proposing.image_size] * len(proposals)
-        rows = zip(*heads.postprocess_detections(logits, offsets, proposals, sizes), strict=True)
-        names = ("boxes", "scores", "labels")
-        return [detections_of(dict(zip(names, row, strict=True)), background=True) for row in rows]
+        size, counts, detections = found.proposing.image_size, [len(some) for some in proposals], []
+        for boxes, *maps in zip(proposals, torch.split(logits, counts), torch.split(offsets, counts), strict=True):
+            scores = None if options.max_candidates is None else maps[0].softmax(dim=-1)[:, 1:]
+            heads = with_options(self.roi_heads, options, scores)
+            (row,) = zip(*heads.postprocess_detections(*maps, [boxes], [size]), strict=True)
+            detections.append(detections_of(dict(zip(("boxes", "scores", "labels"), row, strict=True)), True))
+        return detections
 
     def candidates(self, outputs: Outputs) -> list[Candidates]:
         """Return each proposal's boxes by class [P, C, 4] and scores [P, C]."""

@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.attacks import PRESETS, Attack, AttackInParts, AttackLosses, AutoAttackConfig
+from prunekit.attacks import PRESETS, Attack, AttackInParts, AttackLosses, AutoAttackConfig, OverloadConfig
 from prunekit.config import BatchConfig
 from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
+from prunekit.evaluation.overload import suppressing, with_overload
 from prunekit.progress import Progress
 from prunekit.task import Data, Figures, Predictions, Task
 from prunekit.training.data import device_of, load_batches
@@ -32,6 +33,12 @@ class EvaluationConfig(BatchConfig):
     score_threshold: float = Field(0.001, ge=0, lt=1, description="keep detections with a score above this")
     iou_threshold: float = Field(0.45, gt=0, le=1, description="IoU threshold of non-maximum suppression")
     max_detections: int = Field(100, ge=1, description="maximum detections per image; COCO's AP counts at most 100")
+    max_candidates: int | None = Field(
+        None,
+        ge=1,
+        description="maximum pairs of box and class that enter non-maximum suppression, per image, the best ones: a "
+        "defense against overload (default: the detector's own limits)",
+    )
     latency_runs: int = Field(30, ge=3, description="timed runs of each model")
     verify: float | None = Field(
         None,
@@ -173,7 +180,7 @@ def evaluate(
     for index, batch in enumerate(subject.batches(description)):
         x = batch.images
         if attack is not None:
-            losses = task.attack_losses(batch.targets)
+            losses = with_overload(task.attack_losses(batch.targets), task, config)
             x, after = _attacked(attack, source or model, x, losses, generator, kept, index)
             movements.append(_movement(x, batch.images))
             for part, x_adv in after.items():
@@ -211,6 +218,8 @@ def require_attackable(attacks: Sequence[str], task: Task, dataset: Data) -> Non
             targets = dataset.collate([dataset[0]]).targets
             if task.attack_losses(targets).labels is None:
                 raise InputError(f"--attack: expected a classifier for {name}, got the model {task.spec.name}.")
+        if isinstance(PRESETS.get(name), OverloadConfig):
+            suppressing(task)
 
 
 def evaluation_cases(attacks: Sequence[str], transfer: bool = False) -> list[EvaluationCase]:
@@ -232,6 +241,7 @@ def evaluate_case(
     clean: Predictions,
     source: nn.Module | None = None,
     kept: AttackedBatches | None = None,
+    image_seen: ImageSeen | None = None,
 ) -> CaseResult:
     """Evaluate a model in one case.
 
@@ -241,10 +251,11 @@ def evaluate_case(
         clean: What was found in the clean images; the clean case does not look at it.
         source: The model that a transferred attack is made on; other cases do not look at it.
         kept: Where batches of an attack in parts are kept.
+        image_seen: Told of every image as the network sees it.
     """
     attack = PRESETS.get(case.attack)
     made_on = source if case.transfer else None
-    evaluation = evaluate(subject, attack, case.name, source=made_on, kept=kept)
+    evaluation = evaluate(subject, attack, case.name, image_seen, made_on, kept)
     success = None if attack is None else subject.task.success(clean, evaluation.predictions, subject.dataset)
     return CaseResult(case, evaluation, success)
 

@@ -17,6 +17,7 @@ from prunekit.pipeline.results import open_data
 from prunekit.progress import SilentProgress
 from prunekit.task import ModelSpec, takes_argument, task_of
 from prunekit.training.config import TrainConfig
+from prunekit.training.pool import is_pool, pool_names
 
 # Of a forward and a backward pass together, in forward passes.
 _BOTH = 3
@@ -82,6 +83,9 @@ def _of_objective(config: RunConfig) -> int:
 
 def _steps(attack: str) -> int:
     """Return the steps of a preset, of several parts about those of twenty PGD attacks."""
+    if is_pool(attack):
+        steps = [_steps(name) for name in pool_names(attack)]
+        return sum(steps) // len(steps)
     found = PRESETS.get(attack)
     return 0 if found is None else found.steps if isinstance(found, PgdConfig) else 400
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from prunekit.attacks import PRESETS
 from prunekit.evaluation.corruptions.config import CorruptionConfig
 from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.evaluation.patch import PATCH, PatchOptions
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
@@ -142,13 +145,16 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
-class EvaluateStage(DetectorChoices, CertificationConfig, CorruptionConfig, EvaluationConfig):
+class EvaluateStage(DetectorChoices, CertificationConfig, CorruptionConfig, PatchOptions, EvaluationConfig):
     """Evaluate a detector clean and under attacks."""
+
+    also_known: ClassVar[Mapping[str, tuple[str, ...]]] = {"attack": (PATCH,)}
 
     weights: Path = Field(description=WEIGHTS)
     data: Path = Field(description=DATA)
     attack: tuple[str, ...] = Field(
-        ("paper",), description=f"attacks, one or more of: {', '.join(PRESETS)}, or none; clean is always evaluated"
+        ("paper",),
+        description=f"attacks, one or more of: {', '.join([*PRESETS, PATCH])}, or none; clean is always evaluated",
     )
     transfer_from: Path | None = Field(
         None,
@@ -156,3 +162,8 @@ class EvaluateStage(DetectorChoices, CertificationConfig, CorruptionConfig, Eval
     )
     check: bool = Field(False, description="run sanity checks on the evaluation under attack")
     latency: bool = Field(False, description="accelerate the model and time it against the dense one")
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks on each image by itself."""
+        return tuple(name for name in self.attack if name != PATCH)

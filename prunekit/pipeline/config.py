@@ -6,10 +6,10 @@ configurations of their own inside of it; options such as --finetune-epochs and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -17,13 +17,14 @@ from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.config import Config
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.evaluation.sensitivity import METHODS
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.int8 import PRECISIONS, DeploymentChoices
+from prunekit.pipeline.condition_config import ConditionChoices
+from prunekit.pipeline.int8 import DeploymentChoices
+from prunekit.pipeline.known_names import KNOWN_NAMES, PRUNINGS
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.pipeline.recipes import RECIPES
-from prunekit.pipeline.scoring import REFERENCES, ScoreConfig
+from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.pipeline.store import flat
 from prunekit.pipeline.training_options import (
     SAID_ONCE,
@@ -34,34 +35,11 @@ from prunekit.pipeline.training_options import (
 )
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES, parse_budget
-from prunekit.prune.deeplift import RULES
 from prunekit.task import LabelsImages, ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig, ObjectiveConfig, VerifiedConfig
 from prunekit.training.objectives import OBJECTIVES, VERIFIED
-
-PRUNINGS = ("one-shot", "optimized")
-
-
-def _adversarial_training() -> list[str]:
-    return [name for name, attack in PRESETS.items() if isinstance(attack, PgdConfig)]
-
-
-#: Option → what lists its names when a value is checked: plugins may have added some.
-KNOWN_NAMES: dict[str, Callable[[], Iterable[str]]] = {
-    "scores": lambda: SCORES,
-    "structure": lambda: STRUCTURES,
-    "pruning": lambda: PRUNINGS,
-    "attack": lambda: [*PRESETS, "none"],
-    "scope": lambda: SCOPES,
-    "objective": lambda: OBJECTIVES,
-    "train_attack": _adversarial_training,
-    "reference": lambda: REFERENCES,
-    "rule": lambda: RULES,
-    "allocation": lambda: ALLOCATIONS,
-    "method": lambda: METHODS,
-    "precision": lambda: PRECISIONS,
-}
+from prunekit.training.pool import is_pool, pool_names
 
 
 class MachineChoices(Config):
@@ -82,6 +60,7 @@ class MachineChoices(Config):
         "allocation",
         "budget",
         "attack",
+        "conditions",
         "precision",
         mode="before",
         check_fields=False,
@@ -117,6 +96,9 @@ class SharedChoices(MachineChoices):
     limit: int | None = Field(None, ge=1, description="use only the first N images (default: all)")
     seed: int = Field(0, ge=0, description="random seed")
 
+    #: Further names that a command takes for an option.
+    also_known: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
@@ -148,7 +130,10 @@ class SharedChoices(MachineChoices):
     @field_validator(*KNOWN_NAMES, check_fields=False)
     @classmethod
     def _known_names(cls, value: Any, info: Any) -> Any:
-        known = list(KNOWN_NAMES[info.field_name]())
+        if info.field_name == "train_attack" and issubclass(cls, TrainingChoices) and is_pool(value):
+            pool_names(value)
+            return value
+        known = [*KNOWN_NAMES[info.field_name](), *cls.also_known.get(info.field_name, ())]
         for name in value if isinstance(value, tuple) else (value,):
             if name is not None and name not in known:
                 raise ValueError(f"must be one of {', '.join(known)}, got {name!r}")
@@ -199,7 +184,19 @@ class TrainingChoices(SharedChoices, VerifiedConfig, NoiseConfig):
         description=f"start from the settings of a published method, which other options change: {', '.join(RECIPES)}",
     )
     objective: str = Field("pgd-at", description=f"training objective: {', '.join(OBJECTIVES)}")
-    train_attack: str = Field("paper", description="attack used by the objective: a PGD preset")
+    train_attack: str = Field(
+        "paper",
+        description="attack used by the objective: a PGD preset, or for pgd-at pool:fgsm,strong, of which each batch "
+        "meets one",
+    )
+
+    @model_validator(mode="after")
+    def _pool_is_understood(self) -> TrainingChoices:
+        if is_pool(self.train_attack) and self.objective != "pgd-at":
+            raise ValueError(f"--train-attack: a pool is for the objective pgd-at, got {self.objective}")
+        if is_pool(self.train_attack) and getattr(self, "reference", "") == "clean":
+            raise ValueError("--train-attack: --reference clean takes one attack, got a pool")
+        return self
 
     @property
     def selects(self) -> bool:
@@ -252,7 +249,7 @@ class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
     )
 
 
-class RunConfig(PruningChoices, DeploymentChoices, CertificationConfig, EvaluationConfig):
+class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, CertificationConfig, EvaluationConfig):
     """The main job: prune `model` at each ratio, evaluate it clean and attacked, time what is deployed."""
 
     model: str = Field(description=architectures())

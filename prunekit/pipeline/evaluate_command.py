@@ -19,7 +19,7 @@ from prunekit.attacks import PRESETS, attack_identity
 from prunekit.attacks.presets import STANDARD
 from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.corruptions.catalog import Cell
-from prunekit.evaluation.corruptions.summary import CorruptionSummary
+from prunekit.evaluation.corruptions.summary import CorruptionSummary, require_corruptible
 from prunekit.evaluation.evaluate import (
     CLEAN,
     EvaluationCase,
@@ -29,6 +29,8 @@ from prunekit.evaluation.evaluate import (
     require_attackable,
 )
 from prunekit.evaluation.latency import accelerate_and_time
+from prunekit.evaluation.overload import suppressing
+from prunekit.evaluation.patch import PATCH, PatchOptions, goal_label, halves
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.evaluation.verification import labels_images
@@ -46,6 +48,8 @@ from prunekit.pipeline.corruptions import (
     write_clean_example,
     write_table,
 )
+from prunekit.pipeline.overload import IMAGES, case_folder, counter, is_overload, measure_overload, write_images
+from prunekit.pipeline.patch import write_patch
 from prunekit.pipeline.proofs import radii_identity, require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
@@ -82,6 +86,8 @@ class EvaluationOutcome:
         verified: Verified accuracy, if it was asked for.
         certified: Certified accuracies and the mean certified radius, if they were asked for.
         corruptions: What the figures under corruptions amount to, if they were asked for.
+        overload: Milliseconds under each attack on latency that was asked for, by its name.
+        patch: Figures clean, under a random and under a trained patch, if they were asked for.
         shown: The figures that a table shows.
         was_finished: Whether all of it was there already.
     """
@@ -93,6 +99,8 @@ class EvaluationOutcome:
     verified: dict[str, Any] | None
     certified: dict[str, Any] | None
     corruptions: CorruptionSummary | None
+    overload: dict[str, dict[str, Any]]
+    patch: dict[str, Any] | None
     was_finished: bool
     shown: Sequence[Figure]
 
@@ -144,12 +152,13 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         if config.cells:
             keep_decoded(dataset)
         artifact = opened(config.weights, task, dataset)
-        require_attackable(config.attack, artifact.task, dataset)
+        require_attackable(config.attacks, artifact.task, dataset)
+        _require_patchable(config, artifact, dataset)
         require_bounds(Subject(artifact.model, artifact.task, dataset, config, progress), config.verify)
         source = _source(config, artifact, dataset)
         for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)
-        names = ("score_threshold", "iou_threshold", "max_detections", "batch_size", "seed")
+        names = ("score_threshold", "iou_threshold", "max_detections", "max_candidates", "batch_size", "seed")
         identity = {name: getattr(config, name) for name in names}
         inputs = {"model": artifact.sha256, "data": data_digest(dataset, progress)}
         baseline = _baseline(config, inputs["data"])
@@ -161,20 +170,24 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
 
 def _evaluate(work: _Work) -> EvaluationOutcome:
     config = work.config
-    cases = {case.name: _case(work, case) for case in evaluation_cases(config.attack, work.source is not None)}
+    cases = {case.name: _case(work, case) for case in evaluation_cases(config.attacks, work.source is not None)}
     asked = {
         "certified": (_certify, bool(config.certify)),
         "verified": (_verify, config.verify is not None),
         "checks": (_check, config.check),
+        PATCH: (_patch, PATCH in config.attack),
         "latency": (_time, config.latency),
     }
     figures = {name: case for name, (case, _) in cases.items()}
     corruptions, finished_before = _corrupt(work, figures[CLEAN])  # first, as timing leaves the model on the CPU
     parts = {name: do(work) for name, (do, is_asked) in asked.items() if is_asked}
-    was_finished = finished_before and all(finished for _, finished in (*cases.values(), *parts.values()))
+    overload = {name: _time_overload(work, name, figures[CLEAN]) for name in config.attacks if is_overload(name)}
+    done = (*cases.values(), *parts.values(), *overload.values())
+    was_finished = finished_before and all(finished for _, finished in done)
     found: dict[str, Any] = {name: result for name, (result, _) in parts.items()}
     found |= {"checks": found["checks"]["checks"]} if "checks" in found else {}
     found |= {"corruptions": corruptions.figures()} if corruptions is not None else {}
+    found |= {"overload": {name: result for name, (result, _) in overload.items()}} if overload else {}
     _write_summary(work, figures, found)
     return EvaluationOutcome(
         config.out / EVALUATION,
@@ -184,6 +197,8 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         verified=found.get("verified"),
         certified=found.get("certified"),
         corruptions=corruptions,
+        overload=found.get("overload", {}),
+        patch=found.get(PATCH),
         was_finished=was_finished,
         shown=work.artifact.task.figures,
     )
@@ -198,12 +213,18 @@ def _case(work: _Work, case: EvaluationCase) -> Part:
         is_clean = case.attack == CLEAN
         clean = {} if is_clean else task.load_predictions(work.config.out / CLEAN / PREDICTIONS, work.dataset)
         kept = AttackedBatches(folder.path)
-        result = evaluate_case(case, work.subject, clean, work.source_model, kept)
+        seen = counter(work.subject) if is_overload(case.attack) else None
+        result = evaluate_case(case, work.subject, clean, work.source_model, kept, seen)
         files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, work.dataset)
         kept.forget()
-        return result.figures(), [file.name for file in files]
+        found, more = write_images(folder, work.subject, seen) if seen is not None else ({}, [])
+        return result.figures() | found, [*(file.name for file in files), *more]
 
-    return work.part(case.name, {"attack": attack_identity(PRESETS.get(case.attack))}, make, case.transfer)
+    return work.part(case_folder(case.name), _attack_of(case.attack), make, case.transfer)
+
+
+def _attack_of(name: str) -> dict[str, Any]:
+    return {"attack": attack_identity(PRESETS.get(name))}
 
 
 def _corrupt(work: _Work, clean: Figures) -> tuple[CorruptionSummary | None, bool]:
@@ -223,6 +244,22 @@ def _corrupt(work: _Work, clean: Figures) -> tuple[CorruptionSummary | None, boo
     write_table(work.config.out, clean, figures, _about(work))
     is_classifier = isinstance(work.artifact.task, LabelsImages)
     return summarized(subject, clean, figures, is_classifier, work.baseline), earlier == len(cells)
+
+
+def _patch(work: _Work) -> Part:
+    config = work.config
+    options = PatchOptions(**{name: getattr(config, name) for name in PatchOptions.model_fields})
+    identity = {**options.model_dump(), "patch": asdict(options.patch)}
+    return work.part(PATCH, identity, lambda folder: write_patch(folder, work.subject, options))
+
+
+def _require_patchable(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> None:
+    """Raise InputError, before any work, where a patch was asked for that cannot be made."""
+    if PATCH in config.attack:
+        halves(dataset)
+        require_corruptible(dataset)
+        goal_label(config.patch_goal, dataset)
+        suppressing(artifact.task)
 
 
 def _verify(work: _Work) -> Part:
@@ -246,7 +283,7 @@ def _check(work: _Work) -> Part:
 
 def _time(work: _Work) -> Part:
     """Accelerate and time the model on the CPU."""
-    machine = {"threads": torch.get_num_threads(), "processor": processor().name}
+    machine = _machine()
 
     def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
         model, task = work.artifact.model.cpu(), work.artifact.task
@@ -260,6 +297,22 @@ def _time(work: _Work) -> Part:
         return {**_sizes(work, model, x), **columns, **machine}, ["acceleration.json"]
 
     return work.part("latency", {"latency_runs": work.config.latency_runs, **machine}, make)
+
+
+def _time_overload(work: _Work, attack: str, clean: Figures) -> Part:
+    """Time the accelerated model and what follows it on images under an attack on latency."""
+    machine = _machine()
+
+    def make(folder: StageFolder) -> tuple[dict[str, Any], list[str]]:
+        images = work.config.out / case_folder(attack) / IMAGES
+        return measure_overload(images, work.subject, clean) | machine, []
+
+    identity = {"latency_runs": work.config.latency_runs, **machine, **_attack_of(attack)}
+    return work.part(f"{case_folder(attack)}/timing", identity, make)
+
+
+def _machine() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "processor": processor().name}
 
 
 def _sizes(work: _Work, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
@@ -282,7 +335,7 @@ def _about(work: _Work) -> dict[str, Any]:
 
 
 def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    names = ("verified", "certified", "corruptions", "checks", "latency")
+    names = ("verified", "certified", "corruptions", PATCH, "checks", "latency", "overload")
     content = {**_about(work), "cases": cases, **{name: found[name] for name in names if name in found}}
     write_json(work.config.out / EVALUATION, content)
 

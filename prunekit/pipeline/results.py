@@ -46,6 +46,16 @@ class RatioResult:
     * certified_accuracy_R: share of images that randomized smoothing by noise of certified_sigma classifies correctly
       with a certified L2 radius of at least R; mean_certified_radius: 0 where wrong; abstained: share of abstentions.
 
+    Where a run was asked for further conditions (`--conditions`), F being the task's main figure, are
+
+    * corrupted_F: the mean over the corruptions' cells.
+    * unpatched_F, random_patch_F, patched_F: on the half of the images that no patch was trained on, as they are, under
+      a random patch, and under the trained one.
+    * candidates_per_image, overload_candidates_per_image: pairs of box and class above the threshold, clean and under
+      the attack on latency; overload_F: what is found under it.
+    * ms_deployed, ms_overload: medians of the network and all steps after it, summed, on clean and on attacked images
+      timed in turns; ms_overload_network, ms_overload_nms, …: of each step under attack.
+
     Of every task are
 
     * ratio: pruning ratio in percent; of a budget, the share of weights that went.
@@ -173,16 +183,17 @@ def size_columns(model: nn.Module, costs: ModelCost, masked: float) -> dict[str,
 
 def latency_columns(latency: Latency) -> dict[str, Any]:
     """Return the network's medians and percentiles in milliseconds, and the speed-up."""
-    columns = _timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
+    columns = timing_columns({"latency_ms_control": latency.control, "latency_ms": latency.network})
     return columns | {"speedup": latency.control.median_ms / latency.network.median_ms}
 
 
 def postprocessing_columns(latency: Latency) -> dict[str, Any]:
     """Return medians and percentiles of the steps after the network, in milliseconds."""
-    return _timing_columns({f"{name}_ms": timing for name, timing in latency.postprocessing.items()})
+    return timing_columns({f"{name}_ms": timing for name, timing in latency.postprocessing.items()})
 
 
-def _timing_columns(timings: Mapping[str, Timing | None]) -> dict[str, Any]:
+def timing_columns(timings: Mapping[str, Timing | None]) -> dict[str, Any]:
+    """Return each timing's median and percentiles in milliseconds, by its name: nms_ms, nms_ms_p90, nms_ms_p99."""
     columns: dict[str, Any] = {}
     for name, timing in timings.items():
         values = (timing.median_ms, timing.p90_ms, timing.p99_ms) if timing else (None,) * 3
@@ -193,7 +204,7 @@ def _timing_columns(timings: Mapping[str, Timing | None]) -> dict[str, Any]:
 def compaction_columns(latency: Latency, compaction: CompactionResult | None) -> dict[str, Any]:
     """Return the columns of results.csv on the compacted model; empty where there is none."""
     names = {"latency_ms_compacted": EAGER, "latency_ms_compacted_accelerated": ACCELERATED}
-    columns = _timing_columns({name: latency.compacted.get(kind) for name, kind in names.items()})
+    columns = timing_columns({name: latency.compacted.get(kind) for name, kind in names.items()})
     fastest = min((timing.median_ms for timing in latency.compacted.values()), default=None)
     certificate = compaction.certificate if compaction is not None else None
     return columns | {

@@ -18,6 +18,7 @@ from prunekit.pipeline.checkpoint import (
     spec_of,
     starting_model,
 )
+from prunekit.pipeline.conditions import require_conditions
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_clean_examples
 from prunekit.pipeline.proofs import require_bounds, require_provable
@@ -130,6 +131,7 @@ def _open_inputs(config: RunConfig, progress: Progress) -> tuple[Data, Data | No
     dataset = open_data(config, task, config.data, progress, keep=True)
     task = task.for_data(dataset)
     require_attackable([config.attack], task, dataset)
+    require_conditions(config, task, dataset)
     train_dataset = None
     if config.train_data is not None:
         train_dataset = open_data(config, task, config.train_data, progress, learn=True)

@@ -31,6 +31,7 @@ from prunekit.pipeline.results import Inputs, RatioResult, results_csv
 from prunekit.pipeline.store import check_folder, claimed, digest, finished_work, flat, read_json, sha256, write_json
 from prunekit.pipeline.variants import Unit
 from prunekit.task import ModelSpec, Task, load_plugin, task_of
+from prunekit.training.pool import is_pool, pool_names
 
 
 class RunFolder:
@@ -108,7 +109,8 @@ class OpenRun(RunFolder):
         self._units = config.units
         versions = [installed_version(package) for package in ("prunekit", "torch")]
         # What the names of attacks stand for can change; the units that were done under other numbers are done again.
-        attacks = {name: attack_identity(PRESETS.get(name)) for name in (config.attack, config.train_attack)}
+        learned = pool_names(config.train_attack) if is_pool(config.train_attack) else (config.train_attack,)
+        attacks = {name: attack_identity(PRESETS.get(name)) for name in (config.attack, *learned)}
         self._key = digest([config.identity(), attacks, asdict(inputs), versions])
 
     def finished(self, unit: Unit) -> RatioResult | None:

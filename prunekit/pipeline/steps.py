@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
+from prunekit.attacks.presets import PAPER
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
 from prunekit.pipeline.config import TrainingChoices
@@ -53,6 +54,7 @@ from prunekit.training.freezing import backbone
 from prunekit.training.log import TrainingLog
 from prunekit.training.loop import AfterStep, Perturbed, optimize
 from prunekit.training.objectives import VERIFIED, ObjectiveConfig, make_objective
+from prunekit.training.pool import chance_column, is_pool, pool_identity, pool_names
 from prunekit.training.selection import HoldoutLoss, held_out
 from prunekit.training.state import TrainState, load_averages, load_best, load_checkpoint, save_checkpoint
 
@@ -76,9 +78,10 @@ def make_training(
     """
     num_bytes = len(dataset) * 3 * dataset.image_size**2
     data = read_into_memory(dataset, progress) if num_bytes <= MAX_BYTES_IN_MEMORY else ImagesOnDisk(dataset)
-    attack = attack_named(train_attack)
+    names = pool_names(train_attack) if is_pool(train_attack) else ()
+    attack = PAPER if names else attack_named(train_attack)
     assert isinstance(attack, PgdConfig)  # configurations have made sure
-    knobs = choices.knobs(attack) if choices else ObjectiveConfig(attack=attack)
+    knobs = (choices.knobs(attack) if choices else ObjectiveConfig(attack=attack)).updated(pool=names)
     holdout = dataset.holdout() if choices and choices.selects and isinstance(dataset, HasHoldout) else None
     if holdout is None:
         return Training(data, sha256, objective, knobs)
@@ -310,6 +313,7 @@ def _run(
     state = _saved_state(path, workspace, config) if path.is_file() else None
     objective = make_objective(training.objective, task, training.objective_config)
     data, judge = training.data, None
+    extra_columns = [*extra_columns, *(chance_column(name) for name in objective.config.pool)]
     if config.selection == "holdout":
         data, holdout = (data, training.holdout) if training.holdout else held_out(data)
         judge = HoldoutLoss(holdout, objective, config)
@@ -347,6 +351,9 @@ def _identity(training: Training, config: TrainConfig) -> dict[str, Any]:
     if training.objective not in VERIFIED:
         del knobs["verified"]  # it has no part in the others
     knobs["attack"] = attack_identity(training.objective_config.attack)
+    del knobs["pool"]
+    if training.objective_config.pool:
+        knobs["pool"] = pool_identity(training.objective_config.pool)
     return {"objective": training.objective, "knobs": knobs, "training": config.identity()}
 
 

@@ -20,6 +20,7 @@ from prunekit.evaluation.latency import Deployed, accelerate_and_time
 from prunekit.nn import native_status
 from prunekit.pipeline.allocation import Sharing, allocate_step, known_sensitivities, layer_rows
 from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
+from prunekit.pipeline.conditions import Conditions
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
 from prunekit.pipeline.int8 import calibration_images, int8_columns
@@ -97,6 +98,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     evaluations = {attack: _evaluate(job, folder, artifact, unit, attack) for attack in _attacks(job.config)}
     transfer = _transfer(job, model, unit) if job.config.transfer and len(evaluations) > 1 else None
     proven = _proven(job, artifact)
+    conditions = Conditions(job, artifact, job.subject(model), job.data_sha256, job.config)
+    under_conditions = conditions.columns()
     files = [folder.masks(unit)]
     for attack, evaluation in evaluations.items():
         stem = folder.predictions(unit.stem, attacked=attack != "none")
@@ -126,6 +129,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         **latency_columns(latency),
         **compaction_columns(latency, compaction),
         **postprocessing_columns(latency),
+        **under_conditions,
+        **conditions.milliseconds(),
         "sparse_layers": sum(layer.implementation != "dense" for layer in acceleration.rows),
         "layers": len(acceleration.rows),
         "images": len(job.dataset),

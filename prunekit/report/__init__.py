@@ -6,6 +6,7 @@ check_extra("study", "prunekit.report")
 
 from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivity_plot
 from prunekit.report.corruption_plots import write_corruption_plots
+from prunekit.report.evaluation_page import write_evaluation_page
 from prunekit.report.mlflow_export import send_to_mlflow
 from prunekit.report.page import write_report
 from prunekit.report.plots import Row, variants, write_plots
@@ -17,6 +18,7 @@ __all__ = [
     "send_to_mlflow",
     "variants",
     "write_corruption_plots",
+    "write_evaluation_page",
     "write_plots",
     "write_report",
     "write_rounds_plot",

@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
+from prunekit.evaluation.patch import PATCH
 from prunekit.files import write_text
 from prunekit.pipeline import RunFolder, read_rows
+from prunekit.pipeline.condition_config import CORRUPTIONS, LATENCY
 from prunekit.pipeline.examples import DESCRIPTION, NUM_EXAMPLES
+from prunekit.pipeline.overload import CANDIDATES
 from prunekit.pipeline.variants import AS_GIVEN, UNIFORM, Unit, Variant
 from prunekit.report.allocation_plots import write_allocation_plot
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
 from prunekit.report.tradeoff_plot import write_tradeoff_plot
-from prunekit.task import Task, TellsFlips
+from prunekit.task import Figure, Task, TellsFlips
 
 T = TypeVar("T")
 
@@ -49,6 +52,7 @@ def write_report(folder: RunFolder) -> Path:
         shown=shown,
         figures=task.figures,
         proven=_proven(rows[0]),
+        conditions=_conditions(rows[0], task.figures[0], config),
         steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms") and name != "latency_ms"],
         accuracy=task.describe(config),
         trainings=_trainings(config),
@@ -103,6 +107,25 @@ def _proven(columns: Iterable[str]) -> dict[str, str]:
     names = {"verified_accuracy": "verified", "mean_certified_radius": "mean radius", "abstained": "abstained"}
     names |= {name: f"certified at {name.removeprefix(certified)}" for name in columns if name.startswith(certified)}
     return {name: names[name] for name in columns if name in names}
+
+
+def _conditions(row: Row, figure: Figure, config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return the columns on what a model meets in use, each with its heading and its digits; none if not asked for."""
+    asked = config.get("conditions") or []
+    patch, overload = PATCH in asked, LATENCY in asked
+    shown = {
+        figure.column: (f"{figure.name}, clean", 3, True),
+        f"attacked_{figure.column}": ("attacked", 3, row["attack"] != "none"),
+        f"corrupted_{figure.column}": ("corrupted", 3, CORRUPTIONS in asked),
+        f"unpatched_{figure.column}": ("no patch", 3, patch),
+        f"random_patch_{figure.column}": ("random patch", 3, patch),
+        f"patched_{figure.column}": ("trained patch", 3, patch),
+        CANDIDATES: ("clean", 1, overload),
+        f"overload_{CANDIDATES}": ("overload", 1, overload),
+        "ms_deployed": ("clean", 2, overload),
+        "ms_overload": ("overload", 2, overload),
+    }
+    return {column: (title, digits) for column, (title, digits, is_shown) in shown.items() if asked and is_shown}
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:

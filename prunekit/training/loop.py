@@ -34,6 +34,7 @@ from prunekit.training.data import (
 from prunekit.training.freezing import held
 from prunekit.training.log import SilentLog, StepLog
 from prunekit.training.objectives import Clean, Objective, TrainBatch
+from prunekit.training.pool import chance_column, chances
 from prunekit.training.preparation import memory_format, parameters_that_train, prepared
 from prunekit.training.selection import Judge
 from prunekit.training.state import (
@@ -190,6 +191,8 @@ class _Training:
         self._parameters = parameters_that_train(module, parameters, config)
         self._optimizer = _make_optimizer(self._parameters, config)
         self._delta: Tensor | None = None
+        names = objective.config.pool
+        self._pool = torch.full((len(names),), math.nan, dtype=torch.float64) if names else None
         self._perturbed = perturbed
         self._best: Mapping[str, Tensor] = {}
         self._best_loss: Tensor | None = None
@@ -198,6 +201,7 @@ class _Training:
             restore_optimizer(state, self._parameters, self._optimizer)
             self.step, self._delta = state.step, state.delta
             self._best, self._best_loss = state.best, state.best_loss
+            self._pool = self._pool if state.pool is None else state.pool.clone()
         is_averaged = config.ema_decay is not None
         self._averages = starting_averages(state, module, self._parameters) if is_averaged else {}
 
@@ -208,7 +212,7 @@ class _Training:
             group["lr"] = rate
         if x.ndim == 4:
             x = x.contiguous(memory_format=self._memory_format)
-        batch = TrainBatch(x, targets, self._perturbation(x), self.step / self._num_steps)
+        batch = TrainBatch(x, targets, self._perturbation(x), self.step / self._num_steps, self._pool)
         loss_value = self._differentiate(batch)
         if self._perturbed is not None:
             with self._perturbed(), buffers_restored(self._module):
@@ -218,7 +222,14 @@ class _Training:
         self._optimizer.step()
         self._delta = None if batch.delta is None else self._objective.next_delta(batch.delta)
         self.step, self.loss = self.step + 1, loss_value
-        return {"learning_rate": rate, "loss": self.loss, "grad_norm": norm}
+        return {"learning_rate": rate, "loss": self.loss, "grad_norm": norm, **self._chances()}
+
+    def _chances(self) -> dict[str, float]:
+        """Return how likely each attack of the pool is in the next step."""
+        if self._pool is None:
+            return {}
+        names = self._objective.config.pool
+        return {chance_column(name): p for name, p in zip(names, chances(self._pool).tolist(), strict=True)}
 
     def _differentiate(self, batch: TrainBatch) -> float:
         """Return the batch's loss, and leave its gradients."""
@@ -242,7 +253,7 @@ class _Training:
 
     def state(self) -> TrainState:
         """Return where training stands."""
-        best = self._best, self._best_loss
+        best = self._best, self._best_loss, self._pool
         return capture(self.step, self._module, self._parameters, self._optimizer, self._averages, self._delta, *best)
 
     def judged(self, judge: Judge) -> float:

@@ -27,6 +27,8 @@ class TrainBatch:
         targets: What the task's losses understand.
         delta: For an objective that carries one from step to step: the perturbation [N, ...], whose gradient the
             training step's own backward pass collects.
+        pool: For an objective with a pool of attacks: the moving average of the loss that each causes, float64 [K] on
+            the CPU, nan for one that was not met yet. The objective updates it in place.
         progress: Share of the training's steps that are done, for what changes on the way; at 1 all of it has.
     """
 
@@ -34,6 +36,7 @@ class TrainBatch:
     targets: Any
     delta: Tensor | None = None
     progress: float = 1.0
+    pool: Tensor | None = None
 
 
 class NoiseConfig(Config):
@@ -83,6 +86,10 @@ class ObjectiveConfig(Config):
     """The knobs of all objectives; each uses its own."""
 
     attack: PgdConfig = Field(PAPER, description="pgd-at and trades attack with it; n-fgsm and free take its eps")
+    pool: tuple[str, ...] = Field(
+        (),
+        description="attacks of which pgd-at draws one for each batch in place of `attack`",
+    )
     beta: float = Field(6.0, ge=0, description="weight of TRADES' divergence")
     replays: int = Field(4, ge=1, description="consecutive steps that free adversarial training takes on each batch")
     sigma: float = Field(0.1, ge=0, description="standard deviation of smoothing's noise, for pixels in [0, 1]")

@@ -12,11 +12,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import fgsm, pgd
+from prunekit.attacks import attack_named, fgsm, pgd
 from prunekit.attacks.batch_norm import frozen_batch_norm
 from prunekit.errors import InputError
 from prunekit.task import LabelsImages, Losses
 from prunekit.training.objective import Objective, ObjectiveConfig, TrainBatch, VerifiedConfig
+from prunekit.training.pool import drawn, noted
 from prunekit.training.verified import CrownIbp, MixTrain
 
 __all__ = [
@@ -44,8 +45,19 @@ class PgdAdversarialTraining(Objective):
 
     def __call__(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> Tensor:
         """Return the sum of both mean losses."""
+        if batch.pool is not None:
+            return self._with_pool(model, batch, batch.pool, generator)
         x_adv = pgd(model, batch.x, self.loss_of(batch.targets), self.config.attack, generator)
         return self.mean_loss(model, batch.x, batch.targets) + self.mean_loss(model, x_adv, batch.targets)
+
+    def _with_pool(self, model: nn.Module, batch: TrainBatch, pool: Tensor, generator: torch.Generator) -> Tensor:
+        number = drawn(pool, generator)
+        attack = attack_named(self.config.pool[number])
+        x_adv = attack(model, batch.x, self.task.attack_losses(batch.targets), generator)
+        clean = self.mean_loss(model, batch.x, batch.targets)
+        attacked = self.mean_loss(model, x_adv, batch.targets)
+        noted(pool, number, float(attacked.detach()))
+        return clean + attacked
 
 
 class Trades(Objective):
@@ -155,6 +167,8 @@ def make_objective(name: str, task: Losses, config: ObjectiveConfig | None = Non
     objective = OBJECTIVES[name](task, config or ObjectiveConfig())
     if isinstance(objective, _LINF_ONLY) and objective.config.attack.norm != "linf":
         raise InputError(f"Expected the norm linf for the objective {name}, got {objective.config.attack.norm}")
+    if objective.config.pool and name != "pgd-at":
+        raise InputError(f"--train-attack: expected one attack for the objective {name}, got a pool.")
     if name in VERIFIED and not isinstance(task, LabelsImages):
         raise InputError(f"Expected a classifier for the objective {name}, got {type(task).__name__}")
     return objective

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.attacks import pgd
+from prunekit.attacks import attack_named, pgd
 from prunekit.errors import InputError
 from prunekit.training.config import TrainConfig
 from prunekit.training.data import TrainingData, placed, seeded
@@ -61,7 +61,7 @@ class HoldoutLoss:
     """The mean loss on a holdout, of up to `HOLDOUT_IMAGES` images, under the attack that an objective prepares for.
 
     Each image is attacked from the same random start every time; the objectives `Clean` and `Smoothing`, which know no
-    attack, are judged by the clean loss.
+    attack, are judged by the clean loss, and a pool of attacks by the mean over all of them.
 
     Attributes:
         holdout: The images.
@@ -83,7 +83,16 @@ class HoldoutLoss:
 
     def _losses(self, model: nn.Module, x: Tensor, targets: Any, generator: torch.Generator) -> float:
         x, targets = placed(x, targets, self.config.device)
-        if not isinstance(self.objective, UNATTACKED):
-            x = pgd(model, x, self.objective.loss_of(targets), self.objective.config.attack, generator)
+        attacked = self._attacked(model, x, targets, generator)
         with torch.no_grad():
-            return float(self.objective.task.loss(model, x, targets).sum())
+            sums = [float(self.objective.task.loss(model, images, targets).sum()) for images in attacked]
+        return sum(sums) / len(sums)
+
+    def _attacked(self, model: nn.Module, x: Tensor, targets: Any, generator: torch.Generator) -> list[Tensor]:
+        """Return the images under the attack, or under each one of a pool."""
+        config, task = self.objective.config, self.objective.task
+        if isinstance(self.objective, UNATTACKED):
+            return [x]
+        if config.pool:
+            return [attack_named(name)(model, x, task.attack_losses(targets), generator) for name in config.pool]
+        return [pgd(model, x, self.objective.loss_of(targets), config.attack, generator)]

@@ -30,6 +30,7 @@ class TrainState:
         optimizer: The optimizer's tensors of each trained parameter, by the parameter's name and theirs.
         averages: Averaged parameters and buffers, by name; empty when no average is kept.
         delta: The perturbation that the objective carries from step to step, if it does.
+        pool: The losses that the attacks of a pool cause, if the objective draws from one.
         best: The module's averaged tensors after the epoch that did best on the holdout, if one is asked.
         best_loss: Its loss there, a scalar.
     """
@@ -41,6 +42,7 @@ class TrainState:
     delta: Tensor | None = None
     best: Mapping[str, Tensor] = field(default_factory=dict)
     best_loss: Tensor | None = None
+    pool: Tensor | None = None
 
     def clone(self) -> TrainState:
         """Return a state that training does not change any more."""
@@ -53,7 +55,7 @@ class TrainState:
             named |= {f"optimizer/{parameter}/{name}": value for name, value in values.items()}
         for group, values in (("averages", self.averages), ("best", self.best)):
             named |= {f"{group}/{name}": value for name, value in values.items()}
-        single = {"delta": self.delta, "best_loss": self.best_loss}
+        single = {"delta": self.delta, "best_loss": self.best_loss, "pool": self.pool}
         return named | {name: value for name, value in single.items() if value is not None}
 
     @classmethod
@@ -68,7 +70,7 @@ class TrainState:
                 optimizer.setdefault(parameter, {})[key] = value
             elif group in groups:
                 groups[group][name] = value
-        single = {name: tensors.get(name) for name in ("delta", "best_loss")}
+        single = {name: tensors.get(name) for name in ("delta", "best_loss", "pool")}
         return cls(step, groups["module"], optimizer, groups["averages"], best=groups["best"], **single)
 
 
@@ -81,6 +83,7 @@ def capture(
     delta: Tensor | None,
     best: Mapping[str, Tensor],
     best_loss: Tensor | None,
+    pool: Tensor | None,
 ) -> TrainState:
     """Return the state between two steps; its tensors are the live ones."""
     slots = {
@@ -88,7 +91,7 @@ def capture(
         for name, parameter in parameters.items()
         if optimizer.state[parameter]
     }
-    return TrainState(step, tensors_of(module), slots, averages, delta, best, best_loss)
+    return TrainState(step, tensors_of(module), slots, averages, delta, best, best_loss, pool)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunekit.attacks import pgd
+from prunekit.attacks import PRESETS, pgd
 from prunekit.attacks.presets import PAPER
 from prunekit.detection import (
     AveragePrecision,
     Batch,
     CocoDataset,
     Detections,
+    DetectionTask,
     Detector,
     collate,
     decode,
@@ -23,6 +24,8 @@ from prunekit.detection import (
     yolov3_tiny,
 )
 from prunekit.detection.boxes import Heads
+from prunekit.evaluation.evaluate import EvaluationConfig
+from prunekit.evaluation.overload import candidate_counts, with_overload
 from tests.support.external_files import coco128, official_tiny_weights
 
 
@@ -75,3 +78,15 @@ def test_the_papers_attack_lowers_it_to_under_a_third(net: Detector) -> None:
     clean = evaluate_clean(net, dataset)
     assert clean.ap > 0.1
     assert evaluate_detections(dataset, found).ap < clean.ap / 3
+
+
+def test_an_attack_on_latency_multiplies_candidates_at_least_by_ten(net: Detector) -> None:
+    dataset, task = CocoDataset.open(coco128(), 224, limit=2), DetectionTask.of(net)
+    batch = collate(dataset[index] for index in range(2))
+    options = EvaluationConfig()
+    losses = with_overload(task.attack_losses(batch.targets), task, options)
+    x_adv = PRESETS["latency"](net, batch.images, losses)
+    assert float((x_adv - batch.images).abs().max()) <= 0.05 + 1e-6
+    with torch.no_grad():
+        before, after = (sum(candidate_counts(task, net(x), options)) for x in (batch.images, x_adv))
+    assert after >= 10 * before > 0

@@ -14,7 +14,7 @@ from prunekit.evaluation.latency import check_same_outputs
 from prunekit.nn import WrongOutputError
 from prunekit.pipeline import measure_latency
 
-NMS = SimpleNamespace(score_threshold=0.001, iou_threshold=0.45, max_detections=10)
+NMS = SimpleNamespace(score_threshold=0.001, iou_threshold=0.45, max_detections=10, max_candidates=None)
 
 
 class Altered(nn.Module):

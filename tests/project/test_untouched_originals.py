@@ -22,6 +22,7 @@ import prunekit.prune
 from prunekit import attacks, ops
 from prunekit import prune as pruning
 from prunekit.attacks import PRESETS, classification_losses
+from prunekit.attacks.patch import Area, Placement
 from prunekit.errors import InputError
 from prunekit.nn import MaskedConv2d
 from tests.support.computed_weights import KINDS, make_net
@@ -172,13 +173,28 @@ PRUNE: dict[str, Case] = {
 IN_PLACE = {"apply_masks", "FrozenMasks", "StraightThrough"}  # documented to change the model: only failures count
 FILES = {"save_masks", "load_masks", "save_scores", "load_scores"}
 ATTACKS: dict[str, Case] = {
-    **{name: _attack_on("writing", name) for name in PRESETS if name != "autoattack"},
+    **{name: _attack_on("writing", name) for name in PRESETS if name not in ("autoattack", "latency")},
     "autoattack": lambda g: attacks.AutoAttackConfig(0.1, steps=3, targets=2, queries=3)(
         nn.Sequential(g.writing, nn.Flatten()),
         g.x,
         classification_losses(g.labels),
         g.generator(),
     ),
+    "latency": lambda g: attacks.OverloadConfig(0.1, 0.05, 3)(
+        g.writing, g.x, dataclasses.replace(g.losses, overload=_mean), g.generator()
+    ),
+    "draw_placement": lambda g: attacks.draw_placement(Area(0, 0, 6, 8), attacks.PatchConfig(), g.generator()),
+    "pasted": lambda g: attacks.pasted(g.x[0], g.x, [Placement(0, 0, 2, 1.0)] * len(g.x)),
+    "random_patch": lambda g: attacks.random_patch(attacks.PatchConfig(pixels=2), g.generator()),
+    "trained_step": lambda g: attacks.trained_step(
+        g.writing,
+        g.x,
+        [Placement(0, 0, 2, 1.0)] * len(g.x),
+        _mean,
+        attacks.PatchState(g.x[0].clone(), torch.zeros_like(g.x[0])),
+        attacks.PatchConfig(),
+    ),
+    "soft_count": lambda g: attacks.soft_count([g.x], 0.5),
     "pgd": lambda g: attacks.pgd(
         g.writing, g.x, _mean, attacks.PgdConfig(0.1, 0.05, 3, random_start=True, restarts=2), g.generator()
     ),
@@ -204,7 +220,8 @@ DATA = {
     },
     "attacks": {
         *("PRESETS", "Attack", "AttackInParts", "AttackLosses", "AutoAttackConfig", "CarliniWagnerConfig"),
-        *("GradientError", "LossPerImage", "PgdConfig", "StrongConfig", "attack_named", "register_attack"),
+        *("GradientError", "LossPerImage", "OverloadConfig", "PatchConfig", "PatchState", "PgdConfig", "StrongConfig"),
+        *("attack_named", "register_attack"),
     },
 }
 

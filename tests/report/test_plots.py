@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from prunekit.console import results_table
-from prunekit.pipeline.config import PRUNINGS
+from prunekit.pipeline.known_names import PRUNINGS
 from prunekit.prune import SCORES, STRUCTURES
 from prunekit.report.plots import (
     GIVEN,

@@ -12,6 +12,6 @@ LIBRARY = [*FOUNDATION, "ops", "graph", "engine", "nn", "prune", "attacks", "ver
 #: Beyond the wall.
 STUDY = [
     "environment", "progress", "config", "detection", "classification", "training", "evaluation", "pipeline",
-    "experiments", "report", "console", "benchmark", "doctor", "demo", "cli",
+    "video", "experiments", "report", "console", "benchmark", "doctor", "demo", "cli",
 ]  # fmt: skip
 ROOMS = [*LIBRARY, *STUDY]

@@ -27,6 +27,7 @@ class Thresholds:
     score_threshold: float = 0.001
     iou_threshold: float = 0.5
     max_detections: int = 50
+    max_candidates: int | None = None
 
 
 @dataclass(frozen=True)

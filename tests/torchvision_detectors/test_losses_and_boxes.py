@@ -5,9 +5,10 @@ from functools import cache
 import pytest
 import torch
 
-from prunekit.attacks import fgsm
+from prunekit.attacks import OverloadConfig, fgsm
 from prunekit.detection.target import Target
 from prunekit.detection.torchvision_families import FAMILIES
+from prunekit.evaluation.overload import candidate_counts, with_overload
 from tests.support.torchvision_nets import (
     WITH_BACKGROUND,
     Problem,
@@ -111,3 +112,34 @@ def test_the_margin_is_positive_once_nothing_is_found(name: str) -> None:
     if best < 0.5:
         assert len(found) == 0
         assert margins[0] > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cap_lets_only_the_best_candidates_into_suppression(name: str) -> None:
+    case, outputs = solved(name)
+    with torch.no_grad():
+        scores = case.task.candidate_scores(outputs)
+        capped = case.task.detections(outputs, Thresholds(max_candidates=5))
+        roomy = case.task.detections(outputs, Thresholds(max_candidates=10**9))
+        free = case.task.detections(outputs, Thresholds())
+    for image, found in enumerate(capped):
+        *_, first_left_out = best = scores[image].flatten().topk(6).values
+        entering = int((best > first_left_out).sum())  # fewer than five where scores are equal
+        assert min(entering, 1) <= len(found) <= entering
+        # FCOS takes a root where prunekit takes the exponential of half a logarithm.
+        torch.testing.assert_close(found.scores[:1], best[: min(entering, 1)], rtol=1e-5, atol=0)
+        assert (found.scores > first_left_out).all()
+        assert torch.equal(roomy[image].scores, free[image].scores)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_attack_on_latency_finds_more_candidates(name: str) -> None:
+    case, outputs = solved(name)
+    with torch.no_grad():
+        median = float(torch.cat([scores.flatten() for scores in case.task.candidate_scores(outputs)]).median())
+    options = Thresholds(score_threshold=median)
+    losses = with_overload(case.task.attack_losses(case.targets), case.task, options)
+    x_adv = OverloadConfig(0.02, 0.01, 2)(case.model, case.x, losses)
+    with torch.no_grad():
+        after = candidate_counts(case.task, case.model(x_adv), options)
+    assert sum(after) > sum(candidate_counts(case.task, outputs, options))

@@ -1,0 +1,121 @@
+"""What each trial of a run is evaluated under beside its attack, where that was asked: corruptions, a patch, overload.
+
+Each corruption at each severity, the patch and the attack on latency are stages of their own, so that a run that was
+stopped goes on after the last one that was finished. Milliseconds are the trial's own, as its latency is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from prunekit import documents
+from prunekit.attacks import PRESETS, attack_identity
+from prunekit.evaluation.corruptions.summary import require_corruptible
+from prunekit.evaluation.evaluate import Subject, evaluate, finite_or_none
+from prunekit.evaluation.overload import OVERLOAD, suppressing
+from prunekit.evaluation.patch import PATCH, goal_label, halves
+from prunekit.pipeline.checkpoint import Checkpoint, Workspace
+from prunekit.pipeline.condition_config import CORRUPTIONS, LATENCY, ConditionChoices
+from prunekit.pipeline.corruptions import write_cell
+from prunekit.pipeline.overload import CANDIDATES, IMAGES, counter, steps_under_overload, timed_columns, write_images
+from prunekit.pipeline.patch import CLEAN, RANDOM, TRAINED, write_patch
+from prunekit.pipeline.store import StageFolder
+from prunekit.progress import alone
+from prunekit.task import Data, Figures, Task
+
+_EVALUATION = ("score_threshold", "iou_threshold", "max_detections", "max_candidates", "batch_size", "seed")
+
+
+def require_conditions(choices: ConditionChoices, task: Task, dataset: Data) -> None:
+    """Raise InputError, before any work, where a condition cannot be made of a task's models and data."""
+    if {CORRUPTIONS, PATCH} & {*choices.conditions}:
+        require_corruptible(dataset)
+    if PATCH in choices.conditions:
+        halves(dataset)
+        goal_label(choices.patch_goal, dataset)
+    if {PATCH, LATENCY} & {*choices.conditions}:
+        suppressing(task)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A trial under the conditions.
+
+    Attributes:
+        workspace: Where the stages are.
+        artifact: The model.
+        subject: It, as it is evaluated.
+        data_sha256: Of the evaluation data.
+        choices: Which conditions.
+    """
+
+    workspace: Workspace
+    artifact: Checkpoint
+    subject: Subject
+    data_sha256: str
+    choices: ConditionChoices
+
+    def columns(self) -> dict[str, float | None]:
+        """Return the columns of results.csv on accuracy and candidates; none where nothing was asked for."""
+        figure, columns = self.subject.task.figures[0].column, dict[str, float | None]()
+        if self.choices.cells:
+            columns[f"corrupted_{figure}"] = self._mean_over_cells(figure)
+        if PATCH in self.choices.conditions:
+            found = self._stage(PATCH, self._patch_identity, partial(write_patch, options=self.choices.patch_options))
+            names = {CLEAN: "unpatched", RANDOM: "random_patch", TRAINED: "patched"}
+            columns |= {f"{name}_{figure}": found[kind][figure] for kind, name in names.items()}
+        if LATENCY in self.choices.conditions:
+            under, _ = self._overload()
+            columns |= {CANDIDATES: under[f"clean_{CANDIDATES}"], f"{OVERLOAD}{CANDIDATES}": under[CANDIDATES]}
+            columns[f"{OVERLOAD}{figure}"] = under[figure]
+        return columns
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return the medians of all steps together and of each, clean (deployed) and under overload, side by side."""
+        if LATENCY not in self.choices.conditions:
+            return {}
+        images = documents.read(self._overload()[1].file(IMAGES), "images of an attack on latency").tensors
+        with alone(self.subject.progress):
+            timed = timed_columns(self.subject, images, {"": self.subject.config})
+        steps = steps_under_overload(timed)
+        clean, attacked = (sum(pair[kind] for pair in steps.values()) for kind in (0, 1))
+        parts = {f"ms_{OVERLOAD}{name}": under for name, (_, under) in steps.items()}
+        return {"ms_deployed": clean, "ms_overload": attacked, **parts}
+
+    def _mean_over_cells(self, figure: str) -> float | None:
+        cells = self.choices.cells
+        follow = self.subject.progress.track(cells, "corruptions", len(cells))
+        values = [self._stage("corruption", cell.identity, partial(write_cell, cell=cell))[figure] for cell in follow]
+        return None if None in values else sum(values) / len(values)
+
+    @property
+    def _patch_identity(self) -> dict[str, Any]:
+        options = self.choices.patch_options
+        return {**options.model_dump(), "patch": repr(options.patch)}
+
+    def _overload(self) -> tuple[Figures, StageFolder]:
+        identity = {"attack": attack_identity(PRESETS[LATENCY])}
+        return self._stage("overload", identity, _write_overload), self._folder("overload", identity)
+
+    def _stage(self, name: str, identity: Mapping[str, Any], make: Any) -> dict[str, Any]:
+        folder = self._folder(name, identity)
+        if (found := folder.result()) is None:
+            found, files = make(folder, subject=self.subject)
+            folder.finish(found, *files)
+        return found
+
+    def _folder(self, name: str, identity: Mapping[str, Any]) -> StageFolder:
+        settings = {setting: getattr(self.subject.config, setting) for setting in _EVALUATION}
+        inputs = {"model": self.artifact.sha256, "data": self.data_sha256}
+        return self.workspace.store.open(name, {**settings, **identity}, inputs)
+
+
+def _write_overload(folder: StageFolder, subject: Subject) -> tuple[dict[str, Any], list[str]]:
+    seen = counter(subject)
+    found = evaluate(subject, PRESETS[LATENCY], "under overload", seen)
+    figures = {name: finite_or_none(value) for name, value in found.figures.items()}
+    candidates, files = write_images(folder, subject, seen)
+    return figures | candidates, files
