@@ -14,7 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.config import Config, read_settings
 from prunekit.errors import InputError
 from prunekit.experiments.rendered import Rendered
+from prunekit.pipeline.condition_config import ConditionChoices
 from prunekit.pipeline.config import RunConfig
+from prunekit.pipeline.int8 import DeploymentChoices
 from prunekit.pipeline.store import digest, flat
 from prunekit.pipeline.training_options import training_options
 from prunekit.pipeline.variants import Variant
@@ -33,7 +35,8 @@ _OF_PRETRAINING = {
 }  # fmt: skip
 _OF_EVALUATION = {
     "attack", "transfer", "verify", "certify", "certify_radii", "certify_n0", "certify_n", "certify_alpha",
-    "latency_runs", "data", "out", "workers", "device", "threads", "precision", "calibration_images",
+    "latency_runs", "data", "out", "workers", "device", "threads", *DeploymentChoices.model_fields,
+    *ConditionChoices.model_fields,
 }  # fmt: skip
 _OF_VARIANTS = {*_TARGETS, *WITHIN_A_RUN}
 _FILES = ("weights", "data", "train_data")
