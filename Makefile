@@ -49,7 +49,7 @@ $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prunekit needs Python 3.10 or newer; found " + sys.version.split()[0] + ". Name another with make PYTHON=...")'
 	@test -w . $(call or_end,READ_ONLY)
 	@test -e $@ || [ "$$($(FREE))" -ge $(SPACE) ] $(call or_end,NO_SPACE)
-	@echo "Setting up $(VENV), once: about four minutes on two cores, $(SPACE) GiB of disk."
+	@echo "Setting up $(VENV), once: about four minutes on two idle cores, ten on busy ones, and $(SPACE) GiB of disk."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) $(call or_end,NO_VENV)
 	@echo "[1/2] $(TORCH): the largest download"
 	@$(PIP_INSTALL) "$(TORCH)" "setuptools>=77" $(call or_end,NO_PACKAGES)
