@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunekit.ops.native import cuda_status, native_status
+from tests.support.browser import find_browser
 from tests.support.cuda_compiler import disassembler, nvcc
 from tests.support.emulated_kernels import COMPILER
 from tests.support.external_files import cifar10, coco128, darknet_library, official_tiny_weights, report_tables
@@ -25,13 +26,14 @@ MODULES = {
     "imagecorruptions": ("corruptions against their peer", "pip install 'prunekit[corruptions-peer]'"),
     "torchattacks": ("AutoAttack against its peer", "pip install --no-deps torchattacks==3.5.1"),
 }
-#: Files from outside: what is tested with each, and what finds it or skips with the reason.
+#: Files and programs from outside: what is tested with each, and what finds it or skips with the reason.
 FILES: dict[str, Callable[[], object]] = {
     "darknet as an oracle": darknet_library,
     "the official weights of yolov3-tiny": official_tiny_weights,
     "coco128": coco128,
     "CIFAR-10": cifar10,
     "the report's tables": report_tables,
+    "pages in a browser": find_browser,
 }
 
 
