@@ -10,6 +10,8 @@ EXTRAS ?= dev
 PROCESSES ?= 2
 # More arguments for pytest in make test-torchvision, for example -m "not slow": without whole runs, which take minutes each.
 SELECTED ?=
+# The releases that are tested; /dev/null for the newest of everything.
+CONSTRAINTS ?= constraints.txt
 # More arguments for every pip call, for example a package index with CPU builds of torch.
 PIP_ARGS ?=
 
@@ -37,7 +39,7 @@ NO_PACKAGES = Expected pip to install this, got the error above. Without a netwo
 TORCHVISION_VENV ?= .venv-torchvision
 TORCHVISION := VENV=$(TORCHVISION_VENV) TORCH=torch===2.13.0 EXTRAS=dev,torchvision
 
-.PHONY: help setup demo test check lint types bench has-gpu gpu clean setup-torchvision test-torchvision
+.PHONY: help setup demo test check lint types docs bench has-gpu gpu clean setup-torchvision test-torchvision
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -54,7 +56,7 @@ $(READY): $(SOURCES)
 	@echo "[1/2] $(TORCH): the largest download"
 	@$(PIP_INSTALL) "$(TORCH)" "setuptools>=77" $(call or_end,NO_PACKAGES)
 	@echo "[2/2] prunekit[$(EXTRAS)]: its packages, then the compiler, for about a minute"
-	@$(PIP_INSTALL) --no-build-isolation --constraint constraints.txt --editable ".[$(EXTRAS)]" $(call or_end,NO_PACKAGES)
+	@$(PIP_INSTALL) --no-build-isolation --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS)]" $(call or_end,NO_PACKAGES)
 	@$(BIN)/python -c 'from prunekit.nn import native_status as s; print("Set up. Kernels for the CPU:", s().instruction_set or s().reason)'
 	@touch $@
 
@@ -82,6 +84,11 @@ lint: $(READY)  ## ruff's rules and format, clang-format
 types: $(READY)  ## mypy --strict
 	@$(BIN)/mypy
 
+docs: $(READY)  ## the documentation as a site, into site/; strict: a link that leads nowhere is an error
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP_INSTALL) -q --no-build-isolation --constraint $(CONSTRAINTS) --editable ".[$(EXTRAS),docs]" $(call or_end,NO_PACKAGES)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	@echo "Open site/index.html, or serve it: $(BIN)/python -m mkdocs serve"
+
 bench: $(READY)  ## latency of pruned YOLOv3 and of its layers against dense engines, into runs/bench/
 	@$(BIN)/prunekit bench end-to-end --out runs/bench/rows.jsonl
 	@$(BIN)/prunekit bench layers --out runs/bench/rows.jsonl
@@ -94,4 +101,4 @@ gpu: has-gpu $(READY)  ## on a machine with an NVIDIA GPU: its tests, layers and
 	@$(BIN)/python -m bench.gpu_check --out runs/gpu
 
 clean:  ## remove what setup and runs made
-	rm -rf $(VENV) $(TORCHVISION_VENV) build runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TORCHVISION_VENV) build dist site runs *.egg-info prunekit/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
