@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.scripts import command_line, print_row
+from bench.scripts import command_line, one_sentence, print_row
 from prunekit.attacks import AutoAttackConfig, classification_losses
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import open_checkpoint, spec_of
@@ -73,8 +73,9 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=8 / 255, help="radius in L∞, for pixels in [0, 1]")
     parser.add_argument("--by", default=",".join(IMPLEMENTATIONS), help="implementations to run")
     options = parser.parse_args()
-    if (spec := spec_of(options.weights)) is None:
-        raise InputError(f"Expected a model that prunekit trained, got {options.weights}.")
+    with one_sentence():
+        if (spec := spec_of(options.weights)) is None:
+            raise InputError(f"Expected a model that prunekit trained, got {options.weights}.")
     task = task_of(spec)
     data = task.open_data(options.data, None, False, None)
     model = open_checkpoint(options.weights, task).model

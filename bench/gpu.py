@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_model import RATIOS, Layer, yolov3_layers
-from bench.scripts import Row, append_rows
+from bench.scripts import Row, append_rows, check_device, one_sentence
 from bench.time_limit import TimeLimit, measuring_command_line
 from prunekit.ops.cuda import choice as kernel_choice
 from prunekit.ops.cuda.cache import KernelCache
@@ -54,11 +54,13 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--dtypes", default=",".join(_DTYPES))
     options = parser.parse_args(arguments)
+    with one_sentence():
+        check_device(options.device)
     limit = TimeLimit(60 * options.minutes)
     rows = append_rows(options.out, measure_layers(options, torch.device(options.device), limit))
     if limit.skipped:
         sys.stdout.write(f"{len(limit.skipped)} of the rows did not fit the time: {limit.skipped[0]}\n")
-    if not options.no_verdict:
+    if rows and not options.no_verdict:
         print_verdict(rows)
     return rows
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import gpu, gpu_nets
-from bench.scripts import Row, command_line, read_rows
+from bench.scripts import Row, check_device, command_line, one_sentence, read_rows
 from bench.time_limit import TimeLimit, run_process
 
 _MARGIN = 15.0  # seconds that a part has to end by itself, and this program for the verdict
@@ -68,9 +68,16 @@ def run_parts(parts: Sequence[Part], limit: TimeLimit, margin: float = _MARGIN) 
     for part, end in zip(parts, ends, strict=True):
         write(f"{end}\n")
         if part.verdict is not None:
-            part.verdict(_rows(part)[before[part.name] :])
+            _judge(part.name, part.verdict, _rows(part)[before[part.name] :])
     sys.stdout.flush()
     return ends
+
+
+def _judge(name: str, verdict: Callable[[list[Row]], None], rows: list[Row]) -> None:
+    if rows:
+        verdict(rows)
+    else:
+        sys.stdout.write(f"{name}: no row was measured, so there is nothing to judge\n")
 
 
 def _rows(part: Part) -> list[Row]:
@@ -78,11 +85,13 @@ def _rows(part: Part) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run all; exit with 1 if a part did not end well."""
+    """Run all; exit with 1 if a part did not end well, and with 2 where there is no GPU."""
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything")
     options = parser.parse_args(arguments)
+    with one_sentence():
+        check_device("cuda")
     options.out.mkdir(parents=True, exist_ok=True)
     ends = run_parts(parts_of(options.out), TimeLimit(60 * options.minutes))
     sys.exit(any("exit code" in end for end in ends))

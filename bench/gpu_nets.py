@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import prunekit
 from bench.gpu import machine_state
 from bench.gpu_model import RATIOS
-from bench.scripts import Row, append_rows
+from bench.scripts import Row, append_rows, check_device, one_sentence
 from bench.time_limit import TimeLimit, measuring_command_line, run_process
 from prunekit.benchmark.problems import pruned_net, random_image
 from prunekit.nn import AccelerationReport
@@ -55,12 +55,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--dtypes", default="float32,float16", help="of the pruned nets")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args(arguments)
+    with one_sentence():
+        check_device(options.device)
     device, limit = torch.device(options.device), TimeLimit(60 * options.minutes)
     measured = (row | machine_state(device) for row in measure_nets(options, device, limit))
     rows = append_rows(options.out, measured)
     for note in limit.skipped:
         sys.stdout.write(f"did not fit the time: {note}\n")
-    if not options.no_verdict:
+    if rows and not options.no_verdict:
         print_verdict(rows)
     return rows
 

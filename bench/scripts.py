@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunekit.environment import describe_environment
+from prunekit.errors import InputError
 from prunekit.task import models
 
 Row = dict[str, Any]
@@ -19,6 +22,32 @@ Row = dict[str, Any]
 def command_line(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser whose help is a script's docstring."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End with an InputError's sentence and exit code 2, as the command line of prunekit does."""
+    try:
+        yield
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_device(device: str) -> None:
+    """Make sure that torch can use a device, before anything is run on it.
+
+    Raises:
+        InputError: It is a GPU's, and torch is built without CUDA or finds no GPU.
+    """
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        raise InputError(f"Expected a CUDA build of torch for the device {device}, got {torch.__version__}.")
+    raise InputError(
+        f"Expected an NVIDIA GPU that torch {torch.__version__} can use, got none; "
+        "nvidia-smi says whether the driver runs."
+    )
 
 
 def add_net_options(parser: argparse.ArgumentParser, model: str, batch_size: int, runs: int) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.scripts import command_line
+from bench.scripts import command_line, one_sentence
 from bench.time_limit import run_process
 from bench.zoo_models import REGISTRY, Registry, load_registry
 from bench.zoo_rows import TOOLS, Row, Tool, append_row, read_rows
@@ -36,14 +36,11 @@ from prunekit.files import write_text
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for, then print the table and the verdict."""
-    try:
+    with one_sentence():
         options = parse_arguments(arguments)
         if options.summary is not None and not options.summary.exists():
             raise InputError(f"Expected --summary to name a file of rows, got {options.summary}, which does not exist.")
         rows = read_rows(options.summary) if options.summary else run_zoo(options)
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
     verdict = judge(rows)
     print("\n".join([table(rows), "", *verdict.lines]))
     sys.exit(0 if verdict.is_met else 1)

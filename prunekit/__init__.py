@@ -1,5 +1,6 @@
 """prunekit: prune a vision model robustly, then make it really faster."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from prunekit.errors import InputError
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from prunekit.nn.accelerate import accelerate
     from prunekit.ops import masked_conv2d
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("prunekit")  # of pyproject.toml, the one place where it is written
+except PackageNotFoundError:  # runs from its source folder
+    __version__ = "0+unknown"
 
 __all__ = [
     "InputError",

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = {
+    errno.EROFS: "which is read-only",
+    errno.EACCES: "without the permission to",
+    errno.EPERM: "without the permission to",
+}
+
 
 class InputError(ValueError):
     """Bad input: its message is one sentence saying what was expected, what was found and where.
@@ -17,3 +27,18 @@ class WrongOutputError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """Return an error's first line without its full stop, or its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip().removesuffix(".")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error is of a full disk or quota, which safetensors only says in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or any(os.strerror(full) in str(error) for full in _FULL)
+
+
+def unwritable(error: OSError) -> InputError | None:
+    """Return what to say of a place that cannot be read or written as it was asked to be; None of other errors."""
+    if error.errno not in _UNWRITABLE:
+        return None
+    return InputError(
+        f"Expected a place that can be read and written, got {error.filename}, {_UNWRITABLE[error.errno]}."
+    )

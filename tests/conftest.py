@@ -25,6 +25,7 @@ from prunekit.training.config import TrainConfig
 from prunekit.training.loop import train
 from tests.support.commands import Options
 from tests.support.shared_folder import shared_folder
+from tests.support.skipped import skipped
 from tests.support.stage_commands import prune_filters, train_for_a_moment, working_options
 
 SHAPES_SIZE = 96
@@ -89,6 +90,7 @@ SLOW = (
     "test_engine_sizes.py",
     "test_engine_variants.py",
     "test_engines.py",
+    "test_examples.py",
     "test_explain.py",
     "test_foreign_modules.py",
     "test_foreign_weights.py",
@@ -108,6 +110,7 @@ SLOW = (
     "test_models.py",
     "test_objectives.py",
     "test_overload_command.py",
+    "test_pages_in_browser.py",
     "test_parts.py",
     "test_patch_command.py",
     "test_plots.py",
@@ -136,6 +139,16 @@ SLOW_FIXTURES = {"shapes_weights", "shapes_run"}
 def pytest_configure() -> None:
     shared_folder()  # before further processes begin, which are told of it
     _separate_compiler_cache(os.environ.get("ATEN_CPU_CAPABILITY"))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say at the start of a whole run, in the process that prints, what will be skipped."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        lines = list(skipped())
+        reporter.write_line("Skipped on this machine:" if lines else "Nothing is skipped for want of anything here.")
+        for line in lines:
+            reporter.write_line(f"  {line}")
 
 
 def _separate_compiler_cache(capability: str | None) -> None:

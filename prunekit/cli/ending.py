@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunekit.attacks import GradientError
-from prunekit.errors import InputError
+from prunekit.errors import InputError, is_disk_full, unwritable
 from prunekit.evaluation.sanity_rules import MeaninglessEvaluationError
 from prunekit.prune import CompletenessError
 from prunekit.training.loop import TrainingDivergedError
@@ -20,6 +20,7 @@ from prunekit.training.loop import TrainingDivergedError
 EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What can come of sound input and a sound program; their messages say all there is to say.
 _EXPECTED_FAILURES = (MeaninglessEvaluationError, TrainingDivergedError, CompletenessError, GradientError)
+_FULL_DISK = "Expected free space on the disk, got none. Free some, then give the same command again"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")]
 
@@ -53,6 +54,12 @@ def user_errors(verbose: bool) -> Iterator[None]:
         _say_error(str(error), verbose)
         raise typer.Exit(EXIT_FAILURE) from None
     except Exception as error:
+        if isinstance(error, OSError) and (sentence := unwritable(error)) is not None:
+            _say_error(str(sentence), verbose)
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+        if is_disk_full(error):
+            _say_error(_FULL_DISK, verbose)
+            raise typer.Exit(EXIT_FAILURE) from None
         hint = "" if verbose else " (-v shows where)"
         _say_error(f"{type(error).__name__}: {error}{hint}", verbose)
         raise typer.Exit(EXIT_FAILURE) from None

@@ -278,4 +278,4 @@ def _show(title: str, found: Explanation, rows: list[Row]) -> None:
     if rows:
         console.print(peers_table(rows))
     for line in summary(found, rows):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from prunekit import cli
 from prunekit.benchmark import peers
 from prunekit.benchmark.engines.calls import Call
 from prunekit.benchmark.explanation import explain_model, explain_report, planned_sizes, shares_of
+from prunekit.cli import explain as explaining
 from prunekit.cli.explain import _opened
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.tuning_cache import TuningCache
@@ -37,6 +39,18 @@ from tests.support.training_problems import tiny_task
 pytestmark = pytest.mark.skipif(not native_status().available, reason=f"no native kernels: {native_status().reason}")
 TINY = ["--model", "yolov3-tiny", "--width", "0.1", "--image-size", "64", "--threads", "1"]
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_lines_with_brackets_are_printed_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich would take an extra's name for markup: what was to be installed came without it."""
+    line = "OpenVINO: not timed, openvino not installed (pip install 'prunekit[peers]')."
+    monkeypatch.setattr(explaining, "summary", lambda *_: [line])
+    monkeypatch.setattr(explaining, "layers_table", lambda *_: "")
+    found: Any = SimpleNamespace(shares=[])
+    explaining._show("", found, [])
+    assert line in capsys.readouterr().out
 
 
 class Split(nn.Module):

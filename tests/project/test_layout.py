@@ -46,10 +46,10 @@ def test_compiled_code_knows_nothing_of_the_python_package() -> None:
         assert "import prunekit" not in path.read_text()
 
 
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_that_pages_name_are_there(page: Path) -> None:
     named = re.findall(
         r"`((?:prunekit|csrc|kernels|bench|tests|docs)/[\w/]+\.(?:py|cpp|h|cu|cuh|md))\b", page.read_text()

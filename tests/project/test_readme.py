@@ -10,7 +10,7 @@ import pytest
 from prunekit.ops.native import native_status
 from tests.support import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def run_examples(page: Path, number: int, replaced: dict[str, str]) -> dict[str, object]:
@@ -46,7 +46,7 @@ def test_plugging_in_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert (tmp_path / "fast.safetensors").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_linked_file_exists(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert links or page.name != "README.md"
