@@ -85,6 +85,7 @@ SLOW = (
     "test_engine_sizes.py",
     "test_engine_variants.py",
     "test_engines.py",
+    "test_executed_ptx.py",
     "test_explain.py",
     "test_foreign_modules.py",
     "test_foreign_weights.py",

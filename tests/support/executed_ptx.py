@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import toolkit
-from record.programs import write_programs
 from torch import Tensor
 
 from tests.support import ROOT
-from tests.support.cuda_compiler import nvcc
+from tests.support.cuda_compiler import ptx_of
 from tests.support.emulated_kernels import COMPILER, Case, FilterCase, run_cases
 from tests.support.shared_folder import made_once
 
-#: (text of the PTX, its replacement): every place where it stands is changed.
-Edit = tuple[str, str]
 
+@dataclass(frozen=True)
+class PtxBug:
+    """One edit of a kernel's PTX, as a planted bug.
 
-def _compile_ptx(architecture: str, kernel: str, folder: Path) -> None:
-    write_programs(folder)
-    command = [str(nvcc()), *toolkit.FLAGS, f"-I{folder}", f"-arch=sm_{architecture}", "-ptx"]
-    command += [f"csrc/cuda/{kernel}/conv2d.cu", "-o", str(folder / "kernel.ptx")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    Attributes:
+        kernel: its folder in csrc/cuda.
+        pattern: a regular expression.
+        replacement: of what it finds, with groups as \\1.
+        which: of the places in each instantiation; None is all of them.
+        architecture: that the PTX is for.
+    """
 
+    kernel: str
+    pattern: str
+    replacement: str
+    which: int | None = None
+    architecture: str = "80"
 
-@cache
-def ptx_of(architecture: str, kernel: str) -> Path:
-    """What nvcc makes of a kernel's instantiations."""
-    return made_once(f"{kernel}_ptx_{architecture}", partial(_compile_ptx, architecture, kernel)) / "kernel.ptx"
+    def plant(self, ptx: str) -> str:
+        """The PTX with the bug in every instantiation that has the place."""
+        head, *kernels = re.split(r"(?=\.visible \.entry)", ptx)
+        return head + "".join(self._plant_once(kernel) for kernel in kernels)
+
+    def _plant_once(self, ptx: str) -> str:
+        found = list(re.finditer(self.pattern, ptx))
+        places = found if self.which is None else found[self.which :][:1]
+        for place in reversed(places):
+            ptx = ptx[: place.start()] + place.expand(self.replacement) + ptx[place.end() :]
+        return ptx
 
 
 def _compile_interpreter(folder: Path) -> None:
@@ -52,13 +66,14 @@ def interpreter() -> Path:
     return made_once("ptx_interpreter", _compile_interpreter) / "run"
 
 
-def execute(cases: Sequence[FilterCase], architecture: str, seed: int = 0, edits: Sequence[Edit] = ()) -> list[Tensor]:
+def execute(cases: Sequence[FilterCase], architecture: str, seed: int = 0, bug: PtxBug | None = None) -> list[Tensor]:
     """Execute the kernel's PTX on each case, all of one kernel; a seed other than 0 shuffles the order of threads.
 
     Raises:
         EmulationError: the PTX did what a GPU would not do, or is not what the interpreter knows.
     """
-    return _run(cases, _edited(architecture, cases[0].kernel, tuple(edits)), seed)[0]
+    ptx = ptx_of(architecture, cases[0].kernel)
+    return _run(cases, _with_bug(ptx, bug) if bug else ptx, seed)[0]
 
 
 def account_of(case: FilterCase, architecture: str) -> dict[str, Any]:
@@ -73,16 +88,12 @@ def _run(cases: Sequence[Case], ptx: Path, seed: int, *more: str) -> tuple[list[
     return run_cases([str(interpreter())], cases, seed, [str(ptx), kernel, *more])
 
 
-def _edited(architecture: str, kernel: str, edits: tuple[Edit, ...]) -> Path:
-    ptx = ptx_of(architecture, kernel)
-    if not edits:
-        return ptx
-    name = hashlib.sha256(repr((architecture, kernel, edits)).encode()).hexdigest()[:16]
-    return made_once(name, partial(_edit, ptx.read_text(), edits)) / "kernel.ptx"
+def _with_bug(ptx: Path, bug: PtxBug) -> Path:
+    name = hashlib.sha256(repr(bug).encode()).hexdigest()[:16]
+    return made_once(name, partial(_plant, ptx.read_text(), bug)) / "ptx"
 
 
-def _edit(text: str, edits: Sequence[Edit], folder: Path) -> None:
-    for before, after in edits:
-        assert before in text, f"the PTX has no {before!r}"
-        text = text.replace(before, after)
-    (folder / "kernel.ptx").write_text(text)
+def _plant(ptx: str, bug: PtxBug, folder: Path) -> None:
+    changed = bug.plant(ptx)
+    assert changed != ptx, f"the PTX has no {bug.pattern!r}"
+    (folder / "ptx").write_text(changed)

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "epilogue.h"
 #include "record/filter.h"
 
 #ifdef __CUDACC__
@@ -59,6 +60,7 @@ struct RecordConv {
   int buffers;       // 2: the next chunk is copied while one is read
   int max_records;   // of one run
   int rows_at_once;  // of a row group, whose sums are in shared memory together at the end
+  int row_parts, line_parts;  // slices share these rows, and lines of pixels, by the parts that are stored
   int tiles_at;      // bytes of shared memory before the tiles: the output channels, and where the segments begin
   // The haloed tile of one channel in shared memory: plane_h lines of `pitch`, and `skew` more after the lines of each line
   // of lanes, `plane` in all. With windows of stride 2 a line has its even columns first, its odd ones from its middle on.
@@ -188,6 +190,11 @@ inline GridLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
   conv.rows_at_once = RECORD_ROWS;
   while (conv.rows_at_once > 1 && conv.rows_at_once * row_sums > staged) {
     conv.rows_at_once /= 2;
+  }
+  conv.row_parts = std::min(conv.slices, conv.rows_at_once);
+  conv.line_parts = conv.slices / conv.row_parts;
+  if (!conv.residual && conv.activation == AFTER_RESIDUAL) {
+    conv.activation = BEFORE_RESIDUAL;  // the same, and the kernel's only one without a residual
   }
   const int64_t shared_bytes = channels + starts + std::max(staged, row_sums);
   if (shared_bytes > (int64_t{1} << 30)) {

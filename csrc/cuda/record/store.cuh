@@ -17,10 +17,10 @@ struct RecordBlock {
   int image, group, first_row_group, first_line, skipped, first_q, lanes;
 };
 
-// An output channel of a block: where its plane of the image begins in y, or -1, as a block's last row group may have
-// fewer than RECORD_ROWS.
+// An output channel of a block: its plane of the image in y, or null, as a block's last row group may have fewer than
+// RECORD_ROWS.
 struct alignas(16) RecordRow {
-  int64_t plane;
+  float* y;
   float bias;
 };
 static_assert(sizeof(RecordRow) == RECORD_ROW_BYTES);
@@ -28,10 +28,10 @@ static_assert(sizeof(RecordRow) == RECORD_ROW_BYTES);
 __device__ __forceinline__ void stage_rows(const RecordConv& conv, const RecordBlock& block, RecordRow* rows) {
   const int first = block.first_row_group * RECORD_ROWS;
   for (int at = threadIdx.x; at < RECORD_ROWS * conv.block_row_groups; at += blockDim.x) {
-    RecordRow row = {-1, 0.0f};
+    RecordRow row = {nullptr, 0.0f};
     if (first + at < conv.rows_per_group) {
       const int k = __ldg(conv.rows + block.group * conv.rows_per_group + first + at);
-      row.plane = block.image * conv.y_stride_n + k * conv.y_stride_k;
+      row.y = conv.y + (block.image * conv.y_stride_n + k * conv.y_stride_k);
       row.bias = conv.bias ? __ldg(conv.bias + k) : 0.0f;
     }
     rows[at] = row;
@@ -74,51 +74,108 @@ __device__ __forceinline__ void share_sums(
   }
 }
 
-// Add, finish and store rows first … first + rows_at_once: a line of one row at a time, two pixels of it to a thread.
-// LINES of them go on together, so that a thread waits once for all their loads.
-template <int TILE_H, int LINES>
-__device__ __forceinline__ void store_rows(
-    const RecordConv& conv, const RecordRow* rows, const StoredPixel (&pixels)[2], int first, int slice, int column,
-    int columns, const float* shared) {
-  const int count = conv.rows_at_once * TILE_H, slice_step = TILE_H * TILE_W * columns;
-#pragma unroll 1
-  for (int begin = slice; begin < count; begin += LINES * conv.slices) {
-    const float* from[LINES];
-    int64_t to[LINES][2];  // places in y, or -1
-    float value[LINES][2];
+// What a slice stores of the rows that are in shared memory: rows and lines of pixels, beginning with these.
+struct SliceShare {
+  int row, line;
+};
+
+__device__ __forceinline__ SliceShare find_share(const RecordConv& conv, int slice) {
+  const int line = slice / conv.row_parts;
+  return {line < conv.line_parts ? slice - line * conv.row_parts : conv.rows_at_once, line};
+}
+
+// A row's pixels of a thread in LINES lines that go on together, so that it waits once for all their loads: the first is
+// `line`, others follow line_parts apart, as far as there are any.
+template <int LINES>
+struct StoredLines {
+  float* y[2];  // the channel's plane, for each of two pixels in a line
+  int offset[2], lines[2];
+  float value[LINES][2];
+
+  __device__ __forceinline__ bool is_there(const RecordConv& conv, int line, int i, int half) const {
+    return line + i * conv.line_parts < lines[half];
+  }
+  __device__ __forceinline__ int place(const RecordConv& conv, int line, int i, int half) const {
+    return offset[half] + (line + i * conv.line_parts) * conv.y_step_p;
+  }
+
+  // Add what the slices have of it, on top of the bias. `from` is the row's first line.
+  template <int TILE_H>
+  __device__ __forceinline__ void add(
+      const RecordConv& conv, int line, const float (&bias)[2], const float* from, int columns) {
+    const float* at[LINES];
 #pragma unroll
     for (int i = 0; i < LINES; ++i) {
-      const int at = begin + i * conv.slices, here = min(at, count - 1), row = here / TILE_H, line = here % TILE_H;
-      from[i] = shared + row * conv.slices * slice_step + line * TILE_W * columns + column;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const StoredPixel& pixel = pixels[half];
-        const RecordRow channel = rows[pixel.row_group * RECORD_ROWS + first + row];
-        const bool is_there = at < count && channel.plane >= 0 && line < pixel.lines;
-        to[i][half] = is_there ? channel.plane + (pixel.offset + line * conv.y_step_p) : -1;
-        value[i][half] = channel.bias;
-      }
+      at[i] = from + min(line + i * conv.line_parts, TILE_H - 1) * TILE_W * columns;
+      value[i][0] = bias[0], value[i][1] = bias[1];
     }
+    int left = conv.slices;
 #pragma unroll 1
-    for (int other = 0; other < conv.slices; ++other) {
+    do {
 #pragma unroll
       for (int i = 0; i < LINES; ++i) {
-        value[i][0] += from[i][0], value[i][1] += from[i][columns];
-        from[i] += slice_step;
+        value[i][0] += at[i][0], value[i][1] += at[i][columns];
+        at[i] += TILE_H * TILE_W * columns;
       }
-    }
-    float residual[LINES][2];
+    } while (--left > 0);
+  }
+
+  // Activation, residual, activation.
+  __device__ __forceinline__ void finish(const RecordConv& conv, int line) {
 #pragma unroll
     for (int at = 0; at < 2 * LINES; ++at) {
-      const int64_t place = to[at / 2][at % 2];
-      residual[at / 2][at % 2] = conv.residual && place >= 0 ? __ldg(conv.residual + place) : -0.0f;  // changes nothing
+      value[at / 2][at % 2] = activate(conv, BEFORE_RESIDUAL, value[at / 2][at % 2]);
     }
+    if (conv.residual) {
+      float residual[LINES][2];
+#pragma unroll
+      for (int at = 0; at < 2 * LINES; ++at) {
+        const int i = at / 2, half = at % 2;
+        const bool is_read = is_there(conv, line, i, half);
+        residual[i][half] = is_read ? __ldg(conv.residual + (y[half] - conv.y) + place(conv, line, i, half)) : 0.0f;
+      }
+#pragma unroll
+      for (int at = 0; at < 2 * LINES; ++at) {
+        const float sum = value[at / 2][at % 2] + residual[at / 2][at % 2];
+        value[at / 2][at % 2] = activate(conv, AFTER_RESIDUAL, sum);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(const RecordConv& conv, int line) const {
 #pragma unroll
     for (int at = 0; at < 2 * LINES; ++at) {
-      const float before = activate(conv, BEFORE_RESIDUAL, value[at / 2][at % 2]);
-      if (to[at / 2][at % 2] >= 0) {
-        conv.y[to[at / 2][at % 2]] = activate(conv, AFTER_RESIDUAL, before + residual[at / 2][at % 2]);
+      const int i = at / 2, half = at % 2;
+      if (is_there(conv, line, i, half)) {
+        device::store_global(y[half] + place(conv, line, i, half), value[i][half]);
       }
+    }
+  }
+};
+
+// Add, finish and store a slice's share of rows first … first + rows_at_once.
+template <int TILE_H>
+__device__ __forceinline__ void store_rows(
+    const RecordConv& conv, const RecordRow* rows, const StoredPixel (&pixels)[2], int first, SliceShare share,
+    const float* shared, int columns) {
+  constexpr int LINES = TILE_H / 2;
+#pragma unroll 1
+  for (int row = share.row; row < conv.rows_at_once; row += conv.row_parts) {
+    StoredLines<LINES> stored;
+    float bias[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const StoredPixel& pixel = pixels[half];
+      const RecordRow channel = rows[pixel.row_group * RECORD_ROWS + first + row];
+      stored.y[half] = channel.y, stored.offset[half] = pixel.offset, bias[half] = channel.bias;
+      stored.lines[half] = channel.y ? pixel.lines : 0;
+    }
+    const float* from = shared + row * conv.slices * TILE_H * TILE_W * columns;
+#pragma unroll 1
+    for (int line = share.line; line < TILE_H; line += LINES * conv.line_parts) {
+      stored.template add<TILE_H>(conv, line, bias, from, columns);
+      stored.finish(conv, line);
+      stored.store(conv, line);
     }
   }
 }
@@ -131,11 +188,12 @@ __device__ __forceinline__ void store_sums(
   const int columns = 32 * conv.pixel_warps * conv.block_row_groups, column = threadIdx.x - slice * columns;
   const StoredPixel pixels[2] = {
       find_pixel<TILE_H>(conv, block, column), find_pixel<TILE_H>(conv, block, column + columns)};
+  const SliceShare share = find_share(conv, slice);
 #pragma unroll 1
   for (int first = 0; first < ROWS; first += conv.rows_at_once) {
     share_sums<ROWS, TILE_H>(conv, first, slice, column, columns, sum, shared);
     __syncthreads();
-    store_rows<TILE_H, TILE_H / 2>(conv, rows, pixels, first, slice, column, columns, shared);
+    store_rows<TILE_H>(conv, rows, pixels, first, share, shared + column, columns);
     __syncthreads();
   }
 }

@@ -52,7 +52,8 @@ inline uint64_t float_to_half(float value) {
     return 0x7fff;
   }
   const int exponent = std::isinf(size) || size == 0 ? -14 : std::max(std::ilogb(size), -14);  // the least is 2^-14
-  const double rounded = std::isinf(size) ? size : std::ldexp(std::nearbyint(std::ldexp(size, 10 - exponent)), exponent - 10);
+  const double rounded =
+      std::isinf(size) ? size : std::ldexp(std::nearbyint(std::ldexp(size, 10 - exponent)), exponent - 10);
   if (rounded > 65504) {
     return sign | 0x7c00;
   }
@@ -109,55 +110,67 @@ struct Operation {
 
 // By name, without the type that it ends with.
 inline const std::map<std::string, Operation> OPERATIONS = {
-    {"add", {2, [](Type t, Values s) {
-       return t.kind == 'f' ? as_bits(as_float(s[0]) + as_float(s[1])) : s[0] + s[1];
-     }}},
-    {"sub", {2, [](Type t, Values s) {
-       return t.kind == 'f' ? as_bits(as_float(s[0]) - as_float(s[1])) : s[0] - s[1];
-     }}},
+    {"add",
+     {2, [](Type t, Values s) { return t.kind == 'f' ? as_bits(as_float(s[0]) + as_float(s[1])) : s[0] + s[1]; }}},
+    {"sub",
+     {2, [](Type t, Values s) { return t.kind == 'f' ? as_bits(as_float(s[0]) - as_float(s[1])) : s[0] - s[1]; }}},
     {"mul", {2, [](Type, Values s) { return as_bits(as_float(s[0]) * as_float(s[1])); }}},
     {"mul.lo", {2, [](Type, Values s) { return s[0] * s[1]; }}},
     {"mul.hi", {2, [](Type t, Values s) { return (widened(t, s[0]) * widened(t, s[1])) >> t.bits; }}},
     {"mul.wide", {2, [](Type t, Values s) { return widened(t, s[0]) * widened(t, s[1]); }}},
     {"mad.lo", {3, [](Type, Values s) { return s[0] * s[1] + s[2]; }}},
     {"fma.rn", {3, [](Type, Values s) { return as_bits(std::fma(as_float(s[0]), as_float(s[1]), as_float(s[2]))); }}},
-    {"div", {2, [](Type t, Values s) {
-       const int64_t by = divisor(t, s[1]);
-       const uint64_t number = widened(t, s[0]);
-       return t.kind == 's' ? static_cast<uint64_t>(static_cast<int64_t>(number) / by) : number / by;
-     }}},
-    {"rem", {2, [](Type t, Values s) {
-       const int64_t by = divisor(t, s[1]);
-       const uint64_t number = widened(t, s[0]);
-       return t.kind == 's' ? static_cast<uint64_t>(static_cast<int64_t>(number) % by) : number % by;
-     }}},
+    {"div",
+     {2,
+      [](Type t, Values s) {
+        const int64_t by = divisor(t, s[1]);
+        const uint64_t number = widened(t, s[0]);
+        return t.kind == 's' ? static_cast<uint64_t>(static_cast<int64_t>(number) / by) : number / by;
+      }}},
+    {"rem",
+     {2,
+      [](Type t, Values s) {
+        const int64_t by = divisor(t, s[1]);
+        const uint64_t number = widened(t, s[0]);
+        return t.kind == 's' ? static_cast<uint64_t>(static_cast<int64_t>(number) % by) : number % by;
+      }}},
     // Of integers only: the kernels have no smaller float.
     {"min", {2, [](Type t, Values s) { return order(t, s) & LESS ? s[0] : s[1]; }}},
-    {"max", {2, [](Type t, Values s) {
-       return t.kind == 'f' ? as_bits(larger(as_float(s[0]), as_float(s[1]))) : order(t, s) & GREATER ? s[0] : s[1];
-     }}},
+    {"max",
+     {2,
+      [](Type t, Values s) {
+        return t.kind == 'f' ? as_bits(larger(as_float(s[0]), as_float(s[1]))) : order(t, s) & GREATER ? s[0] : s[1];
+      }}},
     {"neg", {1, [](Type t, Values s) { return t.kind == 'f' ? s[0] ^ 0x80000000 : 0 - s[0]; }}},
     {"and", {2, [](Type, Values s) { return s[0] & s[1]; }}},
     {"or", {2, [](Type, Values s) { return s[0] | s[1]; }}},
     {"xor", {2, [](Type, Values s) { return s[0] ^ s[1]; }}},
     {"not", {1, [](Type, Values s) { return ~s[0]; }}},
-    {"shl", {2, [](Type t, Values s) {
-       const uint64_t by = s[1] & mask(32);
-       return by >= static_cast<uint64_t>(t.bits) ? 0 : s[0] << by;
-     }}},
-    {"shr", {2, [](Type t, Values s) {
-       const uint64_t by = std::min<uint64_t>(s[1] & mask(32), 63);
-       return t.kind == 's' ? static_cast<uint64_t>(extend(s[0], t.bits) >> by) : (s[0] & mask(t.bits)) >> by;
-     }}},
+    {"shl",
+     {2,
+      [](Type t, Values s) {
+        const uint64_t by = s[1] & mask(32);
+        return by >= static_cast<uint64_t>(t.bits) ? 0 : s[0] << by;
+      }}},
+    {"shr",
+     {2,
+      [](Type t, Values s) {
+        const uint64_t by = std::min<uint64_t>(s[1] & mask(32), 63);
+        return t.kind == 's' ? static_cast<uint64_t>(extend(s[0], t.bits) >> by) : (s[0] & mask(t.bits)) >> by;
+      }}},
     {"popc", {1, [](Type, Values s) { return static_cast<uint64_t>(__builtin_popcountll(s[0] & mask(32))); }}},
-    {"bfe", {3, [](Type, Values s) {
-       const uint64_t from = s[1] & 0xff, bits = s[2] & 0xff;
-       return from > 31 ? 0 : (s[0] & mask(32)) >> from & mask(static_cast<int>(bits));
-     }}},
-    {"bfi", {4, [](Type, Values s) {
-       const uint64_t to = s[2] & 0xff, bits = mask(static_cast<int>(s[3] & 0xff));
-       return to > 31 ? s[1] : (s[1] & ~(bits << to)) | (s[0] & bits) << to;
-     }}},
+    {"bfe",
+     {3,
+      [](Type, Values s) {
+        const uint64_t from = s[1] & 0xff, bits = s[2] & 0xff;
+        return from > 31 ? 0 : (s[0] & mask(32)) >> from & mask(static_cast<int>(bits));
+      }}},
+    {"bfi",
+     {4,
+      [](Type, Values s) {
+        const uint64_t to = s[2] & 0xff, bits = mask(static_cast<int>(s[3] & 0xff));
+        return to > 31 ? s[1] : (s[1] & ~(bits << to)) | (s[0] & bits) << to;
+      }}},
     {"setp.eq", {2, is_ordered<EQUAL>}},
     {"setp.ne", {2, is_ordered<LESS | GREATER>}},
     {"setp.lt", {2, is_ordered<LESS>}},

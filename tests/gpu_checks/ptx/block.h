@@ -100,7 +100,8 @@ class Block {
       if (together != LANES) {
         throw Error("lanes of a warp do not meet at " + i.text);
       }
-      i.kind == Kind::LOAD_MATRICES ? load_matrices(i, lanes, shared_, static_cast<int>(first)) : Product::run(i, lanes);
+      i.kind == Kind::LOAD_MATRICES ? load_matrices(i, lanes, shared_, static_cast<int>(first))
+                                    : Product::run(i, lanes);
       for (int lane = 0; lane < LANES; ++lane) {
         ++threads_[first + lane].at, threads_[first + lane].state = Thread::RUNS;
       }
@@ -254,7 +255,8 @@ class Block {
     for (int at = 0; at < i.count; ++at) {
       uint64_t value = 0;
       std::memcpy(&value, from + at * bytes, bytes);
-      thread.slots[i.results[at]] = i.type.kind == 's' ? widened(i.type, value) & mask(std::max(i.type.bits, 32)) : value;
+      thread.slots[i.results[at]] =
+          i.type.kind == 's' ? widened(i.type, value) & mask(std::max(i.type.bits, 32)) : value;
     }
   }
 

@@ -29,21 +29,21 @@ enum class Space { PARAM, SHARED, GLOBAL };
 using Values = const uint64_t*;
 
 enum class Kind {
-  COMPUTE,         // `compute` of the sources
-  PACK,            // the sources, side by side, as one
-  UNPACK,          // the other way round
-  LOAD,            // `count` elements
-  STORE,           // likewise; the address is the first source
-  JUMP,            // to `targets[0]`
-  TABLE_JUMP,      // to one of `targets`, by the first source, as all lanes of a warp do
-  BARRIER,         // of the block
-  BARRIER_OR,      // likewise, and is any thread's predicate true?
-  LOAD_MATRICES,   // ldmatrix: this and the next are done by the 32 lanes of a warp together
-  MULTIPLY,        // mma
-  MULTIPLY_SPARSE, // mma.sp
-  COPY,            // cp.async: shared, global address, bytes that are taken
+  COMPUTE,  // `compute` of the sources
+  PACK,  // the sources, side by side, as one
+  UNPACK,  // the other way round
+  LOAD,  // `count` elements
+  STORE,  // likewise; the address is the first source
+  JUMP,  // to `targets[0]`
+  TABLE_JUMP,  // to one of `targets`, by the first source, as all lanes of a warp do
+  BARRIER,  // of the block
+  BARRIER_OR,  // likewise, and is any thread's predicate true?
+  LOAD_MATRICES,  // ldmatrix: this and the next are done by the 32 lanes of a warp together
+  MULTIPLY,  // mma
+  MULTIPLY_SPARSE,  // mma.sp
+  COPY,  // cp.async: shared, global address, bytes that are taken
   COMMIT_COPIES,
-  WAIT_FOR_COPIES, // until at most `count` groups are open
+  WAIT_FOR_COPIES,  // until at most `count` groups are open
   RETURN,
 };
 
@@ -59,7 +59,7 @@ struct Instruction {
   int count = 1;
   int64_t offset = 0;
   bool is_bfloat16 = false;
-  int depth = 0;     // of a product: columns of A
+  int depth = 0;  // of a product: columns of A
   int selector = 0;  // of mma.sp: the lanes that hold the metadata
   std::vector<int> results, sources, targets;
   std::string text;
@@ -68,7 +68,7 @@ struct Instruction {
 struct Kernel {
   int parameter_bytes = 0, most_threads = 0, slots = 0;
   std::vector<Instruction> code;
-  std::map<int, uint64_t> constants;    // slot to value
+  std::map<int, uint64_t> constants;  // slot to value
   std::map<std::string, int> specials;  // %tid.x and its like, to their slots
 };
 

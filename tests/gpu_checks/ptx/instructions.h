@@ -29,7 +29,8 @@ inline Instruction Parser::read_instruction(const std::string& statement) {
   const std::vector<std::string> operands = split_operands(rest.substr(end));
   to.type = type_of(name.substr(name.find_last_of('.') + 1));
   to.result_bits = to.type.bits;
-  if (begins(name, "ld.") || begins(name, "st.") || begins(name, "cp.async.ca.") || begins(name, "cp.async.cg.") || begins(name, "ldmatrix.")) {
+  if (begins(name, "ld.") || begins(name, "st.") || begins(name, "cp.async.ca.") || begins(name, "cp.async.cg.") ||
+      begins(name, "ldmatrix.")) {
     read_memory(to, name, operands);
   } else if (begins(name, "mma.")) {
     read_product(to, name, operands);
@@ -109,7 +110,8 @@ inline void Parser::read_product(Instruction& to, const std::string& name, const
   to.is_bfloat16 = name.find(".bf16.") != std::string::npos;
   to.depth = std::atoi(name.c_str() + std::min(name.find("m16n8k") + 6, name.size()));
   const std::string size = "m16n8k" + std::to_string(to.depth), of = to.is_bfloat16 ? "bf16.bf16" : "f16.f16";
-  const std::string known = (is_sparse ? "mma.sp::ordered_metadata" : "mma") + (".sync.aligned." + size) + ".row.col.f32.";
+  const std::string known =
+      (is_sparse ? "mma.sp::ordered_metadata" : "mma") + (".sync.aligned." + size) + ".row.col.f32.";
   if (name != known + of + ".f32" || (is_sparse ? to.depth != 32 : to.depth != 8 && to.depth != 16)) {
     throw Error("unknown instruction: " + to.text);
   }

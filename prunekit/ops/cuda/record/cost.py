@@ -130,6 +130,7 @@ _CHUNK_INSTRUCTIONS = 110  # a chunk, before its places
 _RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
 _BLOCK_INSTRUCTIONS = 400  # what a warp does once
 _BLOCK_WAITS = 3  # for where runs begin, the channels' numbers and their biases
+# The end of a block as it was before csrc/cuda/record/store.cuh: docs/gpu.md has the account of both.
 _STORE_INSTRUCTIONS, _ADD_INSTRUCTIONS = 18, 3  # a pixel of a row, once and for each slice
 _ADD_CYCLES = 80  # of a row that slices add: two barriers, and shared memory between them
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
