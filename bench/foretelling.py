@@ -55,7 +55,7 @@ def foretold(folder: RunFolder, images: int) -> Row:
         about.append({
             "exact": max(found[layer].value for layer in layers),
             "first order": max(found[layer].first_order for layer in layers),
-            "filters": float(len(groups.units[layers[0]].unique())),
+            "filters": float(len(torch.unique(groups.units[layers[0]]))),
             "share of MACs": float(sum(costs[layer] for layer in layers)),
         })  # fmt: skip
     ranks = {name: float(spearmanr([row[name] for row in about], damages).statistic) for name in about[0]}

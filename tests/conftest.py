@@ -34,6 +34,7 @@ SHAPES_WIDTH = 0.125
 LONGEST = (
     "test_accelerate_random.py",
     "test_cuda_compiles.py",
+    "test_executed_ptx.py",
     "test_record_conv2d.py",
     "test_sanitizers.py",
     "test_condensed_mutants.py",

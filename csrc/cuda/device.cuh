@@ -127,6 +127,11 @@ __device__ __forceinline__ void wait_for_copies() {
   }
 }
 
+// Store to global memory by a pointer that may have been anywhere, as one read back from shared memory.
+__device__ __forceinline__ void store_global(float* to, float value) {
+  asm volatile("st.global.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
+}
+
 // The same number, of which the compiler knows nothing: what follows from it is computed where it is needed rather than
 // kept in a register across all that comes before.
 __device__ __forceinline__ int opaque(int value) {

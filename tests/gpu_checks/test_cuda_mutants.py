@@ -11,7 +11,7 @@ from tests.support.record_problems import record_problems
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++ to compile the emulated kernels with")
 
-KERNEL, LAUNCH, EPILOGUE = "record/conv2d.cuh", "record/launch.h", "epilogue.cuh"
+KERNEL, STORE, LAUNCH, EPILOGUE = "record/conv2d.cuh", "record/store.cuh", "record/launch.h", "epilogue.cuh"
 MUTANTS = {
     "no barrier before a chunk is read": (
         KERNEL,
@@ -25,10 +25,11 @@ MUTANTS = {
         "    }\n  }\n  // Found anew",
         "thread",
     ),
-    "no barrier before slices write over the tile": (
-        KERNEL,
-        "    __syncthreads();\n    if (turn > 0) {",
-        "    if (turn > 0) {",
+    "no barrier before slices are added": (STORE, "    __syncthreads();\n    store_rows", "    store_rows", "thread"),
+    "no barrier before the next rows' sums": (
+        STORE,
+        "shared + column, columns);\n    __syncthreads();\n  }\n}",
+        "shared + column, columns);\n  }\n}",
         "thread",
     ),
     "copies are not waited for": (KERNEL, "wait_for_copies<1>", "wait_for_copies<2>", ""),
@@ -70,26 +71,26 @@ MUTANTS = {
         "",
     ),
     "rows are stored where they stand": (
-        KERNEL,
-        "__ldg(channels + min(row, rows - 1))",
-        "block.group * conv.rows_per_group + first_row + min(row, rows - 1)",
+        STORE,
+        "__ldg(conv.rows + block.group * conv.rows_per_group + first + at)",
+        "block.group * conv.rows_per_group + first + at",
         "",
     ),
-    "one slice is not added": (KERNEL, "for (int other = 1;", "for (int other = 2;", ""),
-    "rows past the last are stored": (KERNEL, "turn > 0 || row >= rows", "turn > 0", "address,undefined"),
-    "a pixel past the last line is stored": (KERNEL, "p < conv.p && q", "p <= conv.p && q", "address,undefined"),
-    "a pixel past the line's end is stored": (KERNEL, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
+    "one slice is not added": (STORE, "int left = conv.slices;", "int left = conv.slices - 1;", ""),
+    "rows past the last are stored": (STORE, "first + at < conv.rows_per_group", "at >= 0", "address,undefined"),
+    "a pixel past the last line is stored": (STORE, "min(TILE_H, conv.p - p)", "TILE_H", "address,undefined"),
+    "a pixel past the line's end is stored": (STORE, "&& q < conv.q", "&& q <= conv.q", "address,undefined"),
     "the stride of a lane is forgotten": (KERNEL, "STRIDE ? TILE_W : TILE_W * conv.stride_w", "TILE_W", ""),
     "the residual is activated": (
-        KERNEL,
-        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias[row]) + residual[i];",
-        "activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias[row] + residual[i]);",
+        STORE,
+        "value[at / 2][at % 2] = activate(conv, BEFORE_RESIDUAL, value[at / 2][at % 2]);",
+        "if (!conv.residual) value[at / 2][at % 2] = activate(conv, BEFORE_RESIDUAL, value[at / 2][at % 2]);",
         "",
     ),
     "the residual comes after the last activation": (
-        KERNEL,
-        "activate(conv, AFTER_RESIDUAL, value);",
-        "activate(conv, AFTER_RESIDUAL, value - residual[i]) + residual[i];",
+        STORE,
+        "activate(conv, AFTER_RESIDUAL, sum);",
+        "activate(conv, AFTER_RESIDUAL, value[at / 2][at % 2]) + residual[at / 2][at % 2];",
         "",
     ),
     "an activation before the residual is done again after it": (
@@ -127,12 +128,19 @@ MUTANTS = {
         "for (; count > 1; --count)",
         "",
     ),
-    "two slices finish the same row": (
-        KERNEL,
-        "turn = turn ? turn - 1 : conv.slices - 1) {\n    if (turn",
-        "turn = 0) {\n    if (turn",
+    "two slices finish the same rows": (STORE, "slice - line * conv.row_parts : conv", "0 : conv", "thread"),
+    "two slices finish the same lines": (STORE, "conv.rows_at_once, line};", "conv.rows_at_once, 0};", "thread"),
+    "half of the pixels are stored twice": (STORE, "block, column + columns)", "block, column)", ""),
+    "a line of pixels is left out": (STORE, "line += LINES * conv.line_parts", "line += TILE_H", ""),
+    "lanes of the line before are stored again": (
+        STORE,
+        "block.skipped + min(lane, block.lanes - 1)",
+        "min(lane, block.lanes - 1)",
         "",
     ),
+    "every row group stores the first one's channels": (STORE, "rows[pixel.row_group * RECORD_ROWS + ", "rows[", ""),
+    "slices write over one another": (STORE, "+ slice * TILE_H * columns + column;", "+ column;", ""),
+    "shared memory for the tiles only": (LAUNCH, "std::max(staged, row_sums)", "staged", "address,undefined"),
     "shared memory for one record buffer only": (
         LAUNCH,
         "staged = conv.buffers * (tile + records);",

@@ -50,18 +50,28 @@ def disassembler() -> str | None:
 
 def _compile(architecture: str, kernel: str, folder: Path) -> None:
     write_programs(folder)
-    command = [str(nvcc()), *toolkit.FLAGS, f"-I{folder}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v"]
-    command += [kernel, "-o", str(folder / "cubin")]
+    ptx, cubin = str(folder / "kernel.ptx"), str(folder / "cubin")
+    _run_nvcc(architecture, [*toolkit.FLAGS, f"-I{folder}", "-ptx", kernel, "-o", ptx])
+    (folder / "said").write_text(_run_nvcc(architecture, ["-cubin", "-Xptxas", "-v", ptx, "-o", cubin]))
+
+
+def _run_nvcc(architecture: str, arguments: list[str]) -> str:
+    """What the compiler says."""
+    command = [str(nvcc()), f"-arch=sm_{architecture}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (folder / "said").write_text(done.stderr)
+    return done.stderr
 
 
 @cache
-def _cubin(architecture: str, kernel: str) -> tuple[Path, str]:
-    """A kernel file's machine code, and what the compiler said."""
-    folder = made_once(f"{Path(kernel).parent.name}_sm_{architecture}", partial(_compile, architecture, kernel))
-    return folder / "cubin", (folder / "said").read_text()
+def _compiled(architecture: str, kernel: str) -> Path:
+    """The folder of a kernel file's `kernel.ptx`, its machine code `cubin`, and what the compiler `said`."""
+    return made_once(f"{Path(kernel).parent.name}_sm_{architecture}", partial(_compile, architecture, kernel))
+
+
+def ptx_of(architecture: str, folder: str) -> Path:
+    """The PTX of the kernels in csrc/cuda/<folder>."""
+    return _compiled(architecture, f"csrc/cuda/{folder}/conv2d.cu") / "kernel.ptx"
 
 
 def short_name(mangled: str) -> str:
@@ -75,7 +85,7 @@ def short_name(mangled: str) -> str:
 def compile_for(architecture: str) -> dict[str, Compiled]:
     """What ptxas says of each kernel."""
     kernels = {}
-    said = [_cubin(architecture, kernel)[1] for kernel in toolkit.KERNELS]
+    said = [(_compiled(architecture, kernel) / "said").read_text() for kernel in toolkit.KERNELS]
     parts = [part for text in said for part in text.split("Compiling entry function '")[1:]]
     for part in parts:
         spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
@@ -93,7 +103,8 @@ def compile_for(architecture: str) -> dict[str, Compiled]:
 def _disassemble(architecture: str, kernel: str) -> dict[str, Function]:
     tool = disassembler()
     assert tool is not None
-    done = subprocess.run([tool, "-c", _cubin(architecture, kernel)[0]], capture_output=True, text=True, check=False)
+    cubin = _compiled(architecture, kernel) / "cubin"
+    done = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {short_name(name): function for name, function in read_functions(done.stdout).items()}
 

@@ -190,14 +190,25 @@ def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
     Raises:
         EmulationError: a sanitizer or the emulator found something, or the kernel does not end.
     """
-    program = compiled(build, cases[0].source)
+    outputs, _ = run_cases([str(compiled(build, cases[0].source))], cases, seed)
+    return outputs
+
+
+def run_cases(
+    program: Sequence[str], cases: Sequence[Case], seed: int, arguments: Sequence[str] = ()
+) -> tuple[list[Tensor], str]:
+    """Run `program INPUT OUTPUT SEED arguments` on each case; return the outputs, and what it printed.
+
+    Raises:
+        EmulationError: it did not end well.
+    """
     outputs = [case.output() for case in cases]
     with tempfile.TemporaryDirectory(dir=shared_folder()) as folder:
         problem, result = Path(folder) / "problem", Path(folder) / "result"
         problem.write_bytes(b"".join(_problem(case, y) for case, y in zip(cases, outputs, strict=True)))
         # A race's report may be long; the first one is enough.
         environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-        command = [str(program), str(problem), str(result), str(seed)]
+        command = [*program, str(problem), str(result), str(seed), *arguments]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, env=environment, check=False, timeout=_MOST_SECONDS
@@ -211,7 +222,7 @@ def emulate(cases: Sequence[Case], build: Build, seed: int = 0) -> list[Tensor]:
     assert values.size == sum(sizes)
     for y, part in zip(outputs, torch.split(torch.from_numpy(values), sizes), strict=True):
         _flat(y).copy_(part.clone().view(y.dtype))
-    return outputs
+    return outputs, done.stdout
 
 
 def _problem(case: Case, y: Tensor) -> bytes:

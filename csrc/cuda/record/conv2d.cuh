@@ -16,8 +16,8 @@
 #pragma once
 
 #include "device.cuh"
-#include "epilogue.cuh"
 #include "record/launch.h"
+#include "record/store.cuh"
 
 #ifdef PRUNEKIT_EMULATED
 #include "simt_record_programs.h"
@@ -37,11 +37,6 @@ __device__ void run_records(
 
 namespace prunekit {
 
-// What a block works on: `skipped` lanes of its first line of lanes belong to the block before.
-struct RecordBlock {
-  int image, group, first_row_group, first_line, skipped, first_q, lanes;
-};
-
 __device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, unsigned tile, unsigned rows) {
   const unsigned runs = tile / conv.bands, band = tile - runs * conv.bands;
   const unsigned image = runs / conv.runs, run = runs - image * conv.runs;
@@ -59,8 +54,8 @@ __device__ __forceinline__ RecordBlock find_block(const RecordConv& conv, unsign
 
 // What a thread works on in its block.
 struct RecordLane {
-  int column, row_group, slice, line, place;
-  bool has_pixels, has_rows;
+  int row_group, slice, line, place;
+  bool has_rows;
 };
 
 __device__ __forceinline__ RecordLane find_lane(const RecordConv& conv, const RecordBlock& block, unsigned thread) {
@@ -70,14 +65,7 @@ __device__ __forceinline__ RecordLane find_lane(const RecordConv& conv, const Re
   // Lanes without pixels read with the last that has some.
   const int tile = block.skipped + min(pixel, block.lanes - 1);
   const int line = conv.by_lanes_w.of(tile);
-  return {
-      (row_group * conv.pixel_warps + pixel_warp) * 32 + static_cast<int>(thread % 32),
-      row_group,
-      slice,
-      line,
-      tile - line * conv.lanes_w,
-      pixel < block.lanes,
-      block.first_row_group + row_group < conv.num_row_groups};
+  return {row_group, slice, line, tile - line * conv.lanes_w, block.first_row_group + row_group < conv.num_row_groups};
 }
 
 constexpr int COPY_BATCH = 24, COPY_REST = 8;  // loads under way together; of what batches leave
@@ -184,89 +172,6 @@ __device__ __forceinline__ void stage_chunk(
   }
 }
 
-// Add the slices' sums through shared memory, one row after the other. A row ends up in one slice, row modulo slices, which
-// adds those behind it in their order, and then the first ones.
-template <int ROWS, int TILE>
-__device__ __forceinline__ void add_slices(
-    const RecordConv& conv, int slice, int column, float* shared, float (&sum)[ROWS][TILE]) {
-  const int columns = 32 * conv.pixel_warps * conv.block_row_groups;
-#pragma unroll
-  for (int row = 0, turn = slice; row < ROWS; ++row, turn = turn ? turn - 1 : conv.slices - 1) {
-    __syncthreads();
-    if (turn > 0) {
-#pragma unroll
-      for (int i = 0; i < TILE; ++i) {
-        shared[((turn - 1) * TILE + i) * columns + column] = sum[row][i];
-      }
-    }
-    __syncthreads();
-    if (turn == 0) {
-      for (int other = 1; other < conv.slices; ++other) {
-#pragma unroll
-        for (int i = 0; i < TILE; ++i) {
-          sum[row][i] += shared[((other - 1) * TILE + i) * columns + column];
-        }
-      }
-    }
-  }
-}
-
-// Bias, activation, residual, or these two the other way round; then the pixels that exist are stored. What is read comes
-// in batches, so that a thread waits for memory twice, and once more for each of its rows of a residual.
-template <int ROWS, int TILE>
-__device__ __forceinline__ void store(
-    const RecordConv& conv, const RecordBlock& block, int row_group, int slice, int first_p, int first_q,
-    const float (&sum)[ROWS][TILE]) {
-  const int first_row = row_group * ROWS, rows = conv.rows_per_group - first_row;
-  const int32_t* channels = conv.rows + block.group * conv.rows_per_group + first_row;
-  int k[ROWS];
-  float bias[ROWS] = {};
-#pragma unroll
-  for (int row = 0; row < ROWS; ++row) {
-    k[row] = __ldg(channels + min(row, rows - 1));
-  }
-  if (conv.bias) {
-#pragma unroll
-    for (int row = 0; row < ROWS; ++row) {
-      bias[row] = __ldg(conv.bias + k[row]);
-    }
-  }
-  int places[TILE];  // of the pixels in their channel, or -1
-#pragma unroll
-  for (int i = 0; i < TILE; ++i) {
-    const int p = first_p + i / TILE_W, q = first_q + i % TILE_W;
-    places[i] = p < conv.p && q < conv.q ? p * conv.y_step_p + q * conv.y_step_q : -1;
-  }
-  const int64_t image = block.image * conv.y_stride_n;
-#pragma unroll
-  for (int row = 0, turn = slice; row < ROWS; ++row, turn = turn ? turn - 1 : conv.slices - 1) {
-    if (turn > 0 || row >= rows) {
-      continue;
-    }
-    const int64_t channel = image + k[row] * conv.y_stride_k;
-    float residual[TILE];
-#pragma unroll
-    for (int i = 0; i < TILE; ++i) {
-      residual[i] = -0.0f;  // which changes nothing
-    }
-    if (conv.residual) {
-      const float* from = conv.residual + channel;
-#pragma unroll
-      for (int i = 0; i < TILE; ++i) {
-        residual[i] = places[i] < 0 ? 0.0f : __ldg(from + places[i]);
-      }
-    }
-    float* y = conv.y + channel;
-#pragma unroll
-    for (int i = 0; i < TILE; ++i) {
-      const float value = activate(conv, BEFORE_RESIDUAL, sum[row][i] + bias[row]) + residual[i];
-      if (places[i] >= 0) {
-        y[places[i]] = activate(conv, AFTER_RESIDUAL, value);
-      }
-    }
-  }
-}
-
 template <int ROWS, int TILE_H, int R, int S, int STRIDE, int CHANNELS>
 __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS, STRIDE))
     record_conv2d(const RecordConv conv) {
@@ -274,7 +179,8 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
   const RecordBlock block = find_block(conv, blockIdx.x, blockIdx.y);
   const RecordLane lane = find_lane(conv, block, threadIdx.x);
   const int tile_floats = conv.chunk_channels * conv.plane;
-  int32_t* starts = reinterpret_cast<int32_t*>(shared);
+  RecordRow* rows = reinterpret_cast<RecordRow*>(shared);
+  int32_t* starts = reinterpret_cast<int32_t*>(rows + RECORD_ROWS * conv.block_row_groups);
   float* tiles = reinterpret_cast<float*>(shared + conv.tiles_at);
   int2* records = reinterpret_cast<int2*>(tiles + conv.buffers * tile_floats);
   const int block_records = conv.block_row_groups * conv.max_records;
@@ -292,6 +198,7 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
     device::commit_copies();
   };
   stage_starts(conv, block, starts);
+  stage_rows(conv, block, rows);
   for (int at = 4 * threadIdx.x; at < conv.buffers * tile_floats; at += 4 * blockDim.x) {
     *reinterpret_cast<float4*>(tiles + at) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
@@ -321,15 +228,8 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
   }
   // Found anew: what is not kept in registers until here leaves them to the copies.
   const RecordBlock here = find_block(conv, device::opaque(blockIdx.x), device::opaque(blockIdx.y));
-  const RecordLane last = find_lane(conv, here, device::opaque(threadIdx.x));
-  if (conv.slices > 1) {
-    add_slices(conv, last.slice, last.column, tiles, sum);
-  }
-  if (last.has_pixels && last.has_rows) {
-    store(
-        conv, here, here.first_row_group + last.row_group, last.slice, (here.first_line + last.line) * TILE_H,
-        here.first_q + last.place * TILE_W, sum);
-  }
+  const int slice = find_lane(conv, here, device::opaque(threadIdx.x)).slice;
+  store_sums<ROWS, TILE_H>(conv, here, rows, slice, sum, tiles);
 }
 
 // Call visit(kernel) with the instantiation for this window and tile.

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "epilogue.h"
 #include "record/filter.h"
 
 #ifdef __CUDACC__
@@ -19,6 +20,8 @@ namespace prunekit {
 
 // Pixels in a row of a lane's tile: lanes side by side load 8 bytes each, without bank conflicts.
 constexpr int TILE_W = 2;
+// Bytes of shared memory for each output channel of a block (record/store.cuh).
+constexpr int RECORD_ROW_BYTES = 16;
 // Registers allow so many warps; more for the kernels that keep fewer sums and inputs.
 constexpr int max_record_warps(int tile_h, int taps, int stride) { return tile_h == 6 ? 12 : 16; }
 
@@ -56,7 +59,9 @@ struct RecordConv {
   int tile_h, lanes, lanes_w, pixel_warps, block_row_groups;
   int buffers;       // 2: the next chunk is copied while one is read
   int max_records;   // of one run
-  int tiles_at;      // bytes of shared memory before the tiles: where the segments begin
+  int rows_at_once;  // of a row group, whose sums are in shared memory together at the end
+  int row_parts, line_parts;  // slices share these rows, and lines of pixels, by the parts that are stored
+  int tiles_at;      // bytes of shared memory before the tiles: the output channels, and where the segments begin
   // The haloed tile of one channel in shared memory: plane_h lines of `pitch`, and `skew` more after the lines of each line
   // of lanes, `plane` in all. With windows of stride 2 a line has its even columns first, its odd ones from its middle on.
   int plane_h, pitch, skew, plane;
@@ -176,17 +181,26 @@ inline GridLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
   }
   conv.plane_bytes = 4 * conv.plane;
   const int64_t tile = 4 * plane * conv.chunk_channels;
-  // Slices are added through the tiles' memory, RECORD_ROWS · tile pixels at a time per row.
-  const int64_t sums =
-      int64_t{4} * (conv.slices - 1) * conv.tile_h * TILE_W * 32 * conv.pixel_warps * conv.block_row_groups;
   const int64_t records = int64_t{8} * conv.block_row_groups * conv.max_records;
+  const int64_t channels = int64_t{RECORD_ROW_BYTES} * RECORD_ROWS * conv.block_row_groups;
   const int64_t starts = ceil_div(conv.block_row_groups * conv.num_chunks * int64_t{conv.slices} + 1, 4) * 16;
   const int64_t staged = conv.buffers * (tile + records);
-  const int64_t shared_bytes = starts + (staged > sums ? staged : sums);
+  // Sums are added and stored through the tiles' memory, as many rows at once as fit there.
+  const int64_t row_sums = 32 * warps * 4 * conv.tile_h * TILE_W;
+  conv.rows_at_once = RECORD_ROWS;
+  while (conv.rows_at_once > 1 && conv.rows_at_once * row_sums > staged) {
+    conv.rows_at_once /= 2;
+  }
+  conv.row_parts = std::min(conv.slices, conv.rows_at_once);
+  conv.line_parts = conv.slices / conv.row_parts;
+  if (!conv.residual && conv.activation == AFTER_RESIDUAL) {
+    conv.activation = BEFORE_RESIDUAL;  // the same, and the kernel's only one without a residual
+  }
+  const int64_t shared_bytes = channels + starts + std::max(staged, row_sums);
   if (shared_bytes > (int64_t{1} << 30)) {
     return {0, 0, 0, shared_bytes, "the block's tile does not fit shared memory"};
   }
-  conv.tiles_at = static_cast<int>(starts);
+  conv.tiles_at = static_cast<int>(channels + starts);
   const int64_t last = (conv.h - 1) * std::abs(conv.x_stride_h) + (conv.w - 1) * std::abs(conv.x_stride_w);
   const int64_t last_y = (conv.p - 1) * conv.y_stride_p + (conv.q - 1) * conv.y_stride_q;
   if (std::max(last, last_y) >= (int64_t{1} << 31)) {

@@ -86,6 +86,8 @@ void wait_for_copies() {
   }
 }
 
+inline void store_global(float* to, float value) { *to = value; }
+
 inline int opaque(int value) { return value; }
 
 }  // namespace prunekit::device

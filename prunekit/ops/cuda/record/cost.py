@@ -130,12 +130,14 @@ _CHUNK_INSTRUCTIONS = 110  # a chunk, before its places
 _RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
 _BLOCK_INSTRUCTIONS = 400  # what a warp does once
 _BLOCK_WAITS = 3  # for where runs begin, the channels' numbers and their biases
+# The end of a block as it was before csrc/cuda/record/store.cuh: docs/gpu.md has the account of both.
 _STORE_INSTRUCTIONS, _ADD_INSTRUCTIONS = 18, 3  # a pixel of a row, once and for each slice
 _ADD_CYCLES = 80  # of a row that slices add: two barriers, and shared memory between them
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
 _COPY_LATENCY = 236  # of loads that mostly come from the second-level cache
 COPY_BATCH, _COPY_REST = 24, 8  # loads of a thread under way together (csrc/cuda/record/conv2d.cuh)
 _RECORD_BATCH = 2  # pairs of records likewise
+_ROW_BYTES = 16  # of shared memory for an output channel (csrc/cuda/record/launch.h)
 
 
 def record_cost(problem: RecordProblem, tile_h: Any) -> RecordCost:
@@ -319,9 +321,10 @@ class RecordModel(CostModel):
     def shared_bytes(self, problem: RecordProblem, launch: Any, *longest: int) -> Any:  # noqa: D102
         tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
         (records,) = longest or (_longest_run(problem, launch),)
-        sums = 4 * (launch.slices - 1) * launch.tile_h * TILE_W * 32 * launch.pixel_warps * launch.row_groups
+        row_sums = 32 * launch.warps * 4 * launch.tile_h * TILE_W
         starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
-        return -(-starts // 16) * 16 + np.maximum(launch.buffers * (tile + 8 * launch.row_groups * records), sums)
+        staged = launch.buffers * (tile + 8 * launch.row_groups * records)
+        return _ROW_BYTES * ROWS * launch.row_groups + -(-starts // 16) * 16 + np.maximum(staged, row_sums)
 
     def most_warps(self, problem: RecordProblem, launch: Any) -> Any:  # noqa: D102
         return record_cost(problem, launch.tile_h).max_warps
