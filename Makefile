@@ -17,7 +17,7 @@ PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CXX_FILES := $(foreach folder,csrc csrc/cpu csrc/cuda csrc/cuda/* tests/gpu_checks/emulation,$(wildcard $(addprefix $(folder)/*.,h cpp cuh cu)))
+CXX_FILES := $(foreach folder,csrc csrc/cpu csrc/cuda csrc/cuda/* tests/gpu_checks/emulation tests/gpu_checks/ptx tests/support tests/support/emulated_instructions,$(wildcard $(addprefix $(folder)/*.,h cpp cuh cu)))
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/cuda/*/*.*)
 # "===" takes the registry's build by its plain version, which on Linux has CUDA.
 TORCH := $(if $(shell command -v nvidia-smi 2>/dev/null),torch===2.13.0,torch==2.13.0)

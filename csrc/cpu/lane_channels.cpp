@@ -78,8 +78,7 @@ namespace {
 
 // `count` vectors whose pixels are those of `source`, `distance` lanes further on; `fill` beyond the last and before the
 // first lane.
-ALWAYS_INLINE void copy_shifted(
-    const float* source, float* target, int64_t count, int64_t distance, vec fill) {
+ALWAYS_INLINE void copy_shifted(const float* source, float* target, int64_t count, int64_t distance, vec fill) {
   ivec index;
   for (int l = 0; l < LANES; ++l) {
     index[l] = l + distance >= 0 && l + distance < LANES ? static_cast<int32_t>(l + distance) : LANES;
@@ -90,8 +89,7 @@ ALWAYS_INLINE void copy_shifted(
 }
 
 // The vectors [begin, end) of a plane of m vectors that goes on on both sides with its neighbors' pixels.
-ALWAYS_INLINE void copy_range(
-    const float* plane, int64_t m, int64_t begin, int64_t end, float* target, vec fill) {
+ALWAYS_INLINE void copy_range(const float* plane, int64_t m, int64_t begin, int64_t end, float* target, vec fill) {
   while (begin < end) {
     const int64_t chunk = begin < 0 ? -((m - 1 - begin) / m) : begin / m;
     const int64_t stop = (chunk + 1) * m < end ? (chunk + 1) * m : end;

@@ -121,9 +121,9 @@ Plan::Plan(const int64_t* words, int64_t num_words, int64_t arena_elements, int6
   const int64_t threads = torch::stable::get_num_threads();
   for (const int64_t* step = words; step < words + num_words; step += STEP_WORDS) {
     steps_.push_back(
-        *step == CONV        ? make_conv_step(step, kernels_, bounds, threads)
-        : *step == QUAD_CONV ? make_quad_conv_step(step, bounds, threads)
-                             : make_channel_step(step, bounds, num_inputs, num_outputs, threads));
+        *step == CONV            ? make_conv_step(step, kernels_, bounds, threads)
+            : *step == QUAD_CONV ? make_quad_conv_step(step, bounds, threads)
+                                 : make_channel_step(step, bounds, num_inputs, num_outputs, threads));
     for (const int slot : {PLANAR_SLOT, SUMS_SLOT}) {
       scratch_elements_[slot] =
           std::max(scratch_elements_[slot], steps_.back()->scratch_elements(slot, kernels_.lanes));

@@ -16,7 +16,17 @@ constexpr int64_t STEP_WORDS = 32;
 constexpr int64_t IN_ARENA = -1;
 
 enum StepKind : int64_t {
-  CONV, HALO, REMAP, ELEMENTWISE, POOL, MEAN, SHIFT, QUAD_CONV, QUANTIZE, DEQUANTIZE, QUAD_POOL
+  CONV,
+  HALO,
+  REMAP,
+  ELEMENTWISE,
+  POOL,
+  MEAN,
+  SHIFT,
+  QUAD_CONV,
+  QUANTIZE,
+  DEQUANTIZE,
+  QUAD_POOL
 };
 
 // A struct of words, and the text of its fields.

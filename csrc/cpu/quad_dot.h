@@ -40,9 +40,7 @@ constexpr const char* DOT = "sdot";
 constexpr int64_t RATE = 4;
 constexpr int64_t X_SHIFT = 128;
 ALWAYS_INLINE ivec ready(ivec x) { return x ^ static_cast<int32_t>(0x80808080); }
-ALWAYS_INLINE ivec dot(ivec sum, ivec x, ivec w) {
-  return (ivec)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w);
-}
+ALWAYS_INLINE ivec dot(ivec sum, ivec x, ivec w) { return (ivec)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w); }
 #elif defined(__AVX2__) && VECTOR_BYTES == 32
 // Even and odd bytes widened to 16 bits: vpmaddubsw would saturate. It does no more work than a float32 multiply-add.
 constexpr const char* DOT = "vpmaddwd";

@@ -34,7 +34,9 @@ struct Sums {
 ALWAYS_INLINE ivec load_quads(const float* p) { return *reinterpret_cast<const ivec*>(p); }
 ALWAYS_INLINE void store_quads(float* p, ivec v) { *reinterpret_cast<ivec*>(p) = v; }
 ALWAYS_INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
-ALWAYS_INLINE ivec four_times(int32_t byte) { return ivec{} + static_cast<int32_t>(0x01010101u * static_cast<uint32_t>(byte)); }
+ALWAYS_INLINE ivec four_times(int32_t byte) {
+  return ivec{} + static_cast<int32_t>(0x01010101u * static_cast<uint32_t>(byte));
+}
 
 ALWAYS_INLINE ivec blended(ivec v, const int32_t* mask, ivec otherwise) {
   const ivec is_pixel = *reinterpret_cast<const ivec*>(mask);
@@ -177,7 +179,8 @@ ALWAYS_INLINE void run_row_group(
   Sums<VECTORS> acc;
   for (int r = 0; r < ROWS; ++r) {
     for (int v = 0; v < VECTORS; ++v) {
-      acc.row[r][v] = block == 0 ? ivec{} + tile.sums[row_group * ROWS + r] : load_quads(rest + (r * VECTORS + v) * LANES);
+      acc.row[r][v] =
+          block == 0 ? ivec{} + tile.sums[row_group * ROWS + r] : load_quads(rest + (r * VECTORS + v) * LANES);
     }
   }
   const float* x = tile.x + block * tile.block_stride + first * STEP * LANES;
@@ -258,8 +261,9 @@ void max_pool(const QuadPool& pool) {
 
 extern const QuadKernels quad_kernels;
 const QuadKernels quad_kernels = {
-    DOT, RATE, LANES, MAX_VECTORS, X_SHIFT, {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
-    quantize, dequantize, max_pool};
+    DOT,         RATE,       LANES,
+    MAX_VECTORS, X_SHIFT,    {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
+    quantize,    dequantize, max_pool};
 
 }  // namespace PRUNEKIT_ISA
 }  // namespace prunekit

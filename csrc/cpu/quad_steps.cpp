@@ -58,9 +58,15 @@ class Conversion : public ChannelStep {
   void run_channel(const LaneKernels&, const Memory& memory, int64_t c) const override {
     const int64_t x = is_back_ ? c : QUAD_ROWS * c, y = is_back_ ? QUAD_ROWS * c : c;
     const QuadConversion conversion{
-        memory.arena + s_.x + x * s_.x_channel, s_.x_channel, memory.arena + s_.y + y * s_.y_channel, s_.y_channel,
-        s_.vectors, std::min(QUAD_ROWS, s_.channels - QUAD_ROWS * c), static_cast<float>(s_.scale),
-        static_cast<int32_t>(s_.zero), s_.mask};
+        memory.arena + s_.x + x * s_.x_channel,
+        s_.x_channel,
+        memory.arena + s_.y + y * s_.y_channel,
+        s_.y_channel,
+        s_.vectors,
+        std::min(QUAD_ROWS, s_.channels - QUAD_ROWS * c),
+        static_cast<float>(s_.scale),
+        static_cast<int32_t>(s_.zero),
+        s_.mask};
     (is_back_ ? quads_.dequantize : quads_.quantize)(conversion);
   }
 

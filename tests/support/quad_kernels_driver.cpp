@@ -52,9 +52,12 @@ void compare(const char* what, double expected, double found) {
 // One rounding an operation, as the kernels have it; this file is compiled without fused multiply-adds.
 float activated(float v, LaneActivation activation, float parameter) {
   switch (activation) {
-    case LaneActivation::LEAKY_RELU: return v < 0.0f ? v * parameter : v;
-    case LaneActivation::RELU: return v < 0.0f ? 0.0f : v;
-    default: return v;
+    case LaneActivation::LEAKY_RELU:
+      return v < 0.0f ? v * parameter : v;
+    case LaneActivation::RELU:
+      return v < 0.0f ? 0.0f : v;
+    default:
+      return v;
   }
 }
 
@@ -184,7 +187,8 @@ void check_conversions() {
   const Elements x(4 * vectors * lanes), quads(vectors * lanes), back(4 * vectors * lanes), mask(vectors * lanes);
   auto* is_pixel = reinterpret_cast<int32_t*>(mask.data);
   const float special[] = {0.0f, 1e30f, -1e30f, NAN, INFINITY, -INFINITY};
-  for (int64_t i = 0; i < 4 * vectors * lanes; ++i) x.data[i] = draw(0, 9) ? real(-200.0f, 200.0f) : special[draw(0, 5)];
+  for (int64_t i = 0; i < 4 * vectors * lanes; ++i)
+    x.data[i] = draw(0, 9) ? real(-200.0f, 200.0f) : special[draw(0, 5)];
   for (int64_t i = 0; i < vectors * lanes; ++i) is_pixel[i] = -draw(0, 1);
   KERNELS.quantize({x.data, vectors * lanes, quads.data, 0, vectors, channels, scale, zero, is_pixel});
   KERNELS.dequantize({quads.data, 0, back.data, vectors * lanes, vectors, channels, scale, zero, is_pixel});
@@ -232,6 +236,7 @@ int main(int, char** arguments) {
     check_conversions();
     check_pool();
   }
-  std::printf("%s: %lld lanes, tiles of up to %lld vectors, %ld numbers compared\n", KERNELS.dot,
-              static_cast<long long>(KERNELS.lanes), static_cast<long long>(KERNELS.max_vectors), compared);
+  std::printf(
+      "%s: %lld lanes, tiles of up to %lld vectors, %ld numbers compared\n", KERNELS.dot,
+      static_cast<long long>(KERNELS.lanes), static_cast<long long>(KERNELS.max_vectors), compared);
 }
