@@ -172,7 +172,8 @@ def test_a_run_ends_with_a_table_and_a_report(options: Options) -> None:
     assert str(out / "report.html") in result.stdout
     assert [float(row["ratio"]) for row in read_rows(out / "results.csv")] == [0, 90]
     assert (out / "report.html").is_file()
-    assert {path.name for path in (out / "plots").iterdir()} == {"average_precision.png", "latency.png"}
+    plots = {path.name for path in (out / "plots").iterdir()}
+    assert plots == {"average_precision.png", "latency.png", "tradeoff.png"}
 
     other = _invoke(options | {"scope": "global"})
     assert other.exit_code == 2

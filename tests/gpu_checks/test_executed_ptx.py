@@ -65,9 +65,6 @@ BUGS = {
     ),
     "two matrices change places": PtxBug("condensed", r"(ldmatrix\.sync\S+ \{)(%r\d+), (%r\d+), ", r"\1\3, \2, ", 0),
     "no barrier before the inputs of a chunk are read": PtxBug("condensed", r"bar\.sync\s+0;", "", 0),
-    "whether inputs are finite is asked of one thread": PtxBug(
-        "condensed", r"bar\.red\.or\.pred\s+(%p\d+), 0, (%p\d+);", r"bar.sync 0; mov.pred \1, \2;"
-    ),
     "the selector names the other lanes": PtxBug("semi_structured", r"(mma\.sp[^;]*), 1;", r"\1, 0;"),
     "weights of 2:4 change places": PtxBug(
         "semi_structured", r"(mma\.sp\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+),", r"\1\3, \2,"
