@@ -23,8 +23,8 @@ MAX_LEVEL, MAX_WEIGHT = 255, 127
 MAX_PRODUCTS = (2**31 - 1) // (MAX_LEVEL * MAX_WEIGHT)
 #: Channels of an element of quads (csrc/cpu/quad_kernels.h).
 QUAD = 4
-# Of a tensor that is 0 everywhere, and of an output channel without weights.
-_SMALLEST_SCALE = 1e-12
+#: Of a tensor that is 0 everywhere, and of an output channel without weights.
+SMALLEST_SCALE = 1e-12
 
 
 def quantization_of(low: float, high: float) -> Quantization:
@@ -36,7 +36,7 @@ def quantization_of(low: float, high: float) -> Quantization:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"a range of {low} to {high} has no levels")
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(torch.tensor(max((high - low) / MAX_LEVEL, _SMALLEST_SCALE), dtype=torch.float32))
+    scale = float(torch.tensor(max((high - low) / MAX_LEVEL, SMALLEST_SCALE), dtype=torch.float32))
     return Quantization(scale, min(max(round(-low / scale), 0), MAX_LEVEL))
 
 
@@ -61,7 +61,7 @@ def quantized_weight(weight: SparseWeight) -> tuple[SparseWeight, Tensor]:
     """
     dense = weight.dense()
     largest = dense.abs().amax((1, 2, 3))
-    scale = (largest / MAX_WEIGHT).clamp(min=_SMALLEST_SCALE)
+    scale = (largest / MAX_WEIGHT).clamp(min=SMALLEST_SCALE)
     levels = (dense / scale[:, None, None, None]).round().clamp(-MAX_WEIGHT, MAX_WEIGHT)
     return SparseWeight.of(levels.to(torch.int8)), scale
 

@@ -27,13 +27,13 @@ from prunekit.engine.quantization import (
 Ranges = Mapping[str, tuple[float, float]]
 
 
-def reason_for_float32(node: Node, graph: Graph) -> str | None:
-    """Return why a float32 convolution cannot be one in int8, or None.
+def reasons_for_float32(graph: Graph) -> dict[str, str | None]:
+    """Return why each float32 convolution of a fused and compressed graph cannot be one in int8, or None."""
+    levels = graph.levels()
+    return {node.name: _reason(node, graph, levels) for node in graph.nodes if node.op == "conv2d"}
 
-    Args:
-        node: a "conv2d" of the graph.
-        graph: fused and compressed.
-    """
+
+def _reason(node: Node, graph: Graph, levels: Mapping[str, int]) -> str | None:
     a, weight = node.attributes, graph.weights[node.attributes["weight"]]
     if not weight.is_finite or not (a["bias"] is None or bool(graph.constants[a["bias"]].isfinite().all())):
         return "a weight or bias is not finite"
@@ -41,7 +41,6 @@ def reason_for_float32(node: Node, graph: Graph) -> str | None:
         return "it has two activations"
     if math.prod(weight.shape[1:]) > MAX_PRODUCTS:
         return "its sums may not fit into 32 bits"
-    levels = graph.levels()
     if any(_meeting_level(levels, name) != levels[node.name] for name in node.inputs):
         return "an operator of torch's stands between its inputs"
     return None
@@ -70,7 +69,7 @@ def quantized_graph(
 
     Args:
         graph: fused and compressed, in float32.
-        names: of convolutions that `reason_for_float32` has nothing against.
+        names: of convolutions that `reasons_for_float32` has nothing against.
         ranges: of `values_to_observe`.
         shifts: of convolutions by name, what int8 adds to each output channel in the mean, float32 [K]; it is taken
             from the bias.

@@ -23,7 +23,7 @@ from prunekit.engine.interpreter import quantized_conv2d
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.program import Program, StepTime
 from prunekit.engine.quantization import levels_of, quantizations_of, values_of
-from prunekit.engine.quantizing import Ranges, quantized_graph, reason_for_float32, values_to_observe
+from prunekit.engine.quantizing import Ranges, quantized_graph, reasons_for_float32, values_to_observe
 from prunekit.engine.tuning import TunedConv, tune
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError, WrongOutputError
@@ -152,7 +152,7 @@ def build_int8(
     if only_where_faster and native.quad_layout().rate == 0:
         raise StaysFloat32(f"the {native_status().instruction_set} kernels have no instruction for int8")
     graph = float32.graph
-    reasons = {node.name: reason_for_float32(node, graph) for node in graph.nodes if node.op == "conv2d"}
+    reasons = reasons_for_float32(graph)
     names = [name for name, reason in reasons.items() if reason is None]
     ranges = observe(graph, values_to_observe(graph, names), inputs, method)
     found = noise_of_layers(graph, names, ranges, inputs[:_NOISE_INPUTS])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from prunekit.config import Config
 from prunekit.evaluation.latency import Deployed
+from prunekit.nn.int8 import PRECISIONS
 from prunekit.training.data import TrainingData, as_floats
 
-FLOAT32, INT8 = "float32", "int8"
-PRECISIONS = (FLOAT32, INT8)
+FLOAT32, INT8 = PRECISIONS
 
 
 class DeploymentChoices(Config):

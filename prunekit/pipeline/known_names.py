@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from prunekit.attacks import PRESETS, PgdConfig
 from prunekit.evaluation.sensitivity import METHODS
+from prunekit.nn.int8 import PRECISIONS
 from prunekit.pipeline.condition_config import CONDITIONS
-from prunekit.pipeline.int8 import PRECISIONS
 from prunekit.pipeline.scoring import REFERENCES
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES
 from prunekit.prune.deeplift import RULES

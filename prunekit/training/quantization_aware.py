@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_LEVELS, _MAX_WEIGHT = 255, 127
-_SMALLEST_SCALE = 1e-12
+from prunekit.engine.quantization import MAX_LEVEL, MAX_WEIGHT, SMALLEST_SCALE
 
 
 class QuantizationAware(nn.Module):
@@ -45,15 +44,15 @@ def on_levels(x: Tensor) -> Tensor:
     """Return x [N, C, H, W] rounded to 256 levels between its least and its greatest value, of which 0 is one."""
     with torch.no_grad():
         low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
-        scale = ((high - low) / _LEVELS).clamp(min=_SMALLEST_SCALE)
+        scale = ((high - low) / MAX_LEVEL).clamp(min=SMALLEST_SCALE)
         zero = (-low / scale).round()
-        rounded = (((x / scale).round() + zero).clamp(0, _LEVELS) - zero) * scale
+        rounded = (((x / scale).round() + zero).clamp(0, MAX_LEVEL) - zero) * scale
     return x + (rounded - x).detach()
 
 
 def on_weight_levels(weight: Tensor) -> Tensor:
     """Return a weight [K, C, R, S] rounded to -127 … 127 times a scale of each output channel."""
     with torch.no_grad():
-        scale = (weight.abs().amax((1, 2, 3), keepdim=True) / _MAX_WEIGHT).clamp(min=_SMALLEST_SCALE)
+        scale = (weight.abs().amax((1, 2, 3), keepdim=True) / MAX_WEIGHT).clamp(min=SMALLEST_SCALE)
         rounded = (weight / scale).round() * scale
     return weight + (rounded - weight).detach()

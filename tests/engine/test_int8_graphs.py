@@ -19,7 +19,7 @@ from prunekit.engine.graph import Graph, Quantization
 from prunekit.engine.interpreter import interpret
 from prunekit.engine.model import AcceleratedModel
 from prunekit.engine.program import Program
-from prunekit.engine.quantizing import quantized_graph, reason_for_float32, values_to_observe
+from prunekit.engine.quantizing import quantized_graph, reasons_for_float32, values_to_observe
 from prunekit.engine.tuning import tune
 from prunekit.engine.tuning_cache import TuningCache
 from prunekit.errors import InputError
@@ -48,7 +48,7 @@ def float32_graph(net: nn.Module, inputs: Sequence[Tensor], *, any_size: bool = 
 
 
 def in_int8(graph: Graph, inputs: Sequence[Tensor], method: str = "minmax") -> Graph:
-    names = [n.name for n in graph.nodes if n.op == "conv2d" and reason_for_float32(n, graph) is None]
+    names = [name for name, reason in reasons_for_float32(graph).items() if reason is None]
     return quantized_graph(graph, names, observe(graph, values_to_observe(graph, names), [tuple(inputs)], method))
 
 
