@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from bench.gpu_check import Part, run_parts
 from bench.scripts import check_device
 from bench.time_limit import TimeLimit
 from prunekit.errors import InputError
-from tests.support import ROOT
+from tests.support.make_runs import run_make
 
 
 @pytest.fixture
@@ -72,15 +71,7 @@ def test_make_gpu_ends_before_it_sets_anything_up(tmp_path: Path) -> None:
         pytest.skip("needs a machine without an NVIDIA driver")
     for tool in ("make", "sh", "test"):
         (tmp_path / tool).symlink_to(_found(tool))
-    environment = {**os.environ, "PATH": str(tmp_path)}
-    done = subprocess.run(
-        ["make", "gpu", f"VENV={tmp_path / 'venv'}"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_make("gpu", f"VENV={tmp_path / 'venv'}", PATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stdout == ""
     assert "got a machine without nvidia-smi. Nothing was run." in done.stderr

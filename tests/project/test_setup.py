@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support.make_runs import run_make
 
 
 @pytest.mark.parametrize(
@@ -19,8 +18,7 @@ from tests.support import ROOT
 )
 def test_a_step_that_cannot_be_done_says_what_to_do(setting: str, sentence: str, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
-    command = ["make", "setup", setting, f"VENV={venv}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_make("setup", setting, f"VENV={venv}")
     assert done.returncode == 2
     assert sentence in done.stderr.splitlines()[0]
     assert not venv.exists()
