@@ -16,31 +16,60 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.scripts import Row, read_rows
+from prunekit.attacks import PRESETS, register_attack
+from prunekit.attacks.presets import HYDRA
 from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.files import write_text
 from prunekit.pipeline import Progress, RunConfig, make_config, run
-from prunekit.pipeline.command_config import EvaluateStage
+from prunekit.pipeline.command_config import EvaluateStage, TrainStage
+from prunekit.pipeline.commands import train_stage
 from prunekit.pipeline.evaluate_command import evaluate_stage
+from prunekit.pipeline.variants import AS_GIVEN
 from prunekit.prune import ALLOCATIONS
+from prunekit.training.config import PRE_TRAINING
 
 PGD20 = "pgd20"
+_BATCH_SIZE = 128
+_UNPRUNED = {True: "unpruned, before adversarial training", False: "unpruned"}
 # What rows are of.
 _ABOUT = ("model", "seed", "allocation")
 
 
-def run_of(args: argparse.Namespace, model: str, seed: int) -> RunConfig:
+def training_attack(steps: int) -> str:
+    """Register HYDRA's attack with so many steps, together as long as its own; return its name."""
+    name = f"hydra-{steps}"
+    if name not in PRESETS:
+        register_attack(name, replace(HYDRA, steps=steps, step_size=HYDRA.step_size * HYDRA.steps / steps))
+    return name
+
+
+def clean_training(args: argparse.Namespace, model: str, seed: int) -> TrainStage:
+    """Return the training of a model and seed on images as they are, which adversarial training then begins from.
+
+    Small networks without shortcuts can stay at chance for many epochs where they meet attacked images from the start.
+    """
+    return TrainStage(
+        model=model, width=args.width, seed=seed, data=args.data, objective="clean", limit=args.train_limit,
+        pretrain=PRE_TRAINING.updated(epochs=args.clean_epochs, batch_size=_BATCH_SIZE), threads=args.threads,
+        out=args.out / "clean" / f"{model}-{seed}",
+    )  # fmt: skip
+
+
+def run_of(args: argparse.Namespace, model: str, seed: int, weights: Path | None) -> RunConfig:
     """Return the run of one model and seed."""
     return make_config(
-        model=model, width=args.width, seed=seed, data=args.data, train_data=args.data,
+        model=model, width=args.width, seed=seed, data=args.data, train_data=args.data, weights=weights,
         out=args.out / f"{model}-{seed}",
         structure=args.structure, budget=args.budget, allocation=args.allocations, objective=args.objective,
-        train_attack="hydra", attack=PGD20, pretrain_epochs=args.pretrain_epochs, finetune_epochs=args.finetune_epochs,
-        max_steps=args.max_steps, train_batch_size=128, batch_size=64, limit=args.limit,
+        train_attack=training_attack(args.train_steps), attack=PGD20,
+        pretrain_epochs=args.pretrain_epochs, finetune_epochs=args.finetune_epochs,
+        max_steps=args.max_steps, train_batch_size=_BATCH_SIZE, batch_size=64, limit=args.limit,
         train_limit=args.train_limit, threads=args.threads,
     )  # fmt: skip
 
@@ -55,7 +84,7 @@ def rows_of(config: RunConfig, attacks: Sequence[str], limit: int | None, progre
         done = json.loads(folder.unit(unit).read_text())
         row: Row = done["row"]
         found = {"model": config.model, "seed": config.seed}
-        found |= {"allocation": unit.variant.allocation if unit.is_pruned else "unpruned"}
+        found["allocation"] = unit.variant.allocation if unit.is_pruned else _UNPRUNED[unit.variant == AS_GIVEN]
         found |= {"clean": row["accuracy"], PGD20: row["attacked_accuracy"], "kept_macs": row["kept_macs"]}
         found["ms"] = row["latency_ms_compacted_accelerated"] or row["latency_ms"]
         if attacks:
@@ -108,6 +137,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--allocations", default="mrs,uniform,global,latency", help=f"of {', '.join(ALLOCATIONS)}")
     parser.add_argument("--attacks", default="autoattack", help='beside PGD-20, of the presets; "" for none')
     parser.add_argument("--objective", default="trades")
+    parser.add_argument("--train-steps", type=int, default=HYDRA.steps, help="of the attack in training, at eps 8/255")
+    parser.add_argument("--clean-epochs", type=int, default=0, help="on images as they are, before all others")
     parser.add_argument("--pretrain-epochs", type=int, default=10)
     parser.add_argument("--finetune-epochs", type=int, default=3)
     parser.add_argument("--max-steps", type=int)
@@ -126,7 +157,10 @@ def main(argv: Sequence[str]) -> None:
     with ConsoleProgress(error_console) as progress:
         for seed in args.seeds.split(","):
             for model in args.models.split(","):
-                found = rows_of(run_of(args, model, int(seed)), attacks, limit, progress)
+                weights = None
+                if args.clean_epochs:
+                    weights = train_stage(clean_training(args, model, int(seed)), progress).files[0]
+                found = rows_of(run_of(args, model, int(seed), weights), attacks, limit, progress)
                 rows = keep_rows(args.out / "rows.jsonl", found)
     print(table(rows))
 

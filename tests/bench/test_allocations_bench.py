@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import allocations
+from prunekit.attacks import PRESETS
+from prunekit.attacks.pgd import PgdConfig
 from tests.support.classes_of_images import write_classes
 
 
@@ -32,3 +34,14 @@ def test_a_table_of_allocations(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert kept[2] == other
     assert all(row.items() >= before.items() and "paper" in row for row, before in zip(kept[:2], rows, strict=True))
     assert capsys.readouterr().out.splitlines()[0] == lines[0]  # figures that every row has
+
+
+def test_what_begins_from_clean_training_has_a_row_for_it(tmp_path: Path) -> None:
+    for part, per_class in (("train", 4), ("test", 2)):
+        write_classes(tmp_path / "data" / part, ("blue", "green"), per_class, size=16, seed=per_class)
+    options = f"--data {tmp_path / 'data'} --out {tmp_path / 'out'} --models resnet20 --seeds 0 --objective pgd-at"
+    steps = "--allocations uniform --attacks= --clean-epochs 1 --pretrain-epochs 1 --finetune-epochs 0 --train-steps 2"
+    allocations.main(f"{options} {steps}".split())
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert [row["allocation"] for row in rows] == ["unpruned, before adversarial training", "unpruned", "uniform"]
+    assert PRESETS["hydra-2"] == PgdConfig(8 / 255, step_size=10 / 255, steps=2, random_start=True)
