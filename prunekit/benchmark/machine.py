@@ -20,6 +20,7 @@ import prunekit
 from prunekit.environment import describe_environment, installed_version
 from prunekit.nn import native_status
 from prunekit.ops import native
+from prunekit.processor import processor
 
 _PACKAGES = ("prunekit", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 _FAST_ROOMS = ("ops", "engine", "nn")  # whose code runs in an accelerated model, or chooses what does
@@ -42,6 +43,7 @@ class Machine:
         instruction_set: what the compiled kernels use, or None.
         versions: of Python and of the packages that compute; absent ones are left out.
         kernels: digest of the code that decides prunekit's speed, so that a rebuilt one counts as new.
+        matrix_unit: whether the processor multiplies matrices of int8 in a unit of its own (AMX).
     """
 
     system: str
@@ -49,6 +51,7 @@ class Machine:
     instruction_set: str | None
     versions: dict[str, str]
     kernels: str
+    matrix_unit: bool = False
 
     @classmethod
     def here(cls) -> Machine:
@@ -60,6 +63,7 @@ class Machine:
             instruction_set=native_status().instruction_set,
             versions={"python": platform.python_version(), **versions},
             kernels=_digest_of_kernels(),
+            matrix_unit="amx_int8" in processor().instruction_sets,
         )
 
 

@@ -34,6 +34,7 @@ class Row(BaseModel):
     instruction_set: str | None
     versions: dict[str, str]
     kernels: str
+    matrix_unit: bool = False  # files of earlier versions do not say so
     threads: int
     load: float
     # The problem.

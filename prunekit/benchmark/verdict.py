@@ -25,11 +25,23 @@ def verdict(curve: Curve) -> Iterator[str]:
     if curve.lower:
         over_any = _against(curve.best, lambda point: point.speedup_over_any, _best(curve))
         yield f"Best of each, any precision: {over_any}."
+        if curve.first.matrix_unit:
+            yield _beside_a_matrix_unit(curve)
     else:
         yield "Best of each: no peer below float32 was timed."
     not_timed = {name: why for row in curve.rows for name, why in row.not_timed.items() if name in _LOWER}
     for name, why in not_timed.items():
         yield f"{name}: not timed, {why}."
+
+
+def _beside_a_matrix_unit(curve: Curve) -> str:
+    """Say from where on zeros pay on a processor whose dense engines have a unit that zeros cannot use."""
+    ratio = break_even(curve.best, lambda point: point.speedup_over_any)
+    pays = "at none of the measured ratios" if ratio is None else f"from about {ratio:.0f} % on"
+    return (
+        "This processor has AMX, a unit for products of dense int8 and bfloat16 matrices, which scattered zeros cannot "
+        f"use: here they pay {pays}. Filters that are removed (prunekit compact) make dense engines faster too."
+    )
 
 
 def break_even(points: Sequence[Point], speedup: Speedup) -> float | None:

@@ -5,6 +5,7 @@ from prunekit.compaction.compact import CompactionResult, compact
 from prunekit.compaction.exports import EXPORTS, export
 from prunekit.compaction.files import load, save
 from prunekit.compaction.optimizers import carry_optimizer
+from prunekit.compaction.permutation import PermutationResult, permute_channels
 from prunekit.compaction.rounding import MULTIPLES
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "ChannelGroup",
     "CompactionResult",
     "Difference",
+    "PermutationResult",
     "carry_optimizer",
     "compact",
     "export",
     "load",
+    "permute_channels",
     "save",
 ]

@@ -27,8 +27,8 @@ class LayerCut:
 
     Attributes:
         name: Its name in the model.
-        out_keep: Filters that stay, ascending.
-        in_keep: Input channels that stay, ascending.
+        out_keep: Filters that stay, in their new order; a cut leaves them ascending.
+        in_keep: Input channels that stay, likewise.
         old_groups: Groups before.
         groups: Groups that stay.
         carried: Constants that go on inside a carrier.

@@ -20,7 +20,7 @@ def cut(model: nn.Module, plan: Plan) -> None:
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
         tensor = getattr(module, attribute)
-        if len(keep) != tensor.shape[dim]:
+        if not torch.equal(keep, torch.arange(tensor.shape[dim])):
             _replace(module, attribute, select(plan, name, tensor.detach()))
             _note_width(module, len(keep))
 
@@ -49,7 +49,7 @@ def select_weight(weight: Tensor, layer_cut: LayerCut) -> Tensor:
         return weight.index_select(0, out_keep).index_select(1, in_keep)
     written, read = len(weight) // layer_cut.old_groups, weight.shape[1]
     rows = []
-    for group in torch.unique(in_keep // read).tolist():
+    for group in dict.fromkeys((in_keep // read).tolist()):
         filters = out_keep[out_keep // written == group]
         channels = in_keep[in_keep // read == group] - group * read
         rows.append(weight.index_select(0, filters).index_select(1, channels))

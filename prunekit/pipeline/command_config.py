@@ -23,6 +23,7 @@ from prunekit.pipeline.config import (
     SharedChoices,
     TrainingChoices,
     architectures,
+    check_order_is_of_blocks,
 )
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import ALLOCATIONS, SCORES
@@ -106,6 +107,13 @@ class PruneStage(DetectorChoices, PruningChoices):
             raise ValueError("--scores makes scores and --scores-file reads them: give one of the two")
         if self.optimize_scores and self.data is None:
             raise ValueError("--optimize-scores needs images to learn from: add --data")
+        return self
+
+    @model_validator(mode="after")
+    def _order_is_of_blocks(self) -> PruneStage:
+        check_order_is_of_blocks(self.permute_channels_at, (self.structure,))
+        if self.permute_channels_at is not None and self.scores_file is not None:
+            raise ValueError("--scores-file holds scores of channels in their given order: leave --permute-channels-at")
         return self
 
     @model_validator(mode="after")

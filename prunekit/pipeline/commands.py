@@ -51,6 +51,7 @@ from prunekit.pipeline.steps import (
     SCORES_FILE,
     finetune,
     make_training,
+    permute,
     pretrain,
     prune_one_shot,
     prune_optimized,
@@ -166,6 +167,7 @@ def prune_stage(config: PruneStage, progress: Progress | None = None) -> StageOu
         rule = _rule(config, start)
         with _workspace(config, "prune", progress) as workspace:
             before = _stamp(config.out)
+            start = permute(workspace, start, config.structure, config.permute_channels_at, _image(config, start))
             scores, scores_sha256 = given or score(workspace, start, name, config, training)
             if config.shared:
                 sharing = Sharing(

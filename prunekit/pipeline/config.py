@@ -35,6 +35,7 @@ from prunekit.pipeline.training_options import (
 )
 from prunekit.pipeline.variants import AS_GIVEN, Unit, Variant
 from prunekit.prune import ALLOCATIONS, SCOPES, SCORES, STRUCTURES, parse_budget
+from prunekit.prune.blocks import PERMUTABLE
 from prunekit.task import LabelsImages, ModelSpec, Task, family_of, load_plugin, models, task_of
 from prunekit.training.config import SCORE_OPTIMIZATION, ScoreTraining, TrainConfig
 from prunekit.training.objective import NoiseConfig, ObjectiveConfig, VerifiedConfig
@@ -240,12 +241,25 @@ _NO_PART_OF_THE_IDENTITY = {
 }  # fmt: skip
 
 
+def check_order_is_of_blocks(permute_channels_at: float | None, structures: Sequence[str]) -> None:
+    """Raise ValueError where channels are to be permuted, but nothing is pruned in blocks."""
+    if permute_channels_at is not None and not set(structures) & set(PERMUTABLE):
+        raise ValueError(f"--permute-channels-at is about blocks: add --structure {' or '.join(PERMUTABLE)}")
+
+
 class PruningChoices(TrainingChoices, ScoreConfig, BudgetChoices):
     """What a run and a single pruning are told about the way from scores to masks."""
 
     scope: str = Field("layer", description=f"compare scores within each layer or across all: {', '.join(SCOPES)}")
     optimize: ScoreTraining = Field(
         SCORE_OPTIMIZATION.updated(augmentation=None), description="optimization of the scores"
+    )
+    permute_channels_at: float | None = Field(
+        None,
+        gt=0,
+        lt=100,
+        description="before pruning in blocks, bring the channels into an order in which blocks keep more at this "
+        "ratio in percent; the model answers the same (default: the order as it is)",
     )
 
 
@@ -333,6 +347,11 @@ class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, Certificati
     def _shared_scores_are_optimized(self) -> RunConfig:
         if self.share_scores_at is not None and "optimized" not in self.pruning:
             raise ValueError("--share-scores-at is about optimized scores: add --pruning optimized")
+        return self
+
+    @model_validator(mode="after")
+    def _order_is_of_blocks(self) -> RunConfig:
+        check_order_is_of_blocks(self.permute_channels_at, self.structure)
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@
     start       nothing                                           the model, if it is in no file yet
     pretrain    every parameter                                   model, for darknet's detectors also as its weights
     score       nothing                                           scores
+    permute     nothing                                           the model with its channels in another order
     prune       scores and normalization, or nothing (one-shot)   masks and model
     optimize    scores and normalization, shared by all ratios    scores and model, nothing dropped
     finetune    every parameter, dropped weights held at zero     model
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from prunekit.attacks import PgdConfig, attack_identity, attack_named
 from prunekit.attacks.presets import PAPER
+from prunekit.compaction import permute_channels
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
 from prunekit.pipeline.config import TrainingChoices
@@ -45,6 +47,7 @@ from prunekit.prune import (
     save_scores,
     score_named,
 )
+from prunekit.prune.blocks import PERMUTABLE
 from prunekit.task import Data, Task
 from prunekit.task_data import HasHoldout
 from prunekit.training.augment import AugmentConfig
@@ -152,6 +155,19 @@ def unpruned(start: Checkpoint) -> Checkpoint:
         name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in prunable_layers(start.model).items()
     }
     return replace(start, model=copy.deepcopy(start.model), masks=masks)
+
+
+def permute(workspace: Workspace, start: Checkpoint, structure: str, ratio: float | None, image: Tensor) -> Checkpoint:
+    """Reorder the channels of a model that is pruned in blocks, where that was asked for at a ratio."""
+    if ratio is None or structure not in PERMUTABLE:
+        return start
+    identity = {"structure": structure, "ratio_percent": ratio}
+    folder = workspace.store.open("permute", identity, {"model": start.sha256})
+    if folder.result() is None:
+        found = permute_channels(start.model, image, structure, ratio)
+        save_model(folder.file(MODEL), found.model, start.task.spec)
+        folder.finish({"moved": found.moved, "kept_before": found.kept_before, "kept_after": found.kept_after}, MODEL)
+    return _reopen(folder, start)
 
 
 def prune_one_shot(

@@ -33,7 +33,7 @@ from prunekit.pipeline.results import (
     size_columns,
 )
 from prunekit.pipeline.run_folder import RunFolder
-from prunekit.pipeline.steps import finetune, optimize_scores, prune_one_shot, prune_optimized, score, unpruned
+from prunekit.pipeline.steps import finetune, optimize_scores, permute, prune_one_shot, prune_optimized, score, unpruned
 from prunekit.pipeline.store import StageFolder
 from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.processor import processor
@@ -151,35 +151,42 @@ def _prune_and_finetune(job: Job, unit: Unit) -> tuple[Checkpoint, float | None]
     config, variant, training = job.config, unit.variant, job.training
     if not unit.is_pruned:
         return unpruned(job.given if variant == AS_GIVEN else job.start), None
+    image = job.dataset[0].image[None]
+    start = permute(job, job.start, variant.structure, config.permute_channels_at, image)
     excluded = (*job.groups.stems, *job.groups.heads) if config.keep_stem_and_heads and job.groups else ()
     rule = MaskRule(
         unit.ratio, variant.structure, config.scope, groups=job.groups, excluded=tuple(excluded),
         conv_groups=conv_groups(job.start.model),
     )  # fmt: skip
-    scores, scores_sha256 = score(job, job.start, variant.scores, config, training)
+    scores, scores_sha256 = score(job, start, variant.scores, config, training)
     if unit.shared:
-        image = job.dataset[0].image[None]
-        rule = allocate_step(job, job.start, scores, scores_sha256, rule, _sharing(job, unit), training, image)
+        rule = allocate_step(job, start, scores, scores_sha256, rule, _sharing(job, unit), training, image)
     churn = None
     if variant.pruning == "one-shot" or training is None:
-        pruned = prune_one_shot(job, job.start, scores, scores_sha256, rule)
+        pruned = prune_one_shot(job, start, scores, scores_sha256, rule)
     elif config.share_scores_at is not None:
-        pruned, churn = _prune_by_shared_scores(job, scores, scores_sha256, rule, training, config.share_scores_at)
+        pruned, churn = _prune_by_shared_scores(
+            job, start, scores, scores_sha256, rule, training, config.share_scores_at
+        )
     else:
-        pruned, churn = prune_optimized(job, job.start, scores, scores_sha256, rule, training, config.optimize)
+        pruned, churn = prune_optimized(job, start, scores, scores_sha256, rule, training, config.optimize)
     if training is not None and config.finetune.epochs > 0:
         pruned = finetune(job, pruned, training, config.finetune, job.groups if rule.cuts_filters else None)
     return pruned, churn
 
 
 def _prune_by_shared_scores(
-    job: Job, scores: Mapping[str, Tensor], scores_sha256: str, rule: MaskRule, training: Training, ratio: float
+    job: Job,
+    given: Checkpoint,
+    scores: Mapping[str, Tensor],
+    scores_sha256: str,
+    rule: MaskRule,
+    training: Training,
+    ratio: float,
 ) -> tuple[Checkpoint, float]:
     """Prune by scores that were optimized once, by the masks of `ratio`; return the churn at the rule's own too."""
     shared = replace(rule, ratio_percent=ratio, ratios={})
-    start, optimized, sha = optimize_scores(
-        job, job.start, scores, scores_sha256, shared, training, job.config.optimize
-    )
+    start, optimized, sha = optimize_scores(job, given, scores, scores_sha256, shared, training, job.config.optimize)
     pruned = prune_one_shot(job, start, optimized, sha, rule)
     assert pruned.masks is not None
     scored = {layer: mask for layer, mask in pruned.masks.items() if layer not in rule.excluded}

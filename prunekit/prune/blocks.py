@@ -79,3 +79,5 @@ BLOCKS: dict[str, Block] = {
     "block16x1": Block(filters=16),
     "kernel2d": Block(every_tap=True),
 }
+#: Those that the order of channels means something to.
+PERMUTABLE = tuple(name for name, block in BLOCKS.items() if block.filters * block.channels > 1)

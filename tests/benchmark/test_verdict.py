@@ -75,6 +75,18 @@ def test_without_a_lower_precision_nothing_is_claimed_about_it() -> None:
     assert list(verdict(curve_of({}))) == []
 
 
+@pytest.mark.parametrize(
+    ("times", "pays"),
+    [({50.0: 40.0, 90.0: 10.0, 99.0: 5.0}, "from about 78 % on"), ({50.0: 90.0}, "at none of the measured ratios")],
+)
+def test_beside_a_matrix_unit_it_is_said_from_where_on_zeros_pay(times: dict[float, float], pays: str) -> None:
+    same, best, amx = verdict(curve_of(times, matrix_unit=True))
+    assert "float32" in same
+    assert "Best of each" in best
+    assert f"scattered zeros cannot use: here they pay {pays}." in amx
+    assert len(list(verdict(curve_of(times, has_lower=False, matrix_unit=True)))) == 2  # nothing to pay against
+
+
 def test_layers_are_summed_and_each_has_its_own_fastest_peer() -> None:
     counts = {"a": 1, "b": 3}
     shapes: list[dict[str, Any]] = [{"question": "layers", "layer": name, "count": counts[name]} for name in counts]

@@ -59,6 +59,8 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"pruning": "optimized"}, "optimized pruning needs images to learn from: add --train-data"),
         ({"share_scores_at": 90}, "--share-scores-at is about optimized scores: add --pruning optimized"),
         ({"share_scores_at": 100}, "--share-scores-at: .*less than 100, got 100"),
+        ({"permute_channels_at": 75}, "--permute-channels-at is about blocks: add --structure block1x4 or block4x1 or"),
+        ({"permute_channels_at": 100, "structure": "block1x4"}, "--permute-channels-at: .*less than 100, got 100"),
         ({"objective": "madry"}, "--objective: must be one of clean, pgd-at, .*'madry'"),
         ({"train_attack": "cw"}, "--train-attack: must be one of fgsm, paper, .*'cw'"),
         ({"image_size": 100}, "--image-size: .*multiple of 32, got 100"),

@@ -150,6 +150,20 @@ def test_eps_0_trains_on_the_clean_images_twice(tmp_path: Path) -> None:
     assert losses["pgd-at"] == pytest.approx(2 * losses["clean"], rel=1e-5)
 
 
+def test_channels_are_permuted_once_before_blocks_are_pruned(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, image = _start(), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert stages.permute(workspace, start, "block1x4", None, image) is start
+    assert stages.permute(workspace, start, "filter", 50, image) is start
+    permuted = stages.permute(workspace, start, "block1x4", 50, image)
+    assert permuted.sha256 != start.sha256
+    for a, b in zip(start.model(image), permuted.model(image), strict=True):
+        torch.testing.assert_close(a, b)
+    monkeypatch.setattr(stages, "permute_channels", None)
+    assert stages.permute(workspace, start, "block1x4", 50, image).sha256 == permuted.sha256
+
+
 @pytest.mark.parametrize("ratio", [0, 99])
 def test_ratios_0_and_99(workspace: Workspace, ratio: float) -> None:
     start, training = _start(), _training()
