@@ -27,13 +27,15 @@ from prunekit.ops.cuda.choice import (
     key_of,
     measure_kernel,
 )
-from prunekit.ops.cuda.condensed.cost import CondensedLaunch
+from prunekit.ops.cuda.condensed.cost import CondensedLaunch, CondensedProblem
+from prunekit.ops.cuda.condensed.filter import pack_fragments
 from prunekit.ops.cuda.condensed.op import CondensedKernel
 from prunekit.ops.cuda.devices import GPUS, Gpu
 from prunekit.ops.cuda.plan import ConvPlan, forward_job
 from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.cuda.record.cost import MODEL, RecordLaunch, RecordProblem
 from prunekit.ops.cuda.registry import SPARSE_KERNELS
+from prunekit.prune import MaskRule
 from tests.support.emulated_dispatch import EmulatedGpu, dispatched
 from tests.support.sparse_choices import HALF_KERNELS
 
@@ -243,3 +245,38 @@ def test_measurements_are_kept_for_later_runs(tmp_path: Path, monkeypatch: pytes
         for _ in range(2):
             prunekit.masked_conv2d(x, weight, mask, None, 2, 1)
         assert len(gpu.launches) == before
+
+
+def masked_by(structure: str, ratio: float, groups: int = 1) -> Tensor:
+    weight = torch.randn(128, 96 // groups, 3, 3, generator=torch.Generator().manual_seed(1))
+    return MaskRule(ratio, structure, conv_groups={"": groups})({"": weight})[""]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_model_counts_the_columns_that_blocks_leave(groups: int) -> None:
+    """In blocks of 16 filters exactly as many as the density says, as the packer finds; 4×1 blocks leave those of 4."""
+    found = {}
+    for structure in ("unstructured", "block4x1", "block16x1"):
+        mask = masked_by(structure, 90, groups)
+        job = forward_job((1, 96, 20, 20), mask, (1, 1), (1, 1), (1, 1), groups)
+        assert job is not None
+        problem = CondensedProblem.of(job.problem)
+        found[structure] = problem.kept_columns
+        steps = pack_fragments(torch.ones(mask.shape).half() * mask, mask, groups, 48).header.num_steps
+        expected = groups * problem.num_row_groups * (96 // groups // 48) * float(problem.steps(48))
+        assert steps == pytest.approx(expected, rel=0.12), structure
+    assert found["block16x1"] == pytest.approx(0.1, rel=0.02)
+    assert found["block4x1"] == pytest.approx(1 - 0.9**4, rel=0.05)
+    assert found["unstructured"] == pytest.approx(1 - 0.9**16, rel=0.01)
+
+
+def test_blocks_of_sixteen_filters_make_the_condensed_kernel_pay_earlier() -> None:
+    gpu = GPUS["rtx-2070-super"]
+    seconds = {}
+    for structure in ("unstructured", "block16x1"):
+        job = forward_job((1, 96, 52, 52), masked_by(structure, 75), (1, 1), (1, 1), (1, 1), 1)
+        assert job is not None
+        assert (job.problem.shared_columns is None) == (structure == "unstructured")
+        (best,) = [c for c in candidates(job.problem, torch.float16, gpu, 1) if c.kernel.name == "condensed"]
+        seconds[structure] = best.seconds
+    assert seconds["block16x1"] < 0.6 * seconds["unstructured"]

@@ -127,8 +127,13 @@ def floor_seconds(problem: ConvProblem, gpu: Gpu, dtype: torch.dtype = torch.flo
 
 
 def rounded(problem: ConvProblem) -> ConvProblem:
-    """Return the problem with its density to two digits, so that nearly equal masks share a choice."""
-    return replace(problem, density=max(_LEAST_DENSITY, float(f"{problem.density:.2g}")))
+    """Return the problem with its shares to two digits, so that nearly equal masks share a choice."""
+    density, shared = _two_digits(problem.density), problem.shared_columns
+    return replace(problem, density=density, shared_columns=None if shared is None else _two_digits(shared))
+
+
+def _two_digits(share: float) -> float:
+    return max(_LEAST_DENSITY, float(f"{share:.2g}"))
 
 
 def candidates(

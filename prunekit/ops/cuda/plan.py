@@ -37,6 +37,8 @@ from prunekit.ops.cuda.transposed_conv import TransposedConv
 
 _PACKINGS = 4  # cuts to try where the longest run of a packed filter is longer than a random mask's would be
 _MAX_STRIDE = 4096
+# A mask has its own share of columns in the models where so many filters keep fewer than this share of a random one's.
+_SHARING_ROWS, _CLEARLY_FEWER = 16, 0.9
 
 #: From a kernel's name to its op, or what stands for it.
 Ops = Callable[[str], Callable[..., Tensor]]
@@ -229,7 +231,25 @@ def input_grad_problem(forward: ConvProblem, transposed: TransposedConv, x_size:
         stride=(1, 1),
         padding=transposed.paddings(x_size, forward.size),
         dilation=transposed.dilation,
+        shared_columns=None,  # filters and channels have changed places
     )
+
+
+def shared_columns(mask: Tensor, groups: int) -> float | None:
+    """Return the share of columns that 16 consecutive filters keep between them, where that is clearly few.
+
+    Args:
+        mask: bool [K, C / groups, R, S].
+        groups: Of the convolution.
+
+    Returns:
+        None unless blocks of filters share their columns: at random, masks leave more of them to each other.
+    """
+    rows = mask.view(groups, -1, mask[0].numel())
+    parts = rows.split(_SHARING_ROWS, dim=1)
+    kept = float(torch.stack([part.any(dim=1).float().mean() for part in parts]).mean())
+    at_random = 1 - (1 - float(mask.float().mean())) ** min(_SHARING_ROWS, rows.shape[1])
+    return kept if kept < _CLEARLY_FEWER * at_random else None
 
 
 def forward_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob | None:
@@ -250,7 +270,8 @@ def forward_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob
         return None
     here = mask.cpu()
     density, pairs = float(here.float().mean()), ((pair[0], pair[1]) for pair in (stride, padding, dilation))
-    problem = ConvProblem(mask.shape[0], mask.shape[1], kernel, groups, density, x_shape[0], size, *pairs)
+    shared = shared_columns(here, groups)
+    problem = ConvProblem(mask.shape[0], mask.shape[1], kernel, groups, density, x_shape[0], size, *pairs, shared)
     lists = list(stride), list(padding), list(dilation)
     return ConvJob("forward", problem, here, None, lists, None, tuple(x_shape), problem)
 

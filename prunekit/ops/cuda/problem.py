@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """A convolution as the models see it: its sizes, and its mask by the density alone.
+    """A convolution as the models see it: its sizes, and its mask by the density alone, or its columns too.
 
     Kernels have classes of their own, with what follows for them; `of` makes one of another.
+
+    Attributes:
+        shared_columns: The share of (input channel, tap) columns in which some of 16 consecutive filters of a group
+            have a weight, where blocks of filters share theirs; None where weights lie as if at random.
     """
 
     ROWS: ClassVar[int] = 1  # output channels of a kernel's row group
@@ -32,6 +36,7 @@ class ConvProblem:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    shared_columns: float | None = None
 
     @classmethod
     def of(cls, problem: ConvProblem) -> Self:

@@ -61,7 +61,9 @@ class CondensedProblem(ConvProblem):
 
     @property
     def kept_columns(self) -> float:
-        """The share of taps that some row of a group keeps, where the mask is random."""
+        """The share of taps that some row of a group keeps: the mask's own, or what a random one leaves."""
+        if self.shared_columns is not None:
+            return self.shared_columns
         return 1 - (1 - self.density) ** min(ROWS, self.out_channels // self.groups)
 
     @property
