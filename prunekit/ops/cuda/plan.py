@@ -269,9 +269,11 @@ def forward_job(x_shape: Sequence[int], mask: Tensor, *geometry: Any) -> ConvJob
     if x_shape[0] == 0 or 0 in size:
         return None
     here = mask.cpu()
-    density, pairs = float(here.float().mean()), ((pair[0], pair[1]) for pair in (stride, padding, dilation))
-    shared = shared_columns(here, groups)
-    problem = ConvProblem(mask.shape[0], mask.shape[1], kernel, groups, density, x_shape[0], size, *pairs, shared)
+    density, shared = float(here.float().mean()), shared_columns(here, groups)
+    pairs = [(pair[0], pair[1]) for pair in (stride, padding, dilation)]
+    problem = ConvProblem(
+        mask.shape[0], mask.shape[1], kernel, groups, density, x_shape[0], size, pairs[0], pairs[1], pairs[2], shared
+    )
     lists = list(stride), list(padding), list(dilation)
     return ConvJob("forward", problem, here, None, lists, None, tuple(x_shape), problem)
 
