@@ -4,9 +4,9 @@
 
 Each model is trained adversarially once a seed (`prunekit run`); then filters are pruned to the budget by each
 allocation and fine-tuned. Rows are clean accuracy, accuracy under PGD-20 at eps 8/255 and under the further attacks of
-`--attacks`, multiply-accumulates, and the measured milliseconds of the compacted model, accelerated. Given again, the
-command goes on where it stopped; models, seeds and attacks that are asked for later join the rows that are there. The
-last lines are a table of all of them: mean ± standard deviation over the seeds.
+`--attacks`, multiply-accumulates, and the milliseconds of the compacted models of a run, accelerated and timed in turn.
+Given again, the command goes on where it stopped and times anew; models, seeds and attacks that are asked for later
+join the rows that are there. The last lines are a table of all of them: mean ± standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -15,27 +15,35 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+import prunekit
 from bench.scripts import Row, read_rows
 from prunekit.attacks import PRESETS, register_attack
 from prunekit.attacks.presets import HYDRA
 from prunekit.cli.ending import error_console
 from prunekit.console import ConsoleProgress
 from prunekit.files import write_text
-from prunekit.pipeline import Progress, RunConfig, make_config, run
+from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
+from prunekit.pipeline.checkpoint import open_checkpoint
 from prunekit.pipeline.command_config import EvaluateStage, TrainStage
 from prunekit.pipeline.commands import train_stage
 from prunekit.pipeline.evaluate_command import evaluate_stage
-from prunekit.pipeline.variants import AS_GIVEN
+from prunekit.pipeline.variants import AS_GIVEN, Unit
 from prunekit.prune import ALLOCATIONS
+from prunekit.task import ModelSpec, task_of
+from prunekit.timing import time_in_turn
 from prunekit.training.config import PRE_TRAINING
 
 PGD20 = "pgd20"
-_BATCH_SIZE = 128
+_BATCH_SIZE, _TIMED_RUNS = 128, 50
 _UNPRUNED = {True: "unpruned, before adversarial training", False: "unpruned"}
 # What rows are of.
 _ABOUT = ("model", "seed", "allocation")
@@ -80,13 +88,14 @@ def rows_of(config: RunConfig, attacks: Sequence[str], limit: int | None, progre
     `limit` is how many of the test images the further attacks see: AutoAttack takes hours where PGD-20 takes minutes.
     """
     folder, rows = run(config, progress), []
+    milliseconds = deployed_milliseconds(folder, config)
     for unit in dict.fromkeys(config.units):
         done = json.loads(folder.unit(unit).read_text())
         row: Row = done["row"]
         found = {"model": config.model, "seed": config.seed}
         found["allocation"] = unit.variant.allocation if unit.is_pruned else _UNPRUNED[unit.variant == AS_GIVEN]
         found |= {"clean": row["accuracy"], PGD20: row["attacked_accuracy"], "kept_macs": row["kept_macs"]}
-        found["ms"] = row["latency_ms_compacted_accelerated"] or row["latency_ms"]
+        found["ms"] = milliseconds[unit.stem]
         if attacks:
             stage = EvaluateStage(
                 weights=folder.root / done["model"]["path"], data=config.data, attack=tuple(attacks),
@@ -97,6 +106,29 @@ def rows_of(config: RunConfig, attacks: Sequence[str], limit: int | None, progre
             found |= {attack: cases[attack]["accuracy"] for attack in attacks}
         rows.append(found)
     return list({row["allocation"]: row for row in rows}.values())
+
+
+def deployed_milliseconds(folder: RunFolder, config: RunConfig) -> dict[str, float]:
+    """Time all models of a run in turn on one image: accelerated, and without the filters that they lost."""
+    calls, threads = dict[str, Callable[[], object]](), torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
+    try:
+        for unit in dict.fromkeys(config.units):
+            model = deployed(folder, unit)
+            size = config.image_size or folder.read_json(f"units/{unit.stem}.json")["row"]["image_size"]
+            x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+            calls[unit.stem] = partial(prunekit.accelerate(model, x), x)
+        return {stem: timing.median_ms for stem, timing in time_in_turn(calls, _TIMED_RUNS, warm_up=5).items()}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def deployed(folder: RunFolder, unit: Unit) -> nn.Module:
+    """Return a unit's compacted model, or the model itself where nothing was cut."""
+    if folder.compacted(unit).is_file():
+        return prunekit.load(folder.compacted(unit))
+    found = folder.read_json(f"units/{unit.stem}.json")["model"]
+    return open_checkpoint(folder.root / found["path"], task_of(ModelSpec(**found["spec"]))).model.eval()
 
 
 def keep_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
