@@ -151,10 +151,10 @@ def color(rng: np.random.Generator) -> Floats:
     return rng.integers(0, 256, 3).astype(np.float32)
 
 
-def contrasting(rng: np.random.Generator, covered: Floats) -> Floats:
-    """Draw a color that stands out from another one, [3] in 0..255."""
+def contrasting(rng: np.random.Generator, covered: Floats, least: float = MIN_CONTRAST) -> Floats:
+    """Draw a color that stands out from another one by a distance of at least `least`, [3] in 0..255."""
     found = color(rng)
-    while np.linalg.norm(found - covered) < MIN_CONTRAST:
+    while np.linalg.norm(found - covered) < least:
         found = color(rng)
     return found
 

@@ -30,7 +30,8 @@ from prunekit.detection.shape_objects import (
 
 #: No two of them look alike when they are small or blurred.
 TEXTURED_SHAPES = ("circle", "triangle", "cross", "ring")
-SIZES = (0.1, 0.55)  # diameters relative to the longer side
+SIZES = (0.11, 0.55)  # diameters relative to the longer side
+CONTRAST = 130  # in RGB, more than in flat scenes: light, dusk and noise take some of it again
 OCTAVES = (3, 7, 17, 41)  # cells of noise along a side, coarse to fine
 SHADOW = 0.06  # of the longer side: how far an object's shadow reaches at most
 MAX_BLUR = 1.2  # pixels, the radius of a box
@@ -100,7 +101,7 @@ def _paint(
 ) -> None:
     """Draw an object and its shadow; its color stands out from what it covers."""
     shown = np.nonzero(placed.visible)  # rows and columns, [P] each
-    material = contrasting(rng, canvas[:, shown[0], shown[1]].mean(axis=1, dtype=np.float64))
+    material = contrasting(rng, canvas[:, shown[0], shown[1]].mean(axis=1, dtype=np.float64), CONTRAST)
     far = rng.uniform(0.3, 1) * reach
     down, right = round(far * math.sin(light)), round(far * math.cos(light))
     _darken(canvas, placed.visible, down, right, rng.uniform(0.5, 0.85))
