@@ -84,9 +84,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("clean", "clean", PAPER, epochs=10, learning_rate=6e-3, scale=0.75),
-    Stage("short", "pgd-at", TWO_STEPS, epochs=12, learning_rate=5e-3, scale=0.75),
-    Stage("paper", "pgd-at", PAPER, epochs=3, learning_rate=2e-3),
+    Stage("clean", "clean", PAPER, epochs=5, learning_rate=8e-3, scale=0.75),
+    Stage("short", "pgd-at", TWO_STEPS, epochs=18, learning_rate=8e-3, scale=0.75),
+    Stage("paper", "pgd-at", PAPER, epochs=2, learning_rate=3e-3),
 )
 
 
