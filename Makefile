@@ -1,4 +1,4 @@
-# make demo   set up .venv, then prune, attack, accelerate and time a detector trained on rendered images
+# make demo   set up .venv, then prune, attack, accelerate and time a robust detector on rendered images
 # make test   set up .venv, then ruff, clang-format, mypy and the tests; make check: the quick ones
 # make help   the rest
 

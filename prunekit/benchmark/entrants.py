@@ -62,7 +62,7 @@ def _build_peers(
         peer = PEERS[key]
         if peer.notice and not peer.missing and problem.layer is None:  # a layer takes no time
             progress.message(f"{peer.name}: {peer.notice}")
-        call = _built(peer, dense, problem.x)
+        call = built(peer, dense, problem.x)
         if isinstance(call, str):
             absent[peer.name] = call
             continue
@@ -72,8 +72,8 @@ def _build_peers(
     return competitors, absent
 
 
-def _built(peer: Peer, model: nn.Module, x: Tensor) -> Call | str:
-    """Return a peer's call, or why there is none."""
+def built(peer: Peer, model: nn.Module, x: Tensor) -> Call | str:
+    """Return a peer's call, or why there is none; gradients are off."""
     if peer.missing:
         return peer.missing
     try:

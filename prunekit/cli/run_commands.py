@@ -12,6 +12,7 @@ from prunekit.cli.ending import EXIT_FAILURE, Verbose, error_console, out_consol
 from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
+from prunekit.errors import InputError
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
 from prunekit.report import send_to_mlflow, write_report, write_run_comparison
 
@@ -68,22 +69,27 @@ def report_command(
 def demo_command(
     out: Annotated[Path, typer.Option(help="folder for data, weights and the run")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="random seed of data and training")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="fewer images and variants: " + DemoConfig.quick(Path()).duration)
+    ] = False,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="scaled and DeepLIFT scores, one-shot and optimized, at nine ratios: "
-            + DemoConfig.full(Path()).duration,
+            help="a smaller detector, trained first; scaled and DeepLIFT scores, one-shot and optimized, at nine "
+            "ratios: " + DemoConfig.full(Path()).duration,
         ),
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Render a small data set, train a narrow YOLOv3-tiny on it, and run the whole pipeline, offline.
+    """Render a small data set and run the whole pipeline on it, offline, with a detector that is shipped for this.
 
-    Without --full this takes a few minutes on two idle cores; an estimate is printed first.
+    Without --quick or --full this takes some minutes on two idle cores; an estimate is printed first.
     """
     with user_errors(verbose):
-        config = DemoConfig.full(out, seed) if full else DemoConfig(out, seed)
+        if quick and full:
+            raise InputError("Expected --quick or --full, got both.")
+        config = (DemoConfig.quick if quick else DemoConfig.full if full else DemoConfig.usual)(out, seed)
         tell(f"This takes {config.duration}.")
         with ConsoleProgress(error_console) as progress:
             folder = run_demo(config, progress)

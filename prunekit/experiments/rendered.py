@@ -54,8 +54,7 @@ def prepare_rendered(config: Rendered, folder: Path, seed: int, progress: Progre
     """Render the data and train the detector, or find them; of several processes one does it, and the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".inputs.lock"):
-        data = _render(config, folder, "train", config.num_train, seed, progress)
-        _render(config, folder, "val", config.num_val, seed + 1, progress)
+        data, _ = render_images(folder, config.num_train, config.num_val, config.image_size, seed, progress)
         if not weights_file(folder).is_file():
             _train(config, data, weights_file(folder), seed, progress)
 
@@ -73,12 +72,18 @@ class ShortTraining(DetectionTask):
         return 6 * loss.box + 2 * loss.objectness + loss.classification
 
 
-def _render(config: Rendered, folder: Path, split: str, num_images: int, seed: int, progress: Progress) -> Path:
-    data = folder / "data" / split
-    if not (data / "annotations" / f"instances_{split}.json").is_file():  # written last
-        for _ in progress.track(range(1), f"rendering {num_images} images to {split}", 1):
-            render_shapes_dataset(data, num_images, config.image_size, seed, split)
-    return data
+def render_images(
+    folder: Path, num_train: int, num_val: int, image_size: int, seed: int, progress: Progress, style: str = "flat"
+) -> tuple[Path, Path]:
+    """Render images to learn from and, from the next seed, to evaluate on, or find them; return both data sets."""
+    found = []
+    for split, num_images, split_seed in (("train", num_train, seed), ("val", num_val, seed + 1)):
+        data = folder / "data" / split
+        if not (data / "annotations" / f"instances_{split}.json").is_file():  # written last
+            for _ in progress.track(range(1), f"rendering {num_images} images to {split}", 1):
+                render_shapes_dataset(data, num_images, image_size, split_seed, split, style)
+        found.append(data)
+    return found[0], found[1]
 
 
 def _train(config: Rendered, data: Path, path: Path, seed: int, progress: Progress) -> None:

@@ -236,8 +236,8 @@ DATA = (
 # Results do not depend on where files lie (their content is compared), nor on which process reads them; each variant
 # at each ratio is a unit of its own.
 _NO_PART_OF_THE_IDENTITY = {
-    "weights", "data", "train_data", "out", "ratios", "structure", "scores", "pruning", "workers", "device",
-    "checkpoint_every", "plugin", "recipe", "task", "allocation", "budget",
+    "weights", "data", "train_data", "out", "ratios", "ratios_of", "structure", "scores", "pruning", "workers",
+    "device", "checkpoint_every", "plugin", "recipe", "task", "allocation", "budget",
 }  # fmt: skip
 
 
@@ -273,6 +273,11 @@ class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, Certificati
     width: float = Field(1.0, gt=0, le=4, description="width multiplier: channels relative to the published network's")
     ratios: tuple[float, ...] = Field(
         (0, 25, 50, 75, 90, 95), min_length=1, description="pruning ratios in percent, 0 <= ratio < 100"
+    )
+    ratios_of: tuple[str, ...] = Field(
+        (),
+        description="ratios of one structure in place of those of --ratios other than 0, such as block1x4=75,90 "
+        "(repeatable)",
     )
     scores: tuple[str, ...] = Field(
         ("scaled",), description=f"scores that rank the weights, one or more of: {', '.join(SCORES)}"
@@ -325,6 +330,24 @@ class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, Certificati
                 raise ValueError(f"each ratio must be at least 0 and below 100 percent, got {ratio:g}")
         return tuple(sorted(set(ratios)))
 
+    @field_validator("ratios_of")
+    @classmethod
+    def _of_structures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            name, equals, ratios = text.partition("=")
+            if name not in STRUCTURES or not equals:
+                raise ValueError(f"expected a structure and its ratios, such as block1x4=75,90, got {text!r}")
+            cls._sorted_percentages(parse_ratios(ratios, "--ratios-of"))
+        return value
+
+    @model_validator(mode="after")
+    def _ratios_have_their_structure(self) -> RunConfig:
+        if self.ratios_of and self.budget:
+            raise ValueError("--ratios-of has no meaning beside --budget: leave one of them out")
+        if unused := [name for name in self._own_ratios if name not in self.structure]:
+            raise ValueError(f"--ratios-of is about {unused[0]}, which is not pruned: add it to --structure")
+        return self
+
     @model_validator(mode="after")
     def _training_has_data(self) -> RunConfig:
         if self.train_data is None:
@@ -375,13 +398,20 @@ class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, Certificati
     def units(self) -> tuple[Unit, ...]:
         """Every variant at every ratio or budget, by variant; first the weights as given, if they are pre-trained."""
         before = (Unit(AS_GIVEN, 0),) if self.pretrain.epochs > 0 and self.weights is not None else ()
-        return (*before, *(Unit(variant, *target) for variant in self.variants for target in self._targets))
+        return (*before, *(Unit(variant, *target) for variant in self.variants for target in self._targets(variant)))
 
     @property
-    def _targets(self) -> list[tuple[float, str]]:
+    def _own_ratios(self) -> dict[str, tuple[float, ...]]:
+        """Ratios of structures that have their own."""
+        given = (text.partition("=") for text in self.ratios_of)
+        return {name: parse_ratios(ratios) for name, _, ratios in given}
+
+    def _targets(self, variant: Variant) -> list[tuple[float, str]]:
         """Ratio and budget of each unit: with budgets, they and the unpruned model take the place of the ratios."""
         if not self.budget:
-            return [(ratio, "") for ratio in self.ratios]
+            own = self._own_ratios.get(variant.structure)
+            ratios = self.ratios if own is None else sorted({*own, *(r for r in self.ratios if r == 0)})
+            return [(ratio, "") for ratio in ratios]
         ratios = [float(text.rstrip("%")) for text in self.budget if parse_budget(text).kind == "ratio"]
         return [(ratio, "") for ratio in sorted({0.0, *ratios})] + [(0.0, b) for b in self.budget if "=" in b]
 
@@ -406,9 +436,9 @@ def make_config(**choices: Any) -> RunConfig:
     return RunConfig(**choices)
 
 
-def parse_ratios(text: str) -> tuple[float, ...]:
-    """Read "0,25,50" as pruning ratios in percent."""
+def parse_ratios(text: str, option: str = "--ratios") -> tuple[float, ...]:
+    """Read "0,25,50" as pruning ratios in percent; `option` is what messages call them."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--ratios: expected numbers separated by commas, such as 0,50,90, got {text!r}.") from None
+        raise InputError(f"{option}: expected numbers separated by commas, such as 0,50,90, got {text!r}.") from None

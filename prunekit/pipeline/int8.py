@@ -18,13 +18,16 @@ FLOAT32, INT8 = PRECISIONS
 
 
 class DeploymentChoices(Config):
-    """In which precisions models are deployed."""
+    """In which precisions models are deployed, and by how many threads."""
 
     precision: tuple[str, ...] = Field(
         (FLOAT32,),
         description="also evaluate and time what is deployed in int8, beside float32: float32,int8",
     )
     calibration_images: int = Field(256, ge=1, description="training images that int8 is calibrated on")
+    latency_threads: int | None = Field(
+        None, ge=1, description="threads that models are made fast for and timed with (default: as many as --threads)"
+    )
 
     @property
     def deploys_int8(self) -> bool:

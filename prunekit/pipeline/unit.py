@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.attacks import PRESETS, AttackInParts, attack_identity
 from prunekit.compaction import CompactionResult, compact, save
+from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.evaluation.attacked_batches import AttackedBatches
 from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_or_none
@@ -136,7 +137,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         "images": len(job.dataset),
         "image_size": job.dataset.image_size,
         "attack": job.config.attack,
-        "threads": torch.get_num_threads(),
+        "threads": job.config.latency_threads or torch.get_num_threads(),
         "instruction_set": native_status().instruction_set,
         "processor": processor().name,
         "allocation": variant.allocation,
@@ -262,7 +263,7 @@ def _accelerate_and_time(job: Job, model: nn.Module, unit: Unit, compaction: Com
     x, config, images = job.dataset[0].image[None], job.config, None
     if config.deploys_int8 and job.training is not None:
         images = calibration_images(job.training.data, config.calibration_images, config.workers)
-    with alone(job.progress):
+    with alone(job.progress), thread_count(config.latency_threads):
         for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
             deployed = accelerate_and_time(model, job.start.task, x, config.latency_runs, config, compaction, images)
     return deployed

@@ -8,12 +8,13 @@ from prunekit.report.allocation_plots import write_rounds_plot, write_sensitivit
 from prunekit.report.corruption_plots import write_corruption_plots
 from prunekit.report.evaluation_page import write_evaluation_page
 from prunekit.report.mlflow_export import send_to_mlflow
-from prunekit.report.page import write_report
+from prunekit.report.page import DENSE, write_report
 from prunekit.report.plots import Row, variants, write_plots
 from prunekit.report.run_comparison import write_run_comparison
 from prunekit.report.statistics_page import write_statistics
 
 __all__ = [
+    "DENSE",
     "Row",
     "send_to_mlflow",
     "variants",

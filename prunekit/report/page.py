@@ -21,12 +21,14 @@ from prunekit.pipeline.overload import CANDIDATES
 from prunekit.pipeline.variants import AS_GIVEN, UNIFORM, Unit, Variant
 from prunekit.report.allocation_plots import write_allocation_plot
 from prunekit.report.plots import GIVEN, UNPRUNED, Row, is_comparison, variants, write_plots
-from prunekit.report.tradeoff_plot import write_tradeoff_plot
+from prunekit.report.tradeoff_plot import gains, write_tradeoff_plot
 from prunekit.task import Figure, Task, TellsFlips
 
 T = TypeVar("T")
 
 MAX_SHOWN = 4
+#: What dense engines take for the unpruned model, name → milliseconds, where somebody has timed them.
+DENSE = "dense.json"
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -39,13 +41,16 @@ def write_report(folder: RunFolder) -> Path:
     shown = _shown(rows)
     plots = write_plots(rows, folder.root / "plots", task.figures)
     plots["tradeoff"] = folder.root / "plots" / "tradeoff.png"
-    write_tradeoff_plot(plots["tradeoff"], rows, task.figures[0])
+    dense = folder.read_json(DENSE) if (folder.root / DENSE).is_file() else {}
+    write_tradeoff_plot(plots["tradeoff"], rows, task.figures[0], dense)
     if layers := _layers(folder, rows):
         plots["allocation"] = folder.root / "plots" / "allocation.png"
         write_allocation_plot(plots["allocation"], layers)
     page = template("report.html").render(
         rows=rows,
         table=_table(rows),
+        gains=gains(rows, task.figures[0], dense),
+        dense=dense,
         has_compacted=any(row.get("latency_ms_compacted") for row in rows),
         is_comparison=is_comparison(rows),
         plots={name: data_uri(path.read_bytes(), "png") for name, path in plots.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,48 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 
-def draw_tradeoff(rows: Sequence[Row], figure: Figure) -> PlotFigure:
-    """Draw accuracy against milliseconds, clean and under attack side by side, with the Pareto front of each."""
+@dataclass(frozen=True)
+class Gain:
+    """A point beside the unpruned model.
+
+    Attributes:
+        point: The model as it is deployed.
+        over_unpruned: How many times faster than the unpruned model in float32 on the same engine.
+        over_dense: How many times faster than the unpruned model on the fastest dense engine; nan if none was timed.
+        clean, attacked: Share of the unpruned model's figure that is left; nan where that is unknown or 0.
+    """
+
+    point: Point
+    over_unpruned: float
+    over_dense: float
+    clean: float
+    attacked: float
+
+
+def gains(rows: Sequence[Row], figure: Figure, dense: Mapping[str, float] | None = None) -> list[Gain]:
+    """Return what each model gains and loses by pruning and precision; nothing without an unpruned model."""
+    points, fastest = points_of(rows, figure), min((dense or {}).values(), default=math.nan)
+    whole = next((p for p in points if p.ratio == 0 and p.precision == "float32"), None)
+    if whole is None:
+        return []
+    return [
+        Gain(p, whole.ms / p.ms, fastest / p.ms, _share(p.clean, whole.clean), _share(p.attacked, whole.attacked))
+        for p in points
+    ]
+
+
+def _share(value: float, whole: float) -> float:
+    return value / whole if whole else math.nan
+
+
+def draw_tradeoff(rows: Sequence[Row], figure: Figure, dense: Mapping[str, float] | None = None) -> PlotFigure:
+    """Draw accuracy against milliseconds, clean and under attack side by side, with the Pareto front of each.
+
+    Args:
+        rows: Of results.csv.
+        figure: The task's main one.
+        dense: Milliseconds of the unpruned model on dense engines, the fastest of which is a line.
+    """
     points, attack = points_of(rows, figure), rows[0]["attack"]
     panels = {"clean": "clean"} if attack == "none" else {"clean": "clean", f"attack: {attack}": "attacked"}
     plot = PlotFigure(dpi=160, layout="constrained")
@@ -73,6 +113,9 @@ def draw_tradeoff(rows: Sequence[Row], figure: Figure) -> PlotFigure:
     for axes, (heading, kind) in zip(all_axes, panels.items(), strict=True):
         _draw_panel(axes, points, kind)
         _draw_control(axes, rows, figure.column if kind == "clean" else f"attacked_{figure.column}")
+        if dense:
+            name = min(dense, key=lambda engine: dense[engine])
+            axes.axvline(dense[name], color=GRAY, linestyle="--", linewidth=1, label=f"unpruned, {name}")
         axes.set_title(heading, loc="left", fontsize=10, color="#444444")
     all_axes[0].set_ylabel(figure.name)
     all_axes[0].set_ylim(bottom=0)
@@ -80,10 +123,12 @@ def draw_tradeoff(rows: Sequence[Row], figure: Figure) -> PlotFigure:
     return with_legend(plot, width=PANEL_SIZE[0] * (1 if len(panels) == 1 else 1.8), columns=3)
 
 
-def write_tradeoff_plot(path: Path, rows: Sequence[Row], figure: Figure) -> None:
-    """Write the picture of a run's rows as PNG."""
+def write_tradeoff_plot(
+    path: Path, rows: Sequence[Row], figure: Figure, dense: Mapping[str, float] | None = None
+) -> None:
+    """Write the picture of a run's rows as PNG; the arguments are those of `draw_tradeoff`."""
     buffer = io.BytesIO()
-    draw_tradeoff(rows, figure).savefig(buffer, format="png")
+    draw_tradeoff(rows, figure, dense).savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from prunekit.detection import CocoDataset, render_shapes_dataset
-from prunekit.detection.shapes import MIN_VISIBLE, SHAPES, render_scene, shape_patch
+from prunekit.detection.shape_objects import MIN_VISIBLE, SHAPES, shape_patch
+from prunekit.detection.shapes import render_scene
 from prunekit.errors import InputError
 
 

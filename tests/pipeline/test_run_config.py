@@ -37,6 +37,18 @@ def test_variants_are_every_structure_by_every_score_by_every_pruning() -> None:
     assert len(config.units) == 8
 
 
+def test_a_structure_can_have_ratios_of_its_own() -> None:
+    names = "unstructured,block1x4,filter"
+    config = make_config(**GOOD, structure=names, ratios=(0, 75, 90), ratios_of=("block1x4=75", "filter=50, 25"))
+    ratios: dict[str, list[float]] = {}
+    for unit in config.units:
+        ratios.setdefault(unit.variant.structure, []).append(unit.ratio)
+    assert ratios == {"unstructured": [0, 75, 90], "block1x4": [0, 75], "filter": [0, 25, 50]}
+    without = make_config(**GOOD, structure="filter", ratios=(90,), ratios_of=("filter=50",))
+    assert [unit.ratio for unit in without.units] == [50]
+    assert config.identity() == make_config(**GOOD).identity()  # units of the same folder
+
+
 @pytest.mark.parametrize("text", ["", "a", "10,", "10;20", "50%"])
 def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--ratios: .*separated by commas"):
@@ -50,6 +62,13 @@ def test_ratios_that_are_no_numbers_are_refused(text: str) -> None:
         ({"ratios": (-1,)}, "--ratios: .*at least 0.*got -1"),
         ({"ratios": (float("nan"),)}, "--ratios: .*got nan"),
         ({"ratios": ()}, "--ratios: "),
+        ({"ratios_of": ("filter",)}, "--ratios-of: expected a structure and its ratios, .*got 'filter'"),
+        ({"ratios_of": ("filters=50",)}, "--ratios-of: expected a structure and its ratios, .*got 'filters=50'"),
+        ({"ratios_of": ("unstructured=x",)}, "--ratios-of: expected numbers separated by commas, .*got 'x'"),
+        ({"ratios_of": ("unstructured=100",)}, "--ratios-of: .*below 100 percent, got 100"),
+        ({"ratios_of": ("filter=50",)}, "--ratios-of is about filter, which is not pruned: add it to --structure"),
+        ({"ratios_of": ("unstructured=5",), "budget": "90%"}, "--ratios-of has no meaning beside --budget"),
+        ({"latency_threads": 0}, "--latency-threads: "),
         ({"model": "yolov9"}, "--model: must be one of yolov3, .*'yolov9'"),
         ({"scores": "l1"}, "--scores: must be one of scaled, .*'l1'"),
         ({"attack": "brute"}, "--attack: must be one of fgsm, paper, .*none, got 'brute'"),

@@ -17,7 +17,7 @@ from PIL import Image
 from prunekit.detection.pictures import LabeledBox, class_color, draw_boxes
 from prunekit.errors import InputError
 from prunekit.pipeline import RunFolder, read_rows
-from prunekit.report import write_report
+from prunekit.report import DENSE, write_report
 
 TWO_DIGITS = ("false_positives_per_image", "false_positive_share", "attack_success_rate", "churn")
 
@@ -168,3 +168,17 @@ def test_boxes_are_drawn_where_they_are() -> None:
         for (x, y), color in expected.items():
             found = np.array(drawn.getpixel((round(x * zoom), round(y * zoom))), dtype=int)
             assert np.abs(found - color).max() < 40, (x, y)  # JPEG
+
+
+def test_the_page_says_how_much_faster_than_dense_engines_where_they_were_timed(
+    folder: RunFolder, text: str, tmp_path: Path
+) -> None:
+    assert "over dense" not in text
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(folder.root, copy.root)
+    copy.write_json(DENSE, {"a dense engine": 123.456, "another": 200.0})
+    write_report(copy)
+    with_dense = copy.report.read_text()
+    assert "a dense engine 123.46 ms, another 200.00 ms" in with_dense
+    unpruned = next(row for row in read_rows(copy.results) if float(row["ratio"]) == 0)
+    assert f"<td>{123.456 / float(unpruned['latency_ms']):.2f}×</td>" in with_dense
