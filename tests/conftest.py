@@ -82,6 +82,7 @@ SLOW = (
     "test_darknet_oracle.py",
     "test_deeplift.py",
     "test_demo_duration.py",
+    "test_deployed.py",
     "test_engine_arena.py",
     "test_engine_concurrency.py",
     "test_engine_errors.py",
