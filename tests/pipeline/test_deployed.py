@@ -158,9 +158,7 @@ def test_int8_is_watched_and_attacked_by_the_checkpoints_gradients(
         ({"model": "resnet20"}, "--model: expected outputs of a resnet20 of any number of classes"),
     ],
 )
-def test_what_an_accelerated_file_cannot_do_is_told(
-    folder: Path, asked: Options, more: Options, sentence: str
-) -> None:
+def test_what_an_accelerated_file_cannot_do_is_told(folder: Path, asked: Options, more: Options, sentence: str) -> None:
     result = invoke("watch", asked | {"weights": folder / "fast.safetensors", "model": "yolov3-tiny"} | more)
     assert result.exit_code == 2
     assert sentence in result.stderr
