@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 import prunekit
 from prunekit.detection import DetectionTask, yolov3_tiny
 from prunekit.detection.yolov3 import TINY_ANCHORS, Detector
 from prunekit.errors import InputError
-from prunekit.nn.accelerate import accelerate_copy
-from prunekit.nn.calls import Call
-from prunekit.nn.candidates import Options as SearchOptions
-from prunekit.nn.int8 import calibration_inputs
-from prunekit.nn.model_copies import copied
 from prunekit.ops import native
 from prunekit.pipeline.checkpoint import save_model
 from prunekit.pipeline.deployed import is_deployed, open_deployed
 from prunekit.task import ModelSpec, task_of
 from tests.support.commands import Options, invoke, succeed
+from tests.support.int8_everywhere import accelerate_in_int8
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -41,22 +35,12 @@ def net() -> Detector:
     """A detector with anchors of its own, a third of whose filters are gone."""
     torch.manual_seed(0)
     model = yolov3_tiny(CLASSES, WIDTH, ANCHORS).eval()
+    block = model.get_submodule("stage16.4")
     with torch.no_grad():
-        block = model.stage16[4]  # type: ignore[index]
-        block.conv.weight[:2] = 0
-        for value in (block.norm.weight, block.norm.bias):
-            value[:2] = 0
+        for name, value in block.named_parameters():
+            if name.startswith(("conv.weight", "norm.")):
+                value[:2] = 0
     return model
-
-
-def in_int8(model: nn.Module, x: Tensor, images: Sequence[Tensor]) -> nn.Module:
-    """Accelerate with int8 wherever it is possible, whatever is faster on this machine."""
-    call = Call.of_example(model, x, None)
-    options = SearchOptions(
-        tuning_seconds=0.0, tuning_cache=None, calibration=calibration_inputs(images, call), only_faster_int8=False
-    )
-    with torch.no_grad():
-        return accelerate_copy(copied(model), call, options)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +49,7 @@ def folder(net: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, x = tmp_path_factory.mktemp("files"), torch.rand(1, 3, SIZE, SIZE, generator=torch.manual_seed(1))
     save_model(folder / "net.safetensors", net, ModelSpec("yolov3-tiny", ARGUMENTS))
     prunekit.save(prunekit.accelerate(net, x, tuning_seconds=0.0, tuning_cache=None), folder / "fast.safetensors")
-    prunekit.save(in_int8(net, x, [x]), folder / "int8.safetensors")
+    prunekit.save(accelerate_in_int8(net, x, precision="int8", calibration=[x]), folder / "int8.safetensors")
     prunekit.save(prunekit.compact(net, x), folder / "small.prunekit")
     return folder
 
