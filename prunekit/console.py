@@ -18,6 +18,7 @@ from rich.text import Text
 from prunekit.evaluation.corruptions import SEVERITIES, Cell
 from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.evaluation.sanity_rules import CheckReport
+from prunekit.pipeline.deployed_evaluation import digits_of
 from prunekit.progress import Description
 from prunekit.prune.sensitivity import Sensitivity
 from prunekit.report import Row, variants
@@ -174,6 +175,17 @@ def corruptions_table(summary: CorruptionSummary) -> Table:
     for name in dict.fromkeys(cell.corruption for cell in summary.values):
         values = [summary.values.get(Cell(name, severity)) for severity in SEVERITIES]
         table.add_row(name, *(_cell(_known(value), "{:.3f}") for value in (*values, summary.of_corruption(name))))
+    return table
+
+
+def deployed_table(rows: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Return the figures of a checkpoint and of what was deployed, by name and heading."""
+    headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
+    table = titled("What is deployed", ["model"], (heading.replace(", ", "\n") for heading in headings))
+    for name, row in rows.items():
+        table.add_row(
+            escape(name), *(_cell(_known(row.get(heading)), f"{{:.{digits_of(heading)}f}}") for heading in headings)
+        )
     return table
 
 

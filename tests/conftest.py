@@ -56,6 +56,7 @@ LONGEST = (
 #: Further files that `make check` leaves out, and what tests ask of these fixtures: a detector trained, a run on it.
 SLOW = (
     *LONGEST,
+    "test_adaptive_bench.py",
     "test_accelerate_gpu.py",
     "test_accelerate_kinds.py",
     "test_allocation_commands.py",
@@ -83,6 +84,8 @@ SLOW = (
     "test_deeplift.py",
     "test_demo_detector.py",
     "test_demo_duration.py",
+    "test_deployed.py",
+    "test_deployed_evaluation.py",
     "test_engine_arena.py",
     "test_engine_concurrency.py",
     "test_engine_errors.py",

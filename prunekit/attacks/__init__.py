@@ -9,6 +9,7 @@ from prunekit.attacks.classification import (
     softmax_divergence,
 )
 from prunekit.attacks.gradient import GradientError
+from prunekit.attacks.held import held_perturbation, moved
 from prunekit.attacks.identity import attack_identity
 from prunekit.attacks.losses import Attack, AttackInParts, AttackLosses, LossPerImage
 from prunekit.attacks.overload import OverloadConfig, soft_count
@@ -40,7 +41,9 @@ __all__ = [
     "cross_entropy_per_image",
     "draw_placement",
     "fgsm",
+    "held_perturbation",
     "margin_per_image",
+    "moved",
     "pasted",
     "pgd",
     "random_patch",

@@ -11,6 +11,7 @@ from prunekit.console import (
     ConsoleProgress,
     checks_table,
     corruptions_table,
+    deployed_table,
     evaluation_table,
     sensitivities_table,
 )
@@ -131,6 +132,9 @@ Examples:
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack latency
       --max-candidates 1000 --out runs/overload
 
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack paper,latency
+      --corruptions benchmark --deployed small.prunekit --precision int8 --calibration-data train/ --out runs/deployed
+
 {_AGAIN} Attacks and corruptions can be added in the same folder.
 """
 
@@ -212,6 +216,8 @@ def _show(outcome: EvaluationOutcome) -> None:
             tell(sentence)
     if outcome.patch is not None:
         tell(patch_sentence(outcome.patch, outcome.shown[0].column, outcome.shown[0].name))
+    if outcome.deployed:
+        out_console.print(deployed_table(outcome.deployed))
     if outcome.timing is not None:
         dense, fast = outcome.timing["latency_ms_control"], outcome.timing["latency_ms"]
         tell(f"Latency: {dense:.2f} ms dense, {fast:.2f} ms accelerated")

@@ -24,7 +24,8 @@ from prunekit.errors import InputError
 from prunekit.graph.calls import Call
 from prunekit.nn import saving as accelerated
 
-_FORMAT = "prunekit compacted model"
+#: What files of compacted models say they are.
+COMPACTED_FORMAT = "prunekit compacted model"
 # 1 had no digest.
 _VERSION, _VERSIONS = 2, (1, 2)
 
@@ -63,7 +64,7 @@ def save(model: nn.Module | CompactionResult, path: str | Path) -> None:
         return
     with accelerated.checked_path(path):
         tensors, spec = _describe(model)
-        document = {"format": _FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
+        document = {"format": COMPACTED_FORMAT, "version": _VERSION, **spec, "certificate": model.certificate.to_json()}
         documents.write(path, tensors, document)
 
 
@@ -77,11 +78,11 @@ def load(path: str | Path) -> nn.Module:
         RuntimeError: An accelerated model, and prunekit's compiled extension is not there.
     """
     content = documents.read(path, SAVED_MODEL)
-    if content.format != _FORMAT:
+    if content.format != COMPACTED_FORMAT:
         return accelerated.load_content(content, path)
     version = content.document.get("version")
     if version not in _VERSIONS:
-        raise InputError(f"Expected {_FORMAT!r} version {_VERSION} in {path}, got {version}.")
+        raise InputError(f"Expected {COMPACTED_FORMAT!r} version {_VERSION} in {path}, got {version}.")
     with damage_told(path):
         if version != 1 and not content.has_digest:
             raise ValueError("its digest is missing")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.compaction.files import SAVED_CLASSES, SavedClass, load, save
-from prunekit.detection.yolov3 import MODELS, Detector
+from prunekit.detection.yolov3 import MODELS, Detector, GivenAnchors
 from prunekit.dry_run import without_memory
 
 __all__ = ["load", "save"]
@@ -26,7 +26,7 @@ _DRY_SIDE = 64
 def _describe(model: nn.Module) -> dict[str, Any] | None:
     if not isinstance(model, Detector) or model.name not in MODELS:
         return None
-    spec = {"model": model.name, "num_classes": model.num_classes, "layers": _edits(model)}
+    spec = {"model": model.name, "num_classes": model.num_classes, "anchors": model.anchors, "layers": _edits(model)}
     return spec if _is_built_alike(model, spec) else None
 
 
@@ -55,7 +55,8 @@ def _edits(model: nn.Module) -> dict[str, dict[str, int | bool]]:
 
 
 def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    model = _on_meta(document["model"], int(document["num_classes"]))
+    # Files of earlier versions do not say anchors, which were the usual ones or are lost.
+    model = _on_meta(document["model"], int(document["num_classes"]), document.get("anchors"))
     layers: Mapping[str, Mapping[str, Any]] = document["layers"]
     for name, edit in layers.items():
         conv = model.get_submodule(name)
@@ -88,9 +89,9 @@ def _resize(norm: _NormBase, width: int) -> None:
         norm.register_buffer(name, torch.empty(width, device="meta"))
 
 
-def _on_meta(name: str, num_classes: int) -> Detector:
+def _on_meta(name: str, num_classes: int, anchors: GivenAnchors | None) -> Detector:
     with torch.device("meta"):
-        return MODELS[name](num_classes=num_classes)
+        return MODELS[name](num_classes=num_classes, anchors=anchors)
 
 
 SAVED_CLASSES["detector"] = SavedClass(_describe, _build)

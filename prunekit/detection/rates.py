@@ -8,7 +8,7 @@ the same object is false. Crowds are neither objects to find nor reasons for a f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from prunekit.detection import CocoDataset, Detections, ImageRecord
 from prunekit.detection.attack_losses import FOUND_IOU, FOUND_SCORE
 from prunekit.detection.boxes import box_area, intersection_and_union
+from prunekit.detection.target import Target
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,16 @@ def match_all(dataset: CocoDataset, detections: Mapping[int, Detections]) -> lis
 
 def match_objects(record: ImageRecord, found: Detections) -> Matching:
     """Pair one image's objects with detections, best first; boxes xyxy in pixels of the original image."""
-    boxes, labels = record.boxes.to(found.boxes), record.labels
+    matching = match_boxes(Target(record.boxes, record.labels), found)
+    return replace(matching, is_false=matching.is_false & ~_is_crowd(record, found))
+
+
+def match_boxes(wanted: Target, found: Detections) -> Matching:
+    """Pair boxes that are to be found with detections, best first; all xyxy in the same pixels."""
+    boxes, labels = wanted.boxes.to(found.boxes), wanted.labels
     intersection, union = intersection_and_union(found.boxes[:, None], boxes[None])  # [D, K]
     iou = intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-    is_free = torch.ones(len(boxes), dtype=torch.bool)
-    is_false = ~_is_crowd(record, found)
+    is_free, is_false = torch.ones(len(boxes), dtype=torch.bool), torch.ones(len(found), dtype=torch.bool)
     for index, label in enumerate(found.classes):
         candidates = torch.where(is_free & (labels == label), iou[index], -1.0)
         if len(candidates) and candidates.max() >= FOUND_IOU:

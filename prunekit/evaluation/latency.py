@@ -82,14 +82,20 @@ def accelerate_and_time(
     int8, int8_report = None, None
     if calibration is not None:
         source = model if compaction is None else compaction.model
-        int8, int8_report = _in_int8(source, x, calibration)
+        int8, int8_report = in_int8(source, x, calibration)
     timed = measure_latency(model, task, fast, x, runs, options, compacted, int8)
     note = f"torch runs what follows the network: {', '.join(timed.postprocessing)}"
     return Deployed(timed, replace(fast.report, notes=[*fast.report.notes, note]), int8, int8_report)
 
 
-def _in_int8(model: nn.Module, x: Tensor, images: Iterable[Tensor]) -> tuple[nn.Module | None, AccelerationReport]:
-    """Return a model accelerated in int8, or None where all of it stayed float32, and the report."""
+def in_int8(model: nn.Module, x: Tensor, images: Iterable[Tensor]) -> tuple[nn.Module | None, AccelerationReport]:
+    """Return a model accelerated in int8, or None where all of it stayed float32, and the report.
+
+    Args:
+        model: The model in eval mode.
+        x: An image of the size to be fast at, [1, 3, H, W].
+        images: What the levels are calibrated on, [1, 3, H, W] each.
+    """
     fast = accelerate(model, x, precision="int8", calibration=images)
     report = fast.report
     assert isinstance(report, AccelerationReport)

@@ -25,6 +25,7 @@ from prunekit.pipeline.config import (
     architectures,
     check_order_is_of_blocks,
 )
+from prunekit.pipeline.deployed_config import DeployedChoices
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.prune import ALLOCATIONS, SCORES
 from prunekit.training.config import TrainConfig
@@ -153,7 +154,9 @@ class MrpfStage(DetectorChoices, TrainingChoices, ScoreConfig, BudgetChoices):
     finetune: TrainConfig = Field(_OF_WEIGHTS.updated(epochs=5), description="fine-tuning in each round")
 
 
-class EvaluateStage(DetectorChoices, CertificationConfig, CorruptionConfig, PatchOptions, EvaluationConfig):
+class EvaluateStage(
+    DetectorChoices, CertificationConfig, CorruptionConfig, PatchOptions, DeployedChoices, EvaluationConfig
+):
     """Evaluate a detector clean and under attacks."""
 
     also_known: ClassVar[Mapping[str, tuple[str, ...]]] = {"attack": (PATCH,)}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from prunekit import documents
 from prunekit.attacks import PRESETS, attack_identity
 from prunekit.evaluation.corruptions.summary import require_corruptible
 from prunekit.evaluation.evaluate import Subject, evaluate, finite_or_none
@@ -20,7 +19,16 @@ from prunekit.evaluation.patch import PATCH, goal_label, halves
 from prunekit.pipeline.checkpoint import Checkpoint, Workspace
 from prunekit.pipeline.condition_config import CORRUPTIONS, LATENCY, ConditionChoices
 from prunekit.pipeline.corruptions import write_cell
-from prunekit.pipeline.overload import CANDIDATES, IMAGES, counter, steps_under_overload, timed_columns, write_images
+from prunekit.pipeline.overload import (
+    CANDIDATES,
+    IMAGES,
+    counter,
+    read_images,
+    steps_under_overload,
+    timed_columns,
+    total_ms,
+    write_images,
+)
 from prunekit.pipeline.patch import CLEAN, RANDOM, TRAINED, write_patch
 from prunekit.pipeline.store import StageFolder
 from prunekit.progress import alone
@@ -77,12 +85,11 @@ class Conditions:
         """Return the medians of all steps together and of each, clean (deployed) and under overload, side by side."""
         if LATENCY not in self.choices.conditions:
             return {}
-        images = documents.read(self._overload()[1].file(IMAGES), "images of an attack on latency").tensors
+        images = read_images(self._overload()[1].file(IMAGES))
         with alone(self.subject.progress):
             timed = timed_columns(self.subject, images, {"": self.subject.config})
-        steps = steps_under_overload(timed)
-        clean, attacked = (sum(pair[kind] for pair in steps.values()) for kind in (0, 1))
-        parts = {f"ms_{OVERLOAD}{name}": under for name, (_, under) in steps.items()}
+        clean, attacked = total_ms(timed)
+        parts = {f"ms_{OVERLOAD}{name}": under for name, (_, under) in steps_under_overload(timed).items()}
         return {"ms_deployed": clean, "ms_overload": attacked, **parts}
 
     def _mean_over_cells(self, figure: str) -> float | None:

@@ -48,6 +48,15 @@ from prunekit.pipeline.corruptions import (
     write_clean_example,
     write_table,
 )
+from prunekit.pipeline.deployed import DeployedModel
+from prunekit.pipeline.deployed_config import DEPLOYED
+from prunekit.pipeline.deployed_evaluation import (
+    DeployedWork,
+    comparison,
+    made_in_int8,
+    open_all,
+    require_on_cpu,
+)
 from prunekit.pipeline.overload import IMAGES, case_folder, counter, is_overload, measure_overload, write_images
 from prunekit.pipeline.patch import write_patch
 from prunekit.pipeline.proofs import radii_identity, require_bounds, require_provable, write_margins, write_radii
@@ -88,6 +97,7 @@ class EvaluationOutcome:
         corruptions: What the figures under corruptions amount to, if they were asked for.
         overload: Milliseconds under each attack on latency that was asked for, by its name.
         patch: Figures clean, under a random and under a trained patch, if they were asked for.
+        deployed: The figures of the checkpoint and of each deployed model, if any was asked for: name, heading, value.
         shown: The figures that a table shows.
         was_finished: Whether all of it was there already.
     """
@@ -101,6 +111,7 @@ class EvaluationOutcome:
     corruptions: CorruptionSummary | None
     overload: dict[str, dict[str, Any]]
     patch: dict[str, Any] | None
+    deployed: dict[str, dict[str, float | None]]
     was_finished: bool
     shown: Sequence[Figure]
 
@@ -114,6 +125,7 @@ class _Work(Workspace):
     source: Checkpoint | None
     dataset: Data
     baseline: Baseline | None
+    deployed: Mapping[str, DeployedModel]
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
 
@@ -156,6 +168,9 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         _require_patchable(config, artifact, dataset)
         require_bounds(Subject(artifact.model, artifact.task, dataset, config, progress), config.verify)
         source = _source(config, artifact, dataset)
+        if config.deployed or config.deploys_int8:
+            require_on_cpu(config.device)
+        deployed = open_all(config.deployed, Subject(artifact.model, artifact.task, dataset, config, progress))
         for detector in (artifact, *([source] if source else [])):
             detector.model.to(config.device)
         names = ("score_threshold", "iou_threshold", "max_detections", "max_candidates", "batch_size", "seed")
@@ -165,7 +180,8 @@ def evaluate_stage(config: EvaluateStage, progress: Progress | None = None) -> E
         with command_store(config.out, "evaluate") as store:
             keep_config(config)
             store.open("evaluate", identity, inputs)  # claims the folder for this detector and this data
-            return _evaluate(_Work(store, progress, config, artifact, source, dataset, baseline, identity, inputs))
+            work = _Work(store, progress, config, artifact, source, dataset, baseline, deployed, identity, inputs)
+            return _evaluate(work)
 
 
 def _evaluate(work: _Work) -> EvaluationOutcome:
@@ -182,13 +198,16 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
     corruptions, finished_before = _corrupt(work, figures[CLEAN])  # first, as timing leaves the model on the CPU
     parts = {name: do(work) for name, (do, is_asked) in asked.items() if is_asked}
     overload = {name: _time_overload(work, name, figures[CLEAN]) for name in config.attacks if is_overload(name)}
-    done = (*cases.values(), *parts.values(), *overload.values())
+    deployed = _deployed(work)
+    done = (*cases.values(), *parts.values(), *overload.values(), *deployed.values())
     was_finished = finished_before and all(finished for _, finished in done)
     found: dict[str, Any] = {name: result for name, (result, _) in parts.items()}
     found |= {"checks": found["checks"]["checks"]} if "checks" in found else {}
     found |= {"corruptions": corruptions.figures()} if corruptions is not None else {}
     found |= {"overload": {name: result for name, (result, _) in overload.items()}} if overload else {}
+    found |= {DEPLOYED: {name: result for name, (result, _) in deployed.items()}} if deployed else {}
     _write_summary(work, figures, found)
+    shown = work.artifact.task.figures
     return EvaluationOutcome(
         config.out / EVALUATION,
         figures,
@@ -199,8 +218,9 @@ def _evaluate(work: _Work) -> EvaluationOutcome:
         corruptions=corruptions,
         overload=found.get("overload", {}),
         patch=found.get(PATCH),
+        deployed=comparison({"cases": figures, **found}, shown[0]) if deployed else {},
         was_finished=was_finished,
-        shown=work.artifact.task.figures,
+        shown=shown,
     )
 
 
@@ -244,6 +264,19 @@ def _corrupt(work: _Work, clean: Figures) -> tuple[CorruptionSummary | None, boo
     write_table(work.config.out, clean, figures, _about(work))
     is_classifier = isinstance(work.artifact.task, LabelsImages)
     return summarized(subject, clean, figures, is_classifier, work.baseline), earlier == len(cells)
+
+
+def _deployed(work: _Work) -> dict[str, Part]:
+    """Return the figures of each deployed model by its name."""
+    config, models = work.config, {**work.deployed}
+    if config.deploys_int8:
+        models |= made_in_int8(work.artifact, work.subject, config, work.part, _machine())
+    return {
+        name: DeployedWork(
+            name, model, work.subject, config.attacks, config.cells, work.baseline, _about(work), config.out, work.part
+        ).evaluate(config.latency)
+        for name, model in models.items()
+    }
 
 
 def _patch(work: _Work) -> Part:
@@ -335,7 +368,7 @@ def _about(work: _Work) -> dict[str, Any]:
 
 
 def _write_summary(work: _Work, cases: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    names = ("verified", "certified", "corruptions", PATCH, "checks", "latency", "overload")
+    names = ("verified", "certified", "corruptions", PATCH, "checks", "latency", "overload", DEPLOYED)
     content = {**_about(work), "cases": cases, **{name: found[name] for name in names if name in found}}
     write_json(work.config.out / EVALUATION, content)
 

@@ -37,9 +37,14 @@ class DeploymentChoices(Config):
 
 def calibration_images(data: TrainingData, count: int, workers: int) -> Iterator[Tensor]:
     """Yield so many images, [1, 3, H, W] in [0, 1], from all over the training data."""
-    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
-    for images, _ in data.batches(indices, 1, workers):
+    for images, _ in data.batches(calibration_indices(len(data), count), 1, workers):
         yield as_floats(images)
+
+
+def calibration_indices(images: int, count: int) -> list[int]:
+    """Return which of a data set's images are looked at: `count` of them at most, evenly spread."""
+    indices: list[int] = np.unique(np.linspace(0, images - 1, min(count, images)).round().astype(int)).tolist()
+    return indices
 
 
 def int8_columns(deployed: Deployed, accuracy: Mapping[str, float | None]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from prunekit.task import Figure
 #: The first images, clean and attacked, which are timed; four tell a steady median of tens of milliseconds.
 IMAGES, TIMED = "images.safetensors", 4
 CANDIDATES = "candidates_per_image"
+_COMPARED = UNCAPPED.replace("_", " ")  # steps that are timed beside those of the deployed model
 #: The folder of the preset's case: "latency" is that of --latency's timings.
 _FOLDERS = {"latency": "overload", "latency_transfer": "overload_transfer"}
 
@@ -53,6 +54,11 @@ def write_images(folder: StageFolder, subject: Subject, attacked: CandidateCount
     return {CANDIDATES: attacked.mean, f"clean_{CANDIDATES}": clean.mean}, [IMAGES]
 
 
+def read_images(path: Path) -> Mapping[str, Tensor]:
+    """Read what `write_images` wrote: "clean" and "attacked", [N, 3, S, S] each."""
+    return documents.read(path, "images of an attack on latency").tensors
+
+
 def measure_overload(images: Path, subject: Subject, clean: Mapping[str, float | None]) -> dict[str, Any]:
     """Return the milliseconds of each step on clean and on attacked images, and what --max-candidates costs.
 
@@ -66,8 +72,7 @@ def measure_overload(images: Path, subject: Subject, clean: Mapping[str, float |
     if config.max_candidates is not None:
         limits[UNCAPPED] = config.model_copy(update={"max_candidates": None})
         columns = _cost_of_cap(replace(subject, config=limits[UNCAPPED]), clean)
-    tensors = documents.read(images, "images of an attack on latency").tensors
-    return columns | timed_columns(subject, tensors, limits)
+    return columns | timed_columns(subject, read_images(images), limits)
 
 
 def timed_columns(
@@ -98,6 +103,13 @@ def steps_under_overload(found: Mapping[str, Any]) -> dict[str, tuple[float, flo
     """Return the median milliseconds of each step, clean and attacked, by its name for people: "uncapped nms"."""
     steps = [name for name in found if name.endswith("_ms") and f"{OVERLOAD}{name}" in found]
     return {step.removesuffix("_ms").replace("_", " "): (found[step], found[f"{OVERLOAD}{step}"]) for step in steps}
+
+
+def total_ms(found: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the median milliseconds of all steps together, clean and attacked, as deployed."""
+    steps = {name: pair for name, pair in steps_under_overload(found).items() if not name.startswith(_COMPARED)}
+    clean, attacked = (sum(pair[kind] for pair in steps.values()) for kind in (0, 1))
+    return clean, attacked
 
 
 def overload_sentences(found: Mapping[str, Any], case: Mapping[str, Any], figure: Figure) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from prunekit.evaluation.patch import PATCH
 from prunekit.files import write_text
+from prunekit.pipeline.deployed_config import DEPLOYED
+from prunekit.pipeline.deployed_evaluation import comparison, digits_of
 from prunekit.pipeline.evaluate_command import EVALUATION
 from prunekit.pipeline.overload import CANDIDATES, steps_under_overload
 from prunekit.pipeline.patch import EXAMPLE, PICTURE
@@ -37,6 +39,8 @@ def write_evaluation_page(out: Path, figures: Sequence[Figure]) -> Path:
         columns=columns,
         figure=figures[0],
         overload={name: _overload(found, name) for name in found.get("overload", {})},
+        deployed=comparison(found, figures[0]) if DEPLOYED in found else {},
+        digits_of=digits_of,
         patch=found.get(PATCH),
         patch_pictures=[data_uri((out / PATCH / name).read_bytes(), "png") for name in _PATCH if PATCH in found],
         corruptions=[data_uri((out / name).read_bytes(), "png") for name in _pictures(out, found)],

@@ -58,6 +58,11 @@ class Folder:
     rate: Fraction = USUAL_RATE
     is_live: bool = False
 
+    @property
+    def count(self) -> int:
+        """The number of frames."""
+        return len(self.files())
+
     def files(self) -> list[Path]:
         """Return the images in the order of their names."""
         return sorted(path for path in self.path.iterdir() if path.suffix.lower() in _IMAGES)
@@ -91,6 +96,11 @@ class Video:
     def rate(self) -> Fraction:
         """What the source says, if it does."""
         return Fraction(self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE)
+
+    @property
+    def count(self) -> int:
+        """The number of frames, as far as the source says it; 0 where it does not."""
+        return int(self._stream.frames)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames of the first video stream."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -100,7 +101,7 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class _Squared:
+class Squared:
     """A frame as the network sees it, [1, 3, S, S], and the way back to its pixels."""
 
     frame: Frame
@@ -185,13 +186,18 @@ def watch(
     """
     clock, stages, latencies = _Clock(), _Stages(), list[float]()
     read = Channel[Frame](options.queue, drops_oldest=source.is_live)
-    squared, drawn = Channel[_Squared](options.queue), Channel[FrameBoxes](options.queue)
+    squared, drawn = Channel[Squared](options.queue), Channel[FrameBoxes](options.queue)
     is_interrupted, start = False, time.perf_counter()
     with ExitStack() as stack:
         writer = None if out is None else stack.enter_context(VideoWriter(out, source.rate))
         # The last thread first: one that fails closes what is before it.
         stages.start("writing", drawn, lambda boxes: _write(boxes, writer, class_names))
-        stages.start("letterboxing", read, lambda frame: clock.timed("letterbox", _square(options), frame), squared)
+        stages.start(
+            "letterboxing",
+            read,
+            lambda frame: clock.timed("letterbox", partial(square, options=options), frame),
+            squared,
+        )
         stages.start("reading", islice(source.frames(), options.max_frames), lambda frame: frame, read)
         try:
             for one in squared:
@@ -216,18 +222,16 @@ def watch(
     return Watched(len(latencies), read.dropped, seconds, Timing.of(latencies), timings, is_interrupted, trouble)
 
 
-def _square(options: WatchOptions) -> Callable[[Frame], _Squared]:
-    def square(frame: Frame) -> _Squared:
-        height, width = frame.pixels.shape[:2]
-        letterbox = Letterbox.fit(width, height, options.image_size)
-        x = letterbox.apply(frame.pixels)[None]
-        return _Squared(frame, letterbox, to_grayscale(x) if options.grayscale else x)
-
-    return square
+def square(frame: Frame, options: WatchOptions) -> Squared:
+    """Return a frame as the network sees it."""
+    height, width = frame.pixels.shape[:2]
+    letterbox = Letterbox.fit(width, height, options.image_size)
+    x = letterbox.apply(frame.pixels)[None]
+    return Squared(frame, letterbox, to_grayscale(x) if options.grayscale else x)
 
 
 @torch.inference_mode()
-def _found(one: _Squared, model: nn.Module, task: DetectionTask, options: WatchOptions, clock: _Clock) -> FrameBoxes:
+def _found(one: Squared, model: nn.Module, task: DetectionTask, options: WatchOptions, clock: _Clock) -> FrameBoxes:
     outputs = clock.timed("network", model, one.x)
     (found,) = clock.timed("suppression", lambda outputs: task.detections(outputs, options), outputs)
     boxes = Detections(one.letterbox.to_image(found.boxes), found.scores, found.classes)
@@ -236,19 +240,24 @@ def _found(one: _Squared, model: nn.Module, task: DetectionTask, options: WatchO
 
 def _write(boxes: FrameBoxes, writer: VideoWriter | None, names: Sequence[str]) -> None:
     if writer is not None:
-        writer.write(_drawn(boxes, names))
+        writer.write(with_boxes(boxes.frame.pixels, boxes.found, names))
 
 
-def _drawn(boxes: FrameBoxes, names: Sequence[str]) -> Pixels:
-    """Return a frame with its boxes, the best ones on top."""
-    found = boxes.found
+def with_boxes(pixels: Pixels, found: Detections, names: Sequence[str]) -> Pixels:
+    """Return a copy of a picture, uint8 [H, W, 3], with boxes xyxy in its pixels, the best ones on top.
+
+    Args:
+        pixels: The picture.
+        found: The boxes.
+        names: The labels' names; a label without one is shown as a number.
+    """
     labeled = [
         LabeledBox((x0, y0, x1, y1), label, names[label] if label < len(names) else str(label), score)
         for (x0, y0, x1, y1), label, score in zip(
             found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True
         )
     ]
-    canvas = Image.fromarray(boxes.frame.pixels)
+    canvas = Image.fromarray(pixels)
     draw_over(canvas, labeled[::-1], canvas.width)
     return np.asarray(canvas)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,15 +13,11 @@ from torch import Tensor, nn
 import prunekit.evaluation.latency as latency_module
 from prunekit.errors import InputError
 from prunekit.nn import AccelerationReport
-from prunekit.nn.accelerate import accelerate_copy
-from prunekit.nn.calls import Call
-from prunekit.nn.candidates import Options
-from prunekit.nn.int8 import calibration_inputs
-from prunekit.nn.model_copies import copied
 from prunekit.ops import native
 from prunekit.pipeline import make_config, read_rows, run
 from prunekit.pipeline.int8 import calibration_images
 from prunekit.report import write_report
+from tests.support.int8_everywhere import accelerate_in_int8
 
 GOOD = {"model": "yolov3-tiny", "weights": "tiny.weights", "data": "coco", "out": "run", "train_data": "coco"}
 
@@ -55,15 +50,7 @@ def test_int8_needs_images_to_calibrate_on() -> None:
 def test_a_run_evaluates_and_times_what_it_deploys_in_int8(
     shapes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_int8(model: nn.Module, x: Tensor, *, precision: str = "float32", calibration: Any = None) -> nn.Module:
-        """Accelerate with int8 wherever it is possible, whatever is faster on this machine."""
-        call = Call.of_example(model, x, None)
-        inputs = calibration_inputs(calibration, call) if precision == "int8" else None
-        options = Options(tuning_seconds=0.0, tuning_cache=None, calibration=inputs, only_faster_int8=False)
-        with torch.no_grad():
-            return accelerate_copy(copied(model), call, options)
-
-    monkeypatch.setattr(latency_module, "accelerate", in_int8)
+    monkeypatch.setattr(latency_module, "accelerate", accelerate_in_int8)
     config = make_config(
         model="yolov3-tiny", width=0.03, data=shapes_data, train_data=shapes_data, out=tmp_path / "run", image_size=64,
         ratios="0,60", structure="filter", objective="clean", pretrain_epochs=1, finetune_epochs=0, max_steps=1,
@@ -90,6 +77,6 @@ def test_a_model_that_stays_float32_has_empty_cells(monkeypatch: pytest.MonkeyPa
         report = AccelerationReport([], 1, None, 0, 1.0, 1.0, 0.0, ["stays float32: no"])
 
     monkeypatch.setattr(latency_module, "accelerate", lambda *_, **__: Fast())
-    model, report = latency_module._in_int8(nn.Identity(), torch.zeros(1), [])
+    model, report = latency_module.in_int8(nn.Identity(), torch.zeros(1), [])
     assert model is None
     assert report.notes == ["stays float32: no"]
