@@ -59,7 +59,8 @@ class Layer:
         return self.batch * self.out_channels * self.in_channels * self.kernel**2 * self.size**2
 
     def problem(self, density: float) -> ConvProblem:
-        """The layer as the models see it."""
+        """The layer as the models see it; 1 - 0.9 is a density of 0.1."""
+        density = round(density, 6)
         kernel, stride, size = (self.kernel, self.kernel), (self.stride, self.stride), (self.size, self.size)
         sizes = self.out_channels, self.in_channels, kernel, 1, density, self.batch, size, stride
         return ConvProblem(*sizes, padding=(self.kernel // 2, self.kernel // 2))

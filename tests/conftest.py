@@ -65,6 +65,7 @@ SLOW = (
     "test_benchmark.py",
     "test_benchmark_cli.py",
     "test_bitmap_compiles.py",
+    "test_block_accounts.py",
     "test_carlini_wagner.py",
     "test_checkpoints.py",
     "test_classifier_commands.py",

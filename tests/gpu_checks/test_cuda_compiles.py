@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from prunekit.ops.cuda.condensed.cost import STEP_INSTRUCTIONS
-from prunekit.ops.cuda.record.cost import COPY_BATCH, LATENCIES, RECORD_COSTS, RECORD_LATENCY, TILE_W
-from prunekit.ops.cuda.record.filter import RecordHeader, pack_records
+from prunekit.ops.cuda.record.cost import COPY_BATCH, LATENCIES, RECORD_COSTS, RECORD_LATENCY
+from prunekit.ops.cuda.record.filter import TILE_W, RecordHeader, pack_records
 from tests.support.cuda_compiler import ARCHITECTURES, compile_for, disassemble, disassembler, nvcc
 from tests.support.sass import cycles_of_round, read_functions
 

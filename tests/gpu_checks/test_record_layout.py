@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from prunekit.ops.cuda.devices import GPUS
-from prunekit.ops.cuda.record.cost import MODEL, TILE_W, RecordLaunch, RecordProblem, tile_layout
+from prunekit.ops.cuda.record.cost import MODEL, RecordLaunch, RecordProblem, tile_layout
+from prunekit.ops.cuda.record.filter import TILE_W
 
 _BANKS, _LANES = 32, 16  # 16 lanes load 8 bytes each at a time
 

@@ -77,7 +77,11 @@ def execute(cases: Sequence[FilterCase], architecture: str, seed: int = 0, bug: 
 
 
 def account_of(case: FilterCase, architecture: str) -> dict[str, Any]:
-    """What the kernel's blocks took together: `body` and `end`, each with instructions, cycles, sectors and others."""
+    """What the kernel's blocks took together, by a block's `start`, `copies`, `sums` and `end`.
+
+    Each has barriers, instructions, cycles, chain (the cycles of the slowest thread alone), shared_accesses, sectors
+    stored, stored_bytes, loaded_sectors and code (instructions that some thread of any block comes to).
+    """
     printed = _run([case], ptx_of(architecture, case.kernel), 0, "account")[1]
     account: dict[str, Any] = json.loads(printed)
     return account

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -15,7 +16,44 @@ from prunekit.ops.cuda.problem import KernelLaunch, least
 
 LAUNCH_SECONDS = 1.5e-6  # of a kernel in a CUDA graph: start, first copies, drain
 
+SECTOR_BYTES = 32  # what memory and its caches move at least
+#: Code that is larger is fetched anew by each wave of blocks: what microbenchmarks find of the cache that a
+#: multiprocessor's four partitions share (Jia et al., arXiv:1903.07486).
+INSTRUCTION_CACHE_BYTES = 128 << 10
+INSTRUCTION_BYTES = 16
+#: What an instruction takes to come from beyond the instruction caches, beside its issue. It accounts for what a cycle
+#: simulator found at the ends of blocks, beyond waits and stores (tests/ops/test_simulated_cycles.py).
+FETCH_CYCLES = 1.5
+
 Cuts = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def sectors(elements: Any, itemsize: int) -> Any:
+    """Return the sectors that a run of so many elements touches on average, if it begins anywhere."""
+    here = SECTOR_BYTES // itemsize
+    return (elements + here - 1) / here
+
+
+@dataclass(frozen=True)
+class BlockPart:
+    """What a block does once, as counted where its PTX is executed: numbers, or columns of them for many cuts.
+
+    Attributes:
+        chain: Cycles of its slowest thread alone, waits included.
+        instructions: Of a warp.
+        sectors: That the block stores, one a cycle.
+        code: Instructions, each counted once however often it runs.
+    """
+
+    chain: Any
+    instructions: Any
+    sectors: Any = 0
+    code: Any = 0
+
+    def cycles(self, blocks: Any, warps: Any) -> Any:
+        """Return the cycles of so many blocks of so many warps each, all at it together."""
+        issued = self.instructions * -(-blocks * warps // 4)
+        return np.maximum(self.chain, issued) + self.sectors * blocks
 
 
 class CostModel(ABC):
@@ -60,6 +98,11 @@ class CostModel(ABC):
     def memory_seconds(self, problem: Any, launch: Any, gpu: Gpu) -> Any:
         """Return the time that the filter, the input and the output take at the memory's full bandwidth."""
 
+    def code(self, problem: Any, launch: Any) -> tuple[Any, Any]:
+        """Return (bytes of the kernel's code, instructions of it that a block goes through once, loops left out)."""
+        del problem, launch
+        return 0, 0
+
     def floor_seconds(self, problem: Any, launch: Any, gpu: Gpu) -> Any:
         """Return what all waves together take at least, by the bytes that are moved."""
         return self.memory_seconds(problem, launch, gpu)
@@ -75,6 +118,9 @@ class CostModel(ABC):
         resident, wave = np.maximum(resident, 1), self.wave(problem, launch, gpu)
         full, rest = np.divmod(self.blocks(problem, launch), gpu.multiprocessors * resident)
         cycles = full * wave(resident) + (rest > 0) * wave(-(-rest // gpu.multiprocessors))
+        code_bytes, instructions = self.code(problem, launch)
+        fetches = np.where(np.asarray(code_bytes) > INSTRUCTION_CACHE_BYTES, full + (rest > 0), 1)
+        cycles = cycles + FETCH_CYCLES * instructions * fetches
         seconds = np.maximum(cycles / (gpu.clock_ghz * 1e9), self.floor_seconds(problem, launch, gpu)) + LAUNCH_SECONDS
         return np.where(fits, seconds, math.inf)[()]
 
@@ -99,5 +145,6 @@ def _best_launches(model: CostModel, problem: Any, gpu: Gpu, count: int) -> tupl
     cuts = model.cuts(problem)
     if not len(cuts):
         return ()
+    cuts = cuts[model.shared_bytes(problem, model.launch_type.columns(cuts)) <= gpu.shared_bytes]
     seconds = model.modeled_seconds(problem, model.launch_type.columns(cuts), gpu)
     return tuple(model.launch_type(*cuts[place].tolist()) for place in least(seconds, count))

@@ -8,7 +8,7 @@ and shared-memory cycles per step, as they stand in the compiled code; nothing i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from prunekit.ops.cuda.condensed.cost import (
     num_tiles,
 )
 from prunekit.ops.cuda.condensed.filter import ROWS
-from prunekit.ops.cuda.cost_model import LAUNCH_SECONDS, Cuts
+from prunekit.ops.cuda.cost_model import LAUNCH_SECONDS, BlockPart, Cuts
 from prunekit.ops.cuda.devices import Gpu
 
 #: Units of 8 pixels that a warp may sum.
@@ -133,8 +133,14 @@ class BitmapModel(CondensedModel):
         latency = steps * (STEP_LATENCY + matrices) + STEP_LATENCY
         return issue, shared, latency if gpu.capability >= 80 else latency + np.ceil(copied) * COPY_LATENCY
 
-    def store_instructions(self, launch: Any, sums: Any) -> Any:  # noqa: D102
-        return np.where(launch.cuts == 1, super().store_instructions(launch, sums), _SUM_INSTRUCTIONS * sums)
+    def end(self, problem: CondensedProblem, launch: Any) -> BlockPart:  # noqa: D102
+        whole, sums = super().end(problem, launch), 4 * launch.warp_units
+        # A cut's sums are float32 in the order of lanes: four with one store, and no line ends within.
+        written = BlockPart(
+            _SUM_INSTRUCTIONS * sums, _SUM_INSTRUCTIONS * sums, launch.row_groups * launch.pixel_warps * sums * 4
+        )
+        pairs = zip(astuple(written), astuple(whole), strict=True)
+        return BlockPart(*(np.where(launch.cuts > 1, cut, all_of_it) for cut, all_of_it in pairs))
 
     def modeled_seconds(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
         return super().modeled_seconds(problem, launch, gpu) + self.adding_seconds(problem, launch, gpu)

@@ -2,7 +2,8 @@
 
 A block is `tile_h` lines of `units_w` units of 8 pixels, for `row_groups` groups of 16 output channels, and `slices`
 shares of each group's steps (docs/gpu.md). The model counts instructions and shared-memory cycles per step, as they
-stand in the compiled code; nothing in it was measured on a GPU.
+stand in the compiled code, and what a block does at its start and end, as its executed PTX counts it
+(tests/gpu_checks/test_block_accounts.py). Nothing in it was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from prunekit.ops.cuda.condensed.filter import ROWS, STEP_COLUMNS
-from prunekit.ops.cuda.cost_model import CostModel, Cuts
+from prunekit.ops.cuda.cost_model import SECTOR_BYTES, BlockPart, CostModel, Cuts, sectors
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed
 
@@ -107,8 +108,15 @@ STEP_LATENCY = 75
 # Of the tensor cores' peak, what products reach at best: assumed; on 9.0 the peak needs wgmma, which is not used.
 _MMA_SHARE, _MMA_SHARE_90 = 0.85, 0.55
 _RESIDENT_WARPS = {4: 24, 8: 16}  # of a multiprocessor, by units of a warp: the kernels' registers allow so many
-_BLOCK_INSTRUCTIONS = 600  # what a warp does once
-STORE_INSTRUCTIONS = 14  # an element
+_START = BlockPart(chain=770, instructions=280, code=290)
+# The end of a block: cycles of a thread alone and instructions of a warp, once and for each of its sums that is stored;
+# what each sum of a further slice takes, which one slice adds while the others wait; and sectors of an element, as
+# lanes store their pixels one by one.
+_END_CYCLES, _STORE_CYCLES, _ADD_CYCLES = 620, 122, 30
+_END_INSTRUCTIONS, _STORE_INSTRUCTIONS, _ADD_INSTRUCTIONS = 60, 34, 2
+_STORED_SECTORS = 0.4
+# Instructions of it that each sum has in the code, and those of the copies of a chunk.
+_SUM_CODE, _COPY_CODE = 42, 290
 TAP_INSTRUCTIONS = 20  # turning 32 columns into places
 _CHUNK_CYCLES = 80  # two barriers
 _STEP_BYTES = (2 * ROWS + 4) * STEP_COLUMNS  # weights, and places of columns
@@ -197,8 +205,10 @@ def block_cuts(
 class CondensedModel(CostModel):
     """The condensed kernel's; those of kernels with other steps in the same blocks derive from it.
 
-    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, products on tensor
-    cores, shared memory, and a warp's copies and steps one after the other; memory's bytes are a floor below it all.
+    A wave of blocks starts, copies inputs and multiplies chunk after chunk, and ends. Each of these takes as long as
+    the slowest of what bounds it: a warp's instructions one after the other with their waits, instructions at one a
+    cycle and scheduler, products on tensor cores, shared memory. The sectors that copies bring from the second-level
+    cache come on top of a warp's own waits, and memory's bytes are a floor below it all.
     """
 
     launch_type: ClassVar[type[KernelLaunch]] = CondensedLaunch
@@ -251,19 +261,47 @@ class CondensedModel(CostModel):
         staged = np.ceil(plane_h(problem, launch) * launch.units_w * launch.chunk_channels / (32 * launch.warps))
         instructions, loads = problem.staging
         issue, shared, latency = self.step_cycles(problem, launch, gpu, run, steps)
-        issue = issue + staged * instructions
-        shared = shared + staged * (4 * loads + 4 * problem.kernel_size[1])
-        latency = latency + products + staged * COPY_LATENCY
-        stores = self.store_instructions(launch, 4 * units) / launch.slices + 2 * 4 * units * (launch.slices > 1)
+        staging = BlockPart(chain=staged * COPY_LATENCY, instructions=staged * instructions)
+        inputs, run_bytes = self._input_sectors(problem, launch), self._mean_run_bytes(problem, launch)
+        fetched = (SECTOR_BYTES * inputs + run_bytes * launch.row_groups) / gpu.l2_bytes_per_cycle
+        staged_shared = staged * (4 * loads + 4 * problem.kernel_size[1])
+        parts = _START, self.end(problem, launch)
 
         def cycles(blocks: Any) -> Any:
             warps = blocks * launch.warps
-            busiest = -(-warps // 4)  # warps of a scheduler
-            throughput = np.maximum(np.maximum(issue, products) * busiest, shared * warps)
-            chunk = np.maximum(throughput, latency) + _CHUNK_CYCLES
-            return self.chunks(problem, launch) * chunk + (stores + _BLOCK_INSTRUCTIONS) * busiest
+            copies = np.maximum(staging.cycles(blocks, launch.warps) + fetched * blocks, staged_shared * warps)
+            throughput = np.maximum(np.maximum(issue, products) * -(-warps // 4), shared * warps)
+            chunk = copies + np.maximum(throughput, latency + products) + _CHUNK_CYCLES
+            ends = sum(part.cycles(blocks, launch.warps) for part in parts)
+            return self.chunks(problem, launch) * chunk + ends
 
         return cycles
+
+    def _input_sectors(self, problem: CondensedProblem, launch: Any) -> Any:
+        """Return the sectors of a chunk's inputs; lines that several loads read come once."""
+        (p, q), stride = problem.lines, problem.stride
+        lines = np.minimum(plane_h(problem, launch), p * stride[0])
+        width = np.minimum(launch.units_w * UNIT_PIXELS, q) * stride[1] + problem.kernel_size[1] - 1
+        return launch.chunk_channels * lines * sectors(width, 2)
+
+    def _mean_run_bytes(self, problem: CondensedProblem, launch: Any) -> Any:
+        chunks = problem.group_channels / launch.chunk_channels
+        return self.filter_bytes(problem, launch) / (problem.groups * self.row_groups(problem, launch) * chunks)
+
+    def end(self, problem: CondensedProblem, launch: Any) -> BlockPart:
+        """Return what a block does after its last chunk: one slice adds the others' sums, and stores."""
+        sums, others = 4 * self.fragments(launch) * launch.warp_units, launch.slices - 1
+        adding = _STORE_INSTRUCTIONS + _ADD_INSTRUCTIONS * others
+        pixels = problem.batch * problem.size[0] * problem.size[1] / num_tiles(problem, launch)
+        return BlockPart(
+            chain=_END_CYCLES + sums * (_STORE_CYCLES + _ADD_CYCLES * others),
+            instructions=_END_INSTRUCTIONS + sums * adding / launch.slices,
+            sectors=_STORED_SECTORS * ROWS * self.fragments(launch) * launch.row_groups * pixels,
+            code=_SUM_CODE * sums,
+        )
+
+    def code(self, problem: CondensedProblem, launch: Any) -> tuple[Any, Any]:  # noqa: D102
+        return 0, _COPY_CODE + _START.code + self.end(problem, launch).code
 
     def step_cycles(
         self, problem: CondensedProblem, launch: Any, gpu: Gpu, run: Any, steps: Any
@@ -286,11 +324,6 @@ class CondensedModel(CostModel):
         issue = steps * (STEP_INSTRUCTIONS + units + products) + copied * (8 + TAP_INSTRUCTIONS / 2)
         matrices = units / 2 * 4 * bank_conflicts(problem.kept_columns)
         return issue, steps * (4 + 1 + matrices) + 8 * copied, steps * (STEP_LATENCY + matrices)
-
-    def store_instructions(self, launch: Any, sums: Any) -> Any:
-        """Return the instructions that write so many sums of a thread."""
-        del launch
-        return STORE_INSTRUCTIONS * sums
 
     def memory_seconds(self, problem: CondensedProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
         moved = self.filter_bytes(problem, launch) + 2 * sum(problem.num_pixels)

@@ -2,25 +2,29 @@
 
 A block is `lanes` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices` shares of
 each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
-stand in the compiled code; nothing in it was measured on a GPU.
+stand in the compiled code, and what else a block does, as its executed PTX counts it. It agrees with a cycle simulator
+of 7.5 within 15 % (tests/ops/test_simulated_cycles.py); nothing in it was measured on a GPU.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from functools import lru_cache, reduce
+from dataclasses import astuple, dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
 
-from prunekit.ops.cuda.cost_model import CostModel, Cuts
+from prunekit.ops.cuda.cost_model import SECTOR_BYTES, BlockPart, CostModel, Cuts, sectors
 from prunekit.ops.cuda.devices import Gpu
-from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch, crossed
-from prunekit.ops.cuda.record.filter import ROWS, WINDOW_CHANNELS, window_taps
+from prunekit.ops.cuda.problem import ConvProblem, KernelLaunch
+from prunekit.ops.cuda.record.cuts import block_cuts
+from prunekit.ops.cuda.record.ends import runs, shared_ends
+from prunekit.ops.cuda.record.filter import ROWS, TILE_W, WINDOW_CHANNELS, window_taps
 
-TILE_W = 2
+#: What a block does before its first chunk and after its last, by the convolution, the cut, and the bytes staged.
+BlockEnds = Callable[[ConvProblem, Any, Any], tuple[BlockPart, BlockPart]]
 
 
 @dataclass(frozen=True)
@@ -119,24 +123,26 @@ RECORD_COSTS = {
     (1, 0, 4): RecordCost(7, 28, 16, 16),
 }
 #: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
-#: Turing, none measured (docs/gpu.md).
-LATENCIES = {"LDS": 23, "LDC": 29, "jump": 14, "other": 5}
+#: Turing, none measured (docs/gpu.md), but for a jump, which is what it takes for the simulated records to come out.
+LATENCIES = {"LDS": 23, "LDC": 29, "jump": 9, "other": 5}
 #: From one record to the next of the same warp, without its multiply-adds: tests/gpu_checks/test_cuda_compiles.py
 #: issues the compiled instructions in order with these latencies.
-RECORD_LATENCY = 67
+RECORD_LATENCY = 57
 _STAGE_INSTRUCTIONS = {True: 4.5, False: 5.5}  # an element of the tile, copied asynchronously or loaded and stored
 _PLACE_INSTRUCTIONS = 60  # a place of the tile, before its channels
 _CHUNK_INSTRUCTIONS = 110  # a chunk, before its places
 _RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
-_BLOCK_INSTRUCTIONS = 400  # what a warp does once
-_BLOCK_WAITS = 3  # for where runs begin, the channels' numbers and their biases
-# The end of a block as it was before csrc/cuda/record/store.cuh: docs/gpu.md has the account of both.
-_STORE_INSTRUCTIONS, _ADD_INSTRUCTIONS = 18, 3  # a pixel of a row, once and for each slice
-_ADD_CYCLES = 80  # of a row that slices add: two barriers, and shared memory between them
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
 _COPY_LATENCY = 236  # of loads that mostly come from the second-level cache
+# A thread's copies of a chunk one after the other, as counted (tests/gpu_checks/test_block_accounts.py). Before
+# architecture 8.0: once, and each round of loads, with the instructions around it. Later, without the latency: once,
+# for each place of the tile, and for each of its channels.
+_LOADING_CYCLES, _ROUND_CYCLES = 600, _COPY_LATENCY + 94
+_ASYNC_CYCLES, _PLACE_CYCLES, _ELEMENT_CYCLES = 457, 200, 11
 COPY_BATCH, _COPY_REST = 24, 8  # loads of a thread under way together (csrc/cuda/record/conv2d.cuh)
 _RECORD_BATCH = 2  # pairs of records likewise
+_COPY_CODE = 320  # instructions of copies that a block goes through
+_CODE_BYTES = 56 << 10  # of the largest kernel
 _ROW_BYTES = 16  # of shared memory for an output channel (csrc/cuda/record/launch.h)
 
 
@@ -161,6 +167,17 @@ def tile_layout(problem: RecordProblem, launch: Any) -> tuple[Any, Any, Any, Any
     A line of lanes begins `skew` floats behind the lines before it, so that the lanes of a warp load from different
     banks of shared memory: csrc/cuda/record/launch.h has the same.
     """
+    if not np.ndim(launch.lanes):
+        return _lay_out(problem, launch)
+    # Thousands of cuts have a few hundred tiles between them.
+    tiles = launch.tile_h << 40 | launch.lanes << 20 | launch.lanes_w
+    _, first, of_cut = np.unique(tiles, return_index=True, return_inverse=True)
+    tile = replace(launch, tile_h=launch.tile_h[first], lanes=launch.lanes[first], lanes_w=launch.lanes_w[first])
+    lines, pitch, skew, plane = (of_tile[of_cut] for of_tile in _lay_out(problem, tile))
+    return lines, pitch, skew, plane
+
+
+def _lay_out(problem: RecordProblem, launch: Any) -> tuple[Any, Any, Any, Any]:
     taps_h, taps_w = problem.kernel_size
     (_, stride), tile_lines = problem.kernel, launch.tile_h * problem.stride[0]
     touched = _touched_lines(problem, launch)
@@ -181,22 +198,41 @@ def _longest_run(problem: RecordProblem, launch: Any) -> Any:
     return np.ceil((mean + 4 * np.sqrt(mean)) / 2 + 2 * launch.slices) * 2
 
 
-def _copy_rounds(problem: RecordProblem, launch: Any, capability: int) -> Any:
-    """Return how often a thread waits for memory in a chunk, one wait after the other.
+def copy_chain(problem: RecordProblem, launch: Any, capability: int) -> Any:
+    """Return the cycles of a thread's copies of a chunk, one after the other, with its waits for memory.
 
     Before architecture 8.0 it waits for each batch of loads, where the first of records is under way with the first of
     the tile; later for all copies together, with two buffers for none.
     """
-    if capability >= 80:
-        return 2 - launch.buffers
     lines, pitch, _, _ = tile_layout(problem, launch)
-    columns = -(-lines * pitch // (32 * launch.warps))
-    parts = np.maximum(1, 32 * launch.warps // (lines * pitch))
+    return _copy_chain(problem, launch, lines * pitch, capability)
+
+
+def _copy_chain(problem: RecordProblem, launch: Any, places: Any, capability: int) -> Any:
+    columns = -(-places // (32 * launch.warps))
+    parts = np.maximum(1, 32 * launch.warps // places)
+    if capability >= 80:
+        copied = columns * (_PLACE_CYCLES + _ELEMENT_CYCLES * -(-launch.chunk_channels // parts))
+        return _ASYNC_CYCLES + copied + _COPY_LATENCY * (launch.buffers == 1)
     together = np.where((2 * launch.chunk_channels > COPY_BATCH) | (parts > 1), 1, 2)
     batches, rest = np.divmod(-(-launch.chunk_channels // parts), COPY_BATCH // together)
     tile = -(-columns // together) * (batches + rest // _COPY_REST + rest % _COPY_REST)
     sharing = launch.pixel_warps * launch.slices
-    return tile + np.ceil(_longest_run(problem, launch) / (64 * sharing * _RECORD_BATCH)) - 1
+    rounds = tile + np.ceil(_longest_run(problem, launch) / (64 * sharing * _RECORD_BATCH)) - 1
+    return _LOADING_CYCLES + _ROUND_CYCLES * rounds
+
+
+def _copied_sectors(problem: RecordProblem, launch: Any, lines: Any) -> Any:
+    """Return the sectors of a block's chunk: its records, and of the tile's lines what lies inside the image."""
+    (p, q), (stride_h, stride_w) = problem.size, problem.stride
+    bands = -(-q // (launch.lanes_w * TILE_W))
+    halo_h, halo_w = (d * (taps - 1) for d, taps in zip(problem.dilation, problem.kernel_size, strict=True))
+    # A run that ends within a line of lanes shares that line with the next.
+    shared = launch.tile_h * stride_h * (launch.lanes % launch.lanes_w > 0)
+    inside = np.minimum(lines, p * stride_h / runs(problem, launch) + halo_h + shared)
+    tile = np.minimum(inside, p * stride_h) * sectors((q * stride_w + (bands - 1) * halo_w) / bands, 4)
+    records = 8 * launch.row_groups * (problem.slots + problem.loads) / SECTOR_BYTES
+    return launch.chunk_channels * (tile + records)
 
 
 @dataclass(frozen=True)
@@ -204,7 +240,7 @@ class _ChunkWork:
     """What a warp does in a chunk, in numbers or columns: first its copies, then, between barriers, its records."""
 
     copy_instructions: Any
-    copy_waits: Any  # cycles that nothing hides
+    copy_chain: Any  # cycles of a thread alone, waits included
     copied_words: Any
     issue: Any
     multiplied: Any  # cycles of the multiply-add lanes, all of the multiprocessor
@@ -222,36 +258,52 @@ class _ChunkWork:
         slots = problem.slots * launch.chunk_channels / launch.slices
         loads = problem.loads * launch.chunk_channels / launch.slices + (launch.slices > 1)
         latency = (slots + loads + 2) * RECORD_LATENCY + slots * pixels * 128 / gpu.fma_lanes + loads * cost.load
-        # Runs of row groups differ, and so do slices of a run.
+        # Runs of row groups differ by their weights, which are drawn one by one, and so do slices of a run.
         run = (problem.slots + problem.loads) * launch.chunk_channels
-        slowest = 1 + _EXPECTED_MAXIMA[launch.row_groups] / np.sqrt(run) + launch.slices / (2 * run)
+        spread = np.sqrt(problem.slots * launch.chunk_channels * (1 - problem.density))
+        slowest = 1 + (_EXPECTED_MAXIMA[launch.row_groups] * spread + launch.slices / 2) / run
+        moved = _copied_sectors(problem, launch, lines)
         return cls(
             copy_instructions=copies + -(-lines * pitch // threads) * _PLACE_INSTRUCTIONS + _CHUNK_INSTRUCTIONS,
-            copy_waits=_COPY_LATENCY * _copy_rounds(problem, launch, gpu.capability),
+            copy_chain=_copy_chain(problem, launch, lines * pitch, gpu.capability),
             copied_words=tile + records,
             issue=slots * (cost.dispatch + pixels) + (loads + 2) * cost.load,
             multiplied=slots * pixels * 32 / gpu.fma_lanes,
             shared=loads * (cost.load_cycles + 1) + slots + 2,
             latency=latency * slowest,
-            fetched=4 * (tile + records) * threads / gpu.l2_bytes_per_cycle,
+            fetched=SECTOR_BYTES * moved / gpu.l2_bytes_per_cycle,
         )
 
-    def cycles(self, launch: Any, blocks: Any, is_overlapped: Any) -> Any:
-        """Return the cycles of a chunk with so many blocks on a multiprocessor."""
-        warps = blocks * launch.warps
-        together = _largest(
-            (self.issue + self.copy_instructions) * -(-warps // 4),
-            self.multiplied * warps,
-            (self.shared + 2 * self.copied_words) * warps,
-            self.fetched * blocks,
+    def cycles(self, launch: Any, blocks: Any, is_overlapped: Any) -> tuple[Any, Any]:
+        """Return the cycles of (copies, records) of a chunk with so many blocks on a multiprocessor.
+
+        The blocks of a wave begin together and have about the same to do, so that all of them copy, and then all of
+        them multiply: simulated blocks do not fill one another's waits. A thread's next loads go out when the last
+        ones have come, so the cycles of the second-level cache add to its own.
+        """
+        warps, fetched = blocks * launch.warps, self.fetched * blocks
+        records = _largest(self.latency, self.issue * -(-warps // 4), self.multiplied * warps, self.shared * warps)
+        copies = _largest(
+            self.copy_chain + np.where(is_overlapped, 0, fetched),
+            self.copy_instructions * -(-warps // 4),
+            2 * self.copied_words * warps,
         )
-        # What one block takes, however idle the multiprocessor is.
-        records = _largest(
-            self.latency, self.issue * -(-launch.warps // 4), self.multiplied * launch.warps, self.shared * launch.warps
-        )
-        copies = self.copy_instructions * -(-launch.warps // 4) + self.copy_waits
-        alone = np.where(is_overlapped, copies, np.maximum(copies, self.fetched)) + records
-        return np.maximum(together, alone) + _CHUNK_CYCLES
+        return np.maximum(copies, fetched - records) + _CHUNK_CYCLES, records
+
+
+@dataclass(frozen=True)
+class WaveAccount:
+    """Cycles of a wave of blocks, by what they do: before the first chunk, in all chunks, and after the last."""
+
+    start: Any
+    copies: Any
+    records: Any
+    end: Any
+
+    @property
+    def cycles(self) -> Any:
+        """Of all of it."""
+        return self.start + self.copies + self.records + self.end
 
 
 def _largest(*cycles: Any) -> Any:
@@ -263,50 +315,24 @@ _EXPECTED_MAXIMUM = {1: 0.0, 2: 0.56, 3: 0.85, 4: 1.03, 5: 1.16, 6: 1.27, 8: 1.4
 _EXPECTED_MAXIMA = np.interp(np.arange(17), list(_EXPECTED_MAXIMUM), list(_EXPECTED_MAXIMUM.values()))
 
 
-@lru_cache(maxsize=512)
-def _all_cuts(
-    tile_h: int, tiles: tuple[int, int], limits: tuple[int, int], least_chunk: int, channels: int
-) -> np.ndarray[Any, Any]:
-    num_row_groups, max_warps = limits
-    sizes = [n for n in _CHUNKS if n % least_chunk == 0 and n <= max(least_chunk, channels)]
-    chunks = crossed(sizes, (1, 2))
-    parts = []
-    for pixel_warps in range(1, 9):
-        shares = [(g, s) for g, s in _WARPS if g <= num_row_groups and pixel_warps * g * s <= max_warps]
-        parts.append(crossed(_runs_of_lanes(*tiles, 32 * pixel_warps), shares, chunks))
-    lanes, lanes_w, row_groups, slices, chunk_channels, buffers = np.concatenate(parts).T
-    cuts = np.stack([chunk_channels, slices, np.full_like(slices, tile_h), lanes, lanes_w, row_groups, buffers], 1)
-    return np.unique(cuts, axis=0)
-
-
-_CHUNKS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-_WARPS = [(row_groups, slices) for row_groups in range(1, 17) for slices in range(1, 13) if row_groups * slices <= 16]
-
-
-def _runs_of_lanes(tiles_h: int, tiles_w: int, lanes: int) -> list[tuple[int, int]]:
-    """Return (lanes of a block, of a line of its band): whole lines, runs over their ends, and a few small ones."""
-    runs = {(1, 1), (4, 2)}
-    for bands in (*range(1, 14), 16, 32):
-        lanes_w = min(-(-tiles_w // bands), lanes)
-        lines = min(max(1, lanes // lanes_w), tiles_h)
-        runs.add((-(-tiles_h // -(-tiles_h // lines)) * lanes_w, lanes_w))
-        lanes_w = -(-tiles_w // bands)
-        band = tiles_h * lanes_w
-        if 2 * band > lanes:
-            runs.add((min(lanes, band), lanes_w))
-            runs.add((-(-band // -(-band // lanes)), lanes_w))
-    return sorted(runs, reverse=True)
-
-
 class RecordModel(CostModel):
     """The record kernel's.
 
-    A wave of blocks takes as long as the slowest of: instructions at one a cycle and scheduler, multiply-adds, shared
-    memory, the second-level cache, and one block's copies and a warp's records one after the other; the memory's bytes
-    are a floor below it all.
+    A wave of blocks starts, copies and multiplies chunk after chunk, and ends. Each of these takes as long as the
+    slowest of what bounds it: a thread's instructions one after the other with their waits, instructions at one a cycle
+    and scheduler, multiply-adds, shared memory, the second-level cache. The memory's bytes are a floor below it all.
     """
 
     launch_type = RecordLaunch
+
+    def __init__(self, ends: BlockEnds = shared_ends, code_bytes: int = _CODE_BYTES) -> None:
+        """Model the kernel, or one with other ends of blocks, for example an earlier one.
+
+        Args:
+            ends: what a block does before its first chunk and after its last.
+            code_bytes: of the kernel's machine code.
+        """
+        self._ends, self._code_bytes = ends, code_bytes
 
     def cuts(self, problem: RecordProblem) -> Cuts:  # noqa: D102
         (p, q), (taps, stride) = problem.size, problem.kernel
@@ -315,37 +341,53 @@ class RecordModel(CostModel):
         tables = []
         for tile_h in problem.tile_heights:
             limits = problem.num_row_groups, RECORD_COSTS[taps, stride, tile_h].max_warps
-            tables.append(_all_cuts(tile_h, (-(-p // tile_h), -(-q // TILE_W)), limits, least, channels))
+            tables.append(block_cuts(tile_h, (-(-p // tile_h), -(-q // TILE_W)), limits, least, channels))
         return np.concatenate(tables)
 
     def shared_bytes(self, problem: RecordProblem, launch: Any, *longest: int) -> Any:  # noqa: D102
-        tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
-        (records,) = longest or (_longest_run(problem, launch),)
         row_sums = 32 * launch.warps * 4 * launch.tile_h * TILE_W
         starts = 4 * (launch.row_groups * -(-problem.group_channels // launch.chunk_channels) * launch.slices + 1)
-        staged = launch.buffers * (tile + 8 * launch.row_groups * records)
+        staged = self.staged_bytes(problem, launch, *longest)
         return _ROW_BYTES * ROWS * launch.row_groups + -(-starts // 16) * 16 + np.maximum(staged, row_sums)
+
+    def staged_bytes(self, problem: RecordProblem, launch: Any, *longest: int) -> Any:
+        """Return the shared memory of a block's tiles and records; for the arguments see `shared_bytes`."""
+        tile = 4 * tile_layout(problem, launch)[3] * launch.chunk_channels
+        (records,) = longest or (_longest_run(problem, launch),)
+        return launch.buffers * (tile + 8 * launch.row_groups * records)
 
     def most_warps(self, problem: RecordProblem, launch: Any) -> Any:  # noqa: D102
         return record_cost(problem, launch.tile_h).max_warps
 
     def blocks(self, problem: RecordProblem, launch: Any) -> Any:  # noqa: D102
-        p, q = problem.size
-        runs = -(-(-(-p // launch.tile_h) * launch.lanes_w) // launch.lanes)
-        tiles = problem.batch * runs * -(-q // (launch.lanes_w * TILE_W))
+        bands = -(-problem.size[1] // (launch.lanes_w * TILE_W))
+        tiles = problem.batch * runs(problem, launch) * bands
         return tiles * problem.groups * -(-problem.num_row_groups // launch.row_groups)
 
+    def copied_sectors(self, problem: RecordProblem, launch: Any) -> Any:
+        """Return the sectors that a block copies for a chunk."""
+        return _copied_sectors(problem, launch, tile_layout(problem, launch)[0])
+
     def wave(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> Callable[[Any], Any]:  # noqa: D102
-        chunks, has_slices = np.ceil(problem.group_channels / launch.chunk_channels), launch.slices > 1
+        account = self.wave_account(problem, launch, gpu)
+        return lambda blocks: account(blocks).cycles
+
+    def wave_account(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> Callable[[Any], WaveAccount]:
+        """Return what tells, by its blocks on a multiprocessor, what a wave spends its cycles on."""
+        start, end = self._ends(problem, launch, self.staged_bytes(problem, launch))
         work, is_overlapped = _ChunkWork.of(problem, launch, gpu), (gpu.capability >= 80) & (launch.buffers == 2)
-        stores = ROWS * launch.tile_h * TILE_W * (_STORE_INSTRUCTIONS / launch.slices + _ADD_INSTRUCTIONS * has_slices)
-        waits = _BLOCK_WAITS * _COPY_LATENCY + _ADD_CYCLES * ROWS * has_slices
+        chunks = np.ceil(problem.group_channels / launch.chunk_channels)
 
-        def cycles(blocks: Any) -> Any:
-            ends = (stores + _BLOCK_INSTRUCTIONS) * -(-blocks * launch.warps // 4)
-            return chunks * work.cycles(launch, blocks, is_overlapped) + ends + waits
+        def account(blocks: Any) -> WaveAccount:
+            copies, records = work.cycles(launch, blocks, is_overlapped)
+            first, last = (part.cycles(blocks, launch.warps) for part in (start, end))
+            return WaveAccount(first, chunks * copies, chunks * records, last)
 
-        return cycles
+        return account
+
+    def code(self, problem: RecordProblem, launch: Any) -> tuple[Any, Any]:  # noqa: D102
+        parts = self._ends(problem, launch, 1)  # how much is staged has no part in it
+        return self._code_bytes, _COPY_CODE + sum(part.code for part in parts)
 
     def memory_seconds(self, problem: RecordProblem, launch: Any, gpu: Gpu) -> Any:  # noqa: D102
         del launch

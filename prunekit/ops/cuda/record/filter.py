@@ -20,6 +20,8 @@ from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedF
 
 #: Output channels of a row group: what a lane sums in registers (csrc/cuda/record/filter.h).
 ROWS = 8
+#: Pixels side by side in a lane's tile (csrc/cuda/record/launch.h).
+TILE_W = 2
 #: Input channels that one load brings for a 1×1 kernel.
 WINDOW_CHANNELS = 2
 #: Fewer weights than this, and kernels of up to so many taps a side.
