@@ -103,7 +103,7 @@ class DemoConfig:
     def quick(cls, out: Path, seed: int = 0) -> DemoConfig:
         """Return a demo of about a minute: unstructured zeros alone, little fine-tuning, few images, one engine."""
         if shipped.is_shipped():
-            few = {"num_train": 64, "num_val": 16, "ratios": (0, 90), "pruning": ("one-shot",), "peers": (EAGER,)}
+            few = {"num_train": 200, "num_val": 16, "ratios": (0, 75), "pruning": ("one-shot",), "peers": (EAGER,)}
             return cls.of_shipped(out, seed, structure=("unstructured",), **few)
         return cls(
             out, seed, num_train=300, num_val=40, epochs=8, ratios=(0, 90), structure=("unstructured",),
