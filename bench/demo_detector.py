@@ -85,7 +85,7 @@ class Stage:
 
 STAGES = (
     Stage("clean", "clean", PAPER, epochs=5, learning_rate=8e-3, scale=0.75),
-    Stage("short", "pgd-at", TWO_STEPS, epochs=18, learning_rate=8e-3, scale=0.75),
+    Stage("short", "pgd-at", TWO_STEPS, epochs=16, learning_rate=8e-3, scale=0.75),
     Stage("paper", "pgd-at", PAPER, epochs=2, learning_rate=3e-3),
 )
 
@@ -154,7 +154,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="by default torch's choice; other numbers give other weights")
-    parser.add_argument("--num-train", type=int, default=4800)
+    parser.add_argument("--num-train", type=int, default=4000)
     parser.add_argument("--num-val", type=int, default=300)
     parser.add_argument("--width", type=float, default=WIDTH)
     for stage in STAGES:
