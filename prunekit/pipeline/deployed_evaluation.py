@@ -121,14 +121,16 @@ class DeployedWork:
 
     def _write_case(self, folder: StageFolder, case: EvaluationCase) -> tuple[dict[str, Any], list[str]]:
         """Evaluate the model on clean images, or on those that were attacked by the checkpoint's gradients."""
+        task, data, is_clean = self.subject.task, self.subject.dataset, case.attack == CLEAN
+        clean = self.out / DEPLOYED / self.name / CLEAN / PREDICTIONS
         seen = counter(self.own) if is_overload(case.attack) else None
-        by_checkpoint = replace(case, transfer=case.attack != CLEAN)
-        result = evaluate_case(by_checkpoint, self.own, {}, self.subject.model, None, seen)
-        task, data = self.subject.task, self.subject.dataset
+        result = evaluate_case(
+            replace(case, transfer=not is_clean), self.own, {} if is_clean else task.load_predictions(clean, data),
+            self.subject.model, None, seen,
+        )  # fmt: skip
         files = task.save_predictions(folder.file(PREDICTIONS), result.evaluation.predictions, data)
         found, more = write_images(folder, self.own, seen) if seen is not None else ({}, [])
-        without_success = replace(result, success=None)  # which is relative to this model's own clean predictions
-        return without_success.figures() | found, [*(file.name for file in files), *more]
+        return result.figures() | found, [*(file.name for file in files), *more]
 
     def _corruptions(self, clean: Mapping[str, float | None]) -> tuple[CorruptionSummary | None, bool]:
         if not self.cells:
