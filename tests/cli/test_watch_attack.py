@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ class FindsLight(nn.Module):
         return logits.flatten(1, 2), torch.full((len(x), 18, light.shape[2] * 2, light.shape[3] * 2), -40.0)
 
 
-def of_light(darker: float, count: int = 3, **more: int) -> Survival:
+def of_light(darker: float, count: int = 3, **more: Any) -> Survival:
     """Watch gray frames, in two of whose four cells something is found, under a shadow."""
     task = DetectionTask(ModelSpec("yolov3-tiny", {"num_classes": 1}))
     options = WatchOptions(image_size=64, iou_threshold=0.9, **more)
