@@ -97,28 +97,6 @@ def test_hydra_on_cifar10(tmp_path: Path) -> None:
     check("hydra_cifar10.py", tmp_path, *options, "--out", "run")
 
 
-@needs_native
-def test_a_budget_in_milliseconds(tmp_path: Path) -> None:
-    """Half of a small net's time, which is more than what zeros cannot save of it."""
-    check("latency_budget.py", tmp_path, "--image-size", 96, "--width", 0.25, "--share", 70)
-
-
-def test_a_wheel_with_the_cuda_extension(tmp_path: Path) -> None:
-    """Of a package in the repository's place: that the real one builds is tested with the kernels."""
-    package = tmp_path / "source" / "prunekit"
-    package.mkdir(parents=True)
-    for name in ("_native", "_cuda"):
-        (package / f"{name}.abi3.so").write_bytes(b"\0" * 200_000)
-    (package / "__init__.py").write_text("")
-    (package.parent / "setup.py").write_text(
-        "import os, setuptools\n"
-        "assert os.environ['FORCE_CUDA'] == '1' and os.environ['TORCH_CUDA_ARCH_LIST'] == '8.6'\n"
-        "setuptools.setup(name='prunekit', version='0', packages=['prunekit'], package_data={'': ['*.so']})\n"
-    )
-    check("cuda_wheel.py", tmp_path, "--source", package.parent, "--out", "dist", "--architectures", "8.6")
-    assert len([*(tmp_path / "dist").glob("prunekit-0-*.whl")]) == 1
-
-
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short_and_on_the_page(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60
