@@ -255,7 +255,7 @@ def test_the_model_counts_the_columns_that_blocks_leave(groups: int) -> None:
     """In blocks of 16 filters exactly as many as the density says, as the packer finds; 4×1 blocks leave those of 4."""
     found = {}
     for structure in ("unstructured", "block4x1", "block16x1"):
-        mask = masked_by(structure, 90, groups)
+        mask = masked_by(structure, 90, groups).contiguous(memory_format=torch.channels_last)
         job = forward_job((1, 96, 20, 20), mask, (1, 1), (1, 1), (1, 1), groups)
         assert job is not None
         problem = CondensedProblem.of(job.problem)

@@ -198,6 +198,15 @@ ATTACKS: dict[str, Case] = {
     "pgd": lambda g: attacks.pgd(
         g.writing, g.x, _mean, attacks.PgdConfig(0.1, 0.05, 3, random_start=True, restarts=2), g.generator()
     ),
+    "held_perturbation": lambda g: attacks.held_perturbation(
+        g.writing,
+        g.x,
+        lambda images: _mean,
+        attacks.PgdConfig(0.1, 0.05, 2),
+        torch.ones_like(g.x[:, :1]),
+        g.generator(),
+    ),
+    "moved": lambda g: attacks.moved(g.x, g.reference, torch.ones_like(g.x[:, :1])),
     "fgsm": lambda g: attacks.fgsm(0.1)(g.writing, g.x, g.losses, g.generator()),
     "uniform_noise": lambda g: attacks.uniform_noise(0.1, "l2")(g.writing, g.x, g.losses, g.generator()),
     "LinfStep": lambda g: _walk(attacks.LinfStep(0.1, 0.05), g),

@@ -245,7 +245,7 @@ def shared_columns(mask: Tensor, groups: int) -> float | None:
     Returns:
         None unless blocks of filters share their columns: at random, masks leave more of them to each other.
     """
-    rows = mask.view(groups, -1, mask[0].numel())
+    rows = mask.reshape(groups, -1, mask[0].numel())  # masks come in any memory format
     parts = torch.split(rows, _SHARING_ROWS, dim=1)
     kept = float(torch.stack([part.any(dim=1).float().mean() for part in parts]).mean())
     at_random = 1 - (1 - float(mask.float().mean())) ** min(_SHARING_ROWS, rows.shape[1])
