@@ -7,15 +7,13 @@ failed first.
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from prunekit.compaction.differences import DoesNotRunError, differences
 from prunekit.compaction.keep_set import Choice
 from prunekit.compaction.plan import make_plan
 from prunekit.compaction.proving import Proof
-from prunekit.compaction.surgery import cut
+from prunekit.compaction.surgery import cut_copy
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow
 from prunekit.graph.traced import trace
@@ -39,8 +37,7 @@ def follow(masked: nn.Module, example: Call, proof: Proof) -> ChannelFlow:
 
 def _places_that_fail(flow: ChannelFlow, proof: Proof) -> frozenset[str]:
     """Return places whose sizes seem to be written down, or nothing where the cut model runs and is exact."""
-    small = copy.deepcopy(proof.original)
-    cut(small, make_plan(flow, Choice(flow)))
+    small = cut_copy(proof.original, make_plan(flow, Choice(flow)))
     places = frozenset(flow.literal)
     try:
         (found,) = differences(small, proof, proof.trials[:1])

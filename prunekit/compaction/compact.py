@@ -7,7 +7,6 @@ print(result.certificate)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +24,7 @@ from prunekit.compaction.masked_copy import masked_copy
 from prunekit.compaction.plan import Plan, make_plan
 from prunekit.compaction.proving import Proof, prove
 from prunekit.compaction.rounding import MULTIPLES, fastest, measure
-from prunekit.compaction.surgery import cut
+from prunekit.compaction.surgery import cut_copy
 from prunekit.errors import InputError
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow
@@ -123,7 +122,7 @@ class _Candidate:
 def _cut_at(masked: nn.Module, flow: ChannelFlow, multiple_of: int, proof: Proof) -> _Candidate:
     choice = Choice(flow, multiple_of)
     plan = make_plan(flow, choice, multiple_of)
-    wide = _cut_copy(proof.original, plan)
+    wide = cut_copy(proof.original, plan)
     try:
         found = differences(wide, proof)
     except DoesNotRunError as error:
@@ -136,13 +135,7 @@ def _cut_at(masked: nn.Module, flow: ChannelFlow, multiple_of: int, proof: Proof
             proof.blame_randomness(type(masked).__name__)
             proof.blame_amplification(type(masked).__name__)
             raise_first_difference(wide, choice, proof, trial)
-    return _Candidate(_cut_copy(masked, plan), choice, plan, tuple(found))
-
-
-def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    small = copy.deepcopy(model)
-    cut(small, plan)
-    return small
+    return _Candidate(cut_copy(masked, plan), choice, plan, tuple(found))
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ weights are large at the same places come to lie side by side.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from prunekit.compaction.differences import differences
 from prunekit.compaction.masked_copy import masked_copy
 from prunekit.compaction.plan import LayerCut, Plan
 from prunekit.compaction.proving import Proof, prove
-from prunekit.compaction.surgery import cut, select_weight
+from prunekit.compaction.surgery import cut_copy, select_weight
 from prunekit.errors import InputError, WrongOutputError
 from prunekit.graph.calls import Call
 from prunekit.graph.channels.channel_flow import ChannelFlow, Layer
@@ -92,9 +91,7 @@ def permute_channels(
         search.run()
         plan = search.plan()
         rows = _proven(plain, plan, proof)
-        permuted = copy.deepcopy(plain)
-        cut(permuted, plan)
-        return PermutationResult(permuted, search.moved, before, search.kept(found), rows)
+        return PermutationResult(cut_copy(plain, plan), search.moved, before, search.kept(found), rows)
 
 
 def _check_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> None:
@@ -111,9 +108,7 @@ def _check_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> None:
 
 
 def _proven(plain: nn.Module, plan: Plan, proof: Proof) -> tuple[Difference, ...]:
-    wide = copy.deepcopy(proof.original)
-    cut(wide, plan)
-    rows = differences(wide, proof)
+    rows = differences(cut_copy(proof.original, plan), proof)
     for row in rows:
         if not proof.is_equal(row):
             proof.blame_randomness(type(plain).__name__)

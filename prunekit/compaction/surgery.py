@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ def cut(model: nn.Module, plan: Plan) -> None:
         if not torch.equal(keep, torch.arange(tensor.shape[dim])):
             _replace(module, attribute, select(plan, name, tensor.detach()))
             _note_width(module, len(keep))
+
+
+def cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of `model` that is cut."""
+    copied = copy.deepcopy(model)
+    cut(copied, plan)
+    return copied
 
 
 def select(plan: Plan, name: str, tensor: Tensor) -> Tensor:
