@@ -100,8 +100,7 @@ class Account {
 
   void print(std::FILE* to) const {
     std::fprintf(to, "{\"blocks\": %lld", static_cast<long long>(blocks_));
-    for (const auto& [name, part] :
-         {std::pair{"start", start_}, {"copies", copies_}, {"sums", sums_}, {"end", end_}}) {
+    for (const auto& [name, part] : {std::pair{"start", start_}, {"copies", copies_}, {"sums", sums_}, {"end", end_}}) {
       std::fprintf(
           to,
           ", \"%s\": {\"barriers\": %lld, \"instructions\": %lld, \"cycles\": %lld, \"chain\": %lld, "
@@ -119,7 +118,7 @@ class Account {
   static constexpr int SCHEDULERS = 4, SECTOR_BYTES = 32, JUMP_CYCLES = 7;
   struct Lane {
     int64_t now = 0, sums = 0;
-    std::vector<int64_t> ready;   // by slot
+    std::vector<int64_t> ready;  // by slot
     std::vector<int64_t> counts;  // by place in the code
   };
   struct Warp {
