@@ -30,7 +30,7 @@ def measured_values(folder: Path) -> Values:
     ratios = _ratios_of_budgets(rows)
     main = RunFolder(folder / "runs" / rows[0]["run"]).task().figures[0].column
     values = [
-        {name: row[name] for name in factors}
+        {name: named_level(name, row[name]) for name in factors}
         | {"metric": metric, "run": row["seed"], "value": row[metric]}
         | {"ratio": str(ratios.get(row.get(BUDGET, ""), row["ratio"]))}
         for metric in (f"attacked_{main}", main, "latency_ms")
@@ -39,6 +39,22 @@ def measured_values(folder: Path) -> Values:
     ]
     budgets = {ratio: budget for budget, ratio in ratios.items()}
     return replace(collect(values, list(values[0]), str(folder)), budgets=budgets)
+
+
+def named_level(factor: str, level: str) -> str:
+    """Return what people call a level: a word as it stands, a truth value or a number by its factor's name."""
+    if level in ("True", "False"):
+        opposite = "color" if factor == "grayscale" else f"no {factor}"
+        return factor if level == "True" else opposite
+    return f"{factor} {level}" if _is_number(level) else level
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def finished_rows(folder: Path) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from prunekit.experiments.measured import Row, finished_rows
+from prunekit.experiments.measured import Row, finished_rows, named_level
 from prunekit.experiments.values import GIVEN, Values
 from prunekit.files import write_bytes
 from prunekit.pipeline import RunFolder
@@ -88,7 +88,7 @@ def _lines(experiment: Path, values: Values) -> list[list[_Trial]]:
     rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
     lines: dict[tuple[str, ...], list[_Trial]] = {}
     for row in rows:
-        configuration = tuple(row[name] for name in values.factors)
+        configuration = tuple(named_level(name, row[name]) for name in values.factors)
         lines.setdefault(configuration, []).append(_trial(experiment, values.name(configuration), row))
     return list(lines.values())
 

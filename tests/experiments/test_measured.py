@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from prunekit.experiments import Plan, compare, measured_values
+from prunekit.experiments.measured import named_level
 from prunekit.experiments.records import ROWS, keep_plan
 from prunekit.experiments.sentences import summarize
 from prunekit.experiments.tables import mean_table
@@ -79,3 +80,19 @@ def test_a_figure_shows_an_image_as_each_model_sees_it(experiment: Path, tmp_pat
     white, navy = (255, 255, 255), (0, 0, 128)
     assert corners == [[white] * 3, [navy] * 3, [navy] * 3]  # the truth, then a line an allocation
     assert boxes == [True, True, False, True, False]  # the truth, unpruned, pruned, unpruned, pruned
+
+
+@pytest.mark.parametrize(
+    ("factor", "level", "name"),
+    [
+        ("grayscale", "True", "grayscale"),
+        ("grayscale", "False", "color"),
+        ("augment", "True", "augment"),
+        ("augment", "False", "no augment"),
+        ("width", "0.25", "width 0.25"),
+        ("scores", "deeplift", "deeplift"),
+        ("allocation", "", ""),
+    ],
+)
+def test_a_level_can_be_told_without_its_factor(factor: str, level: str, name: str) -> None:
+    assert named_level(factor, level) == name
