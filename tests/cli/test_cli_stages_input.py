@@ -91,7 +91,7 @@ def _another_stage(options: Options) -> None:
 @pytest.mark.parametrize(
     ("command", "spoil", "words"),
     [
-        *[(command, _change(weights="nowhere.weights"), "nowhere.weights is none") for command in COMMANDS],
+        *[(command, _change(weights="nowhere.weights"), "there is no file nowhere.weights") for command in COMMANDS],
         *[(command, _half_the_weights, ".safetensors") for command in COMMANDS],
         *[(command, _scores_as_weights, "a model that prunekit saved") for command in COMMANDS],
         *[(command, _change(device="cuda:77"), "Expected a GPU for the device 'cuda:77'") for command in COMMANDS],
