@@ -10,6 +10,11 @@ _UNWRITABLE = {
     errno.EROFS: "which is read-only",
     errno.EACCES: "without the permission to",
     errno.EPERM: "without the permission to",
+    errno.ENOTDIR: "where a file is in a folder's place",
+    errno.EISDIR: "which is a folder",
+    errno.EEXIST: "where something else is already",
+    errno.ENAMETOOLONG: "whose name is too long",
+    errno.ELOOP: "whose links lead in a circle",
 }
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prunekit.errors import InputError
+
 
 def cache_folder() -> Path:
     """Return where choices of earlier runs are kept: PRUNEKIT_CACHE, or prunekit/ in XDG_CACHE_HOME or ~/.cache.
@@ -19,6 +21,34 @@ def cache_folder() -> Path:
     """
     folder, base = os.environ.get("PRUNEKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(folder) if folder else (Path(base) if base else Path.home() / ".cache") / "prunekit"
+
+
+def check_writable_file(path: Path, option: str) -> None:
+    """Refuse a place where no file can be written, before the work whose result it is for.
+
+    Args:
+        path: Where the file will be written, in folders that need not be there yet.
+        option: What named it, for the message.
+
+    Raises:
+        InputError: A folder is there, or no folder for it can be made or written.
+    """
+    if path.is_dir():
+        raise InputError(f"{option}: expected a file to write, got a folder: {path}.")
+    check_writable_folder(path.parent, option)
+
+
+def check_writable_folder(path: Path, option: str) -> None:
+    """Refuse a place that is not a folder to write into and cannot become one; arguments as of `check_writable_file`.
+
+    Raises:
+        InputError: A file is there or in the place of a folder above it, or the nearest folder cannot be written.
+    """
+    nearest = next((place for place in (path, *path.parents) if place.exists()), Path())
+    if not nearest.is_dir():
+        raise InputError(f"{option}: expected a folder to write into, but {nearest} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: expected a folder that can be written, got {nearest}, which cannot.")
 
 
 @contextmanager

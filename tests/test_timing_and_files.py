@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from prunekit.comparison import relative_rms
-from prunekit.files import atomic_path, csv_text, write_bytes, write_text
+from prunekit.errors import InputError
+from prunekit.files import (
+    atomic_path,
+    check_writable_file,
+    check_writable_folder,
+    csv_text,
+    write_bytes,
+    write_text,
+)
 from prunekit.timing import Timing, time_in_turn
 
 
@@ -50,6 +59,31 @@ def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     write_bytes(target, b"new")
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
     assert target.read_bytes() == b"new"
+
+
+def test_a_place_for_files_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_writable_file(tmp_path / "new" / "folders" / "a.txt", "--out")
+    check_writable_file(tmp_path / "file", "--out")  # to be replaced
+    check_writable_folder(tmp_path, "--out")
+    check_writable_folder(Path("relative"), "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "new" / "a.txt"):
+        with pytest.raises(InputError, match=r"--out: expected a folder to write into, but .*/file is a file\."):
+            check_writable_file(path, "--out")
+    with pytest.raises(InputError, match="--json: expected a file to write, got a folder: "):
+        check_writable_file(tmp_path, "--json")
+    with pytest.raises(InputError, match=r"--out: expected a folder to write into, but .*/file is a file\."):
+        check_writable_folder(tmp_path / "file", "--out")
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user who is not root, whom the system refuses nothing."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=r"--out: expected a folder that can be written, got .*, which cannot"):
+        check_writable_file(tmp_path / "new" / "a.txt", "--out")
 
 
 def test_rows_become_csv_with_unix_line_ends_and_empty_cells_for_none() -> None:

@@ -28,8 +28,9 @@ from prunekit.benchmark.memory import Memory, measure_memory
 from prunekit.benchmark.peers import EAGER, PEERS
 from prunekit.benchmark.problems import NETS, Problem, layer_problems, whole_net
 from prunekit.benchmark.rows import Row, append_rows, latest, read_rows
-from prunekit.benchmark.settings import Settings, check_output
+from prunekit.benchmark.settings import Settings
 from prunekit.environment import thread_count
+from prunekit.files import check_writable_file
 from prunekit.progress import Description, Progress
 from prunekit.timing import Timing
 
@@ -90,7 +91,8 @@ def run_bench(settings: Settings, out: Path | None, progress: Progress) -> list[
         InputError: `out` cannot be used.
         RuntimeError: torch eager itself could not be timed, so there is nothing to compare with.
     """
-    check_output(out)
+    if out is not None:
+        check_writable_file(out, "--out")
     progress = _SaidOnce(progress)
     rows = [] if out is None else read_rows(out)
     machine = Machine.here()

@@ -16,7 +16,7 @@ from matplotlib.transforms import blended_transform_factory
 from prunekit.benchmark.rows import Row
 from prunekit.benchmark.summary import Curve, Point, curves, layer_points
 from prunekit.errors import InputError
-from prunekit.files import write_bytes
+from prunekit.files import check_writable_file, write_bytes
 from prunekit.report.plots import GRAY, PALETTE
 
 FORMATS = ("png", "svg")
@@ -36,8 +36,7 @@ def write_plot(rows: Sequence[Row], path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InputError(f"--out: expected a name that ends in .png or .svg, got {path.name!r}.")
-    if path.is_dir():
-        raise InputError(f"--out: expected a file to draw into, got a folder: {path}.")
+    check_writable_file(path, "--out")
     drawable = [curve for curve in curves(rows) if any(point.ratio > 0 for point in curve.points)]
     if not drawable:
         raise InputError("Expected rows of prunekit at a ratio above 0 to draw, got none.")

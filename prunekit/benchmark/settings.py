@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from prunekit.benchmark.engines.precisions import INT8
@@ -92,14 +91,6 @@ def split(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
         return tuple(dict.fromkeys(kind(part.strip()) for part in text.split(",")))
     except ValueError:
         raise InputError(f"{option}: expected numbers separated by commas, got {text!r}.") from None
-
-
-def check_output(path: Path | None) -> None:
-    """Refuse a place where no file can be written, before hours of work."""
-    if path is not None and path.is_dir():
-        raise InputError(f"--out: expected a file to append JSON lines to, got a folder: {path}.")
-    if path is not None and path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"--out: expected a folder to write into, got a file: {path.parent}.")
 
 
 def _known(option: str, names: Sequence[str], table: object) -> None:

@@ -14,6 +14,7 @@ from prunekit.compaction import EXPORTS, MULTIPLES, compact, export, save
 from prunekit.console import ConsoleProgress
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
+from prunekit.files import check_writable_file
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
 from prunekit.pipeline.config import architectures, wrong_image_size
 from prunekit.pipeline.own_models import model_arguments, name_own_model
@@ -105,8 +106,7 @@ def _check(
     image_size: int | None,
     threads: int | None,
 ) -> None:
-    if out.is_dir():
-        raise InputError(f"--out: expected a file to write, got a folder: {out}.")
+    check_writable_file(out, "--out")
     if multiple_of is not None and multiple_of < 1:
         raise InputError(f"--multiple-of: expected a whole number of at least 1, got {multiple_of}.")
     if export_to is not None and export_to not in EXPORTS:

@@ -10,6 +10,7 @@ import typer
 from prunekit.cli.ending import Verbose, tell, user_errors
 from prunekit.detection import CocoDataset, write_coco_json
 from prunekit.errors import InputError
+from prunekit.files import check_writable_file
 
 CONVERT_EXAMPLES = """
 Examples:
@@ -35,8 +36,9 @@ def convert_command(
 ) -> None:
     """Convert a detection data set in YOLO's or Pascal VOC's layout to COCO's annotation JSON."""
     with user_errors(verbose):
-        if out.suffix != ".json" or out.is_dir():
+        if out.suffix != ".json":
             raise InputError(f"--out: expected a .json file to write, got {out}.")
+        check_writable_file(out, "--out")
         data = CocoDataset.open(source, split=split)
         boxes = write_coco_json(data, out)
         for note in data.notes():

@@ -30,7 +30,7 @@ from prunekit.console import ConsoleProgress
 from prunekit.engine.model import AcceleratedModel
 from prunekit.environment import thread_count
 from prunekit.errors import InputError, first_line
-from prunekit.files import write_text
+from prunekit.files import check_writable_file, write_text
 from prunekit.nn import AccelerationReport
 from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, requested_spec, spec_of, untrained
 from prunekit.pipeline.config import WEIGHTS, architectures, wrong_image_size
@@ -117,8 +117,8 @@ def explain_command(
 ) -> None:
     """Explain why a pruned network is not faster: what each layer costs, what limits it, and what would help."""
     with user_errors(verbose):
-        if json_file is not None and json_file.is_dir():
-            raise InputError(f"--json: expected a file to write, got a folder: {json_file}.")
+        if json_file is not None:
+            check_writable_file(json_file, "--json")
         if threads is not None and not 1 <= threads <= 1024:
             raise InputError(f"--threads: expected a whole number from 1 to 1024, got {threads}.")
         with thread_count(threads):

@@ -13,6 +13,7 @@ from prunekit.cli.options import takes
 from prunekit.console import ConsoleProgress, compacted_table, results_table
 from prunekit.demo import DemoConfig, next_steps, run_demo
 from prunekit.errors import InputError
+from prunekit.files import check_writable_folder
 from prunekit.pipeline import RunConfig, RunFolder, make_config, read_rows, run
 from prunekit.report import send_to_mlflow, write_report, write_run_comparison
 
@@ -58,6 +59,8 @@ def report_command(
     Of several runs also write comparison.html: what differs, and their models at equal structure and ratio.
     """
     with user_errors(verbose):
+        if out is not None:
+            check_writable_folder(out, "--out")
         folders = [RunFolder(root) for root in runs]
         for folder in folders:
             tell(f"Report: {write_report(folder)}")

@@ -11,6 +11,7 @@ from prunekit.cli.ending import Verbose, tell, user_errors
 from prunekit.errors import InputError
 from prunekit.experiments import compare, measured_values, read_values
 from prunekit.experiments.sentences import oddities, summarize
+from prunekit.files import check_writable_folder
 from prunekit.report import write_statistics
 
 STATISTICS_EXAMPLES = """
@@ -41,6 +42,7 @@ def statistics_command(
     with user_errors(verbose):
         if (folder is None) == (values is None):
             raise InputError("Expected an experiment's folder or --values, got " + ("both." if folder else "none."))
+        check_writable_folder(out, "--out")
         found = measured_values(folder) if folder is not None else read_values(Path(str(values)))
         found = found.with_given(dict(map(_given, given or ())))
         page = write_statistics(found, out, str(folder or values), folder)

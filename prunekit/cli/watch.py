@@ -17,7 +17,7 @@ from prunekit.detection.task import DetectionTask
 from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.evaluation.evaluate import EvaluationConfig
-from prunekit.files import csv_text, write_text
+from prunekit.files import check_writable_file, check_writable_folder, csv_text, write_text
 from prunekit.nn import accelerate
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
 from prunekit.pipeline.config import architectures, wrong_image_size
@@ -97,7 +97,8 @@ def watch_command(
         for module in plugin or ():
             load_plugin(module)
         name_own_model(model, task, model_args or ())
-        _check(out, frames, threads, image_size)
+        _check_places(out, boxes, report)
+        _check(frames, threads, image_size)
         _check_attack(attack, boxes, report)
         limits = EvaluationConfig(
             score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections,
@@ -203,11 +204,17 @@ def _check_attack(attack: str | None, boxes: Path | None, report: Path | None) -
         raise InputError("--boxes: expected without --attack, which writes frames.csv with --report, got both.")
 
 
-def _check(out: Path | None, frames: int | None, threads: int | None, image_size: int | None) -> None:
+def _check_places(out: Path | None, boxes: Path | None, report: Path | None) -> None:
     if out is not None:
         require_video()
-        if out.is_dir():
-            raise InputError(f"--out: expected a file to write, got a folder: {out}.")
+        check_writable_file(out, "--out")
+    if boxes is not None:
+        check_writable_file(boxes, "--boxes")
+    if report is not None:
+        check_writable_folder(report, "--report")
+
+
+def _check(frames: int | None, threads: int | None, image_size: int | None) -> None:
     if frames is not None and frames < 1:
         raise InputError(f"--frames: expected a whole number of at least 1, got {frames}.")
     if threads is not None and not 1 <= threads <= 1024:

@@ -218,12 +218,12 @@ def require_weights(path: Path, reads: bool = False) -> None:
         reads: Whether a task reads the file, whatever it is.
     """
     if not path.is_file():
-        raise InputError(f"--weights: expected a darknet .weights file or a .safetensors one, but {path} is none.")
+        found = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise InputError(f"Expected a darknet .weights file or a .safetensors one, but {found}.")
     kind = kind_of_file(path)
     if kind is not None and not is_safetensors(path) and not reads:
         raise InputError(
-            f"--weights: expected a darknet .weights file or a .safetensors one that prunekit saved, "
-            f"but {path} is {kind}."
+            f"Expected a darknet .weights file or a .safetensors one that prunekit saved, but {path} is {kind}."
         )
 
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from prunekit.environment import installed_version
 from prunekit.errors import InputError
-from prunekit.files import write_text
+from prunekit.files import check_writable_folder, write_text
 
 DONE = "done.json"
 #: The file in which a training stage keeps what it needs to go on.
@@ -176,8 +176,7 @@ def check_folder(root: Path, marker: str, what: str) -> bool:
         marker: The file that is written first.
         what: Whose folder is expected, as in "a run's".
     """
-    if root.exists() and not root.is_dir():
-        raise InputError(f"--out: expected a folder, but {root} is a file.")
+    check_writable_folder(root, "--out")
     if not any(not path.name.startswith(".") for path in root.glob("*")):
         return False
     if not (root / marker).is_file():

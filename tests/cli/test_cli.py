@@ -91,7 +91,7 @@ def _out_is_a_file(options: Options) -> None:
     ("spoil", "words"),
     [
         (_change(weights="nowhere.weights"), "nowhere.weights"),
-        (_change(weights="."), "--weights"),
+        (_change(weights="."), ". is a folder"),
         (_change(data="nowhere"), "nowhere does not exist"),
         (_change(model="yolov3"), "floats for yolov3"),
         (_change(model="yolo"), "--model"),

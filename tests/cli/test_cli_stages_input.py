@@ -77,6 +77,12 @@ def _a_file(options: Options) -> None:
     Path(options["out"]).write_text("")
 
 
+def _below_a_file(options: Options) -> None:
+    file = Path(options["out"]).with_name("file")
+    file.write_text("")
+    options["out"] = file / "out"
+
+
 def _another_stage(options: Options) -> None:
     Path(options["out"]).mkdir()
     (Path(options["out"]) / "stage.json").write_text('{"stage": "cooking"}')
@@ -85,7 +91,7 @@ def _another_stage(options: Options) -> None:
 @pytest.mark.parametrize(
     ("command", "spoil", "words"),
     [
-        *[(command, _change(weights="nowhere.weights"), "nowhere.weights is none") for command in COMMANDS],
+        *[(command, _change(weights="nowhere.weights"), "there is no file nowhere.weights") for command in COMMANDS],
         *[(command, _half_the_weights, ".safetensors") for command in COMMANDS],
         *[(command, _scores_as_weights, "a model that prunekit saved") for command in COMMANDS],
         *[(command, _change(device="cuda:77"), "Expected a GPU for the device 'cuda:77'") for command in COMMANDS],
@@ -95,6 +101,7 @@ def _another_stage(options: Options) -> None:
         *[(command, _change(image_size=100), "--image-size") for command in COMMANDS],
         *[(command, _change(seed=-1), "--seed") for command in COMMANDS],
         *[(command, _a_file, "is a file") for command in COMMANDS],
+        *[(command, _below_a_file, "/file is a file") for command in COMMANDS],
         *[(command, _other_files, "holds other files; choose another") for command in COMMANDS],
         *[(command, _another_stage, "results of the stage cooking") for command in COMMANDS],
         *[(command, _change(data="nowhere"), "nowhere does not exist") for command in COMMANDS],

@@ -36,7 +36,13 @@ def test_a_full_disk_is_one_sentence_and_a_failure(error: Exception, capsys: pyt
 
 @pytest.mark.parametrize(
     ("number", "why"),
-    [(errno.EROFS, "which is read-only"), (errno.EACCES, "without the permission to")],
+    [
+        (errno.EROFS, "which is read-only"),
+        (errno.EACCES, "without the permission to"),
+        (errno.ENOTDIR, "where a file is in a folder's place"),
+        (errno.EISDIR, "which is a folder"),
+        (errno.EEXIST, "where something else is already"),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_bad_input(number: int, why: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, printed = _end(OSError(number, os.strerror(number), "/mnt/data"), capsys)

@@ -163,7 +163,7 @@ def test_bad_input_is_one_sentence(filter_run: RunFolder, tmp_path: Path, option
 def test_a_source_that_is_no_detector_is_refused(tmp_path: Path, weights: Path) -> None:
     for source, sentence in (
         (tmp_path, "to be a run folder or a stage's"),
-        (tmp_path / "none.weights", "is none"),
+        (tmp_path / "none.weights", "one, but there is no file "),
         (weights, "--model:"),
     ):
         result = compact_command(source, "--out", tmp_path / "small.prunekit")

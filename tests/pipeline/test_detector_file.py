@@ -141,5 +141,5 @@ def test_a_description_that_makes_no_sense_is_refused(file: Path, change: dict[s
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.safetensors is none"):
+    with pytest.raises(InputError, match=r"there is no file .*nowhere\.safetensors"):
         spec_of(tmp_path / "nowhere.safetensors")
