@@ -150,17 +150,30 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Read the options."""
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--images", type=int, default=480, help="rendered to train on")
-    parser.add_argument("--val-images", type=int, default=80, help="rendered to evaluate on")
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--width", type=float, default=0.125)
-    parser.add_argument("--clean-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=8, help="of adversarial training")
-    parser.add_argument("--learning-rate", type=float, default=6e-3, help="of adversarial training")
-    parser.add_argument("--max-steps", type=int, help="end adversarial training after N steps")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="separated by commas (default: 0,1,2)")
+    parser.add_argument("--images", type=int, default=480, help="rendered to train on (default: %(default)s)")
+    parser.add_argument("--val-images", type=int, default=80, help="rendered to evaluate on (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=96, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=float, default=0.125, help="of YOLOv3-tiny (default: %(default)s)")
+    parser.add_argument("--clean-epochs", type=int, default=30, help="before all of it (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of adversarial training (default: %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=6e-3, help="of adversarial training (default: %(default)s)"
+    )
+    parser.add_argument("--max-steps", type=int, help="stop adversarial training after N steps (default: never)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     return parser.parse_args(argv)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Read "0,1,2"; argparse turns the error into its sentence."""
+    try:
+        found = tuple(map(int, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 0 or len({*found}) < len(found):
+        raise argparse.ArgumentTypeError(f"expected different seeds from 0, as in 0,1,2, got {text!r}")
+    return found
 
 
 def main(argv: Sequence[str]) -> None:
@@ -174,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
         epochs=args.clean_epochs,
     )  # fmt: skip
     with one_sentence(), ConsoleProgress(error_console) as progress:
-        for seed in map(int, args.seeds.split(",")):
+        for seed in args.seeds:
             for arm in ARMS:
                 rows.append(row_of(args, rendered, seed, arm, progress))
                 print_row(rows[-1])

@@ -8,6 +8,7 @@ from prunekit.attacks.losses import Attack
 from prunekit.attacks.overload import OverloadConfig
 from prunekit.attacks.pgd import PgdConfig, fgsm
 from prunekit.attacks.strong import StrongConfig
+from prunekit.errors import InputError
 from prunekit.registry import look_up, register
 
 # The L∞ radius of the report on robust pruning of YOLOv3, 12.75/255.
@@ -42,10 +43,14 @@ PRESETS: dict[str, Attack] = {
     # On milliseconds rather than on accuracy.
     "latency": OverloadConfig(EPS, step_size=0.01, steps=20),
 }
+#: What commands take in a preset's place, and what it is: an attack of such a name would never be made.
+_NO_PRESETS = {"none": "clean images", "patch": "a patch that is trained on half of the images"}
 
 
 def register_attack(name: str, attack: Attack) -> None:
-    """Add an attack of one's own; InputError when the name is taken."""
+    """Add an attack of one's own; InputError when the name is taken, or means something else to commands."""
+    if name in _NO_PRESETS:
+        raise InputError(f"Expected a new name for the attack, got {name!r}, which stands for {_NO_PRESETS[name]}.")
     register(PRESETS, "attack", name, attack)
 
 

@@ -27,6 +27,10 @@ Examples:
   prunekit run --model yolov3-tiny --weights yolov3-tiny.weights --data val/ --train-data train/ --pretrain-epochs 5
       --structure unstructured,filter --scores scaled,deeplift --pruning one-shot,optimized --out runs/robust
 
+  prunekit run --weights runs/robust/model.safetensors --model yolov3-tiny --data val/ --train-data train/
+      --ratios 0,90 --conditions corruptions,patch,latency --corruption-cells benchmark:3 --precision float32,int8
+      --out runs/in-use
+
 Run the same command again to resume an interrupted run.
 """
 

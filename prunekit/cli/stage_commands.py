@@ -53,6 +53,9 @@ Examples:
 
   prunekit train --weights runs/robust/model.safetensors --data train/ --objective trades --out runs/trades
 
+  prunekit train --weights runs/robust/model.safetensors --data train/ --objective pgd-at
+      --train-attack pool:paper,standard-l2 --out runs/adaptive
+
   prunekit train --model yolov3 --weights darknet53.conv.74 --data cells/ --freeze backbone --fit-anchors
       --out runs/cells
 
@@ -131,6 +134,9 @@ Examples:
 
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack latency
       --max-candidates 1000 --out runs/overload
+
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack patch --patch-goal vanish
+      --out runs/patched
 
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack paper,latency
       --corruptions benchmark --deployed small.prunekit --precision int8 --calibration-data train/ --out runs/deployed

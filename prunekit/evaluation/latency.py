@@ -50,14 +50,10 @@ class Deployed:
     Attributes:
         latency: Of all of it.
         report: What accelerating it chose.
-        int8: The model in int8, compacted where filters went; None where none was asked for or it stayed float32.
-        int8_report: What accelerating it in int8 chose, also where it stayed float32.
     """
 
     latency: Latency
     report: AccelerationReport
-    int8: nn.Module | None = None
-    int8_report: AccelerationReport | None = None
 
 
 def accelerate_and_time(
@@ -67,25 +63,20 @@ def accelerate_and_time(
     runs: int,
     options: Options,
     compaction: CompactionResult | None = None,
-    calibration: Iterable[Tensor] | None = None,
+    int8: nn.Module | None = None,
 ) -> Deployed:
     """Make a model fast, and time it against itself; the arguments are those of `measure_latency`.
 
-    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated; with images for
-    `calibration` also what is deployed in int8.
+    With the model's `compaction`, its model is timed in the same turns, as it is and accelerated.
     """
     fast = accelerate(model, x)
     assert isinstance(fast.report, AccelerationReport)
     compacted = {}
     if compaction is not None:
         compacted = {EAGER: compaction.model, ACCELERATED: accelerate(compaction.model, x)}
-    int8, int8_report = None, None
-    if calibration is not None:
-        source = model if compaction is None else compaction.model
-        int8, int8_report = in_int8(source, x, calibration)
     timed = measure_latency(model, task, fast, x, runs, options, compacted, int8)
     note = f"torch runs what follows the network: {', '.join(timed.postprocessing)}"
-    return Deployed(timed, replace(fast.report, notes=[*fast.report.notes, note]), int8, int8_report)
+    return Deployed(timed, replace(fast.report, notes=[*fast.report.notes, note]))
 
 
 def in_int8(model: nn.Module, x: Tensor, images: Iterable[Tensor]) -> tuple[nn.Module | None, AccelerationReport]:

@@ -22,15 +22,14 @@ from prunekit.errors import InputError
 from prunekit.evaluation.corruptions.catalog import Cell
 from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, Subject, evaluate_case, evaluation_cases
-from prunekit.evaluation.latency import Latency, in_int8
+from prunekit.evaluation.latency import Latency
 from prunekit.nn import accelerate
-from prunekit.nn.saving import save
 from prunekit.pipeline.checkpoint import Checkpoint
 from prunekit.pipeline.command_config import EvaluateStage
 from prunekit.pipeline.corruptions import CELLS, Baseline, summarized, write_cell, write_table
 from prunekit.pipeline.deployed import DeployedModel, open_deployed
 from prunekit.pipeline.deployed_config import CHECKPOINT, DEPLOYED
-from prunekit.pipeline.int8 import INT8, calibration_images, calibration_indices
+from prunekit.pipeline.int8 import INT8, MODEL, calibration_images, calibration_indices, write_int8
 from prunekit.pipeline.overload import (
     CANDIDATES,
     IMAGES,
@@ -43,7 +42,7 @@ from prunekit.pipeline.overload import (
     write_images,
 )
 from prunekit.pipeline.results import latency_columns
-from prunekit.pipeline.store import StageFolder, write_json
+from prunekit.pipeline.store import StageFolder
 from prunekit.pipeline.unit import compacted
 from prunekit.progress import alone
 from prunekit.task import Data, Figure, LabelsImages
@@ -51,7 +50,7 @@ from prunekit.task_data import HasTrainingPart
 from prunekit.timing import time_in_turn
 from prunekit.training.data import ImagesOnDisk
 
-PREDICTIONS, MODEL, REPORT = "detections", "model.safetensors", "acceleration.json"
+PREDICTIONS = "detections"
 
 
 class MakesParts(Protocol):
@@ -228,22 +227,11 @@ def _calibration(subject: Subject, choices: EvaluateStage) -> tuple[Data, list[i
 def _write_int8(
     folder: StageFolder, artifact: Checkpoint, subject: Subject, images: Iterable[Tensor]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Accelerate a model in int8, compacted where filters went, and write it; return what was chosen, and the files.
-
-    A model that stayed float32 is not written.
-    """
+    """Write a model in int8, compacted where filters went; return what was chosen, and the files."""
     x, progress = subject.dataset[0].image[None], subject.progress
-    with alone(progress):  # which layers are faster in int8 is timed
-        for _ in progress.track(range(1), "accelerating in int8", 1):
-            small = compacted(artifact, x, progress)
-            fast, report = in_int8(artifact.model if small is None else small.model, x, images)
-    write_json(folder.file(REPORT), report.to_json())
-    chosen = {"int8_layers": sum(row.precision == INT8 for row in report.rows), "layers": len(report.rows)}
-    if fast is None:
-        progress.message(f"not deployed in int8: {'; '.join(report.notes)}")
-        return {**chosen, "int8_layers": 0}, [REPORT]
-    save(fast, folder.file(MODEL))
-    return {**chosen, "relative_rms": report.relative_rms}, [REPORT, MODEL]
+    with alone(progress):  # which widths are fastest is timed
+        small = compacted(artifact, x, progress)
+    return write_int8(folder, artifact.model if small is None else small.model, x, images, progress)
 
 
 def comparison(found: Mapping[str, Any], figure: Figure) -> dict[str, dict[str, float | None]]:

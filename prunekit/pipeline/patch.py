@@ -36,19 +36,27 @@ def write_patch(folder: StageFolder, subject: Subject, options: PatchOptions) ->
     A training that was stopped goes on after its last finished pass, to the same bits.
     """
     learned, judged = (_of(subject, half) for half in halves(subject.dataset))
-    patches = {CLEAN: None, RANDOM: _random(subject, options), TRAINED: _trained(folder, learned, options)}
-    label, found = goal_label(options.patch_goal, subject.dataset), {}
-    for kind, patch in patches.items():
-        seen = judged if patch is None else patched(judged, patch, options.patch)
-        found[kind] = _figures(evaluate(seen, None, f"patch: {kind}"), label, len(judged.dataset))
-        if kind == TRAINED:
-            _write_image(folder.file(EXAMPLE), _example(seen))
-    trained = patches[TRAINED]
-    assert trained is not None
+    trained = _trained(folder, learned, options)
+    found = _judged(judged, trained, options)
+    _write_image(folder.file(EXAMPLE), _example(patched(judged, trained, options.patch)))
     documents.write(folder.file(TENSOR), {"patch": trained}, options.model_dump())
     _write_image(folder.file(PICTURE), (trained * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    about = {"goal": options.patch_goal, "trained_on": len(learned.dataset), "evaluated_on": len(judged.dataset)}
-    return {**about, **found}, [TENSOR, PICTURE, EXAMPLE]
+    return {"trained_on": len(learned.dataset), **found}, [TENSOR, PICTURE, EXAMPLE]
+
+
+def write_judged(
+    folder: StageFolder, subject: Subject, options: PatchOptions, patch: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Evaluate what is deployed under the patch that was trained on its checkpoint; write nothing.
+
+    Args:
+        folder: Where the work is done.
+        subject: What is deployed, as it is evaluated.
+        options: Those of the patch's training.
+        patch: The file `TENSOR` of `write_patch`.
+    """
+    trained = documents.read(patch, "a trained patch").tensors["patch"]
+    return _judged(_of(subject, halves(subject.dataset)[1]), trained, options), []
 
 
 def patch_sentence(found: dict[str, Any], column: str, name: str) -> str:
@@ -62,6 +70,17 @@ def patch_sentence(found: dict[str, Any], column: str, name: str) -> str:
 
 def _of(subject: Subject, dataset: Any) -> Subject:
     return Subject(subject.model, subject.task, dataset, subject.config, subject.progress)
+
+
+def _judged(judged: Subject, trained: Tensor, options: PatchOptions) -> dict[str, Any]:
+    """Return the figures of each kind of the images that the patch was not trained on."""
+    patches = {CLEAN: None, RANDOM: _random(judged, options), TRAINED: trained}
+    label = goal_label(options.patch_goal, judged.dataset)
+    found: dict[str, Any] = {"goal": options.patch_goal, "evaluated_on": len(judged.dataset)}
+    for kind, patch in patches.items():
+        seen = judged if patch is None else patched(judged, patch, options.patch)
+        found[kind] = _figures(evaluate(seen, None, f"patch: {kind}"), label, len(judged.dataset))
+    return found
 
 
 def _random(subject: Subject, options: PatchOptions) -> Tensor:

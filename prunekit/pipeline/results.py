@@ -56,6 +56,14 @@ class RatioResult:
     * ms_deployed, ms_overload: medians of the network and all steps after it, summed, on clean and on attacked images
       timed in turns; ms_overload_network, ms_overload_nms, …: of each step under attack.
 
+    Where a run deploys in int8 too (`--precision float32,int8`), are
+
+    * int8_latency_ms: the network in int8; int8_layers: how many convolutions run so; int8_relative_rms: how far the
+      outputs are from float32's.
+    * int8_F, int8_attacked_F, int8_corrupted_F, int8_ms_overload, …: the columns above, those on conditions among them,
+      of the model in int8. It sees the images that the float32 model was attacked by, and the patch that was trained on
+      that.
+
     Of every task are
 
     * ratio: pruning ratio in percent; of a budget, the share of weights that went.

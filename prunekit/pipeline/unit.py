@@ -24,7 +24,7 @@ from prunekit.pipeline.checkpoint import Checkpoint, Training, Workspace
 from prunekit.pipeline.conditions import Conditions
 from prunekit.pipeline.config import RunConfig
 from prunekit.pipeline.examples import save_example
-from prunekit.pipeline.int8 import calibration_images, int8_columns
+from prunekit.pipeline.int8 import INT8, ModelInInt8, calibration_images, int8_columns, read_int8, write_int8
 from prunekit.pipeline.proofs import Proof, radii_identity, write_margins, write_radii
 from prunekit.pipeline.results import (
     RatioResult,
@@ -50,6 +50,7 @@ from prunekit.prune import (
     sparsity,
 )
 from prunekit.task import Data
+from prunekit.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
     model = model.cpu()
     compaction = _compact(job, folder, artifact, unit)
     files += [folder.compacted(unit)] if compaction is not None else []
-    deployed = _accelerate_and_time(job, model, unit, compaction)
+    in_int8 = _in_int8(job, artifact, compaction)
+    deployed = _accelerate_and_time(job, model, unit, compaction, in_int8)
     latency, acceleration = deployed.latency, deployed.report
     folder.write_json(f"acceleration/{unit.stem}.json", acceleration.to_json())
     x = torch.zeros(1, 3, job.dataset.image_size, job.dataset.image_size)
@@ -131,7 +133,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         **compaction_columns(latency, compaction),
         **postprocessing_columns(latency),
         **under_conditions,
-        **conditions.milliseconds(),
+        **_milliseconds(job, conditions),
         "sparse_layers": sum(layer.implementation != "dense" for layer in acceleration.rows),
         "layers": len(acceleration.rows),
         "images": len(job.dataset),
@@ -142,7 +144,7 @@ def do_unit(job: Job, folder: RunFolder, unit: Unit) -> tuple[RatioResult, list[
         "processor": processor().name,
         "allocation": variant.allocation,
         "budget": unit.budget,
-        **(_int8(job, folder, model, unit, deployed) if job.config.deploys_int8 else {}),
+        **(_int8(job, folder, unit, in_int8, latency.int8, conditions) if in_int8 is not None else {}),
     }
     return RatioResult(columns), files, artifact
 
@@ -259,30 +261,60 @@ def _compact(job: Job, folder: RunFolder, artifact: Checkpoint, unit: Unit) -> C
     return result
 
 
-def _accelerate_and_time(job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None) -> Deployed:
-    x, config, images = job.dataset[0].image[None], job.config, None
-    if config.deploys_int8 and job.training is not None:
-        images = calibration_images(job.training.data, config.calibration_images, config.workers)
+def _in_int8(job: Job, artifact: Checkpoint, compaction: CompactionResult | None) -> ModelInInt8 | None:
+    """Return a unit's model in int8, compacted where filters went; None where none was asked for.
+
+    It is a stage of its own: which layers are in int8 is timed, and what is found of them must be of one model.
+    """
+    config, training = job.config, job.training
+    if not config.deploys_int8 or training is None:
+        return None
+    with thread_count(config.latency_threads):
+        machine = {"threads": torch.get_num_threads(), "processor": processor().name}
+        identity = {"calibration_images": config.calibration_images, **machine}
+        stage = job.store.open(INT8, identity, {"model": artifact.sha256, "data": training.sha256})
+        if (chosen := stage.result()) is None:
+            images = calibration_images(training.data, config.calibration_images, config.workers)
+            model = artifact.model.cpu() if compaction is None else compaction.model
+            chosen, files = write_int8(stage, model, job.dataset[0].image[None], images, job.progress)
+            stage.finish(chosen, *files)
+        return read_int8(stage, chosen)
+
+
+def _accelerate_and_time(
+    job: Job, model: nn.Module, unit: Unit, compaction: CompactionResult | None, in_int8: ModelInInt8 | None
+) -> Deployed:
+    x, config, int8 = job.dataset[0].image[None], job.config, None if in_int8 is None else in_int8.model
     with alone(job.progress), thread_count(config.latency_threads):
         for _ in job.progress.track(range(1), f"{unit.label}: accelerating and timing", 1):
-            deployed = accelerate_and_time(model, job.start.task, x, config.latency_runs, config, compaction, images)
+            deployed = accelerate_and_time(model, job.start.task, x, config.latency_runs, config, compaction, int8)
     return deployed
 
 
-def _int8(job: Job, folder: RunFolder, model: nn.Module, unit: Unit, deployed: Deployed) -> dict[str, Any]:
-    """Return the columns on the model in int8, which sees the images that were attacked by the float32 model."""
-    assert deployed.int8_report is not None
-    folder.write_json(f"acceleration/{unit.stem}-int8.json", deployed.int8_report.to_json())
-    if deployed.int8 is None:
-        job.progress.message(f"{unit.label}: {'; '.join(deployed.int8_report.notes)}")
-        return int8_columns(deployed, {})
-    subject, config = job.subject(deployed.int8), job.config
+def _milliseconds(job: Job, conditions: Conditions) -> dict[str, float]:
+    with thread_count(job.config.latency_threads):
+        return conditions.milliseconds()
+
+
+def _int8(
+    job: Job, folder: RunFolder, unit: Unit, in_int8: ModelInInt8, timing: Timing | None, conditions: Conditions
+) -> dict[str, Any]:
+    """Return the columns on the model in int8, which sees the images that the float32 model was attacked by."""
+    folder.write_json(f"acceleration/{unit.stem}-int8.json", in_int8.report)
+    if in_int8.model is None:
+        return int8_columns(in_int8.chosen, None, {})
+    figures = _accuracy_in_int8(job, unit, in_int8.model, conditions.subject.model)
+    deployed = conditions.of_deployed(in_int8.model, in_int8.sha256)
+    return int8_columns(in_int8.chosen, timing, figures | deployed.columns() | _milliseconds(job, deployed))
+
+
+def _accuracy_in_int8(job: Job, unit: Unit, model: nn.Module, source: nn.Module) -> dict[str, float | None]:
+    subject, attack, attacked = job.subject(model), job.config.attack, None
     clean = evaluate(subject, None, f"{unit.label}: clean in int8")
-    attacked = None
-    if config.attack != "none":
-        attacked = evaluate(subject, PRESETS[config.attack], f"{unit.label}: under attack in int8", source=model)
+    if attack != "none":
+        attacked = evaluate(subject, PRESETS[attack], f"{unit.label}: under attack in int8", source=source)
     columns = job.start.task.columns(clean.figures, attacked.figures if attacked else None, None, None)
-    return int8_columns(deployed, {name: finite_or_none(v) for name, v in columns.items() if v is not None})
+    return {name: finite_or_none(value) for name, value in columns.items() if value is not None}
 
 
 def _accuracy(job: Job, evaluations: dict[str, Evaluation], transfer: Evaluation | None) -> dict[str, float | None]:

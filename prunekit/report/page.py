@@ -46,9 +46,10 @@ def write_report(folder: RunFolder) -> Path:
     if layers := _layers(folder, rows):
         plots["allocation"] = folder.root / "plots" / "allocation.png"
         write_allocation_plot(plots["allocation"], layers)
+    table, conditions = _table(rows), _conditions(rows[0], task.figures[0], config)
     page = template("report.html").render(
         rows=rows,
-        table=_table(rows),
+        table=table,
         gains=gains(rows, task.figures[0], dense),
         dense=dense,
         has_compacted=any(row.get("latency_ms_compacted") for row in rows),
@@ -57,7 +58,8 @@ def write_report(folder: RunFolder) -> Path:
         shown=shown,
         figures=task.figures,
         proven=_proven(rows[0]),
-        conditions=_conditions(rows[0], task.figures[0], config),
+        conditions=conditions,
+        in_use=_in_use(table, conditions),
         steps=[name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms") and name != "latency_ms"],
         accuracy=task.describe(config),
         trainings=_trainings(config),
@@ -131,6 +133,17 @@ def _conditions(row: Row, figure: Figure, config: Mapping[str, Any]) -> dict[str
         "ms_overload": ("overload", 2, overload),
     }
     return {column: (title, digits) for column, (title, digits, is_shown) in shown.items() if asked and is_shown}
+
+
+def _in_use(table: Sequence[tuple[str, Row]], columns: Iterable[str]) -> list[tuple[str, Row]]:
+    """Return the table's rows for these columns, each followed by that of its model in int8, where there is one."""
+    found = []
+    for name, row in table:
+        found.append((name, row))
+        in_int8 = {column: row.get(f"int8_{column}", "") for column in columns}
+        if any(in_int8.values()):
+            found.append((f"{name}, int8", {**row, **in_int8}))
+    return found
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:

@@ -34,6 +34,14 @@ def test_a_pool_of_unequal_attacks_is_refused() -> None:
         adaptive.passes_a_step("pool:paper,standard")
 
 
+@pytest.mark.parametrize("seeds", ["0,a", "", "1,1", "-1"])
+def test_seeds_that_are_none_are_refused_in_a_sentence(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        adaptive.parsed(["--out", "runs", f"--seeds={seeds}"])
+    assert ended.value.code == 2
+    assert f"--seeds: expected different seeds from 0, as in 0,1,2, got {seeds!r}" in capsys.readouterr().err
+
+
 def test_tables_are_of_means_and_of_differences_within_a_seed() -> None:
     found = {"fixed linf": (0.1, 0.3), "fixed l2": (0.2, 0.2), "pool": (0.3, 0.4)}
     rows = [

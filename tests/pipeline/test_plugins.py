@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from prunekit import cli
 from prunekit.attacks import PRESETS, attack_named, register_attack, uniform_noise
 from prunekit.errors import InputError
+from prunekit.evaluation.evaluate import CLEAN
+from prunekit.evaluation.patch import PATCH
 from prunekit.pipeline import read_rows
 from prunekit.prune import Score, register_score
 from prunekit.task import ModelSpec, load_plugin, register_model, register_task, task_of
@@ -162,6 +164,10 @@ def test_names_are_taken_once() -> None:
     for name in ("", " a", "a,b", "a:b"):
         with pytest.raises(InputError, match="without commas, colons and outer spaces"):
             register_attack(name, uniform_noise(0.1))
+    for name, meaning in {CLEAN: "clean images", PATCH: "a patch"}.items():
+        with pytest.raises(InputError, match=f"new name for the attack, got '{name}', which stands for {meaning}"):
+            register_attack(name, uniform_noise(0.1))
+        assert name not in PRESETS
     with pytest.raises(InputError, match=f"one of {', '.join(PRESETS)}, got 'brute'"):
         attack_named("brute")
     with pytest.raises(InputError, match=r"the task to be one of detection, .*, got 'sorting'"):
