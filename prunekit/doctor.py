@@ -13,6 +13,7 @@ from rich.table import Table
 
 from prunekit.environment import installed_version
 from prunekit.nn import native_status
+from prunekit.ops.cuda.sources import kernel_sources, missing_kernels
 from prunekit.ops.native import cuda_status
 from prunekit.processor import processor
 
@@ -52,7 +53,7 @@ def examine() -> list[Check]:
         Check("Python", platform.python_version()),
     ]
     checks += [_required(package) for package in REQUIRED]
-    checks += [examine_part() for examine_part in (_processor, _native_kernels, _cuda, _cuda_kernels, _nvcc)]
+    checks += [look() for look in (_processor, _native_kernels, _cuda, _cuda_kernels, _gpu_convolutions, _nvcc)]
     return checks + [_optional(package, advice) for package, advice in OPTIONAL.items()]
 
 
@@ -109,6 +110,15 @@ def _cuda_kernels() -> Check:
     if not status.available:
         return Check("CUDA kernels", "not built", status.reason or "")
     return Check("CUDA kernels", f"CUDA {status.toolkit}, compiled for {', '.join(status.architectures)}")
+
+
+def _gpu_convolutions() -> Check:
+    sources = kernel_sources()
+    kernels = {"cuda": "the CUDA kernels", "triton": "the Triton kernels"}
+    found = " and ".join(kernels[source] for source in sorted(sources))
+    if not found:
+        return Check("sparse convolutions on a GPU", "none: they run dense", missing_kernels() or "")
+    return Check("sparse convolutions on a GPU", f"{found}, wherever they are faster than cuDNN")
 
 
 def _nvcc() -> Check:

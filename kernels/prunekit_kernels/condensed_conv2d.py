@@ -3,13 +3,14 @@
     y[n, k, p, q] = residual + activation(
         bias[k] + Σ_kept weight[k, c, r, s] · x[n, c, p·stride + r·dilation − padding, …])
 
+or, where the activation comes last, activation(residual + bias[k] + Σ …).
 Sums are float32. A weight that is not kept contributes nothing, not even where the input is inf or nan: a tile that
 holds such inputs adds them one by one, over kept weights only.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from torch import Tensor
 from prunekit_kernels.condensed_filter import GROUP_ROWS, CondensedFilter, uncondense
 
 Pair = tuple[int, int]
+#: Activations, and the number by which the kernel knows them: before the residual is added, or after it.
+ACTIVATIONS = {"none": 0, "leaky_relu": 1, "leaky_relu_last": 2}
 #: The bits that inf and nan, and no other values, all have set.
 EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 
@@ -31,6 +34,12 @@ def _special_products(weights, inputs):
     is_kept = (weights != 0.0) | (1.0 / weights > 0.0)
     is_special = ((inputs.to(tl.int32, bitcast=True) & 0x7F800000) == 0x7F800000)[None, :]
     return tl.where(is_kept[:, None] & is_special, weights[:, None] * inputs[None, :], 0.0)
+
+
+@triton.jit
+def _leaky_relu(sums, negative_slope):
+    negative = tl.where(sums < 0.0, 0.0, sums) if negative_slope == 0.0 else sums * negative_slope
+    return tl.where(sums < 0.0, negative, sums)
 
 
 @triton.jit
@@ -65,7 +74,7 @@ def _condensed_conv2d_kernel(
     DILATION_W: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    HAS_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     EXPONENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -113,41 +122,52 @@ def _condensed_conv2d_kernel(
     is_row = row >= 0
     if HAS_BIAS:
         sums += tl.load(bias_ptr + row, mask=is_row, other=0.0).to(tl.float32)[:, None]
-    if HAS_ACTIVATION:
-        negative = tl.where(sums < 0.0, 0.0, sums) if negative_slope == 0.0 else sums * negative_slope
-        sums = tl.where(sums < 0.0, negative, sums)
+    if ACTIVATION == 1:
+        sums = _leaky_relu(sums, negative_slope)
     out = image.to(tl.int64) * y_stride_n + place // q * y_stride_p + place % q * y_stride_q
     out = out[None, :] + row.to(tl.int64)[:, None] * y_stride_k
     is_stored = is_row[:, None] & is_pixel[None, :]
     if HAS_RESIDUAL:
         sums += tl.load(residual_ptr + out, mask=is_stored, other=0.0).to(tl.float32)
+    if ACTIVATION == 2:
+        sums = _leaky_relu(sums, negative_slope)
     tl.store(y_ptr + out, sums.to(y_ptr.dtype.element_ty), mask=is_stored)
 
 
-#: Cuts that the autotuner compares on the device.
-CONFIGS = [
-    triton.Config({"BLOCK_N": n, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-    for n, k, warps, stages in (
-        (64, 16, 2, 3),
-        (64, 32, 4, 3),
-        (128, 16, 4, 3),
-        (128, 32, 4, 3),
-        (128, 32, 4, 4),
-        (256, 16, 4, 3),
-        (256, 32, 8, 3),
-    )
-]
+class Cut(NamedTuple):
+    """How the work is cut into blocks."""
+
+    block_n: int  # pixels of a block
+    block_k: int  # columns of a step
+    num_warps: int
+    num_stages: int  # steps whose loads are under way
+
+
+#: Cuts worth comparing on a device.
+CUTS = (
+    Cut(64, 16, 2, 3),
+    Cut(64, 32, 4, 3),
+    Cut(128, 16, 4, 3),
+    Cut(128, 32, 4, 3),
+    Cut(128, 32, 4, 4),
+    Cut(256, 16, 4, 3),
+    Cut(256, 32, 8, 3),
+)
 _TUNED_KERNEL: Any = None
 
 
-def _kernel() -> tuple[Any, dict[str, int]]:
-    """The autotuned kernel; in the interpreter, which cannot tune, the kernel itself with a small cut."""
+def _kernel(cut: Cut | None) -> tuple[Any, dict[str, int]]:
+    """The autotuned kernel, or that of a cut; in the interpreter, which cannot tune, one with a small cut."""
     global _TUNED_KERNEL
+    if cut is not None:
+        blocks = {"BLOCK_N": cut.block_n, "BLOCK_K": cut.block_k}
+        return _condensed_conv2d_kernel, {**blocks, "num_warps": cut.num_warps, "num_stages": cut.num_stages}
     if not isinstance(_condensed_conv2d_kernel, triton.runtime.JITFunction):
         return _condensed_conv2d_kernel, {"BLOCK_N": 32, "BLOCK_K": 16}
     if _TUNED_KERNEL is None:
         keys = ["num_pixels", "p", "q", "STRIDE_H", "STRIDE_W", "PRECISION"]
-        _TUNED_KERNEL = triton.autotune(configs=CONFIGS, key=keys)(_condensed_conv2d_kernel)
+        configs = [triton.Config({"BLOCK_N": n, "BLOCK_K": k}, num_warps=w, num_stages=s) for n, k, w, s in CUTS]
+        _TUNED_KERNEL = triton.autotune(configs=configs, key=keys)(_condensed_conv2d_kernel)
     return _TUNED_KERNEL, {}
 
 
@@ -159,10 +179,11 @@ def condensed_conv2d(
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
-    activation: Literal["none", "leaky_relu"] = "none",
+    activation: Literal["none", "leaky_relu", "leaky_relu_last"] = "none",
     negative_slope: float = 0.0,
     precision: Literal["tf32", "ieee"] = "ieee",
     out: Tensor | None = None,
+    cut: Cut | None = None,
 ) -> Tensor:
     """Convolve on a GPU; contiguous and channels-last inputs run as they are.
 
@@ -170,14 +191,15 @@ def condensed_conv2d(
         x: [N, C, H, W], of the filter's dtype and on its device.
         filter: of `condense`.
         bias: [K] or None.
-        residual: of the output's shape, added last, or None.
+        residual: of the output's shape, added behind the activation or before it, or None.
         stride: pair.
         padding: pair, zeros.
         dilation: pair.
-        activation: "none" or "leaky_relu"; a slope of 0 is ReLU.
+        activation: "none", "leaky_relu", or "leaky_relu_last" behind the residual; a slope of 0 is ReLU.
         negative_slope: of the activation.
         precision: of float32: tensor cores' "tf32", or full "ieee"; other dtypes ignore it.
         out: written and returned instead of a new tensor; of the output's shape and x's dtype, any strides.
+        cut: of the work; None compares several on the device, once for each size.
 
     Returns:
         [N, K, P, Q] of x's dtype and memory format.
@@ -196,33 +218,35 @@ def condensed_conv2d(
     num_pixels = y.shape[0] * y.shape[2] * y.shape[3]
     if num_pixels == 0:
         return y
-    kernel, cut = _kernel()
-    kernel[lambda meta: (triton.cdiv(num_pixels, meta["BLOCK_N"]), filter.num_row_groups)](
-        x,
-        filter.rows,
-        filter.starts,
-        filter.columns,
-        filter.values,
-        x if bias is None else bias,
-        x if residual is None else residual,
-        y,
-        num_pixels,
-        *x.shape[2:],
-        *y.shape[2:],
-        *x.stride(),
-        *y.stride(),
-        float(negative_slope),
-        *stride,
-        *padding,
-        *dilation,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        HAS_ACTIVATION=activation != "none",
-        PRECISION=precision,
-        EXPONENT=EXPONENTS[x.dtype],
-        BLOCK_M=GROUP_ROWS,
-        **cut,
-    )
+    kernel, numbers = _kernel(cut)
+    # Triton launches on the current device, whatever device the tensors are on.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernel[lambda meta: (triton.cdiv(num_pixels, meta["BLOCK_N"]), filter.num_row_groups)](
+            x,
+            filter.rows,
+            filter.starts,
+            filter.columns,
+            filter.values,
+            x if bias is None else bias.contiguous(),
+            x if residual is None else residual,
+            y,
+            num_pixels,
+            *x.shape[2:],
+            *y.shape[2:],
+            *x.stride(),
+            *y.stride(),
+            float(negative_slope),
+            *stride,
+            *padding,
+            *dilation,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            ACTIVATION=ACTIVATIONS[activation],
+            PRECISION=precision,
+            EXPONENT=EXPONENTS[x.dtype],
+            BLOCK_M=GROUP_ROWS,
+            **numbers,
+        )
     return y
 
 
@@ -261,7 +285,7 @@ def condensed_conv2d_reference(
     activation: Literal["none", "leaky_relu"] = "none",
     negative_slope: float = 0.0,
 ) -> Tensor:
-    """Compute the same for finite inputs with torch's dense convolution in float32."""
+    """Compute the same for finite inputs by torch's dense convolution in float32; no activation behind the residual."""
     weight, _ = uncondense(filter)
     wide_bias = None if bias is None else bias.float()
     y = F.conv2d(x.float(), weight.float(), wide_bias, stride, padding, dilation, filter.groups)

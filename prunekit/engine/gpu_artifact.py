@@ -25,7 +25,7 @@ from prunekit.ops.cuda.choice import KernelChoice
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.dispatch import CudaDevice, device_of, kernel_cache
 from prunekit.ops.cuda.registry import SPARSE_KERNELS
-from prunekit.ops.native import cuda_status
+from prunekit.ops.cuda.sources import missing_kernels
 
 
 def gpu_model_content(model: GpuModel, signature: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -127,12 +127,12 @@ def load_on_current_gpu(content: Content, path: object) -> GpuModel:
     """Build the model of a file for the GPU that torch uses now; `path` is what messages call the file.
 
     Raises:
-        InputError: there is no GPU here, or the CUDA kernels were not built, or as `load_gpu_model`.
+        InputError: there is no GPU here, or neither the CUDA kernels nor Triton, or as `load_gpu_model`.
     """
     if not torch.cuda.is_available():
         raise InputError(f"the model in {path} was accelerated for an NVIDIA GPU, but torch finds none here.")
-    if not cuda_status().available:
-        raise InputError(f"the model in {path} needs prunekit's CUDA kernels, but {cuda_status().reason}.")
+    if reason := missing_kernels():
+        raise InputError(f"the model in {path} needs prunekit's CUDA kernels or Triton, but {reason}.")
     where = torch.device("cuda", torch.cuda.current_device())
     device = device_of(torch.empty(0, device=where))
     assert device is not None, "the kernels are there"

@@ -93,7 +93,7 @@ def accelerate(
     Raises:
         InputError: the model is neither on the CPU nor on one GPU, does not run on the example, or its output there
             holds no tensor or is not finite, or `weight_dtype` or `precision` is another one, or calibration inputs are
-            missing, do not fit the example or are not finite; on a GPU also where the CUDA kernels were not built.
+            missing, do not fit the example or are not finite; on a GPU also without both the CUDA kernels and Triton.
     """
     if weight_dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"accelerate expects weight_dtype torch.float32 or torch.bfloat16; got {weight_dtype}.")

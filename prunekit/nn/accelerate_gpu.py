@@ -27,7 +27,7 @@ from prunekit.ops.cuda.cache import KernelCache
 from prunekit.ops.cuda.choice import exact_float32, floor_seconds
 from prunekit.ops.cuda.devices import Gpu
 from prunekit.ops.cuda.dispatch import CudaDevice, device_of
-from prunekit.ops.native import cuda_status
+from prunekit.ops.cuda.sources import missing_kernels
 from prunekit.structure import in_float64
 from prunekit.timing import Timing, time_in_turn
 
@@ -40,10 +40,10 @@ def check_gpu_arguments(*, whole_graph: bool, weight_dtype: torch.dtype) -> None
     """Refuse what `accelerate` cannot do on a GPU.
 
     Raises:
-        InputError: the CUDA kernels are not there, or an argument is for the CPU only.
+        InputError: neither the CUDA kernels nor Triton are there, or an argument is for the CPU only.
     """
-    if not cuda_status().available:
-        raise InputError(f"accelerate on a GPU needs prunekit's CUDA kernels, but {cuda_status().reason}.")
+    if reason := missing_kernels():
+        raise InputError(f"accelerate on a GPU needs prunekit's CUDA kernels or Triton, but {reason}.")
     if not whole_graph or weight_dtype != torch.float32:
         raise InputError("whole_graph=False and weight_dtype are for models on the CPU; this one is on a GPU.")
 
@@ -95,11 +95,15 @@ def accelerate_on_gpu(
     times = _time({"before": model, "after": fast}, inputs)
     foreign = foreign_operators(graph)
     beside = foreign and f"beside convolutions, torch runs {foreign} as they are"
-    notes = [note for note in (cache.note, fast.note, beside) if note]
+    notes = [note for note in (cache.note, fast.note, beside, _who_competes(device.gpu)) if note]
     if times["before"].median_ms < times["after"].median_ms:
         notes.append("the model's own forward was measured faster, and kept")
         return _with_report(model, rows, device.gpu, 0, {"before": times["before"]}, expected, inputs, notes, seconds)
     return _with_report(fast, rows, device.gpu, folded, times, expected, inputs, notes, seconds)
+
+
+def _who_competes(gpu: Gpu) -> str | None:
+    return None if "cuda" in gpu.sources else "prunekit's CUDA kernels were not built: those in Triton compete alone"
 
 
 def build_graph(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Graph, int]:

@@ -61,7 +61,7 @@ def load(path: str | Path) -> nn.Module:
 
     Raises:
         InputError: there is no such file, or it is another one, or damaged; or it is of a GPU, and there is none here
-            or the CUDA kernels were not built.
+            or neither the CUDA kernels nor Triton.
         RuntimeError: prunekit's compiled extension is not there.
     """
     return load_content(documents.read(path, SAVED_MODEL), path)

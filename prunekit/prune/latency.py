@@ -24,6 +24,7 @@ from prunekit.nn.accelerate import accelerate, on_engine_untimed
 from prunekit.nn.held_still import held_still
 from prunekit.nn.random_state import own_random_state
 from prunekit.ops.cuda.dispatch import device_of
+from prunekit.ops.cuda.sources import missing_kernels
 from prunekit.prune.allocations import Part, Ratios
 from prunekit.prune.channel_groups import ChannelGroups
 from prunekit.prune.layer_times import ConvShape, LayerTimes, milliseconds_on_gpu
@@ -114,7 +115,7 @@ def latency_model(
         part_of_unit: int64 [units], each unit's part; -1 for one that always stays.
 
     Raises:
-        InputError: The image is on a GPU, and the CUDA kernels are not there.
+        InputError: The image is on a GPU, and neither the CUDA kernels nor Triton are there.
     """
     convs, calls = prunable_layers(model), conv_calls(model, x)
     names = [name for name in convs if name in calls]
@@ -133,7 +134,8 @@ def _milliseconds(shapes: Iterable[ConvShape], x: Tensor) -> dict[ConvShape, flo
         return LayerTimes.default().measure(shapes)
     device = device_of(x)
     if device is None:
-        raise InputError(f"Expected prunekit's CUDA kernels for a latency budget on {x.device}, but none were built.")
+        wanted = f"prunekit's CUDA kernels or Triton for a latency budget on {x.device}"
+        raise InputError(f"Expected {wanted}, but {missing_kernels()}.")
     return {shape: milliseconds_on_gpu(shape, x.dtype, device) for shape in shapes}
 
 

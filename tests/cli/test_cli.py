@@ -189,7 +189,17 @@ def test_help_gives_examples() -> None:
 def test_doctor_reports_and_succeeds() -> None:
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 0
-    for word in ("torch", "triton", "captum", "pycocotools", "processor", "native CPU kernels", "CUDA", "nvcc"):
+    for word in (
+        "torch",
+        "triton",
+        "captum",
+        "pycocotools",
+        "processor",
+        "native CPU kernels",
+        "CUDA",
+        "sparse convolutions on a GPU",
+        "nvcc",
+    ):
         assert word in result.stdout
 
 

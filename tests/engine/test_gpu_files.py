@@ -134,8 +134,9 @@ def test_without_a_gpu_loading_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         prunekit.load(path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     absent = CudaStatus(False, (), None, "they were not built")
-    monkeypatch.setattr("prunekit.engine.gpu_artifact.cuda_status", lambda: absent)
-    with pytest.raises(InputError, match="needs prunekit's CUDA kernels, but they were not built"):
+    monkeypatch.setattr("prunekit.ops.cuda.sources.cuda_status", lambda: absent)
+    monkeypatch.setattr("prunekit.ops.cuda.sources.missing_triton", lambda: "Triton is not installed")
+    with pytest.raises(InputError, match="needs prunekit's CUDA kernels or Triton, but they were not built"):
         prunekit.load(path)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="Expected 'prunekit accelerated GPU model' version 2"):

@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import prunekit_kernels as kernels
 import pytest
 import torch
 
+from prunekit.ops.cuda.filter_op import finish
+from prunekit.ops.cuda.triton.cost import CUTS
+from prunekit.ops.cuda.triton.filter import condensed_pattern
+from prunekit.ops.cuda.triton.op import run_triton
+from prunekit.ops.memory_format import conv_memory_format
 from tests.support.conv_cases import ConvCase, random_cases
 from tests.support.oracles import TOLERANCE, masked_conv2d_oracle, relative_difference
 from tests.support.triton_interpreter import install_checks, only, poisoned
@@ -18,6 +24,7 @@ from tests.support.triton_interpreter import install_checks, only, poisoned
 SHAPES = int(os.environ.get("PRUNEKIT_SHAPES", "60"))
 install_checks()
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+ACTIVATIONS = (("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0), ("leaky_relu_last", 0.1))
 
 
 def _filter(case: ConvCase, permute: bool = True):  # type: ignore[no-untyped-def]
@@ -63,11 +70,10 @@ def test_the_interpreted_kernel_agrees_with_the_oracle(dtype: torch.dtype) -> No
         x = poisoned(x)
         filter = _filter(typed)
         activation: Any
-        activation, slope = draw.choice((("none", 0.0), ("leaky_relu", 0.1), ("leaky_relu", 0.0)))
+        activation, slope = draw.choice(ACTIVATIONS)
         expected = masked_conv2d_oracle(typed.x, typed.weight, case.mask, typed.bias, *case.geometry)
-        expected = expected if activation == "none" else torch.nn.functional.leaky_relu(expected, slope)
         residual = torch.randn(expected.shape).to(dtype) if draw.random() < 0.3 else None
-        expected = expected if residual is None else expected + residual.double()
+        expected = finish(expected, None if residual is None else residual.double(), activation, slope)
         geometry = case.stride, case.padding, case.dilation
         y = torch.full(expected.shape, torch.nan, dtype=dtype)
         if x.stride(1) == 1:
@@ -78,10 +84,37 @@ def test_the_interpreted_kernel_agrees_with_the_oracle(dtype: torch.dtype) -> No
             kernels.condensed_conv2d(x, filter, typed.bias, residual, *geometry, activation, slope, out=y)
         assert y.dtype == dtype
         assert relative_difference(expected, y) <= TOLERANCE[dtype]
-        reference = kernels.condensed_conv2d_reference(
-            typed.x, filter, typed.bias, residual, *geometry, activation, slope
-        )
-        assert relative_difference(expected, reference) <= TOLERANCE[dtype]
+        if activation != "leaky_relu_last":
+            reference = kernels.condensed_conv2d_reference(
+                typed.x, filter, typed.bias, residual, *geometry, activation, slope
+            )
+            assert relative_difference(expected, reference) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_the_dispatch_runs_agrees_with_the_oracle(dtype: torch.dtype) -> None:
+    """A mask packed once, and filled twice with weights."""
+    draw = random.Random(35)
+    for case in random_cases(SHAPES // 3, seed=35, max_size=10):
+        pattern = condensed_pattern(case.mask, case.groups)
+        activation, slope = draw.choice(ACTIVATIONS)
+        for sign in (1, -1):
+            typed = replace(case, weight=sign * case.weight).to(dtype)
+            x = typed.x.to(memory_format=torch.channels_last) if draw.random() < 0.3 else typed.x
+            expected = masked_conv2d_oracle(typed.x, typed.weight, case.mask, typed.bias, *case.geometry)
+            residual = torch.randn(expected.shape).to(dtype)
+            expected = finish(expected, residual.double(), activation, slope)
+            filled = pattern.fill(typed.weight).arguments()
+            geometry = list(case.stride), list(case.padding), list(case.dilation)
+            y = run_triton(x, *filled, typed.bias, residual, *geometry, activation, slope, [32, 16, 1, 1])
+            assert y.is_contiguous(memory_format=conv_memory_format(x))
+            assert relative_difference(expected, y) <= TOLERANCE[dtype]
+
+
+def test_the_model_compares_the_cuts_that_the_kernel_names() -> None:
+    from prunekit_kernels.condensed_conv2d import CUTS as COMPILED
+
+    assert tuple(map(tuple, COMPILED)) == CUTS
 
 
 def test_the_guard_sees_reads_outside() -> None:

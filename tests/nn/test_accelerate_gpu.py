@@ -308,15 +308,18 @@ def test_a_model_that_cannot_be_captured_is_kept_with_a_note() -> None:
 
 def test_a_model_on_a_gpu_without_the_kernels_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = CudaStatus(False, (), None, "they were not built: reinstall prunekit")
-    monkeypatch.setattr("prunekit.nn.accelerate_gpu.cuda_status", lambda: absent)
+    monkeypatch.setattr("prunekit.ops.cuda.sources.cuda_status", lambda: absent)
+    monkeypatch.setattr("prunekit.ops.cuda.sources.missing_triton", lambda: "Triton is not installed")
     with FakeTensorMode():
         net, x = nn.Identity(), torch.empty(1, 3, 8, 8, device="cuda")
         net.register_buffer("scale", torch.empty(3, device="cuda"))
-        with pytest.raises(InputError, match=r"needs prunekit's CUDA kernels, but they were not built: reinstall"):
+        with pytest.raises(
+            InputError, match="CUDA kernels or Triton, but they were not built: reinstall prunekit, and"
+        ):
             prunekit.accelerate(net, x)
         with pytest.raises(InputError, match="are on cpu, cuda:0"):
             prunekit.accelerate(net, torch.empty(1, 3, 8, 8))
-    monkeypatch.setattr("prunekit.nn.accelerate_gpu.cuda_status", lambda: CudaStatus(True, ("75",), "13.0", None))
+    monkeypatch.setattr("prunekit.ops.cuda.sources.missing_triton", lambda: None)
     for arguments in ({"whole_graph": False}, {"weight_dtype": torch.bfloat16}):
         named = {"whole_graph": True, "weight_dtype": torch.float32, **arguments}
         with pytest.raises(InputError, match="for models on the CPU; this one is on a GPU"):

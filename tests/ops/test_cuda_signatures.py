@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from prunekit.ops import native
-from prunekit.ops.cuda.registry import SPARSE_KERNELS, signature
+from prunekit.ops.cuda.registry import SPARSE_KERNELS, compiled_signatures, signature
 
-OURS = {signature(kernel) for kernel in SPARSE_KERNELS.values()}
+OURS = compiled_signatures()
 
 
 def _compare(monkeypatch: pytest.MonkeyPatch, theirs: list[str] | None) -> native.CudaStatus:

@@ -38,7 +38,7 @@ def compile_kernel(architecture: int, mode: str, cut: dict[str, int], warps: int
         "DILATION_H": 1,
         "DILATION_W": 1,
     }
-    constants |= {"HAS_BIAS": True, "HAS_RESIDUAL": True, "HAS_ACTIVATION": True, "EXPONENT": exponent, "BLOCK_M": 16}
+    constants |= {"HAS_BIAS": True, "HAS_RESIDUAL": True, "ACTIVATION": 1, "EXPONENT": exponent, "BLOCK_M": 16}
     constants |= {"PRECISION": "tf32" if mode == "tf32" else "ieee", **cut}
     signature = {}
     for name in kernel.arg_names:

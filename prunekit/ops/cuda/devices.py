@@ -23,6 +23,7 @@ class Gpu:
         shared_bytes_multiprocessor: Shared memory of a multiprocessor.
         max_warps: Warps of a multiprocessor.
         tensor_lanes: float16 multiply-adds with float32 sums a cycle and multiprocessor.
+        sources: Whose kernels run there: "cuda" are those of the compiled extension, "triton" those in Triton.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gpu:
     shared_bytes_multiprocessor: int
     max_warps: int
     tensor_lanes: int
+    sources: frozenset[str] = frozenset({"cuda"})
 
     @property
     def l2_bytes_per_cycle(self) -> float:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from prunekit.ops.cuda.choice import KernelChoice, is_tf32_allowed
 from prunekit.ops.cuda.devices import Gpu, gpu_of
 from prunekit.ops.cuda.plan import ConvJob, ConvPlan, Ops, forward_job, input_grad_job
 from prunekit.ops.cuda.registry import has_sparse_kernel
+from prunekit.ops.cuda.sources import kernel_sources
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.library import kernel
 from prunekit.ops.masked_conv2d import (
@@ -32,7 +33,6 @@ from prunekit.ops.masked_conv2d import (
     masked_conv2d_reference,
 )
 from prunekit.ops.memory_format import conv_memory_format
-from prunekit.ops.native import cuda_status
 from prunekit.timing import cuda_seconds
 
 _LOG = logging.getLogger("prunekit")
@@ -60,21 +60,21 @@ class CudaDevice:
 
 
 def device_of(x: Tensor) -> CudaDevice | None:
-    """Describe x's device, or return None where the CUDA kernels are not there."""
-    if x.device.type != "cuda" or not _has_kernels():
+    """Describe x's device, or return None where it has neither CUDA kernels nor Triton."""
+    if x.device.type != "cuda" or not _sources():
         return None
     is_capturing = torch.cuda.is_current_stream_capturing()
     return CudaDevice(_gpu(x.device), cuda_op, cuda_seconds, is_tf32_allowed(), is_capturing)
 
 
 @cache
-def _has_kernels() -> bool:
-    return cuda_status().available
+def _sources() -> frozenset[str]:
+    return kernel_sources()
 
 
 @cache
 def _gpu(device: torch.device) -> Gpu:
-    return gpu_of(torch.cuda.get_device_properties(device))
+    return replace(gpu_of(torch.cuda.get_device_properties(device)), sources=_sources())
 
 
 @cache

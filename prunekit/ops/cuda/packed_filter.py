@@ -94,6 +94,11 @@ class PackedFilter(ABC):
         """Return kept weights, a tensor of their own, as the filter has them."""
         return weights
 
+    def unfilled(self, dtype: torch.dtype) -> Tensor:
+        """Return a new tensor for weights of this dtype, with what stands where none is kept."""
+        blank: Tensor = getattr(self, self.WEIGHTS)
+        return blank.view(dtype).clone()
+
     @abstractmethod
     def unpack(self) -> tuple[Tensor, Tensor]:
         """Return (weight [K, C / groups, R, S] with zeros where dropped, mask); for files and references, so slow.
@@ -149,7 +154,7 @@ class FilterPattern:
         """Return the filter of `weight`, of the mask's shape and on the pattern's device; waits for nothing."""
         weights = self.blank.stored(weight.detach().reshape(-1)[self.sources])
         if self.slots is not None:
-            whole = getattr(self.blank, self.blank.WEIGHTS).view(weights.dtype).clone()
+            whole = self.blank.unfilled(weights.dtype)
             weights = whole.view(-1).index_copy_(0, self.slots, weights).view(whole.shape)
         filled: dict[str, Any] = {self.blank.WEIGHTS: weights}
         return replace(self.blank, **filled)

@@ -14,10 +14,19 @@ from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.cuda.record.op import RecordKernel
 from prunekit.ops.cuda.semi_structured.op import SemiStructuredKernel
 from prunekit.ops.cuda.sparse_kernel import SparseKernel
+from prunekit.ops.cuda.triton.op import TritonFloat32Kernel, TritonKernel
 
 #: By name.
 SPARSE_KERNELS: dict[str, SparseKernel] = {
-    kernel.name: kernel for kernel in (RecordKernel(), CondensedKernel(), BitmapKernel(), SemiStructuredKernel())
+    kernel.name: kernel
+    for kernel in (
+        RecordKernel(),
+        CondensedKernel(),
+        BitmapKernel(),
+        SemiStructuredKernel(),
+        TritonKernel(),
+        TritonFloat32Kernel(),
+    )
 }
 
 
@@ -28,13 +37,17 @@ def signature(kernel: SparseKernel) -> str:
     return " ".join((f"{kernel.name}_conv2d", *words))
 
 
-native.compare_cuda_signatures({signature(kernel) for kernel in SPARSE_KERNELS.values()})
+def compiled_signatures() -> set[str]:
+    """Return those of the ops that the compiled extension has."""
+    return {signature(kernel) for kernel in SPARSE_KERNELS.values() if kernel.source == "cuda"}
+
+
+native.compare_cuda_signatures(compiled_signatures())
 
 
 def has_sparse_kernel(dtype: torch.dtype, gpu: Gpu) -> bool:
     """Tell whether any kernel takes this dtype on the device."""
-    leasts = (kernel.architectures.get(dtype) for kernel in SPARSE_KERNELS.values())
-    return any(least is not None and gpu.capability >= least for least in leasts)
+    return any(kernel.runs_on(dtype, gpu) for kernel in SPARSE_KERNELS.values())
 
 
 def kernels_for(problem: ConvProblem, dtype: torch.dtype, gpu: Gpu) -> list[SparseKernel]:

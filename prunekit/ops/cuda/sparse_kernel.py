@@ -32,6 +32,7 @@ class SparseKernel(ABC):
     Attributes:
         name: for reports, the cache and the op.
         architectures: by dtype the least compute capability, for example 80.
+        source: "cuda" where the compiled extension has it, or "triton" (`Gpu.sources`).
         cost: its model of time.
         problem_type: of the model's convolutions.
         filter_type: of its packed filters.
@@ -40,6 +41,7 @@ class SparseKernel(ABC):
 
     name: ClassVar[str]
     architectures: ClassVar[Mapping[torch.dtype, int]]
+    source: ClassVar[str] = "cuda"
     cost: ClassVar[CostModel]
     problem_type: ClassVar[type[ConvProblem]]
     filter_type: ClassVar[type[PackedFilter]]
@@ -50,10 +52,14 @@ class SparseKernel(ABC):
         """Of its cuts, which are integers only."""
         return self.cost.launch_type
 
+    def runs_on(self, dtype: torch.dtype, gpu: Gpu) -> bool:
+        """Tell whether the kernel is there for this dtype on this device."""
+        least = self.architectures.get(dtype)
+        return self.source in gpu.sources and least is not None and gpu.capability >= least
+
     def takes(self, problem: ConvProblem, dtype: torch.dtype, gpu: Gpu) -> bool:
         """Tell whether the kernel runs such a convolution on this device."""
-        least = self.architectures.get(dtype)
-        return least is not None and gpu.capability >= least and self.takes_sizes(problem)
+        return self.runs_on(dtype, gpu) and self.takes_sizes(problem)
 
     def takes_sizes(self, problem: ConvProblem) -> bool:
         """Tell whether the kernel's filters hold such a weight; the dispatch has checked what all of them need."""

@@ -1,0 +1,1 @@
+"""Convolutions in Triton (kernels/prunekit_kernels), for GPUs with or without the compiled extension."""
