@@ -67,12 +67,12 @@ def prune_in_rounds(
 def _whole(start: Checkpoint, text: str, image: Tensor, groups: ChannelGroups | None) -> float:
     """Return what a model costs before anything goes, in the budget's measure; a share is in percent."""
     budget = parse_budget(text)
+    if budget.is_share:
+        return 100.0
     if budget.kind == "latency":
         convs = prunable_layers(start.model)
         masks = {name: torch.ones_like(conv.weight, dtype=torch.bool) for name, conv in convs.items()}
         return deployed_ms(start.model, masks, image, groups)
-    if budget.is_share:
-        return 100.0
     costs = count_costs(start.model, image)
     return costs.weights if budget.kind == "parameters" else costs.macs
 
@@ -93,5 +93,5 @@ def budget_of_round(text: str, number: int, rounds: int, whole: float) -> str:
     amount = whole * (left / whole) ** (number / rounds)
     if budget.kind == "ratio":
         return f"{100 - amount:.6f}%"
-    unit = "ms" if budget.kind == "latency" else "%" if budget.is_share else ""
+    unit = "%" if budget.is_share else "ms" if budget.kind == "latency" else ""
     return f"{budget.kind}={amount:.6f}{unit}"

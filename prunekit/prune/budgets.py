@@ -1,4 +1,4 @@
-"""What a pruned model may cost: `90%`, `parameters=10%`, `macs=0.8G`, `macs=50%`, `latency=20ms`."""
+"""What a pruned model may cost: `90%`, `parameters=10%`, `macs=0.8G`, `macs=50%`, `latency=20ms`, `latency=40%`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from prunekit.errors import InputError
 
-EXAMPLES = "90%, parameters=10%, macs=0.8G, macs=50% or latency=20ms"
+EXAMPLES = "90%, parameters=10%, macs=0.8G, macs=50%, latency=20ms or latency=40%"
 _FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_UNITS = {"": ("%",), "parameters": ("%", *_FACTORS), "macs": ("%", *_FACTORS), "latency": ("ms",)}
+_UNITS = {"": ("%",), "parameters": ("%", *_FACTORS), "macs": ("%", *_FACTORS), "latency": ("%", "ms")}
 _AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+) ?(\D*)")
 
 

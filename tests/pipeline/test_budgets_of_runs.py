@@ -63,6 +63,7 @@ def test_what_does_not_go_together_is_one_sentence(choices: dict[str, object], s
         ("macs=25%", 100.0, ["macs=50.000000%", "macs=25%"]),
         ("parameters=250", 1000.0, ["parameters=500.000000", "parameters=250"]),
         ("latency=4ms", 64.0, ["latency=16.000000ms", "latency=4ms"]),
+        ("latency=25%", 100.0, ["latency=50.000000%", "latency=25%"]),
         ("75%", 100.0, ["50.000000%", "75%"]),
     ],
 )

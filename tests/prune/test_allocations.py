@@ -46,6 +46,7 @@ X = torch.zeros(1, 3, 6, 6)
         ("macs=0.8G", Budget("macs", 8e8)),
         ("macs=1200", Budget("macs", 1200)),
         (" latency=20 ms", Budget("latency", 20)),
+        ("latency=40%", Budget("latency", 40, is_share=True)),
     ],
 )
 def test_budgets_are_read_as_they_are_typed(text: str, budget: Budget) -> None:
@@ -53,7 +54,20 @@ def test_budgets_are_read_as_they_are_typed(text: str, budget: Budget) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "90", "100%", "macs=100%", "macs=0", "macs=-1", "latency=20", "latency=50%", "time=2ms", "macs=1ms"]
+    "text",
+    [
+        "",
+        "90",
+        "100%",
+        "macs=100%",
+        "macs=0",
+        "macs=-1",
+        "latency=20",
+        "latency=100%",
+        "latency=0%",
+        "time=2ms",
+        "macs=1ms",
+    ],
 )
 def test_other_budgets_are_one_sentence(text: str) -> None:
     with pytest.raises(InputError, match=r"^Expected a budget[^.]*(\.\d[^.]*)*\.$"):

@@ -88,6 +88,14 @@ def test_a_plan_is_corrected_until_the_built_model_meets_the_budget(
     assert machine.built <= 7
 
 
+def test_a_share_of_the_milliseconds_is_one_of_what_the_unpruned_model_takes(machine: Machine) -> None:
+    model = make_model(width=16)
+    scores = score_model(model, "magnitude")
+    dense = machine.model_ms(model, {k: torch.ones_like(s, dtype=torch.bool) for k, s in scores.items()}, X, None)
+    masks = allocate(model, scores, budget="latency=40%", example_input=X, allocation="latency")
+    assert machine.model_ms(model, masks, X, None) == pytest.approx(0.4 * dense, rel=0.05)
+
+
 def test_importance_per_millisecond_beats_uniform_ratios(machine: Machine) -> None:
     model = make_model(width=16)
     scores = score_model(model, "scaled")
