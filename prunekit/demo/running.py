@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 from prunekit.experiments.rendered import Rendered, prepare_rendered, render_images
 from prunekit.pipeline import Progress, RunConfig, RunFolder, make_config, run
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint
-from prunekit.pipeline.store import check_folder, write_json
+from prunekit.pipeline.store import check_folder, read_json, write_json
 from prunekit.report import DENSE, write_report
 
 # Robust pre-training of a net this small needs the rate that trained it: at a gentle one it stays as fragile as it was.
@@ -107,7 +107,7 @@ def _claim(config: DemoConfig) -> None:
     path = config.out / "demo.json"
     settings = json.loads(json.dumps({name: v for name, v in asdict(config).items() if name != "out"}))
     if check_folder(config.out, path.name, "a demo's"):
-        if json.loads(path.read_text()) != settings:
+        if read_json(path) != settings:
             raise InputError(
                 f"--out: {config.out} holds a demo with other settings; choose another folder, "
                 f"such as --out {config.out}-{config.seed}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prunekit.config import Config
 from prunekit.evaluation.sensitivity import SensitivityConfig
@@ -33,6 +33,13 @@ class BudgetChoices(Config):
             if budget is not None:
                 parse_budget(budget)
         return budgets
+
+    @model_validator(mode="after")
+    def _sensitivities_are_asked_for(self) -> BudgetChoices:
+        allocation: str | tuple[str, ...] = getattr(self, "allocation", "mrs")  # rounds always go by them
+        if self.sensitivities is not None and "mrs" not in allocation:
+            raise ValueError("--sensitivities is what --allocation mrs goes by: add that, or leave it")
+        return self
 
 
 BUDGET = f"what the pruned model may cost, instead of a ratio: {EXAMPLES}"

@@ -252,3 +252,10 @@ def test_the_demo_refuses_a_folder_of_another(small_demo: DemoConfig, tmp_path: 
     result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "other files" in result.stderr
+
+
+def test_a_demo_whose_settings_are_damaged_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text("{")
+    result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "Expected readable JSON" in result.stderr

@@ -89,6 +89,9 @@ def test_pruning_to_a_budget_by_sensitivities(measured: Path, weights: Path, tmp
     result = invoke("prune", SHARED | options | {"out": tmp_path / "none"})
     assert result.exit_code == 2
     assert "--allocation mrs needs images to measure sensitivities on" in result.stderr
+    result = invoke("prune", SHARED | options | {"allocation": "lamp", "sensitivities": file, "out": tmp_path / "none"})
+    assert result.exit_code == 2
+    assert "--sensitivities is what --allocation mrs goes by" in result.stderr
 
 
 def test_a_run_compares_allocations_at_one_budget(colors: Path, weights: Path, tmp_path: Path) -> None:
