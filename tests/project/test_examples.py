@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from prunekit.detection import save_darknet_weights, yolov3_tiny
+from prunekit.environment import thread_count
 from prunekit.ops.native import native_status
 from tests.support import ROOT
 from tests.support.external_files import cifar10
+from tests.support.imagined_machine import imagine_machine
 
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = (EXAMPLES / "README.md").read_text()
@@ -95,6 +98,17 @@ def test_an_own_detector_from_weights_of_80_classes(tmp_path: Path) -> None:
 def test_hydra_on_cifar10(tmp_path: Path) -> None:
     options = ["--data", cifar10(), "--width", 0.25, "--train-limit", 40, "--limit", 10, "--pretrain-epochs", 1]
     check("hydra_cifar10.py", tmp_path, *options, "--out", "run")
+
+
+@needs_native
+def test_a_budget_in_milliseconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here rather than in a process of its own, on times that other work on this machine does not move."""
+    imagine_machine(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["latency_budget.py", "--image-size", "64", "--width", "0.125"])
+    with thread_count(1):
+        runpy.run_path(str(EXAMPLES / "latency_budget.py"), run_name="__main__")
+    printed, page = capsys.readouterr().out.splitlines(), shown("latency_budget.py")
+    assert [words(printed[0]), words(printed[2])] == [words(page[0]), words(page[2])]
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

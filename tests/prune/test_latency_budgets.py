@@ -20,50 +20,20 @@ from prunekit.ops.cuda.dispatch import CudaDevice
 from prunekit.ops.cuda.problem import ConvProblem
 from prunekit.ops.cuda.sparse_kernel import cuda_op
 from prunekit.ops.native import native_status
-from prunekit.prune import ChannelGroups, allocate, apply_masks, prunable_layers, score_model
+from prunekit.prune import allocate, apply_masks, score_model
 from prunekit.prune import latency as latency_module
 from prunekit.prune.allocations import Part, fit, uniform
-from prunekit.prune.latency import SHARES, LatencyModel, by_latency, conv_calls, deployed_ms
+from prunekit.prune.latency import SHARES, LatencyModel, by_latency, deployed_ms
 from prunekit.prune.layer_times import ConvShape, LayerTimes
+from tests.support.imagined_machine import Machine, imagine_machine
 from tests.support.pruning_nets import groups_of, make_model
 
 X = torch.zeros(1, 3, 6, 6)
 
 
-def macs_of(shape: ConvShape) -> float:
-    weights = shape.out_channels * shape.in_channels // shape.groups * shape.kernel_size[0] * shape.kernel_size[1]
-    return weights * shape.size[0] * shape.size[1] * shape.density
-
-
-class Machine:
-    """Takes a nanosecond a multiply-add, and a factor more for a whole model than planned."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor, self.built = factor, 0
-
-    def layers_ms(self, shapes: list[ConvShape]) -> list[float]:
-        return [macs_of(shape) / 1e6 for shape in shapes]
-
-    def model_ms(self, model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, groups: ChannelGroups | None) -> float:
-        self.built += 1
-        sizes, found = conv_calls(model, x), 0.0
-        read = {name: torch.ones(conv.in_channels, dtype=torch.bool) for name, conv in prunable_layers(model).items()}
-        if groups is not None:
-            kept = torch.cat([groups.kept_units(masks), torch.tensor([True])])
-            read = {name: kept[units] for name, units in groups.input_units.items()}
-        for name, mask in masks.items():
-            useful = mask if prunable_layers(model)[name].groups > 1 else mask & read[name].view(1, -1, 1, 1)
-            found += float(useful.sum()) * sizes[name][0][0] * sizes[name][0][1]
-        return 0.002 + self.factor * found / 1e6
-
-
 @pytest.fixture(name="machine")
 def _machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    monkeypatch.setattr("prunekit.prune.layer_times.measured_ms", machine.layers_ms)
-    monkeypatch.setattr("prunekit.prune.sharing.deployed_ms", machine.model_ms)
-    monkeypatch.setattr(LayerTimes, "default", classmethod(lambda cls: cls(None)))
-    return machine
+    return imagine_machine(monkeypatch)
 
 
 def importance(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> float:
