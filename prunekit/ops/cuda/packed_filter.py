@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,3 +159,19 @@ class FilterPattern:
             weights = whole.view(-1).index_copy_(0, self.slots, weights).view(whole.shape)
         filled: dict[str, Any] = {self.blank.WEIGHTS: weights}
         return replace(self.blank, **filled)
+
+
+def pattern_of(blank: PackedFilter, slots: Any, where: Sequence[Any], sources: Tensor | None) -> FilterPattern:
+    """Return the pattern of a filter whose kept weights' places are known.
+
+    Args:
+        blank: the filter, with anything in the place of its weights.
+        slots: int64 [nnz], which elements of `PackedFilter.WEIGHTS` are weights, as NumPy's.
+        where: int64 [nnz] each: output channel, input channel of its group, and tap, likewise.
+        sources: int64 of the mask's shape, the element of the weight that belongs there; None: the one in the same
+            place.
+    """
+    header = blank.header
+    sizes = (*header.shape[:2], header.kernel_h * header.kernel_w)
+    element = torch.from_numpy(np.ravel_multi_index(tuple(where), sizes))
+    return FilterPattern(blank, torch.from_numpy(slots), element if sources is None else sources.flatten()[element])

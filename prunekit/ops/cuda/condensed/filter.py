@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, scattered
+from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, pattern_of, scattered
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter
@@ -151,10 +151,8 @@ def without_weights(packed: Any, slots: _Array, *where: _Array, sources: Tensor 
         sources: int64 of the mask's shape, the element of the weight that belongs there; None: the one in the same
             place.
     """
-    k, c, r, s = packed.header.shape
-    element = torch.from_numpy(np.ravel_multi_index(where, (k, c, r * s)))
     blank = replace(packed, fragments=torch.full(packed.fragments.shape, _DROPPED, dtype=torch.int16))
-    return FilterPattern(blank, torch.from_numpy(slots), element if sources is None else sources.flatten()[element])
+    return pattern_of(blank, slots, where, sources)
 
 
 def unpacked(packed: Any, slots: _Array, *where: _Array) -> tuple[Tensor, Tensor]:

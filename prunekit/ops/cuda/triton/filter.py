@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, scattered
+from prunekit.ops.cuda.condensed.filter import _condensed
+from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, pattern_of, scattered
 
 if TYPE_CHECKING:
     from prunekit_kernels.condensed_filter import CondensedFilter
@@ -105,18 +106,12 @@ def condensed_pattern(mask: Tensor, groups: int, sources: Tensor | None = None) 
     Raises:
         InputError: shapes or numbers do not fit.
     """
-    from prunekit_kernels.condensed_filter import condense  # as above
-
-    try:
-        filter = condense(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    filter = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
     k, c, r, s = mask.shape
     header = TritonHeader(k, c, r, s, groups, c, filter.nnz, len(filter.columns))
     packed = TritonFilter(header, filter.rows, filter.starts, filter.columns, filter.values)
     slots, *where = _kept(packed, filter.values != 0)
-    element = torch.from_numpy(np.ravel_multi_index(tuple(where), (k, c, r * s)))
-    return FilterPattern(packed, torch.from_numpy(slots), element if sources is None else sources.flatten()[element])
+    return pattern_of(packed, slots, where, sources)
 
 
 def _kept(packed: TritonFilter, is_kept: Tensor) -> tuple[_Array, Any, Any, Any]:
