@@ -7,7 +7,7 @@ Nothing is run on a GPU. The models (the cost.py of each folder of prunekit/ops/
 bitmap and semi_structured for float16) count the compiled kernels' instructions, shared memory's cycles, assumed
 latencies and the bytes of memory; the dense side is the same convolutions as an implicit GEMM at 70 % of the dtype's
 peak, which is kind to it at batch 1. Each layer takes the fastest of its dtype's sparse kernels.
-docs/gpu.md lists the assumptions.
+docs/gpu-kernels.md lists the assumptions.
 """
 
 from __future__ import annotations

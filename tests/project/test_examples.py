@@ -111,6 +111,27 @@ def test_a_budget_in_milliseconds(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert [words(printed[0]), words(printed[2])] == [words(page[0]), words(page[2])]
 
 
+def test_a_wheel_with_the_cuda_extension(tmp_path: Path) -> None:
+    """Of a package in the repository's place: that the real one builds is tested with the kernels."""
+    package = tmp_path / "source" / "prunekit"
+    package.mkdir(parents=True)
+    for name in ("_native", "_cuda"):
+        (package / f"{name}.abi3.so").write_bytes(bytes(200_000))
+    (package / "__init__.py").write_text("")
+    (package.parent / "setup.py").write_text(
+        "import os, setuptools\n"
+        "assert os.environ['FORCE_CUDA'] == '1' and os.environ['TORCH_CUDA_ARCH_LIST'] == '8.6'\n"
+        "setuptools.setup(name='prunekit', version='0', packages=['prunekit'], package_data={'': ['*.so']})\n"
+    )
+    options = ("--source", package.parent, "--out", "dist", "--architectures", "8.6")
+    *extensions, install = run_example("cuda_wheel.py", tmp_path, *options)
+    *shown_extensions, shown_install = shown("cuda_wheel.py")
+    assert [*map(words, extensions)] == [*map(words, shown_extensions)]
+    (wheel,) = (tmp_path / "dist").glob("prunekit-0-*.whl")
+    assert install == f"pip install --force-reinstall --no-deps dist/{wheel.name}"
+    assert shown_install.startswith("pip install --force-reinstall --no-deps dist/prunekit-")
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short_and_on_the_page(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60

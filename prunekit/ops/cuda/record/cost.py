@@ -1,7 +1,7 @@
 """How the record kernel is cut into blocks, and what a cut is expected to cost: the documented model behind the choice.
 
 A block is `lanes` lanes of `tile_h × 2` pixels, for `row_groups` groups of 8 output channels, and `slices` shares of
-each group's records (docs/gpu.md). The model counts instructions and shared-memory cycles per record, as they
+each group's records (docs/gpu-kernels.md). The model counts instructions and shared-memory cycles per record, as they
 stand in the compiled code, and what else a block does, as its executed PTX counts it. It agrees with a cycle simulator
 of 7.5 within 15 % (tests/ops/test_simulated_cycles.py); nothing in it was measured on a GPU.
 """
@@ -123,7 +123,7 @@ RECORD_COSTS = {
     (1, 0, 4): RecordCost(7, 28, 16, 16),
 }
 #: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
-#: Turing, none measured (docs/gpu.md), but for a jump, which is what it takes for the simulated records to come out.
+#: Turing, none measured (docs/gpu-kernels.md), but for a jump, which is what it takes for the simulated records to come out.
 LATENCIES = {"LDS": 23, "LDC": 29, "jump": 9, "other": 5}
 #: From one record to the next of the same warp, without its multiply-adds: tests/gpu_checks/test_cuda_compiles.py
 #: issues the compiled instructions in order with these latencies.
