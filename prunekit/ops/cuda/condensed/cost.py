@@ -1,8 +1,8 @@
 """How the tensor-core kernel is cut into blocks, and what a cut is expected to cost: the documented model.
 
 A block is `tile_h` lines of `units_w` units of 8 pixels, for `row_groups` groups of 16 output channels, and `slices`
-shares of each group's steps (docs/gpu-kernels.md). The model counts instructions and shared-memory cycles per step, as they
-stand in the compiled code, and what a block does at its start and end, as its executed PTX counts it
+shares of each group's steps (docs/gpu-kernels.md). The model counts instructions and shared-memory cycles per step, as
+they stand in the compiled code, and what a block does at its start and end, as its executed PTX counts it
 (tests/gpu_checks/test_block_accounts.py). Nothing in it was measured on a GPU.
 """
 

@@ -123,7 +123,7 @@ RECORD_COSTS = {
     (1, 0, 4): RecordCost(7, 28, 16, 16),
 }
 #: Cycles from issue to result, and from a jump to its target's first instruction: assumptions, figures commonly told of
-#: Turing, none measured (docs/gpu-kernels.md), but for a jump, which is what it takes for the simulated records to come out.
+#: Turing, none measured (docs/gpu-kernels.md), but for a jump, set to what makes the simulated records come out.
 LATENCIES = {"LDS": 23, "LDC": 29, "jump": 9, "other": 5}
 #: From one record to the next of the same warp, without its multiply-adds: tests/gpu_checks/test_cuda_compiles.py
 #: issues the compiled instructions in order with these latencies.
