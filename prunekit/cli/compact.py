@@ -16,7 +16,7 @@ from prunekit.environment import thread_count
 from prunekit.errors import InputError
 from prunekit.files import check_writable_file
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.pipeline.config import architectures, wrong_image_size
+from prunekit.pipeline.choices import architectures, wrong_image_size
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.task import ModelSpec, load_plugin, models, takes_argument
 

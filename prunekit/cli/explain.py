@@ -33,7 +33,7 @@ from prunekit.errors import InputError, first_line
 from prunekit.files import check_writable_file, write_text
 from prunekit.nn import AccelerationReport
 from prunekit.pipeline.checkpoint import Checkpoint, open_checkpoint, requested_spec, spec_of, untrained
-from prunekit.pipeline.config import WEIGHTS, architectures, wrong_image_size
+from prunekit.pipeline.choices import WEIGHTS, architectures, wrong_image_size
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.processor import processor
 from prunekit.progress import Progress

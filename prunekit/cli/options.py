@@ -18,7 +18,7 @@ from prunekit.config import Config, read_settings
 from prunekit.evaluation.corruptions.config import CorruptionConfig
 from prunekit.evaluation.patch import PatchOptions
 from prunekit.evaluation.smoothing import CertificationConfig
-from prunekit.pipeline.config import MachineChoices, SharedChoices, TrainingChoices
+from prunekit.pipeline.choices import MachineChoices, SharedChoices, TrainingChoices
 from prunekit.pipeline.scoring import ScoreConfig
 from prunekit.pipeline.training_options import TrainingOption, over_file, training_options
 from prunekit.training.config import ScoreTraining

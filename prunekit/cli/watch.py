@@ -20,7 +20,7 @@ from prunekit.evaluation.evaluate import EvaluationConfig
 from prunekit.files import check_writable_file, check_writable_folder, csv_text, write_text
 from prunekit.nn import accelerate
 from prunekit.pipeline.checkpoint import example_image, find_checkpoint, requested_spec
-from prunekit.pipeline.config import architectures, wrong_image_size
+from prunekit.pipeline.choices import architectures, wrong_image_size
 from prunekit.pipeline.deployed import is_deployed, open_deployed
 from prunekit.pipeline.own_models import model_arguments, name_own_model
 from prunekit.task import ModelSpec, Task, load_plugin, task_of

@@ -15,7 +15,7 @@ from prunekit.evaluation.patch import PATCH, PatchOptions
 from prunekit.evaluation.sensitivity import SensitivityConfig
 from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.pipeline.budget_config import BUDGET, BudgetChoices
-from prunekit.pipeline.config import (
+from prunekit.pipeline.choices import (
     DATA,
     STRUCTURE_NAMES,
     WEIGHTS,

@@ -34,6 +34,7 @@ from prunekit.pipeline.checkpoint import (
     spec_of,
     starting_model,
 )
+from prunekit.pipeline.choices import TrainingChoices, wrong_image_size
 from prunekit.pipeline.command_config import (
     DetectorChoices,
     FinetuneStage,
@@ -43,7 +44,6 @@ from prunekit.pipeline.command_config import (
     SensitivityStage,
     TrainStage,
 )
-from prunekit.pipeline.config import TrainingChoices, wrong_image_size
 from prunekit.pipeline.mrpf import prune_in_rounds
 from prunekit.pipeline.results import data_digest, open_data
 from prunekit.pipeline.steps import (

@@ -18,7 +18,7 @@ from prunekit.errors import InputError
 from prunekit.evaluation.latency import ACCELERATED, EAGER, Latency
 from prunekit.files import csv_text
 from prunekit.kept_images import KeptImages
-from prunekit.pipeline.config import SharedChoices
+from prunekit.pipeline.choices import SharedChoices
 from prunekit.progress import Progress
 from prunekit.prune import ModelCost
 from prunekit.task import Data, Task

@@ -30,7 +30,7 @@ from prunekit.attacks.presets import PAPER
 from prunekit.compaction import permute_channels
 from prunekit.errors import InputError
 from prunekit.pipeline.checkpoint import MODEL, Checkpoint, Training, Workspace, open_checkpoint, save_model
-from prunekit.pipeline.config import TrainingChoices
+from prunekit.pipeline.choices import TrainingChoices
 from prunekit.pipeline.results import data_digest
 from prunekit.pipeline.scoring import ScoreConfig, make_scores
 from prunekit.pipeline.store import STATE, StageFolder

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bench.mutations import places_of
 from prunekit.detection import CocoDataset, Detections, evaluate_detections
 from prunekit.errors import InputError
-from prunekit.pipeline.config import SharedChoices
+from prunekit.pipeline.choices import SharedChoices
 from prunekit.pipeline.results import open_data
 from prunekit.progress import SilentProgress
 from tests.support.coco_files import Content, small_content, write_coco
