@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.config import Config, read_settings
 from prunekit.errors import InputError
+from prunekit.evaluation.smoothing import CertificationConfig
 from prunekit.experiments.rendered import Rendered
 from prunekit.pipeline.condition_config import ConditionChoices
 from prunekit.pipeline.config import RunConfig
@@ -34,9 +35,9 @@ _OF_PRETRAINING = {
     "objective", "train_attack", *VerifiedConfig.model_fields, *NoiseConfig.model_fields,
 }  # fmt: skip
 _OF_EVALUATION = {
-    "attack", "transfer", "verify", "certify", "certify_radii", "certify_n0", "certify_n", "certify_alpha",
-    "latency_runs", "data", "out", "workers", "device", "threads", *DeploymentChoices.model_fields,
-    *ConditionChoices.model_fields,
+    "attack", "transfer", "verify", "latency_runs", "data", "out", "workers", "device", "threads",
+    *DeploymentChoices.model_fields, *ConditionChoices.model_fields,
+    *({*CertificationConfig.model_fields} - {*NoiseConfig.model_fields, "seed"}),
 }  # fmt: skip
 _OF_VARIANTS = {*_TARGETS, *WITHIN_A_RUN}
 _FILES = ("weights", "data", "train_data")
