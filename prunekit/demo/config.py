@@ -52,7 +52,7 @@ class DemoConfig:
         width: YOLOv3-tiny's channels relative to darknet's.
         epochs: Passes over the training images, clean, from scratch.
         ratios: Pruning ratios in percent.
-        structure, scores, pruning: The variants, as in `RunConfig`.
+        structure, scores, pruning, allocation: The variants, as in `RunConfig`.
         pretrain_epochs, optimize_epochs, finetune_epochs: Passes of adversarial training.
         is_shipped: Whether the detector comes with the package: nothing is trained before it is pruned.
         style: Of the images, a key of `prunekit.detection.shapes.STYLES`.
@@ -73,6 +73,7 @@ class DemoConfig:
     structure: tuple[str, ...] = ("unstructured", "filter")
     scores: tuple[str, ...] = ("scaled",)
     pruning: tuple[str, ...] = ("optimized",)
+    allocation: tuple[str, ...] = ("uniform",)
     pretrain_epochs: int = 15
     optimize_epochs: int = 1
     finetune_epochs: int = 2
@@ -91,8 +92,9 @@ class DemoConfig:
         return cls.of_shipped(
             out,
             seed,
-            num_train=400,
+            num_train=320,
             num_val=80,
+            finetune_epochs=2,
             structure=("unstructured", "block1x4", "filter"),
             ratios_of=("block1x4=75", "filter=50"),
             precision=("float32", "int8"),
@@ -123,10 +125,15 @@ class DemoConfig:
 
     @classmethod
     def of_shipped(cls, out: Path, seed: int = 0, **choices: object) -> DemoConfig:
-        """Return a demo of the shipped detector on images of its kind."""
+        """Return a demo of the shipped detector on images of its kind.
+
+        LAMP shares the ratio among layers: the few steps that there is time for do not mend what equal shares take from
+        the layers with few weights.
+        """
         fitting = {"image_size": shipped.IMAGE_SIZE, "style": shipped.STYLE, "width": shipped.WIDTH}
         trained = {"epochs": 0, "pretrain_epochs": 0, "optimize_epochs": 1, "finetune_epochs": 1}
-        settings: dict[str, object] = {**fitting, **trained, "latency_threads": 1, **choices}
+        usual = {"allocation": ("lamp",), "latency_threads": 1}
+        settings: dict[str, object] = {**fitting, **trained, **usual, **choices}
         return cls(out, seed, is_shipped=True, **settings)  # type: ignore[arg-type]
 
     @property

@@ -29,8 +29,8 @@ _SHIPPED: dict[str, Any] = {
 }  # fmt: skip
 # What the demo is told and its run is told again.
 _OF_THE_RUN = (
-    "seed", "width", "image_size", "ratios", "ratios_of", "structure", "scores", "pruning", "precision",
-    "latency_threads", "pretrain_epochs", "optimize_epochs", "finetune_epochs",
+    "seed", "width", "image_size", "ratios", "ratios_of", "structure", "scores", "pruning", "allocation",
+    "precision", "latency_threads", "pretrain_epochs", "optimize_epochs", "finetune_epochs",
 )  # fmt: skip
 _DENSE_RUNS = 50
 
