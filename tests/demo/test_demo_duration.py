@@ -15,7 +15,7 @@ from prunekit.demo import ONE_CORE, TWO_IDLE_CORES, DemoConfig, Pace, main_job
 def test_the_first_line_says_how_long_it_takes(full: bool, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")  # so that it ends before the work
     result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), *(["--full"] if full else [])])
-    config = DemoConfig.full(tmp_path) if full else DemoConfig(tmp_path)
+    config = (DemoConfig.full if full else DemoConfig.usual)(tmp_path)
     assert result.exit_code == 2
     assert f"This takes {config.duration}.\n" in result.stdout
 

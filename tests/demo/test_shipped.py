@@ -52,6 +52,7 @@ def test_the_run_of_the_shipped_detector_has_the_variants_that_the_page_is_about
     pruned = [(unit.variant.structure, unit.ratio) for unit in job.units if unit.is_pruned]
     assert pruned == [("unstructured", 75), ("unstructured", 90), ("block1x4", 75), ("filter", 50)]
     assert (job.pretrain.epochs, job.latency_threads, job.deploys_int8) == (0, 1, True)
+    assert (job.optimize.epochs, job.finetune.epochs, job.allocation) == (1, 2, ("lamp",))
     quick = main_job(DemoConfig.quick(tmp_path), tmp_path, tmp_path)
     assert [unit.ratio for unit in quick.units] == [0, 75]
 
