@@ -22,10 +22,11 @@ from prunekit.report import DENSE, write_report
 _TRAINED: dict[str, Any] = {
     "objective": "n-fgsm", "pretrain_learning_rate": 1.2e-2, "finetune_learning_rate": 6e-3, "score_images": 64,
 }  # fmt: skip
-# As it was trained, with a cheaper attack: one step of eps leaves a robust detector robust for so few steps.
+# As it was trained, with a cheaper attack: one step of eps leaves a robust detector robust for so few steps. At adamw's
+# usual rate two thirds of the kept weights change, and scores forget what they began with; at this one a sixth do.
 _SHIPPED: dict[str, Any] = {
-    "objective": "pgd-at", "train_attack": "fgsm", "finetune_learning_rate": 2e-3, "train_batch_size": 8,
-    "calibration_images": 64, "latency_runs": 50,
+    "objective": "pgd-at", "train_attack": "fgsm", "optimize_learning_rate": 5e-4, "finetune_learning_rate": 2e-3,
+    "train_batch_size": 8, "calibration_images": 64, "latency_runs": 50,
 }  # fmt: skip
 # What the demo is told and its run is told again.
 _OF_THE_RUN = (
