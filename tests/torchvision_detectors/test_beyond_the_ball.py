@@ -26,13 +26,14 @@ from prunekit.pipeline.checkpoint import example_image, find_checkpoint, save_mo
 from prunekit.pipeline.overload import read_images
 from prunekit.task import Task
 from tests.support.commands import Options, succeed
+from tests.support.int8_everywhere import accelerate_in_int8
 from tests.support.torchvision_nets import SIDES, problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAME = "retinanet-resnet50-fpn"
 SIZE = SIDES[NAME]
-#: Relative to a score: more than sums in another order change it by, far less than scores are apart.
+#: Relative to a score: far more than sums in another order change it by, and no more than a pruned net's scores spread.
 ROUNDING = 1e-3
 
 
@@ -68,12 +69,15 @@ def fast(checkpoint: Path) -> Path:
 
 @pytest.fixture
 def asked(checkpoint: Path, shapes_data: Path, tmp_path: Path) -> Options:
-    """What all commands are told: the median score as the threshold, so that about half of all pairs are candidates."""
-    found = find_checkpoint(checkpoint)
-    clean = CocoDataset.open(shapes_data, SIZE)[0].image[None]
-    threshold = float(torch.cat(scores_of(found.model, found.task, clean)).median())
     shared = {"weights": checkpoint, "data": shapes_data, "out": tmp_path / "out", "image-size": SIZE, "threads": 1}
-    return shared | {"score-threshold": threshold}
+    return shared | {"score-threshold": median_score(checkpoint, shapes_data)}
+
+
+def median_score(weights: Path, data: Path) -> float:
+    """Return the threshold above which about half of all pairs of box and class are candidates."""
+    found = find_checkpoint(weights)
+    clean = CocoDataset.open(data, SIZE)[0].image[None]
+    return float(torch.cat(scores_of(found.model, found.task, clean)).median())
 
 
 def scores_of(model: nn.Module, task: Task, images: Tensor) -> list[Tensor]:
@@ -152,3 +156,28 @@ def test_it_is_trained_against_a_pool_for_two_steps(asked: Options) -> None:
         find_checkpoint(path).model for path in (asked["weights"], Path(asked["out"]) / "model.safetensors")
     )
     assert any(not torch.equal(old, new) for old, new in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_it_is_corrupted_and_under_overload_compacted_and_in_int8(
+    asked: Options, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native.is_available():
+        pytest.skip("no native kernels")
+    monkeypatch.setattr("prunekit.evaluation.latency.accelerate", accelerate_in_int8)
+    pruned = {"structure": "filter", "ratio": 50, "image-size": SIZE, "out": tmp_path / "pruned"}
+    succeed("prune", pruned | {"weights": checkpoint})
+    weights = tmp_path / "pruned" / "model.safetensors"
+    thin, threshold = find_checkpoint(weights), median_score(weights, asked["data"])
+    prunekit.save(prunekit.compact(thin.model, example_image(SIZE)), tmp_path / "small.prunekit")
+    choices = {"corruptions": "fog:3", "attack": "latency", "limit": 2, "latency-runs": 3}
+    in_int8 = {"precision": "float32,int8", "calibration-data": asked["data"], "calibration-images": 2}
+    deployed = {"weights": weights, "deployed": tmp_path / "small.prunekit", "score-threshold": threshold}
+    succeed("evaluate", asked | choices | in_int8 | deployed)
+    folder, found = Path(asked["out"]) / "deployed", found_in(asked)["deployed"]
+    models = {"small": thin.model, "int8": prunekit.load(folder / "int8" / "model.safetensors")}
+    assert {*found} == {*models}
+    for name, model in models.items():
+        assert {*found[name]["corruptions"]["by_cell"]} == {"fog-3"}
+        assert found[name]["overload"]["latency"]["overload_boxes_ms"] > 0
+        images = folder / name / "overload" / "images.safetensors"
+        assert_counted(found[name]["cases"]["latency"], images, model, thin.task, threshold)
