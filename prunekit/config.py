@@ -61,17 +61,18 @@ class Config(BaseModel):
             where: Its keys, from the outermost configuration inwards.
             given: What the outermost one was built from.
         """
-        return ".".join(part for part in where if isinstance(part, str)) or "these options do not go together"
+        return ".".join(part for part in where if isinstance(part, str))
 
     @classmethod
     def _sentence(cls, problem: Any, given: Mapping[str, Any]) -> str:
-        name, message = cls.name_of(problem["loc"], given), str(problem["msg"]).removeprefix("Value error, ")
-        if message.startswith("--"):  # it names the option itself
+        where, message = problem["loc"], str(problem["msg"]).removeprefix("Value error, ")
+        if message.startswith("--") or not where:  # it says itself which setting is wrong, or which ones together
             return f"{message.rstrip('.')}."
+        name = cls.name_of(where, given)
         if problem["type"] == "missing":
             return f"{name}: expected a value, got none."
         if problem["type"] == "extra_forbidden":
-            return f"Expected no setting {'.'.join(map(str, problem['loc']))}, got {problem['input']!r}."
+            return f"Expected no setting {'.'.join(map(str, where))}, got {problem['input']!r}."
         if problem["type"] == "literal_error":  # 'sgd' or 'adamw'
             known = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             message = f"must be one of {known}"

@@ -179,13 +179,11 @@ def corruptions_table(summary: CorruptionSummary) -> Table:
 
 
 def deployed_table(rows: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Return the figures of a checkpoint and of what was deployed, by name and heading."""
-    headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
-    table = titled("What is deployed", ["model"], (heading.replace(", ", "\n") for heading in headings))
-    for name, row in rows.items():
-        table.add_row(
-            escape(name), *(_cell(_known(row.get(heading)), f"{{:.{digits_of(heading)}f}}") for heading in headings)
-        )
+    """Return the figures of a checkpoint and of what was deployed: a line for each, as there are more than models."""
+    table = titled("What is deployed", ["figure"], map(escape, rows))
+    for heading in dict.fromkeys(heading for row in rows.values() for heading in row):
+        form = f"{{:.{digits_of(heading)}f}}"
+        table.add_row(escape(heading), *(_cell(_known(row.get(heading)), form) for row in rows.values()))
     return table
 
 

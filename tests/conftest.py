@@ -64,6 +64,7 @@ SLOW = (
     "test_attack_checks.py",
     "test_benchmark.py",
     "test_benchmark_cli.py",
+    "test_beyond_the_ball.py",
     "test_bitmap_compiles.py",
     "test_block_accounts.py",
     "test_carlini_wagner.py",

@@ -138,7 +138,7 @@ Examples:
   prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack patch --patch-goal vanish
       --out runs/patched
 
-  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack paper,latency
+  prunekit evaluate --weights runs/finetuned/model.safetensors --data val/ --attack paper,patch,latency
       --corruptions benchmark --deployed small.prunekit --precision int8 --calibration-data train/ --out runs/deployed
 
 {_AGAIN} Attacks and corruptions can be added in the same folder.

@@ -334,7 +334,8 @@ def _find_annotation_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"Expected a folder or a JSON file with COCO data, but {path} does not exist")
+        problem = "is none of them" if path.exists() else "does not exist"
+        raise InputError(f"Expected a folder, a JSON file (COCO) or a data.yaml (YOLO), but {path} {problem}")
     files = sorted((path / "annotations").glob("*.json"))
     if len(files) > 1:
         # COCO ships captions and keypoints beside the instances.

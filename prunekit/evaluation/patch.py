@@ -44,6 +44,11 @@ class PatchOptions(Config):
         """The patch's own knobs."""
         return PatchConfig(size=self.patch_size)
 
+    @property
+    def patch_options(self) -> PatchOptions:
+        """These options without those that a subclass adds."""
+        return PatchOptions(**{name: getattr(self, name) for name in PatchOptions.model_fields})
+
 
 @dataclass(frozen=True)
 class PastePatch:

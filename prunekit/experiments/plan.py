@@ -91,7 +91,7 @@ class Plan(Config):
         factors = {name for each in self.factors for name in each}
         given = {*(self.rendered.settings(Path()) if self.rendered else ())}
         if twice := sorted((factors & {*self.settings}) | (given & {*self.settings, *factors})):
-            raise ValueError(f"{twice[0]} has its value elsewhere in the plan: expected it once")
+            raise ValueError(f"{twice[0]}: expected its value at one place of the plan, got it at several")
         if wrong := sorted({*self.settings} & {*_OF_THE_PLAN}):
             raise ValueError(f"settings: expected those of a run alone, got {wrong[0]}")
         return self

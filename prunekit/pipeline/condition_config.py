@@ -33,8 +33,3 @@ class ConditionChoices(PatchOptions):
     def cells(self) -> tuple[Cell, ...]:
         """The corruptions, each at each of its severities."""
         return parse_corruptions(self.corruption_cells) if CORRUPTIONS in self.conditions else ()
-
-    @property
-    def patch_options(self) -> PatchOptions:
-        """What the patch is told."""
-        return PatchOptions(**{name: getattr(self, name) for name in PatchOptions.model_fields})

@@ -127,11 +127,11 @@ class RunConfig(PruningChoices, DeploymentChoices, ConditionChoices, Certificati
     @model_validator(mode="after")
     def _training_has_data(self) -> RunConfig:
         if self.train_data is None:
-            learns = [f"scores {name}" for name in self.scores if SCORES[name].needs_batches]
-            learns += ["optimized pruning"] if "optimized" in self.pruning else []
-            learns += ["pre-training"] if self.pretrain.epochs else []
-            learns += ["int8"] if self.deploys_int8 else []
-            learns += ["the allocation mrs"] if "mrs" in self.allocation and self.sensitivities is None else []
+            learns = [f"--scores {name}" for name in self.scores if SCORES[name].needs_batches]
+            learns += ["--pruning optimized"] if "optimized" in self.pruning else []
+            learns += ["--pretrain-epochs"] if self.pretrain.epochs else []
+            learns += ["--precision int8"] if self.deploys_int8 else []
+            learns += ["--allocation mrs"] if "mrs" in self.allocation and self.sensitivities is None else []
             if learns:
                 raise ValueError(f"{learns[0]} needs images to learn from: add --train-data")
         return self

@@ -19,8 +19,8 @@ class DeployedChoices(DeploymentChoices):
 
     deployed: tuple[str, ...] = Field(
         (),
-        description="file of prunekit.save or prunekit compact that was made of --weights, to evaluate and time beside "
-        "it (repeatable)",
+        description="file of prunekit.save or prunekit compact that was made of --weights, to time and to evaluate "
+        "beside it: the same images, attacked, corrupted and under its patch (repeatable)",
     )
     calibration_data: Path | None = Field(None, description="images that --precision int8 is calibrated on: a data set")
 

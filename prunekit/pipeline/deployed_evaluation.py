@@ -1,7 +1,7 @@
 """What is deployed beside the checkpoint that it was made from: the same images, attacks and corruptions for both.
 
 Accelerated models have no gradients, so attacks follow the checkpoint's: a deployed model sees the very images that the
-checkpoint is attacked by. A white-box attack on rounded weights could do worse.
+checkpoint is attacked by, and the patch that was trained on it. A white-box attack on rounded weights could do worse.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prunekit.evaluation.corruptions.catalog import Cell
 from prunekit.evaluation.corruptions.summary import CorruptionSummary
 from prunekit.evaluation.evaluate import CLEAN, EvaluationCase, Subject, evaluate_case, evaluation_cases
 from prunekit.evaluation.latency import Latency
+from prunekit.evaluation.patch import PATCH, PatchOptions
 from prunekit.nn import accelerate
 from prunekit.pipeline.checkpoint import Checkpoint
 from prunekit.pipeline.command_config import EvaluateStage
@@ -41,8 +42,9 @@ from prunekit.pipeline.overload import (
     total_ms,
     write_images,
 )
+from prunekit.pipeline.patch import GOAL_HEADING, TENSOR, patch_identity, patch_row, write_judged
 from prunekit.pipeline.results import latency_columns
-from prunekit.pipeline.store import StageFolder
+from prunekit.pipeline.store import StageFolder, sha256
 from prunekit.pipeline.unit import compacted
 from prunekit.progress import alone
 from prunekit.task import Data, Figure, LabelsImages
@@ -51,6 +53,8 @@ from prunekit.timing import time_in_turn
 from prunekit.training.data import ImagesOnDisk
 
 PREDICTIONS = "detections"
+#: Decimals of what is below a heading that begins so.
+_DIGITS = {"ms, ": 2, "candidates, ": 1, f"{GOAL_HEADING}, ": 2}
 
 
 class MakesParts(Protocol):
@@ -72,6 +76,7 @@ class DeployedWork:
         attacks: Names of presets.
         cells: Corruptions.
         baseline: A classifier's accuracies by cell, for mCE.
+        patch: What the patch was trained by that is in the evaluation's folder; None where none was asked for.
         about: What rows say of the data and of how they are looked at.
         out: The evaluation's folder.
         part: Makes a part of the evaluation.
@@ -83,6 +88,7 @@ class DeployedWork:
     attacks: Sequence[str]
     cells: Sequence[Cell]
     baseline: Baseline | None
+    patch: PatchOptions | None
     about: Mapping[str, Any]
     out: Path
     part: MakesParts
@@ -104,11 +110,9 @@ class DeployedWork:
         figures = {name: found for name, (found, _) in cases.items()}
         corruptions, were_finished = self._corruptions(figures[CLEAN])
         timed = {name: self._overload(name) for name in self.attacks if is_overload(name)}
-        done = [*cases.values(), *timed.values()]
-        found: dict[str, Any] = {"cases": figures}
-        if times:
-            done.append(latency := self._own_part("latency", self._runs, self._write_latency))
-            found["latency"] = latency[0]
+        parts = self._patch() | (self._latency() if times else {})
+        done = [*cases.values(), *parts.values(), *timed.values()]
+        found: dict[str, Any] = {"cases": figures, **{name: result for name, (result, _) in parts.items()}}
         found |= {"corruptions": corruptions.figures()} if corruptions is not None else {}
         found |= {"overload": {name: figures for name, (figures, _) in timed.items()}} if timed else {}
         return found, were_finished and all(finished for _, finished in done)
@@ -145,6 +149,17 @@ class DeployedWork:
 
     def _write_cell(self, folder: StageFolder, cell: Cell) -> tuple[dict[str, Any], list[str]]:
         return write_cell(folder, self.own, cell)
+
+    def _patch(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """Return the figures under the checkpoint's patch by the part's name; nothing where none was asked for."""
+        if self.patch is None:
+            return {}
+        trained = self.out / PATCH / TENSOR
+        identity = {**patch_identity(self.patch), "trained": sha256(trained)}
+        return {PATCH: self._own_part(PATCH, identity, write_judged, self.own, self.patch, trained)}
+
+    def _latency(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        return {"latency": self._own_part("latency", self._runs, self._write_latency)}
 
     @property
     def _runs(self) -> dict[str, Any]:
@@ -247,13 +262,14 @@ def comparison(found: Mapping[str, Any], figure: Figure) -> dict[str, dict[str, 
 
 def digits_of(heading: str) -> int:
     """Return how many decimals the figures below a heading of `comparison` are shown with."""
-    return next((digits for kind, digits in {"ms, ": 2, "candidates, ": 1}.items() if heading.startswith(kind)), 3)
+    return next((digits for kind, digits in _DIGITS.items() if heading.startswith(kind)), 3)
 
 
 def _row(found: Mapping[str, Any], figure: Figure) -> dict[str, float | None]:
     row = {f"{figure.name}, {_called(name)}": case.get(figure.column) for name, case in found["cases"].items()}
     if "corruptions" in found:
         row |= {"corrupted, mean": found["corruptions"]["mean"], "share of clean": found["corruptions"]["relative"]}
+    row |= patch_row(found[PATCH], figure) if PATCH in found else {}
     for name, timed in found.get("overload", {}).items():
         case, (clean, attacked) = found["cases"][name], total_ms(timed)
         row |= {f"candidates, {_called(CLEAN)}": case[f"clean_{CANDIDATES}"], f"candidates, {name}": case[CANDIDATES]}

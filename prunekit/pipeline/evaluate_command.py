@@ -30,7 +30,7 @@ from prunekit.evaluation.evaluate import (
 )
 from prunekit.evaluation.latency import accelerate_and_time
 from prunekit.evaluation.overload import suppressing
-from prunekit.evaluation.patch import PATCH, PatchOptions, goal_label, halves
+from prunekit.evaluation.patch import PATCH, goal_label, halves
 from prunekit.evaluation.sanity_checks import check_evaluation
 from prunekit.evaluation.sanity_rules import Check, CheckReport
 from prunekit.evaluation.verification import labels_images
@@ -58,7 +58,7 @@ from prunekit.pipeline.deployed_evaluation import (
     require_on_cpu,
 )
 from prunekit.pipeline.overload import IMAGES, case_folder, counter, is_overload, measure_overload, write_images
-from prunekit.pipeline.patch import write_patch
+from prunekit.pipeline.patch import patch_identity, write_patch
 from prunekit.pipeline.proofs import radii_identity, require_bounds, require_provable, write_margins, write_radii
 from prunekit.pipeline.results import (
     compaction_columns,
@@ -271,19 +271,19 @@ def _deployed(work: _Work) -> dict[str, Part]:
     config, models = work.config, {**work.deployed}
     if config.deploys_int8:
         models |= made_in_int8(work.artifact, work.subject, config, work.part, _machine())
+    patch = config.patch_options if PATCH in config.attack else None
+    asked = (config.attacks, config.cells, work.baseline, patch)
     return {
-        name: DeployedWork(
-            name, model, work.subject, config.attacks, config.cells, work.baseline, _about(work), config.out, work.part
-        ).evaluate(config.latency)
+        name: DeployedWork(name, model, work.subject, *asked, _about(work), config.out, work.part).evaluate(
+            config.latency
+        )
         for name, model in models.items()
     }
 
 
 def _patch(work: _Work) -> Part:
-    config = work.config
-    options = PatchOptions(**{name: getattr(config, name) for name in PatchOptions.model_fields})
-    identity = {**options.model_dump(), "patch": asdict(options.patch)}
-    return work.part(PATCH, identity, lambda folder: write_patch(folder, work.subject, options))
+    options = work.config.patch_options
+    return work.part(PATCH, patch_identity(options), lambda folder: write_patch(folder, work.subject, options))
 
 
 def _require_patchable(config: EvaluateStage, artifact: Checkpoint, dataset: Data) -> None:

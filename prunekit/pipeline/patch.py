@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,22 @@ from prunekit.evaluation.evaluate import Evaluation, Subject, evaluate, finite_o
 from prunekit.evaluation.patch import PatchOptions, goal_label, halves, patched, train_patch
 from prunekit.files import write_bytes
 from prunekit.pipeline.store import STATE, StageFolder
+from prunekit.task import Figure
 from prunekit.training.data import seeded
 
 #: In the folder of its work: the pictures, and the patch as a tensor.
 PICTURE, EXAMPLE, TENSOR = "patch.png", "example.png", "patch.safetensors"
 #: The images that are compared: as they are, under a random patch, under the trained one; all at the same places.
 CLEAN, RANDOM, TRAINED = "clean", "random", "trained"
+_CALLED = {CLEAN: "no patch", RANDOM: "random patch", TRAINED: "trained patch"}
+#: How often the class that a patch shows is found, an image; and what tables call it.
+GOAL_DETECTIONS, GOAL_HEADING = "goal_detections_per_image", "goal detections"
 _WHAT = "a patch in training"
+
+
+def patch_identity(options: PatchOptions) -> dict[str, Any]:
+    """Return what a patch's training and evaluation are told, as a part of an evaluation is found by it."""
+    return {**options.model_dump(), "patch": asdict(options.patch)}
 
 
 def write_patch(folder: StageFolder, subject: Subject, options: PatchOptions) -> tuple[dict[str, Any], list[str]]:
@@ -66,6 +77,14 @@ def patch_sentence(found: dict[str, Any], column: str, name: str) -> str:
         f"Patch ({found['goal']}): {name} {clean} clean, {random} under a random patch, {trained} under the trained "
         f"one, on {found['evaluated_on']} images that it was not trained on"
     )
+
+
+def patch_row(found: Mapping[str, Any], figure: Figure) -> dict[str, float | None]:
+    """Return the figure of each kind of images by its heading; for a class also how often it is found, an image."""
+    row = {f"{figure.name}, {called}": found[kind][figure.column] for kind, called in _CALLED.items()}
+    if GOAL_DETECTIONS in found[CLEAN]:
+        row |= {f"{GOAL_HEADING}, {called}": found[kind][GOAL_DETECTIONS] for kind, called in _CALLED.items()}
+    return row
 
 
 def _of(subject: Subject, dataset: Any) -> Subject:
@@ -116,7 +135,7 @@ def _figures(found: Evaluation, label: int | None, images: int) -> dict[str, flo
     of_class = sum(
         int(((one.classes == label) & (one.scores >= FOUND_SCORE)).sum()) for one in found.predictions.values()
     )
-    return figures | {"goal_detections_per_image": of_class / images}
+    return figures | {GOAL_DETECTIONS: of_class / images}
 
 
 def _example(seen: Subject) -> Any:

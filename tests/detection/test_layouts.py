@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -303,6 +304,10 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(tmp_path: Path) -> 
     for arguments, words in (
         ([str(root), "--out", str(tmp_path / "x.txt")], "--out: expected a .json file"),
         ([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.json")], "nothing does not exist"),
+        (
+            [os.devnull, "--out", str(tmp_path / "x.json")],
+            f"Expected a folder, a JSON file (COCO) or a data.yaml (YOLO), but {os.devnull} is none",
+        ),
         ([str(tmp_path), "--out", str(tmp_path / "x.json")], "got none of them in"),
     ):
         result = CliRunner().invoke(cli.app, ["convert", *arguments])

@@ -45,7 +45,7 @@ def test_budgets_and_allocations_may_be_added_to_a_run() -> None:
     ("choices", "sentence"),
     [
         ({"budget": "macs=0"}, "--budget: expected a budget that leaves something, got 'macs=0'."),
-        ({"allocation": "mrs", "train_data": None}, "the allocation mrs needs images to learn from: add --train-data"),
+        ({"allocation": "mrs", "train_data": None}, "--allocation mrs needs images to learn from: add --train-data"),
         ({"allocation": "none"}, "--allocation: must be one of uniform, global, erk, lamp, mrs, latency, got 'none'."),
         ({"allocation": "erk", "scope": "global"}, "--scope global is --allocation global"),
         ({"sensitivity": {"passes": 0}}, "sensitivity.passes: input should be greater than or equal to 1, got 0."),

@@ -53,7 +53,7 @@ def test_calibration_images_come_from_all_over_the_data(count: int, expected: li
 
 
 def test_int8_needs_images_to_calibrate_on() -> None:
-    with pytest.raises(InputError, match="int8 needs images to learn from: add --train-data"):
+    with pytest.raises(InputError, match="--precision int8 needs images to learn from: add --train-data"):
         make_config(**{**GOOD, "train_data": None}, precision="float32,int8")
     with pytest.raises(InputError, match="--precision: must be one of float32, int8, got 'int4'"):
         make_config(**GOOD, precision="int4")

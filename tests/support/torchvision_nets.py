@@ -41,18 +41,18 @@ class Problem:
     targets: list[Target]
 
 
-def problem(name: str) -> Problem:
+def problem(name: str, classes: int = CLASSES) -> Problem:
     """Build a problem; its batch normalizations have seen images, so that maps are not all alike."""
     pytest.importorskip("torchvision", reason="needs torchvision: pip install 'prunekit[torchvision]'")
     side = SIDES[name]
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        task = TorchvisionTask(ModelSpec(name, {"num_classes": CLASSES}))
+        task = TorchvisionTask(ModelSpec(name, {"num_classes": classes}))
         model = task.spec.build()
         x = torch.rand(2, 3, side, side)
         boxes = torch.tensor([[0.1, 0.1, 0.55, 0.6], [0.2, 0.3, 0.9, 0.95]]) * side
         _see_images(model, side)
-    targets = [Target(boxes, torch.tensor([0, CLASSES - 1])), Target(boxes[:0], torch.empty(0, dtype=torch.int64))]
+    targets = [Target(boxes, torch.tensor([0, classes - 1])), Target(boxes[:0], torch.empty(0, dtype=torch.int64))]
     return Problem(name, task, model.eval(), x, targets)
 
 
