@@ -6,7 +6,7 @@ polygons take memory in proportion to their length. So both are checked, and com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -79,7 +79,18 @@ def _checked_runs(segmentation: Mapping[str, Any], width: int, height: int) -> d
         raise UnusableError("has run lengths that cannot be decoded", _KIND)
     if sum(runs) > width * height:
         raise UnusableError(f"has run lengths of {sum(runs):g} pixels, more than its image", _KIND)
-    return {"size": [height, width], "counts": [int(run) for run in runs]}
+    return {"size": [height, width], "counts": _without_empty_runs([int(run) for run in runs])}
+
+
+def _without_empty_runs(runs: Sequence[int]) -> list[int]:
+    """Join the runs beside one of no pixels, of which pycocotools makes a box of 2^32 pixels; a first run may be 0."""
+    joined: list[int] = []
+    for number, run in enumerate(runs):
+        if joined and len(joined) % 2 != number % 2:  # of the color of the last one
+            joined[-1] += run
+        elif run or not joined:
+            joined.append(run)
+    return joined
 
 
 def _decompressed(text: str) -> list[float] | None:

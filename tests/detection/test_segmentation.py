@@ -93,6 +93,8 @@ def test_polygons_too_short_are_passed_over_and_one_may_stand_alone() -> None:
         ({}, "cannot be decoded"),
         ({"counts": []}, "without a pixel"),
         ({"counts": ""}, "without a pixel"),
+        ({"counts": "00"}, "without a pixel"),
+        ({"counts": [3, 0, 4, 0]}, "without a pixel"),
         ({"counts": [0, 2**40]}, "more than its image"),
         ({"counts": [0, 4], "size": [48, 32]}, r"size \[48, 32\], not \[32, 48\]"),
         ({"counts": [0, 4], "size": 7}, "size 7"),
@@ -101,6 +103,18 @@ def test_polygons_too_short_are_passed_over_and_one_may_stand_alone() -> None:
 def test_what_is_no_outline_is_refused_with_its_reason(segmentation: Any, reason: str) -> None:
     with pytest.raises(UnusableError, match=reason):
         measure(segmentation, WIDTH, HEIGHT)
+
+
+@given(st.lists(st.integers(0, 40), max_size=12))
+def test_a_run_of_no_pixels_changes_nothing(runs: list[int]) -> None:
+    pixels = np.repeat(np.arange(len(runs)) % 2, runs)
+    padded = np.pad(pixels, (0, HEIGHT * WIDTH - len(pixels))).reshape(WIDTH, HEIGHT).T
+    if not padded.any():
+        with pytest.raises(UnusableError, match="without a pixel"):
+            measure({"counts": runs}, WIDTH, HEIGHT)
+        return
+    ys, xs = np.nonzero(padded)
+    assert measure({"counts": runs}, WIDTH, HEIGHT) == ((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), len(xs))
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=30))
