@@ -164,6 +164,7 @@ def test_it_is_corrupted_and_under_overload_compacted_and_in_int8(
     if not native.is_available():
         pytest.skip("no native kernels")
     monkeypatch.setattr("prunekit.evaluation.latency.accelerate", accelerate_in_int8)
+    monkeypatch.setattr("prunekit.pipeline.overload.accelerate", lambda model, _: model)  # the checkpoint's: takes long
     pruned = {"structure": "filter", "ratio": 50, "image-size": SIZE, "out": tmp_path / "pruned"}
     succeed("prune", pruned | {"weights": checkpoint})
     weights = tmp_path / "pruned" / "model.safetensors"
