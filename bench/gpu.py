@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu_model import RATIOS, Layer, yolov3_layers
+from bench.gpu_model import RATIOS, Layer, net_layers
 from bench.scripts import Row, append_rows, check_device, one_sentence
 from bench.time_limit import TimeLimit, measuring_command_line
 from prunekit.ops.cuda import choice as kernel_choice
@@ -70,7 +70,7 @@ def measure_layers(options: argparse.Namespace, device: torch.device, limit: Tim
     is_cuda = device.type == "cuda"
     gpu = gpu_of(torch.cuda.get_device_properties(device)) if is_cuda else GPUS["rtx-4090"]
     ratios = [int(word) for word in options.ratios.split(",")]
-    layers = sorted(yolov3_layers(options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
+    layers = sorted(net_layers("yolov3", options.image_size).items(), key=lambda pair: -pair[0].macs * pair[1])
     dense: dict[tuple[Layer, torch.dtype], dict[str, dict[str, float]]] = {}
     for ratio, dtype in passes(ratios, options.dtypes.split(","), gpu):
         for layer, count in layers[: options.max_shapes]:

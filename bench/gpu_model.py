@@ -1,7 +1,7 @@
-"""What would YOLOv3 take on GPUs that are not here? Modeled times of the CUDA kernels, layer by layer.
+"""What would a net take on GPUs that are not here? Modeled times of the CUDA kernels, layer by layer.
 
-    python -m bench.gpu_model [--dtype float16] [--batch 16]
-        [--layers rtx-2070-super | --choices | --break-even | --small-maps]
+    python -m bench.gpu_model [--net resnet50] [--dtype float16] [--batch 16]
+        [--layers rtx-2070-super | --choices | --kernels | --break-even | --small-maps]
 
 Nothing is run on a GPU. The models (the cost.py of each folder of prunekit/ops/cuda: record for float32; condensed,
 bitmap and semi_structured for float16) count the compiled kernels' instructions, shared memory's cycles, assumed
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.scripts import command_line
-from prunekit.detection.yolov3 import yolov3
+from prunekit.benchmark.problems import NETS
 from prunekit.ops.conv_arguments import pair
 from prunekit.ops.cuda import choice as kernel_choice
 from prunekit.ops.cuda.bitmap.cost import MODEL as BITMAP
@@ -30,11 +30,13 @@ from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.devices import GPUS, Gpu
 from prunekit.ops.cuda.plan import input_grad_problem
 from prunekit.ops.cuda.problem import ConvProblem
-from prunekit.ops.cuda.registry import kernels_for
+from prunekit.ops.cuda.registry import SPARSE_KERNELS, kernels_for
 from prunekit.ops.cuda.transposed_conv import TransposedConv
 
+MODELED_NETS = "yolov3", "resnet50", "vgg16"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 RATIOS = (50, 60, 70, 75, 80, 85, 90, 95, 99)
+KERNEL_RATIOS = (50, 75, 90, 95, 99)
 SMALL_RATIOS = (50, 80, 90, 95, 99)
 # Out channels, in channels, kernel, stride, output.
 SMALL_LAYERS = (
@@ -70,10 +72,17 @@ class Layer:
         return f"{self.in_channels} → {self.out_channels}, {self.kernel}×{self.kernel}{stride}"
 
 
-def yolov3_layers(image_size: int, batch: int = 1) -> Counter[Layer]:
-    """The net's convolutions, from a run on the meta device, and how often each shape comes."""
+def net_layers(name: str, image_size: int, batch: int = 1) -> Counter[Layer]:
+    """A net's convolutions, from a run on the meta device, and how often each shape comes.
+
+    Args:
+        name: One of `MODELED_NETS`.
+        image_size: Side of its input, in pixels.
+        batch: Images.
+    """
     found: Counter[Layer] = Counter()
-    net = yolov3(80).to("meta").eval()
+    with torch.device("meta"):
+        net = NETS[name].build().eval()
 
     def note(conv: nn.Module, _: tuple[Tensor, ...], y: Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
@@ -149,6 +158,33 @@ def dispatched(layers: Mapping[Layer, int], direction: str, ratio: int, gpu: Gpu
     return f"{dense / total:.2f}×, {sparse_layers}"
 
 
+def kernel_seconds(layer: Layer, density: float, gpu: Gpu, dtype: str) -> dict[str, float]:
+    """Seconds of the dense convolution at its best, the first, and of each sparse kernel that takes the layer."""
+    problem, torch_dtype = layer.problem(density), DTYPES[dtype]
+    dense = kernel_choice.dense_seconds(problem, gpu, dtype=torch_dtype)
+    sparse = kernel_choice.candidates(problem, torch_dtype, gpu, 1)
+    return {"dense": dense} | {candidate.kernel.name: candidate.seconds for candidate in sparse}
+
+
+def speed_up(times: Sequence[tuple[int, Mapping[str, float]]], left_out: str | None = None) -> float:
+    """What the net gains over dense where each layer runs by its fastest kernel, or by its fastest but one.
+
+    Args:
+        times: Of each layer shape, how often it comes and `kernel_seconds`.
+        left_out: A kernel that is not there.
+    """
+    fastest = sum(count * min(s for name, s in of.items() if name != left_out) for count, of in times)
+    return sum(count * of["dense"] for count, of in times) / fastest
+
+
+def taken_kernels(times: Sequence[tuple[int, Mapping[str, float]]]) -> Counter[str]:
+    """How many layers each kernel runs, or dense where that is as fast; for `times` see `speed_up`."""
+    taken: Counter[str] = Counter()
+    for count, seconds in times:
+        taken[min(seconds, key=seconds.__getitem__)] += count
+    return taken
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a Markdown table."""
     for cells in (headings, ["---"] * len(headings), *rows):
@@ -165,6 +201,24 @@ def print_choices(layers: Mapping[Layer, int], batch: int, dtype: str) -> None:
                 cells = [dispatched(layers, direction, r, gpu, dtype, side == "tf32") for r in RATIOS]
                 rows.append([f"{gpu.name}, {direction}", side, *cells])
     print_table([f"modeled, batch {batch}", "dense", *(f"{ratio} %" for ratio in RATIOS)], rows)
+
+
+def print_kernels(net: str, layers: Mapping[Layer, int], batch: int, dtype: str) -> None:
+    """Print how many layers each kernel takes on every GPU, and what the net gains with all and without each one."""
+    names = [
+        name
+        for name, kernel in SPARSE_KERNELS.items()
+        if kernel.source == "cuda" and DTYPES[dtype] in kernel.architectures
+    ]
+    rows = []
+    for gpu in GPUS.values():
+        for ratio in KERNEL_RATIOS:
+            times = [(count, kernel_seconds(layer, 1 - ratio / 100, gpu, dtype)) for layer, count in layers.items()]
+            taken = ", ".join(f"{name} {count}" for name, count in taken_kernels(times).most_common())
+            gains = [f"{speed_up(times, left_out):.2f}×" for left_out in (None, *names)]
+            rows.append([gpu.name, f"{ratio} %", taken, *gains])
+    headings = [f"modeled, {net}, batch {batch}, {dtype}", "zeros", "layers", "all kernels"]
+    print_table([*headings, *(f"without {name}" for name in names)], rows)
 
 
 def print_break_even(layers: Mapping[Layer, int], dtype: str) -> None:
@@ -205,19 +259,26 @@ def small_map_seconds(layer: Layer, density: float, gpu: Gpu) -> list[float]:
 def main() -> None:
     """Print the tables."""
     parser = command_line(__doc__)
-    parser.add_argument("--image-size", type=int, default=416)
+    parser.add_argument("--net", choices=MODELED_NETS, default="yolov3")
+    parser.add_argument("--image-size", type=int, help="in pixels; by default the net's usual size")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", choices=sorted(GPUS), help="print every layer at 90 %% on this GPU")
     parser.add_argument("--choices", action="store_true", help="print what the dispatch would choose")
+    parser.add_argument(
+        "--kernels", action="store_true", help="print which kernels layers take, and what each one brings"
+    )
     parser.add_argument("--break-even", action="store_true", help="print it for every layer shape and GPU")
     parser.add_argument("--small-maps", action="store_true", help="compare two float16 kernels on 13×13 and 26×26")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     options = parser.parse_args()
     dtype: str = options.dtype
-    layers = yolov3_layers(options.image_size, options.batch)
+    layers = net_layers(options.net, options.image_size or NETS[options.net].image_size, options.batch)
     write = sys.stdout.write
     if options.choices:
         print_choices(layers, options.batch, dtype)
+        return
+    if options.kernels:
+        print_kernels(options.net, layers, options.batch, dtype)
         return
     if options.break_even:
         print_break_even(layers, dtype)
@@ -246,7 +307,10 @@ def main() -> None:
         cells = [f"{dense / sparse:.2f}×" for sparse, dense in times]
         rows.append([gpu.name, *cells, *(f"{1e3 * seconds:.2f}" for seconds in milliseconds)])
     headings = ["dense ms", "by Winograd"][: 1 + has_winograd]
-    print_table([f"modeled, batch {options.batch}, {dtype}", *(f"{ratio} %" for ratio in RATIOS), *headings], rows)
+    print_table(
+        [f"modeled, {options.net}, batch {options.batch}, {dtype}", *(f"{ratio} %" for ratio in RATIOS), *headings],
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import gpu, gpu_model, gpu_nets
+from prunekit.ops.cuda.choice import choose_kernel
 from prunekit.ops.cuda.condensed.cost import MODEL as CONDENSED
 from prunekit.ops.cuda.condensed.cost import CondensedProblem
 from prunekit.ops.cuda.condensed.filter import pack_fragments
@@ -42,10 +43,35 @@ def test_rows_are_written_and_judged(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "12 of the rows did not fit the time" in capsys.readouterr().out
 
 
-def test_yolov3_is_75_convolutions_of_33_billion_multiply_adds() -> None:
-    layers = gpu_model.yolov3_layers(416)
-    assert sum(layers.values()) == 75
-    assert sum(layer.macs * count for layer, count in layers.items()) == pytest.approx(32.93e9, rel=0.01)
+@pytest.mark.parametrize(
+    ("net", "size", "convolutions", "macs"),
+    [("yolov3", 416, 75, 32.93e9), ("resnet50", 224, 53, 4.087e9), ("vgg16", 224, 13, 15.35e9)],
+)
+def test_nets_have_their_convolutions_and_multiply_adds(net: str, size: int, convolutions: int, macs: float) -> None:
+    layers = gpu_model.net_layers(net, size)
+    assert sum(layers.values()) == convolutions
+    assert sum(layer.macs * count for layer, count in layers.items()) == pytest.approx(macs, rel=0.01)
+
+
+def test_a_kernel_brings_what_the_next_best_would_not() -> None:
+    times = [(2, {"dense": 8.0, "bitmap": 2.0, "condensed": 4.0}), (1, {"dense": 4.0, "bitmap": 4.0})]
+    assert gpu_model.taken_kernels(times) == {"bitmap": 2, "dense": 1}  # dense where they tie
+    assert gpu_model.speed_up(times) == 20 / 8
+    assert gpu_model.speed_up(times, "bitmap") == 20 / 12
+    assert gpu_model.speed_up(times, "condensed") == 20 / 8
+
+
+def test_kernels_are_those_that_the_choice_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    layer = gpu_model.Layer(1024, 512, 3, 1, 13)
+    for dtype, device in (("float32", TURING), ("float16", TURING), ("float16", GPUS["a100"])):
+        seconds = gpu_model.kernel_seconds(layer, 0.01, device, dtype)
+        choice = choose_kernel(layer.problem(0.01), gpu_model.DTYPES[dtype], device, allow_tf32=False)
+        assert gpu_model.taken_kernels([(1, seconds)]) == {choice.kernel: 1}
+        assert min(seconds.values()) == choice.seconds
+    gpu_model.print_kernels("yolov3", {layer: 7}, 1, "float16")
+    printed = capsys.readouterr().out
+    assert f"| {TURING.name} | 99 % | bitmap 7 |" in printed
+    assert "| all kernels | without condensed | without bitmap | without semi_structured |" in printed.splitlines()[0]
 
 
 def test_the_model_is_above_its_floors_and_falls_with_the_weights() -> None:

@@ -107,7 +107,8 @@ def test_a_batch_of_the_tile_is_under_way_before_it_is_stored() -> None:
             copies = [i.base for i in function.instructions if i.base in ("LDG", "STS")]
             runs = [(base, len(list(run))) for base, run in groupby(copies)]
             loads = [count for (base, count), (after, _) in pairwise(runs) if (base, after) == ("LDG", "STS")]
-            assert loads.count(COPY_BATCH) >= 2, (name, runs)
+            # For one place at a time and for two; the first records go out with one of them.
+            assert sum(count >= COPY_BATCH for count in loads) >= 2, (name, runs)
 
 
 def test_instructions_wait_for_what_they_read() -> None:

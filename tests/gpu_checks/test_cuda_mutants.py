@@ -128,6 +128,12 @@ MUTANTS = {
         "for (; count > 1; --count)",
         "",
     ),
+    "a place's channels are one fewer where threads share it": (
+        KERNEL,
+        "by_copy_parts.of(channels - part + parts - 1)",
+        "by_copy_parts.of(channels - part)",
+        "",
+    ),
     "two slices finish the same rows": (STORE, "slice - line * conv.row_parts : conv", "0 : conv", "thread"),
     "two slices finish the same lines": (STORE, "conv.rows_at_once, line};", "conv.rows_at_once, 0};", "thread"),
     "half of the pixels are stored twice": (STORE, "block, column + columns)", "block, column)", ""),

@@ -107,7 +107,7 @@ __device__ __forceinline__ void stage_places(
     if (PLACES == 1 && !columns[0].is_there) {
       continue;
     }
-    int count = (channels - static_cast<int>(part) + parts - 1) / parts;
+    int count = conv.by_copy_parts.of(channels - part + parts - 1);
     constexpr int MOST = COPY_BATCH / PLACES;
 #pragma unroll 1
     for (; count >= MOST; count -= MOST) {
@@ -203,13 +203,14 @@ __global__ void __launch_bounds__(32 * max_record_warps(TILE_H, R * S * CHANNELS
     *reinterpret_cast<float4*>(tiles + at) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
   __syncthreads();
-  if (conv.buffers == 2) {
-    stage(0);
-  }
-  for (int chunk = 0; chunk < conv.num_chunks; ++chunk) {
+  // With two buffers the first turn only copies, so that copies stand in the code once: they are a third of it.
+  for (int chunk = 1 - conv.buffers; chunk < conv.num_chunks; ++chunk) {
     const int buffer = chunk & (conv.buffers - 1), ahead = chunk + conv.buffers - 1;
     if (ahead < conv.num_chunks) {
       stage(ahead);
+    }
+    if (chunk < 0) {
+      continue;
     }
     if (ahead > chunk && ahead < conv.num_chunks) {
       device::wait_for_copies<1>();

@@ -72,6 +72,7 @@ struct RecordConv {
   int64_t copy_from;
   int bands, runs, band_lanes, row_blocks;  // of the output, of a band, the band's tiles, and blocks of row groups
   Divisor by_pixel_warps, by_row_groups, by_lanes_w, by_pitch, by_places;  // places of a tile's copy: plane_h · pitch
+  Divisor by_copy_parts;  // of the channels of a chunk
   int x_step_h, x_step_w, y_step_p, y_step_q;  // strides as 32 bits
 };
 
@@ -212,6 +213,7 @@ inline GridLaunch plan_record_launch(RecordConv& conv, const int64_t* header) {
   conv.by_pixel_warps = Divisor::by(conv.pixel_warps), conv.by_row_groups = Divisor::by(conv.block_row_groups);
   conv.by_lanes_w = Divisor::by(conv.lanes_w);
   conv.copy_parts = static_cast<int>(std::max(int64_t{1}, 32 * warps / (plane_h * conv.pitch)));
+  conv.by_copy_parts = Divisor::by(conv.copy_parts);  // a chunk of 2^15 channels would be past all shared memory
   conv.copy_to = conv.copy_parts * conv.plane;
   conv.copy_from = conv.copy_parts * conv.x_stride_c;
   conv.bands = static_cast<int>(ceil_div(conv.q, int64_t{conv.lanes_w} * TILE_W));

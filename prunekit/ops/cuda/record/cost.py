@@ -129,7 +129,7 @@ LATENCIES = {"LDS": 23, "LDC": 29, "jump": 9, "other": 5}
 #: issues the compiled instructions in order with these latencies.
 RECORD_LATENCY = 57
 _STAGE_INSTRUCTIONS = {True: 4.5, False: 5.5}  # an element of the tile, copied asynchronously or loaded and stored
-_PLACE_INSTRUCTIONS = 60  # a place of the tile, before its channels
+_PLACE_INSTRUCTIONS = 60  # a place of the tile, beside its channels
 _CHUNK_INSTRUCTIONS = 110  # a chunk, before its places
 _RECORD_INSTRUCTIONS = 1  # a word of a record; 16 bytes are copied together
 _CHUNK_CYCLES = 80  # two barriers, and the wait for copies where other warps do not fill it
@@ -142,7 +142,7 @@ _ASYNC_CYCLES, _PLACE_CYCLES, _ELEMENT_CYCLES = 457, 200, 11
 COPY_BATCH, _COPY_REST = 24, 8  # loads of a thread under way together (csrc/cuda/record/conv2d.cuh)
 _RECORD_BATCH = 2  # pairs of records likewise
 _COPY_CODE = 320  # instructions of copies that a block goes through
-_CODE_BYTES = 56 << 10  # of the largest kernel
+_CODE_BYTES = 42 << 10  # of the largest kernel
 _ROW_BYTES = 16  # of shared memory for an output channel (csrc/cuda/record/launch.h)
 
 
