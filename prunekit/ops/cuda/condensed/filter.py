@@ -123,7 +123,7 @@ def pack_fragments(weight: Tensor, mask: Tensor, groups: int, chunk_channels: in
         raise InputError(f"pack_fragments expects a float16 or bfloat16 weight; got {weight.dtype}.")
     if chunk_channels < 1:
         raise InputError(f"chunk_channels must be at least 1; got {chunk_channels}.")
-    return cut_into_steps(_condensed(weight, mask, groups), chunk_channels)
+    return cut_into_steps(condensed_filter(weight, mask, groups), chunk_channels)
 
 
 def fragment_packer(mask: Tensor, groups: int, sources: Tensor | None = None) -> Callable[[int], FilterPattern]:
@@ -132,7 +132,7 @@ def fragment_packer(mask: Tensor, groups: int, sources: Tensor | None = None) ->
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
     """
-    condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
+    condensed = condensed_filter(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
 
     def pack(chunk_channels: int) -> FilterPattern:
         packed = cut_into_steps(condensed, chunk_channels)
@@ -161,7 +161,14 @@ def unpacked(packed: Any, slots: _Array, *where: _Array) -> tuple[Tensor, Tensor
     return weight.to(packed.fragments.device), mask.to(packed.fragments.device)
 
 
-def _condensed(weight: Tensor, mask: Tensor, groups: int) -> CondensedFilter:
+def condensed_filter(weight: Tensor, mask: Tensor, groups: int) -> CondensedFilter:
+    """Condense a filter for the formats that begin so; InputError where shapes or numbers do not fit.
+
+    Args:
+        weight: [K, C / groups, R, S].
+        mask: bool of the same shape, True where a weight is kept.
+        groups: of the convolution.
+    """
     # The one implementation of condensing is that of the Triton kernels, whose package stands without this one; read
     # here, at the first packing, so that prunekit stands without theirs.
     from prunekit_kernels.condensed_filter import condense

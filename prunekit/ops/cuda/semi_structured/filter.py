@@ -23,9 +23,9 @@ from prunekit.ops.cuda.condensed.filter import (
     FragmentFilter,
     FragmentHeader,
     _bank_order,
-    _condensed,
     _from_fragments,
     _to_fragments,
+    condensed_filter,
     unpacked,
     without_weights,
 )
@@ -124,7 +124,7 @@ def pack_semi_structured(
         raise InputError(f"chunk_channels must be at least 1; got {chunk_channels}.")
     if fragments not in FRAGMENTS:
         raise InputError(f"fragments must be one of {FRAGMENTS}; got {fragments}.")
-    return cover_columns(_condensed(weight, mask, groups), chunk_channels, fragments)
+    return cover_columns(condensed_filter(weight, mask, groups), chunk_channels, fragments)
 
 
 def semi_structured_packer(
@@ -135,7 +135,7 @@ def semi_structured_packer(
     Raises:
         InputError: shapes, dtypes or numbers do not fit.
     """
-    condensed = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
+    condensed = condensed_filter(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
 
     def pack(chunk_channels: int, fragments: int) -> FilterPattern:
         packed = cover_columns(condensed, chunk_channels, fragments)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.ops.cuda.condensed.filter import _condensed
+from prunekit.ops.cuda.condensed.filter import condensed_filter
 from prunekit.ops.cuda.packed_filter import FilterHeader, FilterPattern, PackedFilter, pattern_of, scattered
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def condensed_pattern(mask: Tensor, groups: int, sources: Tensor | None = None) 
     Raises:
         InputError: shapes or numbers do not fit.
     """
-    filter = _condensed(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
+    filter = condensed_filter(torch.ones(mask.shape, dtype=torch.float16), mask, groups)
     k, c, r, s = mask.shape
     header = TritonHeader(k, c, r, s, groups, c, filter.nnz, len(filter.columns))
     packed = TritonFilter(header, filter.rows, filter.starts, filter.columns, filter.values)
