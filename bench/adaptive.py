@@ -101,10 +101,10 @@ def trained(args: argparse.Namespace, rendered: Rendered, seed: int, arm: str, p
 
 
 def figures(args: argparse.Namespace, weights: Path, data: Path, seed: int, progress: Progress) -> dict[str, float]:
-    """Return a model's AP by what it meets."""
+    """Return a model's AP by what it meets, on images of the size that it was trained on."""
     stage = EvaluateStage(
         weights=weights, data=data, attack=ATTACKS, corruptions=CORRUPTIONS, seed=seed, threads=args.threads,
-        out=args.out / "evaluated" / weights.parent.name,
+        image_size=args.image_size, out=args.out / "evaluated" / weights.parent.name,
     )  # fmt: skip
     found = evaluate_stage(stage, progress)
     assert found.corruptions is not None
@@ -151,12 +151,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of everything")
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="separated by commas (default: 0,1,2)")
-    parser.add_argument("--images", type=int, default=480, help="rendered to train on (default: %(default)s)")
-    parser.add_argument("--val-images", type=int, default=80, help="rendered to evaluate on (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=96, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--width", type=float, default=0.125, help="of YOLOv3-tiny (default: %(default)s)")
-    parser.add_argument("--clean-epochs", type=int, default=30, help="before all of it (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=8, help="of adversarial training (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=1200, help="rendered to train on (default: %(default)s)")
+    parser.add_argument("--val-images", type=int, default=150, help="rendered to evaluate on (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=128, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=float, default=0.25, help="of YOLOv3-tiny (default: %(default)s)")
+    parser.add_argument("--clean-epochs", type=int, default=24, help="before all of it (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="of adversarial training (default: %(default)s)")
     parser.add_argument(
         "--learning-rate", type=float, default=6e-3, help="of adversarial training (default: %(default)s)"
     )

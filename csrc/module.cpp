@@ -173,8 +173,8 @@ PyObject* lane_layout(PyObject*, PyObject*) {
 PyObject* quad_layout(PyObject*, PyObject*) {
   const prunekit::QuadKernels& kernels = prunekit::quad_kernels();
   return Py_BuildValue(
-      "(LLsL)", static_cast<long long>(kernels.max_vectors), static_cast<long long>(kernels.x_shift), kernels.dot,
-      static_cast<long long>(kernels.rate));
+      "(LLsLL)", static_cast<long long>(kernels.max_vectors), static_cast<long long>(kernels.x_shift), kernels.dot,
+      static_cast<long long>(kernels.rate), static_cast<long long>(kernels.max_pair));
 }
 
 PyMethodDef METHODS[] = {

@@ -65,6 +65,7 @@ ALWAYS_INLINE void add_tap(
     constexpr int row = decltype(r)::value;
     if constexpr ((PATTERN >> row) & 1) {
       weight[row] = ivec{} + *values++;
+      KEEP_IN_REGISTER(weight[row]);
     }
   };
   (..., take(std::integral_constant<int, R>{}));
@@ -261,9 +262,16 @@ void max_pool(const QuadPool& pool) {
 
 extern const QuadKernels quad_kernels;
 const QuadKernels quad_kernels = {
-    DOT,         RATE,       LANES,
-    MAX_VECTORS, X_SHIFT,    {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
-    quantize,    dequantize, max_pool};
+    DOT,
+    RATE,
+    LANES,
+    MAX_VECTORS,
+    X_SHIFT,
+    MAX_PAIR,
+    {table<1, uint16_t>(), table<1, uint32_t>(), table<2, uint32_t>()},
+    quantize,
+    dequantize,
+    max_pool};
 
 }  // namespace PRUNEKIT_ISA
 }  // namespace prunekit

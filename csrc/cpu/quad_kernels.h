@@ -68,6 +68,8 @@ struct QuadKernels {
   int64_t lanes, max_vectors;
   // What is subtracted from each byte of x before it is multiplied: sums begin with as many times the weights' sum.
   int64_t x_shift;
+  // What the weights of one sign in either half of a quad may add up to, at most 254; larger quads are taken as two.
+  int64_t max_pair;
   const QuadConvKernel* conv[3];  // by LaneReading, then by vectors - 1; of filters of 4 rows
   void (*quantize)(const QuadConversion&);
   void (*dequantize)(const QuadConversion&);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor
 import prunekit.ops.packed_conv2d  # noqa: F401 - registers pack_filter
 from prunekit.engine.graph import Graph, SparseWeight
 from prunekit.engine.lanes import Indices
-from prunekit.engine.quantization import QUAD, quad_words
+from prunekit.engine.quantization import MAX_WEIGHT, QUAD, quad_words, within_pairs
 from prunekit.errors import InputError
 from prunekit.ops import native
 
-_HEADER_WORDS, _NUM_IDS = 16, 9
+# Words of a packed filter's header (csrc/sparse_filter.h).
+_CHANNELS, _CHANNEL_BLOCK, _NUM_IDS = 2, 7, 9
 _MAX_UINT16, _MAX_UINT32 = 65535, 2**32 - 1
 #: Taps of a channel block: csrc/sparse_filter.h numbers them in 16 bits.
 MAX_BLOCK_TAPS = 65535
@@ -107,20 +108,35 @@ def pack_quads(
     Raises:
         InputError: as there.
     """
+    parts = words_a_quad()
     words = quad_words(sparse, groups)
-    index, values = torch.ops.prunekit.pack_filter(
-        words.view(torch.float32), words != 0, 1, choice.rows, choice.channel_block
-    )
-    return _for_lanes(index, values, tap_offsets, channel, is_wide)
+    if parts > 1:  # the words of a quad are packed as those of neighboring channels
+        words = torch.stack(within_pairs(words, native.quad_layout().max_pair), 2).flatten(1, 2)
+    block = parts * min(choice.channel_block, max_quads_a_block(sparse.shape))
+    index, values = torch.ops.prunekit.pack_filter(words.view(torch.float32), words != 0, 1, choice.rows, block)
+    index[[_CHANNELS, _CHANNEL_BLOCK]] //= parts
+    return _for_lanes(index, values, tap_offsets, channel, is_wide, parts)
 
 
-def _for_lanes(index: Tensor, values: Tensor, tap_offsets: Indices, channel: int, is_wide: bool) -> LaneFilter:
-    """Turn a packed filter's ids into offsets."""
-    block = int(index[7])
+def words_a_quad() -> int:
+    """Return how many words the kernels of the set in use take for the weights of a quad: the second is mostly zero."""
+    return 2 if native.quad_layout().max_pair < 2 * MAX_WEIGHT else 1
+
+
+def max_quads_a_block(shape: Sequence[int]) -> int:
+    """Return how many quads of input channels of a weight [K, C, R, S] one block can have."""
+    return MAX_BLOCK_TAPS // words_a_quad() // math.prod(shape[2:])
+
+
+def _for_lanes(
+    index: Tensor, values: Tensor, tap_offsets: Indices, channel: int, is_wide: bool, parts: int = 1
+) -> LaneFilter:
+    """Turn a packed filter's ids into offsets; `parts` of a block's packed channels read the same channel."""
+    block = parts * int(index[_CHANNEL_BLOCK])
     num_ids = int(index[_NUM_IDS])
     words = index.numpy()
     ids = words[len(words) - -(-num_ids // 2) :].view(np.uint16)[:num_ids]
-    table = (np.arange(block)[:, None] * channel + tap_offsets[None, :]).reshape(-1)
+    table = (np.arange(block)[:, None] // parts * channel + tap_offsets[None, :]).reshape(-1)
     if table.max() > _MAX_UINT32:
         raise InputError(f"a block of {block} channels spans 2^32 vectors or more: use smaller images.")
     is_wide = is_wide or bool(table.max() > _MAX_UINT16)
@@ -149,19 +165,26 @@ def default_quad_choice(
     quads = -(-channels * groups // QUAD)
     longest = native.quad_layout().max_vectors
     choice = cut(QUAD, longest, vectors, (out_channels, quads, kernel[0], kernel[1]), 1.0, lanes, threads)
-    return replace(choice, channel_block=min(quads, MAX_BLOCK_TAPS // math.prod(kernel)))
+    return replace(choice, channel_block=min(quads, max_quads_a_block(weight.shape)))
 
 
 def fit_here(choices: Mapping[str, ConvChoice], graph: Graph) -> bool:
-    """Tell whether the kernels of the set in use have tiles as long as these, by convolutions' names."""
-    of_quads = {node.name for node in graph.convolutions() if node.op == "quantized_conv2d"}
-    longest, longest_quads = native.lane_layout()[1], native.quad_layout().max_vectors
+    """Tell whether the kernels of the set in use have tiles and blocks as long as these, by convolutions' names."""
+    of_quads = {
+        node.name: graph.weights[node.attributes["weight"]].shape
+        for node in graph.convolutions()
+        if node.op == "quantized_conv2d"
+    }
+    longest = native.lane_layout()[1]
     return all(
-        choice.rows == QUAD and choice.tile_vectors <= longest_quads
-        if name in of_quads
-        else choice.tile_vectors <= longest[choice.rows // 2]
+        _fits_quads(choice, of_quads[name]) if name in of_quads else choice.tile_vectors <= longest[choice.rows // 2]
         for name, choice in choices.items()
     )
+
+
+def _fits_quads(choice: ConvChoice, shape: Sequence[int]) -> bool:
+    is_one_block = choice.repeats == 1 or choice.channel_block <= max_quads_a_block(shape)
+    return choice.rows == QUAD and choice.tile_vectors <= native.quad_layout().max_vectors and is_one_block
 
 
 def cut(

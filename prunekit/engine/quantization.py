@@ -21,6 +21,8 @@ from prunekit.ops import native
 MAX_LEVEL, MAX_WEIGHT = 255, 127
 #: Products of an output channel whose sum fits into 32 bits, whatever they are.
 MAX_PRODUCTS = (2**31 - 1) // (MAX_LEVEL * MAX_WEIGHT)
+#: Taps of a kernel that can be numbered in 16 bits with two words for the weights of a quad.
+MAX_TAPS = 65535 // 2
 #: Channels of an element of quads (csrc/cpu/quad_kernels.h).
 QUAD = 4
 #: Of a tensor that is 0 everywhere, and of an output channel without weights.
@@ -79,8 +81,27 @@ def quad_words(weight: SparseWeight, groups: int) -> Tensor:
     for group in range(groups):
         of_group = slice(group * rows, (group + 1) * rows), slice(group * group_channels, (group + 1) * group_channels)
         whole[of_group] = dense[of_group[0]]
-    quads = whole.reshape(out_channels, -1, QUAD, *kernel).permute(0, 1, 3, 4, 2)
+    return _as_words(whole.reshape(out_channels, -1, QUAD, *kernel).permute(0, 1, 3, 4, 2))
+
+
+def _as_words(quads: Tensor) -> Tensor:
+    """Return int8 [..., 4] as int32 [...]."""
     return quads.reshape(-1).view(torch.int32).reshape(quads.shape[:-1])
+
+
+def within_pairs(words: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return two words for each of `quad_words` that add up to it, and whose halves do not exceed what a kernel takes.
+
+    Kernels that add the products of two neighboring weights in 16 bits are exact where the weights of one sign add up
+    to at most `most`, which is at least MAX_WEIGHT. Elsewhere the second weight of the pair goes to the second word,
+    which is zero for all others.
+    """
+    pairs = words.contiguous().view(torch.int8).reshape(*words.shape, 2, 2)
+    weights = pairs.to(torch.int16)
+    of_a_sign = torch.maximum(weights.clamp(min=0).sum(-1), -weights.clamp(max=0).sum(-1))
+    second = torch.zeros_like(pairs)
+    second[..., 1] = torch.where(of_a_sign > most, pairs[..., 1], 0)
+    return _as_words((pairs - second).flatten(-2)), _as_words(second.flatten(-2))
 
 
 def first_sums(weight: SparseWeight, x: Quantization) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunekit.comparison import MAX_RELATIVE_RMS, check_within
 from prunekit.engine.activations import activate
-from prunekit.engine.filters import MAX_BLOCK_TAPS, ConvChoice, cut
+from prunekit.engine.filters import MAX_BLOCK_TAPS, ConvChoice, cut, max_quads_a_block
 from prunekit.engine.geometry import Layouts, Size, layouts_of, row_vectors_of, window_of
 from prunekit.engine.graph import CONVOLUTIONS, Graph, Node
 from prunekit.engine.interpreter import quantized_conv2d
@@ -106,6 +106,8 @@ def _fits(choice: ConvChoice, key: TuningKey) -> bool:
 
 def _fits_one_block(key: TuningKey) -> bool:
     """Tell whether all channels can be one block: taps in it are numbered in 16 bits."""
+    if key.weight_bits == _QUAD_BITS:
+        return key.weight[1] <= max_quads_a_block(key.weight)
     return math.prod(key.weight[1:]) <= MAX_BLOCK_TAPS
 
 

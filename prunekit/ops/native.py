@@ -146,12 +146,14 @@ class QuadLayout:
         x_shift: What is subtracted from each level before it is multiplied.
         instruction: That multiplies levels, or "none".
         rate: Its multiply-adds in the time of one in float32; 0 where there is no instruction.
+        max_pair: What the weights of one sign in either half of a quad may add up to.
     """
 
     max_vectors: int
     x_shift: int
     instruction: str
     rate: int
+    max_pair: int
 
 
 def quad_layout() -> QuadLayout:

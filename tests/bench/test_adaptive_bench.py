@@ -66,6 +66,8 @@ def test_a_few_steps_go_through_and_are_found_again(tmp_path: Path, capsys: pyte
     assert [*rows[0]["ap"]] == ["clean", *adaptive.ATTACKS, "corrupted"]
     assert all(0 <= value <= 1 for row in rows for value in row["ap"].values())
     assert (tmp_path / "trained" / "pool-3" / "losses.csv").read_text().count("chance_paper-l2") == 1
+    for config in tmp_path.glob("evaluated/*/config.yaml"):  # not at the network's usual size
+        assert "image_size: 64" in config.read_text()
     models = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/model.safetensors")}
     adaptive.main(f"--out {tmp_path} {QUICK}".split())
     assert capsys.readouterr().out == first

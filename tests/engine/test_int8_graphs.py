@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.engine.calibration import observe
 from prunekit.engine.capture import CaptureError, capture, capture_any_size
-from prunekit.engine.filters import ConvChoice
+from prunekit.engine.filters import ConvChoice, fit_here
 from prunekit.engine.fusing import fuse
 from prunekit.engine.graph import Graph, Quantization
 from prunekit.engine.interpreter import interpret
@@ -188,6 +188,33 @@ def test_large_levels_and_weights_saturate_as_the_reference_does(net: Everything
     check_outputs(graph, [100 * x])
     check_outputs(graph, [torch.full_like(x, 1e30)])
     check_outputs(graph, [torch.full_like(x, float("nan"))])
+
+
+@pytest.mark.parametrize(("channels", "outputs", "kernel", "sign"), [(8, 5, 3, 1), (7, 6, 1, -1), (3, 4, 5, 1)])
+def test_the_largest_weights_of_one_sign_do_not_overflow(channels: int, outputs: int, kernel: int, sign: int) -> None:
+    """Two products of the largest level and weight do not fit into 16 bits, in which some kernels add them."""
+    conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2)
+    with torch.no_grad():
+        conv.weight.copy_(sign * torch.rand(conv.weight.shape, generator=torch.Generator().manual_seed(0)).sqrt())
+        conv.weight[:, 0] = sign
+    x = image(1, channels, 9, 13)
+    graph = in_int8(float32_graph(conv, [x]), [x])
+    for levels in (torch.ones_like(x), (x > 0.5).float()):
+        check_outputs(graph, [levels])
+        choice = ConvChoice(4, 2, 1)
+        expected = interpret(graph, [levels])
+        found = Program(graph, {node.name: choice for node in graph.convolutions()}).run([levels])
+        assert relative_difference(expected[0], found[0]) <= 1e-6
+
+
+def test_choices_with_blocks_that_this_set_cannot_number_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x = nn.Conv2d(64, 64, 61, padding=30, groups=64), image(1, 64, 9, 13)  # 3,721 taps in each of 16 quads
+    graph = in_int8(float32_graph(conv, [x]), [x])
+    (name,) = (node.name for node in graph.convolutions())
+    choices = {name: ConvChoice(4, 1, 16, repeats=2)}
+    for max_pair, fits in ((254, True), (128, False)):
+        monkeypatch.setattr(native, "quad_layout", lambda most=max_pair: native.QuadLayout(6, 0, "some", 4, most))
+        assert fit_here(choices, graph) is fits
 
 
 @pytest.mark.parametrize("padding", [float("-inf"), 0.0])

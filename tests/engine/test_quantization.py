@@ -20,6 +20,7 @@ from prunekit.engine.quantization import (
     quantizations_of,
     quantized_weight,
     values_of,
+    within_pairs,
 )
 from prunekit.errors import InputError
 
@@ -81,6 +82,22 @@ def test_a_word_holds_four_channels_of_all_groups(out_channels: int, group_chann
             expected = weight[k, c - group * group_channels] if inside else torch.zeros(2, 3, dtype=torch.int8)
             found = (words[k, c // 4] >> 8 * (c % 4)).to(torch.int8)
             assert torch.equal(found, expected)
+
+
+@given(st.lists(st.integers(-127, 127), min_size=4, max_size=24), st.integers(127, 254))
+def test_two_words_add_up_to_one_and_keep_within_what_a_pair_may_be(weights: list[int], most: int) -> None:
+    quads = torch.tensor(weights[: len(weights) // 4 * 4], dtype=torch.int8).reshape(1, -1, 4, 1, 1)
+    words = quad_words(SparseWeight.of(quads.flatten(1, 2)), 1)
+    first, second = (word.contiguous().view(torch.int8).reshape(-1, 2, 2) for word in within_pairs(words, most))
+    assert torch.equal(first + second, quads.reshape(-1, 2, 2))
+    assert not (first.bool() & second.bool()).any()
+    for pairs in (first.int(), second.int()):
+        assert int(pairs.clamp(min=0).sum(-1).max()) <= most
+        assert int(pairs.clamp(max=0).sum(-1).min()) >= -most
+    of_a_sign = torch.maximum(
+        *(abs(quads.reshape(-1, 2, 2).int().clamp(*ends).sum(-1)) for ends in ((0, None), (None, 0)))
+    )
+    assert not second[of_a_sign <= most].any(), "a pair that needs no second word has one"
 
 
 @pytest.mark.parametrize(("fill", "level"), [(0.0, 9), (-math.inf, 0)])

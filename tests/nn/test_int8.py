@@ -203,7 +203,7 @@ def test_a_model_that_is_no_graph_stays_as_it_is(model: Small) -> None:
 
 
 def test_a_set_without_an_instruction_for_it_stays_float32(model: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "quad_layout", lambda: native.QuadLayout(2, 0, "none", 0))
+    monkeypatch.setattr(native, "quad_layout", lambda: native.QuadLayout(2, 0, "none", 0, 254))
     fast = prunekit.accelerate(model, images(1), precision="int8", calibration=images(2), tuning_cache=None)
     report = report_of(fast)
     assert {row.precision for row in report.rows} <= {"float32"}

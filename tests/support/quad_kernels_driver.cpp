@@ -49,6 +49,18 @@ void compare(const char* what, double expected, double found) {
   }
 }
 
+// What is taken out of a quad of weights, so that neither half's weights of one sign add up to more than the kernels take.
+int32_t too_much(int32_t quad) {
+  int8_t w[4], taken[4] = {};
+  std::memcpy(w, &quad, 4);
+  for (int half = 0; half < 4; half += 2) {
+    const bool is_one_sign = w[half] * w[half + 1] > 0;
+    if (is_one_sign && std::abs(w[half] + w[half + 1]) > KERNELS.max_pair) taken[half] = w[half];
+  }
+  std::memcpy(&quad, taken, 4);
+  return quad;
+}
+
 // One rounding an operation, as the kernels have it; this file is compiled without fused multiply-adds.
 float activated(float v, LaneActivation activation, float parameter) {
   switch (activation) {
@@ -100,11 +112,14 @@ void check_convolution(int problem) {
       auto* counts = reinterpret_cast<uint16_t*>(&segments[first + 2]);
       for (int pattern = 1; pattern < 16; ++pattern)
         for (int q = b * block; q < quads && q < (b + 1) * block; ++q)
-          for (int t = 0; t < taps; ++t) {
+          for (int part = 0; part < 2 * taps; ++part) {
+            const int t = part / 2;
             int found = 0;
             int32_t words[4];
             for (int r = 0; r < 4; ++r) {
               std::memcpy(&words[r], at(4 * g + r, q, t), 4);
+              const int32_t taken = too_much(words[r]);
+              words[r] = part % 2 ? taken : words[r] ^ taken;  // bytes are in one or the other
               found |= (words[r] != 0) << r;
             }
             if (found != pattern) continue;
