@@ -26,26 +26,10 @@ from prunekit.benchmark.engines.calibration import calibration_inputs
 from prunekit.benchmark.engines.calls import UnavailableError
 from prunekit.benchmark.engines.precisions import FLOAT32
 from prunekit.benchmark.peers import PEERS
-from prunekit.benchmark.problems import NETS
+from prunekit.benchmark.problems import NETS, pruned_net
 from prunekit.comparison import MAX_RELATIVE_RMS, check_within, compare
 from prunekit.nn import AccelerationReport
-from prunekit.prune import MaskRule, conv_groups, prunable_layers
 from prunekit.timing import time_in_turn
-
-
-@torch.no_grad()
-def pruned(name: str, ratio: float, structure: str, width: float) -> nn.Module:
-    """Build a net of `NETS` with random weights and so many percent zeros; norms stay, so that nothing fades away."""
-    torch.manual_seed(0)
-    net = NETS[name].build(width=width).eval().requires_grad_(False)
-    layers = prunable_layers(net)
-    rule = MaskRule(ratio, structure, conv_groups=conv_groups(net))
-    masks = rule({name: layer.weight.abs() for name, layer in layers.items()}) if ratio else {}
-    for layer_name, mask in masks.items():
-        weight = layers[layer_name].weight
-        norm = weight.norm()
-        weight.mul_(mask).mul_(norm / weight.norm().clamp(min=1e-30))
-    return net
 
 
 def dense_peers(net: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +59,7 @@ def flat(outputs: Any) -> tuple[Tensor, ...]:
 
 def measured(args: argparse.Namespace, structure: str, ratio: float, x: Tensor, peers: dict[str, Any]) -> Row:
     """Accelerate one net in both precisions, and time it in turn with the dense peers."""
-    net = pruned(args.model, ratio, structure, args.width)
+    net = pruned_net(args.model, ratio, args.width, structure=structure)
     images = [torch.from_numpy(array) for array in calibration_inputs(x)]
     fast = prunekit.accelerate(net, x)
     int8 = prunekit.accelerate(net, x, precision="int8", calibration=images)
@@ -113,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     size = args.image_size or NETS[args.model].image_size
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        dense = pruned(args.model, 0.0, "unstructured", args.width)
+        dense = pruned_net(args.model, 0.0, args.width)
         peers = dense_peers(dense, x, [name for name in args.peers.split(",") if name])
         for structure in args.structures.split(","):
             for ratio in map(float, args.ratios.split(",")):

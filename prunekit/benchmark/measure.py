@@ -65,6 +65,7 @@ class Group:
             "model": self.model,
             "width": self.settings.width,
             "image_size": self.image_size,
+            "structure": self.settings.structure,
             "layer": self.problem.layer,
             "count": self.problem.count,
         }
@@ -186,9 +187,9 @@ def _groups(settings: Settings, machine: Machine) -> list[Group]:
     for model in settings.models:
         size = settings.image_size or NETS[model].image_size
         if settings.question == "layers":
-            problems = layer_problems(model, size, settings.width)
+            problems = layer_problems(model, size, settings.width, settings.structure)
         else:
-            problems = [whole_net(model, size, settings.width)]
+            problems = [whole_net(model, size, settings.width, settings.structure)]
         groups += [
             Group(settings, machine, model, threads, size, problem)
             for threads in settings.threads
@@ -207,8 +208,9 @@ def _memory(group: Group, competitors: Sequence[Competitor], progress: Progress)
         key = PRUNEKIT_INT8 if competitor.name == PRUNEKIT_INT8 else key
         try:
             found[competitor.label] = measure_memory(
-                group.model, key, competitor.ratio, group.image_size, group.settings.width, group.threads
-            )
+                group.model, key, competitor.ratio, group.image_size, group.settings.width, group.threads,
+                group.settings.structure,
+            )  # fmt: skip
         except RuntimeError as error:
             progress.message(f"{competitor.label}: {error}")
     return found

@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import prunekit
 from prunekit.benchmark.engines.calls import Call, as_tuple
 from prunekit.benchmark.entrants import PRUNEKIT_INT8, accelerated_in_int8
 from prunekit.benchmark.peers import EAGER, PEERS
-from prunekit.benchmark.problems import pruned_net, random_image
+from prunekit.benchmark.problems import UNSTRUCTURED, pruned_net, random_image
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"
@@ -45,7 +46,9 @@ class Memory:
     peak_mib: float
 
 
-def measure_memory(model: str, key: str, ratio: float, image_size: int, width: float, threads: int) -> Memory:
+def measure_memory(
+    model: str, key: str, ratio: float, image_size: int, width: float, threads: int, structure: str = UNSTRUCTURED
+) -> Memory:
     """Start a process that builds one competitor and runs it.
 
     Args:
@@ -55,11 +58,13 @@ def measure_memory(model: str, key: str, ratio: float, image_size: int, width: f
         image_size: pixels.
         width: share of the net's channels.
         threads: of torch and of the engine.
+        structure: of the zeros.
 
     Raises:
         RuntimeError: the process failed; the message ends with its last line.
     """
     task = {"model": model, "key": key, "ratio": ratio, "image_size": image_size, "width": width, "threads": threads}
+    task["structure"] = structure
     command = [sys.executable, "-m", "prunekit.benchmark.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -69,11 +74,13 @@ def measure_memory(model: str, key: str, ratio: float, image_size: int, width: f
 
 
 @torch.no_grad()
-def measure_here(model: str, key: str, ratio: float, image_size: int, width: float, threads: int) -> Memory:
+def measure_here(
+    model: str, key: str, ratio: float, image_size: int, width: float, threads: int, structure: str
+) -> Memory:
     """Build one competitor in this process, which should be a fresh one, run it, and read the high-water mark."""
     torch.set_num_threads(threads)
     imports = _high_water_mark()
-    call = _build(model, key, ratio, image_size, width)
+    call = _build(key, pruned_net(model, ratio, width, structure=structure), random_image(image_size))
     with torch.inference_mode():
         call()
         building = _high_water_mark()
@@ -85,9 +92,8 @@ def measure_here(model: str, key: str, ratio: float, image_size: int, width: flo
     return Memory(imports, serving if can_reset else None, max(building, serving))
 
 
-def _build(model: str, key: str, ratio: float, image_size: int, width: float) -> Call:
+def _build(key: str, net: nn.Module, x: Tensor) -> Call:
     """Keep nothing but what the competitor itself keeps."""
-    net, x = pruned_net(model, ratio, width), random_image(image_size)
     if key == "prunekit":
         fast = prunekit.accelerate(net, x)
         return lambda: as_tuple(fast(x))

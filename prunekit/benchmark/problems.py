@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from prunekit.classification import mobilenetv2, resnet50, vgg16
 from prunekit.detection import MODELS
-from prunekit.prune import masks_from_scores, prunable_layers
+from prunekit.prune import MaskRule, prunable_layers
 
 #: Pruning ratios in percent.
 RATIOS = (0.0, 25.0, 50.0, 65.0, 75.0, 85.0, 90.0, 95.0, 99.0)
+UNSTRUCTURED = "unstructured"
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,43 @@ class Problem:
     count: int = 1
 
 
-def pruned_net(name: str, ratio: float, width: float = 1.0, seed: int = 0) -> nn.Module:
+def pruned_net(name: str, ratio: float, width: float = 1.0, seed: int = 0, structure: str = UNSTRUCTURED) -> nn.Module:
     """Build a net of `NETS` with random weights, in eval mode, `ratio` percent of each layer's weights zero."""
     torch.manual_seed(seed)
-    return prune_by_magnitude(NETS[name].build(width=width).eval().requires_grad_(False), ratio)
+    return prune_by_magnitude(NETS[name].build(width=width).eval().requires_grad_(False), ratio, structure)
 
 
 @torch.no_grad()
-def prune_by_magnitude(net: nn.Module, ratio: float) -> nn.Module:
+def prune_by_magnitude(net: nn.Module, ratio: float, structure: str = UNSTRUCTURED) -> nn.Module:
     """Zero the smallest `ratio` percent of each convolution's and linear layer's weights, and scale the rest up.
+
+    Of a structure of `BLOCKS`, whole blocks.
 
     Without the scaling, activations at 99 % would shrink from layer to layer into denormal numbers, which processors
     handle slowly: a trained net's do not. Linear layers are pruned too, since they hold most of a VGG's weights.
     """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    masks = masks_from_scores({name: layer.weight for name, layer in layers.items()}, ratio)
+    groups = {name: layer.groups for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    rule = MaskRule(ratio, structure, conv_groups=groups)
+    masks = rule(
+        {name: layer.weight.reshape(*layer.weight.shape[:2], *_kernel(layer)) for name, layer in layers.items()}
+    )
     for name, layer in layers.items():
-        norm = layer.weight.norm()
-        layer.weight.masked_fill_(~masks[name], 0.0).mul_(norm / layer.weight.norm().clamp(min=1e-30))
+        norm, mask = layer.weight.norm(), masks[name].reshape(layer.weight.shape)
+        layer.weight.masked_fill_(~mask, 0.0).mul_(norm / layer.weight.norm().clamp(min=1e-30))
     return net
 
 
-def whole_net(name: str, image_size: int, width: float = 1.0) -> Problem:
+def _kernel(layer: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
+    return layer.weight.shape[2:] if isinstance(layer, nn.Conv2d) else (1, 1)
+
+
+def whole_net(name: str, image_size: int, width: float = 1.0, structure: str = UNSTRUCTURED) -> Problem:
     """Return a net on one random image, [1, 3, image_size, image_size]."""
-    return Problem(random_image(image_size), partial(pruned_net, name, width=width))
+    return Problem(random_image(image_size), partial(pruned_net, name, width=width, structure=structure))
 
 
-def layer_problems(name: str, image_size: int, width: float = 1.0) -> list[Problem]:
+def layer_problems(name: str, image_size: int, width: float = 1.0, structure: str = UNSTRUCTURED) -> list[Problem]:
     """List the distinct convolutions of a net on one random image, in the order in which they run."""
     net = pruned_net(name, 0.0, width)
     seen: dict[tuple[object, ...], list[tuple[nn.Conv2d, Tensor]]] = {}
@@ -98,7 +109,7 @@ def layer_problems(name: str, image_size: int, width: float = 1.0) -> list[Probl
         net(random_image(image_size))
     for hook in hooks:
         hook.remove()
-    return [_layer_problem(*layers[0], len(layers)) for layers in seen.values()]
+    return [_layer_problem(*layers[0], len(layers), structure) for layers in seen.values()]
 
 
 def random_image(size: int) -> Tensor:
@@ -106,6 +117,10 @@ def random_image(size: int) -> Tensor:
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _layer_problem(conv: nn.Conv2d, x: Tensor, count: int) -> Problem:
+def _layer_problem(conv: nn.Conv2d, x: Tensor, count: int, structure: str) -> Problem:
     name = f"{'×'.join(map(str, x.shape))} * {'×'.join(map(str, conv.weight.shape))} / {conv.stride[0]}"
-    return Problem(x, lambda ratio: prune_by_magnitude(nn.Sequential(copy.deepcopy(conv)), ratio), name, count)
+
+    def build(ratio: float) -> nn.Module:
+        return prune_by_magnitude(nn.Sequential(copy.deepcopy(conv)), ratio, structure)
+
+    return Problem(x, build, name, count)

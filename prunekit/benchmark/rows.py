@@ -41,6 +41,7 @@ class Row(BaseModel):
     model: str
     width: float
     image_size: int
+    structure: str = "unstructured"  # files of earlier versions do not say so
     layer: str | None
     count: int
     # The competitor.
@@ -94,7 +95,7 @@ class Row(BaseModel):
     def net(self) -> tuple[object, ...]:
         """The same for all layers of a net together."""
         machine = (self.system, self.cpu, self.instruction_set, tuple(sorted(self.versions.items())), self.kernels)
-        return (*machine, self.question, self.threads, self.model, self.width, self.image_size)
+        return (*machine, self.question, self.threads, self.model, self.width, self.image_size, self.structure)
 
     @property
     def fastest_dense_ms(self) -> float:

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from prunekit.benchmark.engines.precisions import INT8
 from prunekit.benchmark.peers import EAGER, FLOAT32_PEERS, PEERS
-from prunekit.benchmark.problems import NETS, RATIOS
+from prunekit.benchmark.problems import NETS, RATIOS, UNSTRUCTURED
 from prunekit.benchmark.rows import Question
 from prunekit.errors import InputError
+from prunekit.prune.blocks import BLOCKS
 
 RUNS: dict[Question, int] = {"end-to-end": 20, "layers": 30}
 QUICK_RUNS, QUICK_RATIOS = 6, (50.0, 90.0, 99.0)
@@ -34,6 +35,7 @@ class Settings:
         width: share of the nets' channels.
         image_size: pixels; None takes each net's own.
         memory: measure each competitor's memory in a process of its own.
+        structure: what of a layer's weights goes together, a name in `BLOCKS`.
     """
 
     question: Question
@@ -45,6 +47,7 @@ class Settings:
     width: float = 1.0
     image_size: int | None = None
     memory: bool = False
+    structure: str = UNSTRUCTURED
 
     def __post_init__(self) -> None:
         """Check everything.
@@ -54,6 +57,7 @@ class Settings:
         """
         _known("--models", self.models, NETS)
         _known("--peers", self.peers, PEERS)
+        _known("--structure", (self.structure,), BLOCKS)
         _each("--threads", self.threads, lambda count: 1 <= count <= 1024, "whole numbers from 1 to 1024")
         _each("--ratios", self.ratios, lambda ratio: 0 <= ratio < 100, "percentages from 0 to below 100")
         _each("--runs", (self.runs,), lambda runs: runs >= 2, "at least 2")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from prunekit.benchmark.engines.precisions import FLOAT32, INT8, Precision
+from prunekit.benchmark.problems import UNSTRUCTURED
 from prunekit.benchmark.rows import Row, latest
 from prunekit.console import titled
 
@@ -98,10 +99,11 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """The net and the threads."""
+        """The net, the structure of its zeros unless there is none, and the threads."""
         row = self.first
         width = "" if row.width == 1 else f" at width {row.width:g}"
-        return f"{row.model}{width}, {row.threads} thread{'s'[: row.threads > 1]}"
+        structure = "" if row.structure == UNSTRUCTURED else f", {row.structure}"
+        return f"{row.model}{width}{structure}, {row.threads} thread{'s'[: row.threads > 1]}"
 
 
 def curves(rows: Sequence[Row]) -> list[Curve]:

@@ -12,7 +12,7 @@ import typer
 from prunekit.benchmark import NETS, Row, Settings, read_rows, run_bench
 from prunekit.benchmark.peers import FLOAT32_PEERS, PEERS
 from prunekit.benchmark.plot import write_plot
-from prunekit.benchmark.problems import RATIOS
+from prunekit.benchmark.problems import RATIOS, UNSTRUCTURED
 from prunekit.benchmark.rows import Question, to_lines
 from prunekit.benchmark.settings import QUICK_RATIOS, QUICK_RUNS, RUNS, split
 from prunekit.benchmark.summary import curves, table
@@ -20,6 +20,7 @@ from prunekit.benchmark.verdict import verdict
 from prunekit.cli.ending import Verbose, error_console, out_console, tell, user_errors
 from prunekit.console import ConsoleProgress
 from prunekit.errors import InputError
+from prunekit.prune.blocks import BLOCKS
 
 _AGAIN = """With --out, rows are appended to the file, and rows that it already has are not measured again. Without it,
 rows go to standard output. Every engine's outputs are checked before it is timed."""
@@ -34,6 +35,8 @@ Examples:
   prunekit bench end-to-end --models yolov3,resnet50,vgg16 --memory --out rows.jsonl
 
   prunekit bench end-to-end --peers compile,openvino,compile-bf16,openvino-bf16,openvino-int8 --out rows.jsonl
+
+  prunekit bench end-to-end --structure block1x4 --peers openvino,openvino-int8 --out rows.jsonl
 
 {_AGAIN}
 """
@@ -91,6 +94,7 @@ Out = Annotated[Path | None, typer.Option(help="JSON lines file to append to")]
 Memory = Annotated[
     bool, typer.Option("--memory", help="of whole networks, also measure each engine's memory, in a separate process")
 ]
+Structure = Annotated[str, typer.Option(help=f"what of a layer's weights is pruned together: {', '.join(BLOCKS)}")]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer runs, and three ratios only")]
 
 
@@ -104,6 +108,7 @@ def bench_command(
     width: Width = 1.0,
     image_size: ImageSize = None,
     memory: Memory = False,
+    structure: Structure = UNSTRUCTURED,
     quick: Quick = False,
     out: Out = None,
     verbose: Verbose = False,
@@ -121,6 +126,7 @@ def bench_command(
             width=width,
             image_size=image_size,
             memory=memory,
+            structure=structure,
         )
         with ConsoleProgress(error_console) as progress:
             rows = run_bench(settings, out, progress)

@@ -256,6 +256,30 @@ def test_pruning_keeps_the_size_of_activations() -> None:
         assert all(y.std() > 0.1 for y in pruned(random_image(64)))
 
 
+@pytest.mark.parametrize("net", ["yolov3-tiny", "vgg16"])
+def test_a_structure_prunes_whole_blocks(net: str) -> None:
+    pruned = pruned_net(net, 75, 0.1, structure="block1x4")
+    layers = [layer for layer in pruned.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert sparsity(pruned) == pytest.approx(0.75, abs=0.01)
+    for weight in (layer.weight for layer in layers if layer.weight.shape[1] % 4 == 0):
+        blocks = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:]).bool()
+        assert torch.equal(blocks.all(2), blocks.any(2))
+
+
+def test_structures_are_measurements_of_their_own(settings: Settings, tmp_path: Path) -> None:
+    out, in_blocks = tmp_path / "rows.jsonl", Settings(**{**vars(settings), "structure": "block1x4"})
+    first = run_bench(settings, out, Messages())
+    second = run_bench(in_blocks, out, Messages())
+    assert {row.structure for row in first} == {"unstructured"}
+    assert {row.structure for row in second} == {"block1x4"}
+    names = [curve.name for curve in curves(read_rows(out))]
+    assert len(names) == 2
+    assert ", block1x4, " in names[1]
+    again = Messages()
+    assert run_bench(in_blocks, out, again) == second
+    assert any("not again" in text for text in again.texts)
+
+
 def test_building_a_layer_leaves_the_problem_alone() -> None:
     problem = layer_problems("yolov3-tiny", 32, 0.25)[3]
     before = problem.build(0.0)[0].weight  # type: ignore[index]
