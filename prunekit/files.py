@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,13 @@ def check_writable_folder(path: Path, option: str) -> None:
         raise InputError(f"{option}: expected a folder to write into, but {nearest} is a file.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{option}: expected a folder that can be written, got {nearest}, which cannot.")
+    if nearest != path:
+        try:  # permissions are not all: nothing can be made in /proc
+            Path(tempfile.mkdtemp(prefix=".prunekit-", dir=nearest)).rmdir()
+        except OSError as error:
+            raise InputError(
+                f"{option}: expected a folder that can be made, but {nearest} takes none ({error.strerror})."
+            ) from None
 
 
 @contextmanager

@@ -86,5 +86,11 @@ def test_a_folder_without_permission_is_refused_before_the_work(
         check_writable_file(tmp_path / "new" / "a.txt", "--out")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make one")
+def test_a_folder_that_takes_no_folder_is_refused_before_the_work() -> None:
+    with pytest.raises(InputError, match=r"--out: expected a folder that can be (made|written), .*/proc"):
+        check_writable_folder(Path("/proc/new"), "--out")
+
+
 def test_rows_become_csv_with_unix_line_ends_and_empty_cells_for_none() -> None:
     assert csv_text(("name", "value"), [["a, b", 0.1], ["c", None]]) == 'name,value\n"a, b",0.1\nc,\n'

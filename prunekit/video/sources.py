@@ -128,7 +128,7 @@ def open_source(text: str) -> Source:
         InputError: When there is none, it is damaged, or the extra "video" is not installed.
     """
     path = Path(text)
-    if path.is_dir():
+    if text and path.is_dir():
         folder = Folder(path)
         if not folder.files():
             raise InputError(f"--source: expected images ({', '.join(sorted(_IMAGES))}) in {path}, got none.")
@@ -138,7 +138,9 @@ def open_source(text: str) -> Source:
         return _camera(text.removeprefix(CAMERA))
     is_stream = text.startswith(_STREAMS)
     if not is_stream and not path.is_file():
-        raise InputError(f"--source: expected a video file, a folder of images or {CAMERA}0, but {text} is none.")
+        raise InputError(
+            f"--source: expected a video file, a folder of images or {CAMERA}0, but {text or repr(text)} is none."
+        )
     if not is_stream and path.stat().st_size == 0:
         raise InputError(f"--source: expected a video, but {text} is empty.")
     return Video(_opened(text, "a video", None), text, is_stream)

@@ -234,6 +234,11 @@ def test_a_clip_that_was_cut_off_ends_in_a_sentence(trained: Path, tmp_path: Pat
     assert 0 < len(frames_of(tmp_path / "out.mp4")) < 30
 
 
+def test_no_source_at_all_is_not_the_folder_one_is_in() -> None:
+    with pytest.raises(InputError, match="but '' is none"):
+        open_source("")
+
+
 def test_the_number_of_frames_can_be_limited(net: torch.nn.Module, tmp_path: Path) -> None:
     source = open_source(str(write_clip(tmp_path / "clip.mp4", noise(6))))
     options = WatchOptions(image_size=64, max_frames=2, grayscale=True)
