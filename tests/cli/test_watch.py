@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from prunekit.detection import CocoDataset, DetectionTask, yolov3_tiny
+from prunekit.demo import shipped
+from prunekit.detection import CocoDataset, DetectionTask, render_shapes_dataset, yolov3_tiny
 from prunekit.detection.boxes import intersection_and_union
+from prunekit.detection.coco_json import ImageRecord
 from prunekit.errors import InputError
 from prunekit.kept_images import Pixels
 from prunekit.video import Channel, Frame, FrameBoxes, WatchOptions, open_source, watch
@@ -132,6 +134,24 @@ def test_what_was_written_can_be_played(tmp_path: Path, size: tuple[int, int]) -
     assert open_source(str(path)).rate == 10
 
 
+def overlaps(boxes_csv: Path, record: ImageRecord, names: Sequence[str], shifts: Sequence[int]) -> list[float]:
+    """Return for each object of each frame its IoU with the nearest box of its class; objects end at the edge."""
+    with boxes_csv.open() as file:
+        rows = [*csv.DictReader(file)]
+    found = []
+    for number, by in enumerate(shifts):
+        truth = (record.boxes + torch.tensor([by, 0, by, 0])).clamp(max=float(max(record.height, record.width)))
+        of_frame = [row for row in rows if row["frame"] == str(number)]
+        for box, label in zip(truth, record.labels.tolist(), strict=True):
+            boxes = torch.tensor(
+                [[float(row[edge]) for edge in ("x1", "y1", "x2", "y2")] for row in of_frame
+                 if row["class"] == names[label]]
+            ).reshape(-1, 4)  # fmt: skip
+            shared, covered = intersection_and_union(boxes, box)
+            found.append(max((shared / covered).tolist(), default=0.0))
+    return found
+
+
 def test_boxes_follow_the_objects_of_a_rendered_clip(shapes_data: Path, shapes_weights: Path, tmp_path: Path) -> None:
     """A scene that the detector knows by heart moves to the right, a pixel in two frames."""
     dataset = CocoDataset.open(shapes_data, 96)
@@ -147,23 +167,33 @@ def test_boxes_follow_the_objects_of_a_rendered_clip(shapes_data: Path, shapes_w
     result = succeed("watch", asked)
     assert "8 frames in" in result.stdout
     assert "From frame to boxes: median" in result.stdout
-    with (tmp_path / "boxes.csv").open() as file:
-        rows = [*csv.DictReader(file)]
-    overlaps = []
-    for number, by in enumerate(shifts):
-        truth = (record.boxes + torch.tensor([by, 0, by, 0])).clamp(max=float(max(scene.shape)))
-        found = [row for row in rows if row["frame"] == str(number)]
-        for box, label in zip(truth, record.labels.tolist(), strict=True):
-            boxes = torch.tensor(
-                [[float(row[edge]) for edge in ("x1", "y1", "x2", "y2")] for row in found
-                 if row["class"] == dataset.class_names[label]]
-            ).reshape(-1, 4)  # fmt: skip
-            shared, covered = intersection_and_union(boxes, box)
-            overlaps.append(max((shared / covered).tolist(), default=0.0))
-    assert float(np.mean(overlaps)) > 0.6
+    assert float(np.mean(overlaps(tmp_path / "boxes.csv", record, dataset.class_names, shifts))) > 0.6
     played = frames_of(tmp_path / "out.mp4")
     assert len(played) == 8
     assert np.abs(played[0].astype(int) - frames_of(clip)[0]).max() > 60  # boxes were drawn
+
+
+@pytest.mark.slow
+def test_the_demos_detector_follows_objects_that_it_has_never_seen(tmp_path: Path) -> None:
+    """300 frames of a scene that goes 20 pixels to the right and back, a pixel in two frames."""
+    data = tmp_path / "data"
+    render_shapes_dataset(data, 8, shipped.IMAGE_SIZE, seed=12345, style=shipped.STYLE)
+    dataset = CocoDataset.open(data, shipped.IMAGE_SIZE)
+    record = max(dataset.images, key=lambda record: len(record.boxes))
+    scene = np.asarray(Image.open(dataset.image_folder / record.file_name).convert("RGB"))
+    shifts = [20 - abs(number // 2 % 40 - 20) for number in range(300)]
+    clip = write_clip(tmp_path / "clip.mp4", [moved(scene, by) for by in shifts], rate=25)
+    shipped.unpack(tmp_path / shipped.WEIGHTS)
+    asked = {
+        "weights": tmp_path / shipped.WEIGHTS, "data": data, "source": clip, "image-size": shipped.IMAGE_SIZE,
+        "threads": 1, "score-threshold": 0.1, "boxes": tmp_path / "boxes.csv", "out": tmp_path / "out.mp4",
+    }  # fmt: skip
+    result = succeed("watch", asked)
+    assert "300 frames in" in result.stdout
+    found = overlaps(tmp_path / "boxes.csv", record, dataset.class_names, shifts)
+    assert len(found) == 300 * len(record.boxes) >= 900
+    assert float(np.mean(found)) > 0.6
+    assert len(frames_of(tmp_path / "out.mp4")) == 300
 
 
 def test_boxes_are_those_of_each_frame_alone(net: torch.nn.Module, tmp_path: Path) -> None:
