@@ -63,8 +63,10 @@ def measure_memory(
     Raises:
         RuntimeError: the process failed; the message ends with its last line.
     """
-    task = {"model": model, "key": key, "ratio": ratio, "image_size": image_size, "width": width, "threads": threads}
-    task["structure"] = structure
+    task = {
+        "model": model, "key": key, "ratio": ratio, "image_size": image_size, "width": width, "threads": threads,
+        "structure": structure,
+    }  # fmt: skip
     command = [sys.executable, "-m", "prunekit.benchmark.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

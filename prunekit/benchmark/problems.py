@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.classification import mobilenetv2, resnet50, vgg16
 from prunekit.detection import MODELS
-from prunekit.prune import MaskRule, prunable_layers
+from prunekit.prune import MaskRule, conv_groups, prunable_layers
 
 #: Pruning ratios in percent.
 RATIOS = (0.0, 25.0, 50.0, 65.0, 75.0, 85.0, 90.0, 95.0, 99.0)
@@ -73,19 +73,12 @@ def prune_by_magnitude(net: nn.Module, ratio: float, structure: str = UNSTRUCTUR
     handle slowly: a trained net's do not. Linear layers are pruned too, since they hold most of a VGG's weights.
     """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    groups = {name: layer.groups for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
-    rule = MaskRule(ratio, structure, conv_groups=groups)
-    masks = rule(
-        {name: layer.weight.reshape(*layer.weight.shape[:2], *_kernel(layer)) for name, layer in layers.items()}
-    )
+    rule = MaskRule(ratio, structure, conv_groups=conv_groups(net))
+    masks = rule({name: layer.weight.reshape(*layer.weight.shape[:2], -1, 1) for name, layer in layers.items()})
     for name, layer in layers.items():
         norm, mask = layer.weight.norm(), masks[name].reshape(layer.weight.shape)
         layer.weight.masked_fill_(~mask, 0.0).mul_(norm / layer.weight.norm().clamp(min=1e-30))
     return net
-
-
-def _kernel(layer: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
-    return layer.weight.shape[2:] if isinstance(layer, nn.Conv2d) else (1, 1)
 
 
 def whole_net(name: str, image_size: int, width: float = 1.0, structure: str = UNSTRUCTURED) -> Problem:

@@ -22,6 +22,8 @@ _CHANNELS, _CHANNEL_BLOCK, _NUM_IDS = 2, 7, 9
 _MAX_UINT16, _MAX_UINT32 = 65535, 2**32 - 1
 #: Taps of a channel block: csrc/sparse_filter.h numbers them in 16 bits.
 MAX_BLOCK_TAPS = 65535
+#: Taps of a kernel in int8: as many fit where the weights of a quad take two words.
+MAX_QUAD_TAPS = MAX_BLOCK_TAPS // 2
 # Bytes of the input that a channel block should touch for one tile: it shares L1 with weights and sums.
 _L1_BYTES = 20 * 1024
 # Kept weights a row and channel block that make the passing of its sums cheap.

@@ -21,8 +21,6 @@ from prunekit.ops import native
 MAX_LEVEL, MAX_WEIGHT = 255, 127
 #: Products of an output channel whose sum fits into 32 bits, whatever they are.
 MAX_PRODUCTS = (2**31 - 1) // (MAX_LEVEL * MAX_WEIGHT)
-#: Taps of a kernel that can be numbered in 16 bits with two words for the weights of a quad.
-MAX_TAPS = 65535 // 2
 #: Channels of an element of quads (csrc/cpu/quad_kernels.h).
 QUAD = 4
 #: Of a tensor that is 0 everywhere, and of an output channel without weights.
@@ -81,11 +79,7 @@ def quad_words(weight: SparseWeight, groups: int) -> Tensor:
     for group in range(groups):
         of_group = slice(group * rows, (group + 1) * rows), slice(group * group_channels, (group + 1) * group_channels)
         whole[of_group] = dense[of_group[0]]
-    return _as_words(whole.reshape(out_channels, -1, QUAD, *kernel).permute(0, 1, 3, 4, 2))
-
-
-def _as_words(quads: Tensor) -> Tensor:
-    """Return int8 [..., 4] as int32 [...]."""
+    quads = whole.reshape(out_channels, -1, QUAD, *kernel).permute(0, 1, 3, 4, 2)
     return quads.reshape(-1).view(torch.int32).reshape(quads.shape[:-1])
 
 
@@ -96,12 +90,10 @@ def within_pairs(words: Tensor, most: int) -> tuple[Tensor, Tensor]:
     to at most `most`, which is at least MAX_WEIGHT. Elsewhere the second weight of the pair goes to the second word,
     which is zero for all others.
     """
-    pairs = words.contiguous().view(torch.int8).reshape(*words.shape, 2, 2)
-    weights = pairs.to(torch.int16)
-    of_a_sign = torch.maximum(weights.clamp(min=0).sum(-1), -weights.clamp(max=0).sum(-1))
-    second = torch.zeros_like(pairs)
-    second[..., 1] = torch.where(of_a_sign > most, pairs[..., 1], 0)
-    return _as_words((pairs - second).flatten(-2)), _as_words(second.flatten(-2))
+    pairs = words.contiguous().view(torch.int16)  # the second weight in the high byte
+    is_too_much = ((pairs << 8 >> 8) + (pairs >> 8)).abs() > most  # never where the signs differ
+    second = torch.where(is_too_much, pairs & -256, 0).view(torch.int32)
+    return words ^ second, second
 
 
 def first_sums(weight: SparseWeight, x: Quantization) -> Tensor:

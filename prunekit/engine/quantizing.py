@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from prunekit.engine.filters import MAX_QUAD_TAPS
 from prunekit.engine.graph import Graph, Node, Quantization
 from prunekit.engine.quantization import (
     MAX_PRODUCTS,
-    MAX_TAPS,
     MOVING,
     QUAD,
     bias_of,
@@ -42,8 +42,8 @@ def _reason(node: Node, graph: Graph, levels: Mapping[str, int]) -> str | None:
         return "it has two activations"
     if math.prod(weight.shape[1:]) > MAX_PRODUCTS:
         return "its sums may not fit into 32 bits"
-    if math.prod(weight.shape[2:]) > MAX_TAPS:
-        return f"its kernel has more than {MAX_TAPS} taps"
+    if math.prod(weight.shape[2:]) > MAX_QUAD_TAPS:
+        return f"its kernel has more than {MAX_QUAD_TAPS} taps"
     if any(_meeting_level(levels, name) != levels[node.name] for name in node.inputs):
         return "an operator of torch's stands between its inputs"
     return None

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from prunekit.engine.activations import ACTIVATIONS, Activation
+from prunekit.engine.filters import MAX_QUAD_TAPS
 from prunekit.engine.graph import CONVOLUTIONS, NODE_KINDS, Graph, Node, Quantization
 from prunekit.engine.program import operator_of
-from prunekit.engine.quantization import MAX_LEVEL, MAX_PRODUCTS, MAX_TAPS, MAX_WEIGHT, quantizations_of
+from prunekit.engine.quantization import MAX_LEVEL, MAX_PRODUCTS, MAX_WEIGHT, quantizations_of
 
 _MAX_SIZE = 2**31  # of a dimension, a stride, a number of groups
 #: Kinds of values that an argument of torch's may be, beside plain JSON: {"value": name} and so on.
@@ -189,7 +190,7 @@ def _check_precision(node: Node, graph: Graph) -> None:
     )
     _expect(a["before"].kind == "none" or a["after"].kind == "none", f"{node.name} has two activations")
     _expect(math.prod(weight.shape[1:]) <= MAX_PRODUCTS, f"{node.name} has sums that may not fit into 32 bits")
-    _expect(math.prod(weight.shape[2:]) <= MAX_TAPS, f"{node.name} has a kernel of more than {MAX_TAPS} taps")
+    _expect(math.prod(weight.shape[2:]) <= MAX_QUAD_TAPS, f"{node.name} has a kernel of more than {MAX_QUAD_TAPS} taps")
 
 
 def _check_torch_node(node: Node, graph: Graph) -> None:

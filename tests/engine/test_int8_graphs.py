@@ -207,6 +207,14 @@ def test_the_largest_weights_of_one_sign_do_not_overflow(channels: int, outputs:
         assert relative_difference(expected[0], found[0]) <= 1e-6
 
 
+def test_a_kernel_with_more_taps_than_can_be_numbered_stays_float32() -> None:
+    for width, is_too_large in ((181, False), (182, True)):  # 32,761 and 32,942 taps
+        conv, x = nn.Conv2d(1, 1, (181, width)), image(1, 1, 183, 184)
+        reasons = reasons_for_float32(float32_graph(conv, [x]))
+        assert [reason is not None and "32767 taps" in reason for reason in reasons.values()] == [is_too_large]
+        check_outputs(in_int8(float32_graph(conv, [x]), [x]), [x])
+
+
 def test_choices_with_blocks_that_this_set_cannot_number_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, x = nn.Conv2d(64, 64, 61, padding=30, groups=64), image(1, 64, 9, 13)  # 3,721 taps in each of 16 quads
     graph = in_int8(float32_graph(conv, [x]), [x])
